@@ -1,0 +1,23 @@
+"""Invertible maps."""
+
+from iresflow.bijections.affine import ActNorm
+from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
+from iresflow.bijections.pixels import Center, Logit, dequantize, quantize
+from iresflow.bijections.reshape import MultiScale, Squeeze
+from iresflow.bijections.residual import ResidualBlock
+
+__all__ = [
+    "Accuracy",
+    "ActNorm",
+    "Bijection",
+    "Center",
+    "Composition",
+    "Inverse",
+    "LogDet",
+    "Logit",
+    "MultiScale",
+    "ResidualBlock",
+    "Squeeze",
+    "dequantize",
+    "quantize",
+]

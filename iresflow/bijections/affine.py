@@ -1,0 +1,87 @@
+"""ActNorm: an affine map for each channel, initialised from data."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.errors import NotInitializedError
+
+__all__ = ["ActNorm"]
+
+
+@final
+class ActNorm(Bijection):
+    """``z = (x + shift) * exp(log_scale)`` for each channel (Glow, Kingma and Dhariwal, 2018).
+
+    It starts as what gives its first batch mean 0 and standard deviation 1. That happens in
+    `initialize`, or in the first forward pass in *training mode*; used earlier in eval mode, or
+    inverted earlier, it raises. Whether it has happened is a buffer, part of every checkpoint.
+
+    Arguments:
+        channels: C of ``(B, C, H, W)``, or D of ``(B, D)``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.initialized: Tensor
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Sets shift and scale from a batch, in float64.
+
+        Raises:
+            ValueError: a channel is constant over the batch (as each one is in a batch of one
+                vector), or not finite.
+        """
+        values = x.detach().double().movedim(1, 0).flatten(1)  # (C, B * pixels)
+        spread, mean = torch.std_mean(values, dim=1, correction=0)
+        bad = (~torch.isfinite(spread) | (spread <= 0)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"ActNorm can't be initialised from a batch of shape {tuple(x.shape)}: channel "
+                f"{bad[0]} is constant or not finite ({len(bad)} of {len(spread)} channels). "
+                "Initialise from a batch of several different samples"
+            )
+        self.shift.copy_(-mean)
+        self.log_scale.copy_(-spread.log())
+        self.initialized.fill_(True)
+        return self.transform(x, context)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
+    ) -> tuple[Tensor, Tensor]:
+        z = self.transform(x, context)
+        pixels = math.prod(x.shape[2:])
+        return z, (self.log_scale.sum() * pixels).expand(x.shape[0])
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if not self.initialized:
+            if not self.training:
+                raise NotInitializedError(_message("used"))
+            self.initialize(x)
+        return (x + self._spread(self.shift, x)) * self._spread(self.log_scale.exp(), x)
+
+    def invert(
+        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
+    ) -> Inverse:
+        if not self.initialized:
+            raise NotInitializedError(_message("inverted"))
+        x = z * self._spread((-self.log_scale).exp(), z) - self._spread(self.shift, z)
+        return Inverse.closed_form(x)
+
+    @staticmethod
+    def _spread(parameter: Tensor, like: Tensor) -> Tensor:
+        return parameter.view(-1, *[1] * (like.ndim - 2))
+
+
+def _message(verb: str) -> str:
+    return (
+        f"ActNorm was {verb} before it has seen data: call flow.initialize(batch), train the "
+        "flow, or load a trained one"
+    )

@@ -1,0 +1,99 @@
+"""From integers to the real line: dequantisation, and maps of the unit interval."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.tensors import sum_per_sample
+
+__all__ = ["Center", "Logit", "dequantize", "quantize"]
+
+
+def dequantize(
+    images: Tensor, levels: int, *, dtype: torch.dtype, generator: torch.Generator | None = None
+) -> Tensor:
+    """Integers 0 .. levels - 1 to floats in [0, 1): ``(integer + u) / levels``, u uniform in [0, 1).
+
+    Uniform dequantisation makes the density's likelihood a lower bound of the integers' (thesis,
+    Lemma 5.10; Theis et al., 2016).
+    """
+    noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=dtype)
+    x = (images.to(dtype) + noise) / levels
+    # In float32, 255 + 0.99999997 rounds to 256: the largest float below 1 stays inside.
+    return x.clamp_(max=1 - torch.finfo(dtype).eps / 2)
+
+
+def quantize(x: Tensor, levels: int) -> Tensor:
+    """Floats to the integers that they dequantise, ``uint8`` up to 256 levels; clamped to range."""
+    integers = (x * levels).floor().clamp(0, levels - 1)
+    return integers.to(torch.uint8 if levels <= 256 else torch.int32)
+
+
+@final
+class Logit(Bijection):
+    """``z = logit(alpha + (1 - 2 alpha) x)``, [0, 1] to an interval (RealNVP, section 4.1).
+
+    Its inverse reaches a little beyond [0, 1], by ``reach = alpha / (1 - 2 alpha)``; `quantize`
+    clamps.
+
+    Arguments:
+        alpha: Distance kept from 0 and 1, in (0, 0.5).
+
+    Raises:
+        ValueError: alpha is outside (0, 0.5).
+    """
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        if not 0 < alpha < 0.5:
+            raise ValueError(f"alpha must lie strictly between 0 and 0.5, got {alpha}")
+        self.alpha = alpha
+        self.reach = alpha / (1 - 2 * alpha)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
+    ) -> tuple[Tensor, Tensor]:
+        z = self.transform(x)
+        # d logit(s) / ds = 1 / (s (1 - s)) and s = sigmoid(z).
+        slope = F.softplus(z) + F.softplus(-z)
+        scale = torch.log(x.new_tensor(1 - 2 * self.alpha))
+        return z, sum_per_sample(slope + scale)
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        s = self.alpha + (1 - 2 * self.alpha) * x
+        # log s - log(1 - s), with 1 - s formed from x so that it keeps its digits near x = 1.
+        rest = self.alpha + (1 - 2 * self.alpha) * (1 - x)
+        # A sample at the end of the range may round to beyond it: its logit stays finite.
+        eps = torch.finfo(x.dtype).eps
+        return s.clamp_min(eps).log() - rest.clamp_min(eps).log()
+
+    def invert(
+        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
+    ) -> Inverse:
+        return Inverse.closed_form((z.sigmoid() - self.alpha) / (1 - 2 * self.alpha))
+
+
+@final
+class Center(Bijection):
+    """``z = x - 0.5``: for pixels that need no logit. Its log-determinant is 0.
+
+    The real line has no end, so samples may leave [0, 1]; `reach` is how far is still plausible.
+    """
+
+    reach = 1.0
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return x - 0.5, x.new_zeros(x.shape[0])
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return x - 0.5
+
+    def invert(
+        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
+    ) -> Inverse:
+        return Inverse.closed_form(z + 0.5)

@@ -1,0 +1,117 @@
+"""Maps that only move entries: squeeze, and the multi-scale architecture that factors out."""
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+
+__all__ = ["MultiScale", "Squeeze"]
+
+
+@final
+class Squeeze(Bijection):
+    """Space to depth: ``(B, C, 2H, 2W)`` to ``(B, 4C, H, W)`` (RealNVP, Dinh et al., 2017).
+
+    Raises:
+        ValueError: an odd height or width.
+    """
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.transform(x), x.new_zeros(x.shape[0])
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if x.shape[-1] % 2 or x.shape[-2] % 2:
+            raise ValueError(f"squeeze needs even height and width, got {tuple(x.shape)}")
+        return rearrange(x, "b c (h i) (w j) -> b (c i j) h w", i=2, j=2)
+
+    def invert(
+        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
+    ) -> Inverse:
+        x = rearrange(z, "b (c i j) h w -> b c (h i) (w j)", i=2, j=2)
+        return Inverse.closed_form(x)
+
+
+@final
+class MultiScale(Bijection):
+    """Scales one after another; behind each but the last, some channels go straight to the latent.
+
+    The latent is flat, ``(B, D)`` with D the dimension of x: first the entries factored out behind
+    the first scale, then those behind the second, and so on, and those of the last scale at the
+    end. `split` views it as images.
+
+    Arguments:
+        scales: What happens on each scale.
+        shapes: The shape (C, H, W) behind each scale, before anything is factored out.
+        factored: For each scale but the last, how many of its first channels are factored out.
+
+    Raises:
+        ValueError: the three lists don't fit each other.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[Bijection],
+        shapes: Sequence[tuple[int, int, int]],
+        factored: Sequence[int],
+    ) -> None:
+        super().__init__()
+        if not len(scales) == len(shapes) == len(factored) + 1:
+            raise ValueError(
+                f"{len(scales)} scales need as many shapes and one count of factored channels "
+                f"less, got {len(shapes)} and {len(factored)}"
+            )
+        self.scales = nn.ModuleList(scales)
+        self.factored = tuple(factored)
+        last = shapes[-1]
+        pieces = [(n, *s[1:]) for n, s in zip(factored, shapes, strict=False)]
+        self.piece_shapes = (*pieces, last)
+
+    def split(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The flat latent ``(B, D)`` as one image ``(B, C, H, W)`` for each scale."""
+        pieces = z.split([math.prod(shape) for shape in self.piece_shapes], dim=1)
+        return tuple(
+            p.reshape(len(z), *shape) for p, shape in zip(pieces, self.piece_shapes, strict=True)
+        )
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
+    ) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(x.shape[0])
+        pieces = []
+        for scale, count in zip(self.scales, (*self.factored, 0), strict=True):
+            x, term = scale(x, context, log_det)
+            total = total + term
+            pieces.append(x[:, :count].flatten(1))
+            x = x[:, count:]
+        return torch.cat([*pieces, x.flatten(1)], dim=1), total
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._descend(x, context, initialize=False)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._descend(x, context, initialize=True)
+
+    def _descend(self, x: Tensor, context: Tensor | None, *, initialize: bool) -> Tensor:
+        pieces = []
+        for scale, count in zip(self.scales, (*self.factored, 0), strict=True):
+            x = (scale.initialize if initialize else scale.transform)(x, context)
+            pieces.append(x[:, :count].flatten(1))
+            x = x[:, count:]
+        return torch.cat([*pieces, x.flatten(1)], dim=1)
+
+    def invert(
+        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
+    ) -> Inverse:
+        *pieces, x = self.split(z)
+        result = Inverse.closed_form(x)
+        for scale, piece in zip(reversed(self.scales), [None, *reversed(pieces)], strict=True):
+            x = result.value if piece is None else torch.cat([piece, result.value], dim=1)
+            result = scale.invert(x, context, accuracy).after(result)
+        return result

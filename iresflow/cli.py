@@ -1,0 +1,66 @@
+"""The command line: ``iresflow VERB ...``."""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from iresflow.commands.arguments import fail
+from iresflow.errors import (
+    CheckpointError,
+    DataError,
+    InversionError,
+    InversionWarning,
+    NonFiniteError,
+    NotContractiveError,
+    NotInitializedError,
+    RunError,
+)
+
+__all__ = ["main"]
+
+VERBS = {
+    "train": "train a flow",
+    "sample": "draw samples, reconstructions or interpolations",
+    "evaluate": "score a trained model on its test split",
+    "certify": "print the certified Lipschitz bounds; exit code 0 only if certified",
+}
+
+EXPECTED = (
+    CheckpointError,
+    DataError,
+    InversionError,
+    NonFiniteError,
+    NotContractiveError,
+    NotInitializedError,
+    RunError,
+    ValueError,
+)
+"""What a person can cause, and so gets one clear line for. All else is a bug, with its trace."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())
+        print(f"usage: iresflow VERB ...\n\n{verbs}\n\niresflow VERB --help explains each option.")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        fail(f"unknown verb {verb!r}; choose one of {', '.join(VERBS)}", code=2)
+    # Imported here, so that --help of one verb doesn't pay for the libraries of all.
+    run: Callable[[Sequence[str]], int] = import_module(f"iresflow.commands.{verb}").main
+    warnings.showwarning = _print_warning
+    warnings.simplefilter("ignore", InversionWarning)  # the verbs print what was reached
+    try:
+        return run(rest)
+    except EXPECTED as error:
+        fail(str(error))
+
+
+def _print_warning(
+    message: Warning | str, category: type[Warning], *_: object, **__: object
+) -> None:
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)

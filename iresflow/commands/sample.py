@@ -1,0 +1,226 @@
+"""``iresflow sample``: pictures from a trained model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import save_image
+
+from iresflow.bijections import Accuracy
+from iresflow.commands.arguments import add_run_arguments, new_parser, parse
+from iresflow.commands.evaluate import dataset_of_run
+from iresflow.models import FlowInverse, ImageFlow, VectorFlow
+from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
+from iresflow.training.build import class_context, resolve_device
+from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.evaluate import reconstruct
+
+__all__ = ["main"]
+
+INTERPOLATION_STEPS = 10
+"""Images on a path in latent space, both ends included."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb; returns the exit code."""
+    options = parse(_parser(), arguments)
+    if options.n < 1:
+        raise ValueError(f"--n must be at least 1, got {options.n}")
+    if options.reconstruct and options.interpolate:
+        raise ValueError("--reconstruct and --interpolate are two pictures: ask for one at a time")
+    device = resolve_device(options.device)
+    model, _ = load_model(find_checkpoint(options.run, options.checkpoint), device)
+    if options.label is not None and not 0 <= options.label < model.context_dim:
+        raise ValueError(
+            f"--label must be a class of the model, 0 .. {model.context_dim - 1}"
+            if model.context_dim
+            else "--label is for conditional models; this one has no classes"
+        )
+    if isinstance(model, VectorFlow):
+        return _sample_vectors(model, options)
+    if options.reconstruct:
+        return _reconstruct(model, options)
+    if options.interpolate:
+        return _interpolate(model, options)
+    return _sample_images(model, options)
+
+
+def _parser() -> ArgumentParser:
+    parser = new_parser("sample", "Writes samples of a trained model. The checkpoint knows the model.")
+    add_run_arguments(parser)
+    parser.add_argument("--n", type=int, default=36, help="number of samples (or pairs, or paths)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="scale of the latent noise; 1 is the model"
+    )
+    parser.add_argument(
+        "--tol", type=float, default=1e-4, help="certified error of each block's inverse, Euclidean"
+    )
+    parser.add_argument("--out", help="file to write; by default in the run's samples directory")
+    parser.add_argument("--each", action="store_true", help="also write one file for each sample")
+    parser.add_argument("--label", type=int, help="class of a conditional model; all in turn else")
+    parser.add_argument(
+        "--reconstruct", action="store_true", help="test images above their reconstructions"
+    )
+    parser.add_argument(
+        "--interpolate", action="store_true", help="paths in latent space between test images"
+    )
+    parser.add_argument("--root", help="directory of the data, where it has moved")
+    return parser
+
+
+def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor, Tensor | None]:
+    like = next(model.parameters())
+    labels = torch.arange(options.n) % max(1, model.context_dim)
+    if options.label is not None:
+        labels = torch.full((options.n,), options.label)
+    context = class_context(labels, model.context_dim, like)
+    stream = torch.Generator(like.device).manual_seed(options.seed)
+    with torch.no_grad():
+        return model.base.sample(options.n, context, options.temperature, stream), context
+
+
+def _sample_images(model: ImageFlow, options: Namespace) -> int:
+    z, context = _latents(model, options)
+    result = model.invert(z, context, Accuracy(options.tol))
+    out = _out(options, "samples.png")
+    pixels = model.quantize(result.value).float() / (model.levels - 1)
+    save_grid(pixels, out)
+    _save_each(pixels, out, options)
+    _report(result, out, options)
+    return 0
+
+
+def _reconstruct(model: ImageFlow, options: Namespace) -> int:
+    split = dataset_of_run(options.run, options.root).test
+    back = reconstruct(
+        model, split, count=min(options.n, len(split)), seed=options.seed, tol=options.tol
+    )
+    out = _out(options, "reconstructions.png")
+    columns = min(12, len(back.values))
+    rows = [
+        half
+        for first in range(0, len(back.values), columns)
+        for half in (back.originals[first : first + columns], back.values[first : first + columns])
+    ]
+    rows = [torch.cat([row, row.new_zeros(columns - len(row), *row.shape[1:])]) for row in rows]
+    save_grid(torch.cat(rows), out, columns)
+    _save_each(back.values, out, options)
+    print(f"largest pixel error  {back.largest_error:.2e} of the range [0, 1]")
+    _print_solver(back.steps, back.block_error, back.residual, options)
+    print(f"written              {out}")
+    return 0
+
+
+def _interpolate(model: ImageFlow, options: Namespace) -> int:
+    split = dataset_of_run(options.run, options.root).test
+    paths = min(options.n, 8, len(split) // 2)
+    if paths < 1:
+        raise ValueError("a path needs two test images")
+    like = next(model.parameters())
+    labels = None if split.labels is None else split.labels[: 2 * paths]
+    context = class_context(labels, model.context_dim, like)
+    stream = torch.Generator(like.device).manual_seed(options.seed)
+    x = model.dequantize(split.values[: 2 * paths].to(like.device), stream)
+    with torch.no_grad():
+        ends = model.transform(x, context)
+    weights = torch.linspace(0, 1, INTERPOLATION_STEPS).to(like)
+    z = torch.cat([_path(ends[2 * i], ends[2 * i + 1], weights) for i in range(paths)])
+    between = None
+    if context is not None:
+        pairs = [_line(context[2 * i], context[2 * i + 1], weights) for i in range(paths)]
+        between = torch.cat(pairs)
+    result = model.invert(z, between, Accuracy(options.tol))
+    out = _out(options, "interpolations.png")
+    save_grid(result.value, out, INTERPOLATION_STEPS)
+    _save_each(result.value, out, options)
+    _report(result, out, options)
+    return 0
+
+
+def _line(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    return (1 - weights[:, None]) * a + weights[:, None] * b
+
+
+def _path(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """From a to b with the norm changing evenly too: the straight line's middle is too short.
+
+    The latent of high dimension lies near a sphere, and a chord leaves it.
+    """
+    line = _line(a, b, weights)
+    norms = (1 - weights) * a.norm() + weights * b.norm()
+    return line * (norms / line.norm(dim=1).clamp_min(1e-12))[:, None]
+
+
+def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
+    if options.reconstruct or options.interpolate:
+        raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
+    z, context = _latents(model, options)
+    result = model.invert(z, context, Accuracy(options.tol))
+    points = result.value.cpu().double().numpy()
+    table = _out(options, "samples.csv")
+    if table.suffix == ".png":
+        table = table.with_suffix(".csv")
+    np.savetxt(table, points, delimiter=",")
+    if points.shape[1] == 2 and model.context_dim == 0:
+        figure = _plane(model, points)
+    else:
+        figure = scatter_figure(points)
+    picture = table.with_suffix(".png")
+    save_figure(figure, picture)
+    _report(result, table, options)
+    print(f"written              {picture}")
+    return 0
+
+
+def _plane(model: VectorFlow, points: np.ndarray) -> Figure:
+    """The density on the samples' bounding box, 200 x 200 points."""
+    like = next(model.parameters())
+    low, high = points.min(0), points.max(0)
+    margin = 0.1 * (high - low) + 1e-6
+    (x0, y0), (x1, y1) = low - margin, high + margin
+    xs, ys = torch.linspace(x0, x1, 200), torch.linspace(y0, y1, 200)
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2).to(like)
+    with torch.no_grad():
+        density = torch.cat([model.log_prob(part).exp() for part in grid.split(4000)])
+    return density_figure(density.reshape(200, 200).cpu().numpy(), (x0, x1, y0, y1), points)
+
+
+def _out(options: Namespace, name: str) -> Path:
+    if options.out:
+        out = Path(options.out)
+    elif Path(options.run).is_dir():
+        out = Path(options.run) / "samples" / name
+    else:
+        out = Path(name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _save_each(images: Tensor, out: Path, options: Namespace) -> None:
+    if not options.each:
+        return
+    folder = out.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    for index, image in enumerate(images):
+        save_image(image.clamp(0, 1), folder / f"{index:05d}.png")
+    print(f"one file each        {folder}")
+
+
+def _print_solver(steps: Tensor, error: float, residual: float, options: Namespace) -> None:
+    note = "" if error <= options.tol else f" (above --tol {options.tol:.1e}: the float's limit)"
+    print(
+        f"solver steps         {float(steps.float().mean()):.1f} branch evaluations a sample, at "
+        f"most {int(steps.max())}\n"
+        f"certified error      {error:.2e}, the largest of any block{note}\n"
+        f"measured residual    {residual:.2e} in latent space, Euclidean"
+    )
+
+
+def _report(result: FlowInverse, out: Path, options: Namespace) -> None:
+    error, residual = float(result.block_error.max()), float(result.residual.max())
+    _print_solver(result.steps, error, residual, options)
+    print(f"written              {out}")

@@ -1,0 +1,49 @@
+"""What can go wrong, by name.
+
+Wrong arguments are plain ``ValueError``s at the public boundary that received them. The classes
+here are outcomes that no look at the arguments could have told: a solve that did not converge, a
+checkpoint that was cut off, a directory without data.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "InversionError",
+    "InversionWarning",
+    "NonFiniteError",
+    "NotContractiveError",
+    "NotInitializedError",
+    "RunError",
+]
+
+
+class InversionError(RuntimeError):
+    """A fixed-point solve ended without meeting its tolerance, or met a value that is not finite."""
+
+
+class InversionWarning(UserWarning):
+    """An inverse is as exact as the floating-point format allows, yet not as exact as asked."""
+
+
+class NotContractiveError(RuntimeError):
+    """A residual branch has no certified Lipschitz bound below one, so nothing may be inverted."""
+
+
+class NotInitializedError(RuntimeError):
+    """An ActNorm layer was used before it has seen data."""
+
+
+class NonFiniteError(RuntimeError):
+    """Training met a loss or a gradient that is not finite."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or is missing, truncated or of another version."""
+
+
+class DataError(RuntimeError):
+    """Data is missing, unreadable, or not what a density can be fitted to."""
+
+
+class RunError(RuntimeError):
+    """A run directory can't be used: it exists, is missing, or holds another experiment."""

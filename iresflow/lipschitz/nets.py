@@ -1,0 +1,161 @@
+"""The residual branches: chains of activations and norm-bounded linear layers."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from iresflow.linearization import Linearization
+from iresflow.lipschitz.activations import Activation
+from iresflow.lipschitz.bounds import Bound, LipschitzMap
+from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
+from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense, NormalizedLayer
+
+__all__ = ["Branch", "conv_branch", "dense_branch"]
+
+
+@final
+class Branch(nn.Module, LipschitzMap):
+    r"""A residual branch :math:`g(x) = A_n \phi(\cdots A_1 \phi(x))` (thesis, eq. 4.5).
+
+    A context shifts the biases of the hidden layers: it moves g without touching its Lipschitz
+    constant in x, so the certificate holds for every context.
+
+    Arguments:
+        layers: The linear layers, first to last.
+        activations: One in front of each layer; None for none.
+        context_dim: Dimension of the context, 0 for none.
+
+    Raises:
+        ValueError: the two lists differ in length.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[NormalizedLayer],
+        activations: Sequence[Activation | None],
+        *,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(layers) != len(activations):
+            raise ValueError(
+                f"a branch takes one activation (or None) in front of each layer, got "
+                f"{len(activations)} for {len(layers)} layers"
+            )
+        self.layers = nn.ModuleList(layers)
+        self.activations = nn.ModuleList([a or nn.Identity() for a in activations])
+        self.shift: nn.Linear | None = None
+        if context_dim:
+            self.shift = nn.Linear(context_dim, sum(self._hidden_widths()), bias=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """g(x): ``(B, *event)`` and an optional ``(B, context_dim)`` to ``(B, *event)``."""
+        return evaluate_chain(self._stages(context), x)
+
+    def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
+        """g at x with its derivatives; one normalisation of the weights serves them all."""
+        return ChainLinearization(self._stages(context), x)
+
+    @torch.no_grad()
+    def evaluator(self, context: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+        """g without a graph and with its weights normalised once, for many calls.
+
+        Returns:
+            A function of points ``(N, *event)`` and of the indices ``(N,)`` of their samples in
+            the batch, which pick their rows of the context.
+        """
+        stages = self._stages(context)
+
+        @torch.no_grad()
+        def evaluate(x: Tensor, index: Tensor) -> Tensor:
+            return evaluate_chain([_rows(stage, index) for stage in stages], x)
+
+        return evaluate
+
+    def bound(self) -> Bound:
+        """The product of the layers' bounds and the activations' constants (thesis, eq. 4.6)."""
+        total = Bound(1.0, 1.0, "")
+        for activation, layer in zip(self.activations, self.layers, strict=True):
+            if isinstance(activation, Activation):
+                total = total.then(Bound(activation.lipschitz, activation.lipschitz, ""))
+            total = total.then(layer.bound())
+        return total
+
+    def enforce(self) -> None:
+        """Makes each layer's certified bound at most its coefficient."""
+        for layer in self.layers:
+            layer.enforce()
+
+    def _hidden_widths(self) -> list[int]:
+        return [layer.bias.numel() for layer in self.layers][:-1]
+
+    def _stages(self, context: Tensor | None) -> list[Stage]:
+        shifts: list[Tensor] = []
+        if self.shift is not None and context is not None:
+            shifts = list(self.shift(context).split(self._hidden_widths(), dim=1))
+        stages = []
+        for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
+            activation = module if isinstance(module, Activation) else None
+            beta = None if activation is None else activation.beta()
+            bias = layer.bias + shifts[i] if i < len(shifts) else layer.bias
+            stages.append(Stage(activation, layer, layer.normalized_weight(), bias, beta))
+        return stages
+
+
+def _rows(stage: Stage, index: Tensor) -> Stage:
+    """The stage for some samples of the batch only."""
+    if stage.bias.ndim == 1:
+        return stage
+    return Stage(stage.activation, stage.layer, stage.weight, stage.bias[index], stage.beta)
+
+
+def conv_branch(
+    channels: int,
+    hidden: int,
+    image_size: tuple[int, int],
+    *,
+    activation: type[Activation],
+    coeff: float,
+    activate_input: bool = True,
+    context_dim: int = 0,
+) -> Branch:
+    """A branch of 3 x 3, 1 x 1 and 3 x 3 convolutions (thesis, appendix A.2).
+
+    Arguments:
+        channels: Of the image that comes in and goes out.
+        hidden: Channels between the convolutions.
+        image_size: Height and width in pixels.
+        activation: The class of the activations.
+        coeff: Upper limit of each layer's operator norm.
+        activate_input: Whether an activation stands before the first layer, as in all blocks but
+            the first of a model.
+        context_dim: Dimension of the context, 0 for none.
+    """
+    layers = [
+        NormalizedConv2d(channels, hidden, 3, image_size, coeff=coeff),
+        NormalizedConv2d(hidden, hidden, 1, image_size, coeff=coeff),
+        NormalizedConv2d(hidden, channels, 3, image_size, coeff=coeff),
+    ]
+    first = activation() if activate_input else None
+    return Branch(layers, [first, activation(), activation()], context_dim=context_dim)
+
+
+def dense_branch(
+    dim: int,
+    hidden: int,
+    *,
+    activation: type[Activation],
+    coeff: float,
+    activate_input: bool = True,
+    context_dim: int = 0,
+) -> Branch:
+    """A branch of three dense layers on vectors ``(B, dim)``; arguments as in `conv_branch`."""
+    layers = [
+        NormalizedDense(dim, hidden, coeff=coeff),
+        NormalizedDense(hidden, hidden, coeff=coeff),
+        NormalizedDense(hidden, dim, coeff=coeff),
+    ]
+    first = activation() if activate_input else None
+    return Branch(layers, [first, activation(), activation()], context_dim=context_dim)

@@ -1,0 +1,21 @@
+"""The models that users import."""
+
+from iresflow.models.certificate import Certificate
+from iresflow.models.densities import DiagonalNormal, UnitUniform
+from iresflow.models.flow import Flow, FlowInverse, Likelihood
+from iresflow.models.image import BitsPerDim, ImageFlow
+from iresflow.models.storage import StoredModel
+from iresflow.models.vector import VectorFlow
+
+__all__ = [
+    "BitsPerDim",
+    "Certificate",
+    "DiagonalNormal",
+    "Flow",
+    "FlowInverse",
+    "ImageFlow",
+    "Likelihood",
+    "StoredModel",
+    "UnitUniform",
+    "VectorFlow",
+]

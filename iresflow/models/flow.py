@@ -1,0 +1,346 @@
+"""A flow: a bijection and a base density, and all that users ask of the two."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, final
+from warnings import warn
+
+import torch
+from torch import Tensor, nn
+
+from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, ResidualBlock
+from iresflow.errors import InversionError, InversionWarning
+from iresflow.linearization import Linearization
+from iresflow.logdet import LogDetEstimate, LogDetEstimator, PowerSeries
+from iresflow.models.certificate import BlockCertificate, Certificate
+from iresflow.models.densities import BaseDensity
+from iresflow.models.distribution import FlowDistribution
+from iresflow.tensors import norm_per_sample
+
+__all__ = ["Flow", "FlowInverse", "Likelihood"]
+
+EVALUATION_SEED = 0
+"""Seed of the probes in eval mode: the same input gives the same log-likelihood."""
+
+RESIDUAL_TOLERANCE = 1e-3
+"""Largest latent residual of an inverse that is accepted, root mean square over the dimensions."""
+
+
+@final
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihoods with what is known of their error, for a batch of B samples.
+
+    Attributes:
+        log_prob: ``(B,)`` nats.
+        variance: ``(B,)`` squared nats, the squared standard error over the probes; NaN with one
+            probe.
+        truncation_bound: ``(B,)`` nats, upper bound of what truncated series left out.
+    """
+
+    log_prob: Tensor
+    variance: Tensor
+    truncation_bound: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class FlowInverse:
+    """A flow's inverse with what is known and what was measured of its error.
+
+    Attributes:
+        value: x, ``(B, *event)``.
+        steps: Branch evaluations for each sample, over all blocks, ``(B,)``.
+        block_error: Largest certified error of any one block's inverse, ``(B,)``, Euclidean.
+        residual: The measured distance from z of the latent that the result is mapped to,
+            ``(B,)``, Euclidean.
+    """
+
+    value: Tensor
+    steps: Tensor
+    block_error: Tensor
+    residual: Tensor
+
+
+class Flow(nn.Module):
+    r"""The density of x under :math:`z = F(x)` with z of a base density (thesis, eq. 5.4).
+
+    :math:`\log p(x) = \log p_Z(F(x)) + \log|\det J_F(x)|`, in nats.
+
+    Arguments:
+        bijection: From ``(B, *shape)`` to flat latents ``(B, D)``.
+        base: The density of the latent.
+        shape: Of one sample x.
+        data_map: A map in closed form that acts on x first, such as a logit; F is both.
+        context_dim: Dimension of the context, 0 for none.
+        log_det: The estimator in training mode. In eval mode an exact one stays; a power series
+            gives way to the longer `Flow.EVALUATION`.
+    """
+
+    EVALUATION: ClassVar = PowerSeries(terms=100, probes=2, tolerance=1e-6)
+    INTEGER_ADVICE: ClassVar = ""
+
+    def __init__(
+        self,
+        bijection: Bijection,
+        base: BaseDensity,
+        shape: tuple[int, ...],
+        *,
+        data_map: Bijection | None = None,
+        context_dim: int = 0,
+        log_det: LogDetEstimator | None = None,
+    ) -> None:
+        super().__init__()
+        self.data_map = data_map or Composition()
+        self.bijection = bijection
+        self.base = base
+        self.shape = tuple(shape)
+        self.context_dim = context_dim
+        self.log_det = log_det or PowerSeries()
+
+    # Maps.
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        log_det: LogDetEstimator | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Latents ``(B, D)`` and log-determinants ``(B,)`` of x ``(B, *shape)``."""
+        x, context = self._checked(x, context)
+        return self._map(x, context, self._bound_estimator(log_det, generator))
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents ``(B, D)`` alone, without the cost of the log-determinant."""
+        x, context = self._checked(x, context)
+        return self.bijection.transform(self.data_map.transform(x), context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None, tol: float = 1e-4) -> Tensor:
+        """x ``(B, *shape)`` from latents ``(B, D)``; see `invert` for what it guarantees."""
+        return self.invert(z, context, Accuracy(tol)).value
+
+    @torch.no_grad()
+    def invert(
+        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
+    ) -> FlowInverse:
+        """x from latents ``(B, D)``, with certified block errors and the measured residual.
+
+        Each block is inverted to ``accuracy.tol`` (1e-4 by default) in its own input's Euclidean
+        norm. Then the blocks' forward maps are run on the result and compared with z. (The data
+        map, in closed form, is left out of that comparison: a pixel next to 0 or 1 has a logit
+        that its float cannot hold, which says nothing of the blocks.)
+
+        Warns:
+            InversionWarning: the tolerance is below what the floating-point format allows; the
+                result is as exact as the format allows, and ``block_error`` says how exact.
+
+        Raises:
+            ValueError: z or the context has another shape than the model's.
+            InversionError: a block missed its tolerance, or the measured residual exceeds
+                `RESIDUAL_TOLERANCE` in root mean square over the dimensions.
+            NotContractiveError: a block has no certified Lipschitz bound below 1.
+            NotInitializedError: ActNorm has not seen data.
+        """
+        accuracy = accuracy or Accuracy(1e-4)
+        dim = self.base_dim
+        if z.ndim != 2 or z.shape[1] != dim:
+            raise ValueError(f"latents have shape (B, {dim}), got {tuple(z.shape)}")
+        context = self._checked_context(context, len(z))
+        result = self.bijection.invert(z, context, accuracy)
+        residual = norm_per_sample(self.bijection.transform(result.value, context) - z)
+        worst = float(residual.max()) if len(z) else 0.0
+        if not worst <= RESIDUAL_TOLERANCE * dim**0.5:
+            raise InversionError(
+                f"the inverse does not map back to its latent: residual {worst:.3g} in {dim} "
+                f"dimensions. Ask for a smaller tol than {accuracy.tol:.3g}, or compute in float64 "
+                "(flow.double())"
+            )
+        reached = float(result.error.max()) if len(z) else 0.0
+        if reached > accuracy.tol > 0:
+            warn(
+                f"{z.dtype} allows a certified block error of {reached:.3g} here, not "
+                f"{accuracy.tol:.3g}; use flow.double() for more",
+                InversionWarning,
+                stacklevel=2,
+            )
+        x = self.data_map.inverse(result.value)
+        return FlowInverse(x, result.steps, result.error, residual)
+
+    # Densities.
+
+    def log_prob(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        log_det: LogDetEstimator | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Log-density of x ``(B, *shape)`` in nats, ``(B,)``.
+
+        In eval mode it repeats exactly: the probes come from a fixed seed unless a generator is
+        given. Its gradient is that of the estimator's surrogate, in both modes.
+
+        Arguments:
+            x: ``(B, *shape)``; for images floats in [0, 1).
+            context: ``(B, context_dim)``, for conditional flows.
+            log_det: The estimator of the residual blocks' log-determinants.
+            generator: The probes' random stream.
+        """
+        z, term = self(x, context, log_det, generator)
+        return self.base.log_prob(z, context) + term
+
+    @torch.no_grad()
+    def likelihood(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        log_det: LogDetEstimator | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Likelihood:
+        """`log_prob` with its standard errors over probes and its truncation bounds.
+
+        Raises:
+            ValueError: as `log_prob`; and where a block's certified bound is not below 1, so that
+                the truncation has no bound.
+        """
+        x, context = self._checked(x, context)
+        estimator = self._bound_estimator(log_det, generator)
+        estimates: list[LogDetEstimate] = []
+
+        def recording(linearization: Linearization) -> LogDetEstimate:
+            estimates.append(estimator(linearization))
+            return estimates[-1]
+
+        z, term = self._map(x, context, recording)
+        log_prob = self.base.log_prob(z, context) + term
+        variance, bound = torch.zeros_like(log_prob), torch.zeros_like(log_prob)
+        # Blocks run in the order in which the certificate lists them.
+        for estimate, block in zip(estimates, self.certify(), strict=True):
+            variance += estimate.variance
+            bound += estimate.truncation_bound(block.bound.upper)
+        return Likelihood(log_prob, variance, bound)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """n samples x, ``(n, *shape)``; the log-determinant is never computed.
+
+        Arguments:
+            n: Number of samples.
+            context: ``(n, context_dim)``, or ``(1, context_dim)`` for all.
+            temperature: Scale of the latent's deviations from its mean; 1 samples the density.
+            generator: The random stream; None for torch's global one.
+        """
+        context = self._checked_context(context, n)
+        return self.inverse(self.base.sample(n, context, temperature, generator), context)
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        n: int,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """n samples ``(n, *shape)`` and their log-densities ``(n,)`` under the model."""
+        x = self.sample(n, context, temperature, generator)
+        return x, self.log_prob(x, self._checked_context(context, n))
+
+    def as_distribution(self, context: Tensor | None = None) -> FlowDistribution:
+        """The density for one context (or none) as a `torch.distributions.Distribution`."""
+        return FlowDistribution(self, context)
+
+    # State.
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Initialises the ActNorm layers from one batch ``(B, *shape)`` of data.
+
+        Raises:
+            ValueError: wrong shape or values, or a batch in which a channel is constant.
+        """
+        x, context = self._checked(x, context)
+        self.bijection.initialize(self.data_map.transform(x), context)
+
+    def blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
+        """The residual blocks with their names, in the order of the forward map."""
+        for name, module in self.bijection.named_modules():
+            if isinstance(module, ResidualBlock):
+                yield name, module
+
+    def certify(self) -> Certificate:
+        """The certified Lipschitz bound of each block as eval mode applies it."""
+        return Certificate(
+            tuple(BlockCertificate(name, block.branch.bound()) for name, block in self.blocks())
+        )
+
+    def enforce(self) -> Certificate:
+        """Rescales the layers whose certified norm exceeds their coefficient, and certifies.
+
+        Only the normalisation of eval mode changes, not the raw weights that training moves.
+        """
+        for _, block in self.blocks():
+            block.branch.enforce()
+        return self.certify()
+
+    @property
+    def base_dim(self) -> int:
+        """D, the dimension of the latent."""
+        return int(torch.Size(self.shape).numel())
+
+    def _map(self, x: Tensor, context: Tensor | None, log_det: LogDet) -> tuple[Tensor, Tensor]:
+        y, outer = self.data_map(x)
+        z, inner = self.bijection(y, context, log_det)
+        return z, outer + inner
+
+    def _bound_estimator(
+        self, log_det: LogDetEstimator | None, generator: torch.Generator | None
+    ) -> partial[LogDetEstimate]:
+        estimator = log_det or self.log_det
+        if log_det is None and not self.training and isinstance(estimator, PowerSeries):
+            estimator = replace(self.EVALUATION, distribution=estimator.distribution)
+        if generator is None and not self.training:
+            generator = torch.Generator(self._device()).manual_seed(EVALUATION_SEED)
+        return partial(estimator, generator=generator)
+
+    def _device(self) -> torch.device:
+        return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+
+    def _checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"this flow takes samples of shape (B, {', '.join(map(str, self.shape))}), got "
+                f"{tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"a density is of floats, got {x.dtype}{self.INTEGER_ADVICE}")
+        if not bool(torch.isfinite(x.detach()).all()):
+            raise ValueError("the input holds NaN or infinity")
+        self._check_range(x.detach())
+        return x, self._checked_context(context, len(x))
+
+    def _check_range(self, x: Tensor) -> None:
+        """Raises a ValueError where x lies outside of the domain; any real vector lies inside."""
+
+    def _checked_context(self, context: Tensor | None, n: int) -> Tensor | None:
+        if self.context_dim == 0:
+            if context is not None:
+                raise ValueError("this flow takes no context: it was built with context_dim=0")
+            return None
+        if context is None:
+            raise ValueError(f"this flow needs a context of shape ({n}, {self.context_dim})")
+        if context.ndim == 2 and len(context) == 1:
+            context = context.expand(n, -1)
+        if tuple(context.shape) != (n, self.context_dim):
+            raise ValueError(
+                f"the context must have shape ({n}, {self.context_dim}), got "
+                f"{tuple(context.shape)}"
+            )
+        return context

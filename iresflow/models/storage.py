@@ -1,0 +1,125 @@
+"""Models and other state on disk: plain values and tensors, written so that nothing is lost.
+
+A file is a `torch.save` of a dictionary that loads with ``weights_only=True``: no class of this
+package is pickled. It is written beside its final name and renamed, so a full disk or a killed
+process leaves the previous file as it was.
+"""
+
+import contextlib
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+from zipfile import BadZipFile
+
+import torch
+from torch import nn
+
+from iresflow.errors import CheckpointError
+from iresflow.logdet import estimator_from_dict
+
+__all__ = ["FORMAT", "VERSION", "StoredModel", "model_from_payload", "read_file", "write_file"]
+
+FORMAT = "iresflow"
+VERSION = 1
+
+
+class StoredModel(nn.Module):
+    """A model that can be rebuilt from ``spec``, its constructor's arguments as plain values."""
+
+    kinds: ClassVar[dict[str, type["StoredModel"]]] = {}
+    spec: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init_subclass__(**kwargs)
+        StoredModel.kinds[cls.__name__] = cls
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """The model, newly initialised, that ``spec`` describes."""
+        return cls(**{**spec, "log_det": estimator_from_dict(spec["log_det"])})
+
+    def payload(self) -> dict[str, Any]:
+        """The model as plain values and tensors."""
+        return {"kind": type(self).__name__, "spec": self.spec, "state": self.state_dict()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to a file that `iresflow.load` reads.
+
+        Raises:
+            CheckpointError: the file can't be written; an older one of that name is intact.
+        """
+        write_file({"model": self.payload()}, path)
+
+
+def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -> StoredModel:
+    """The model that `StoredModel.payload` described, in eval mode, on a device.
+
+    Raises:
+        CheckpointError: an unknown kind of model, or weights that don't fit the description.
+    """
+    try:
+        model = StoredModel.kinds[payload["kind"]].from_spec(payload["spec"])
+        state = payload["state"]
+        dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
+        model.to(dtype=dtypes.pop() if len(dtypes) == 1 else None)
+        # Eval mode first: leaving training mode would estimate norms of the random weights.
+        model.eval().load_state_dict(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(f"the model in the checkpoint can't be rebuilt: {reason}") from None
+    return model.to(device)
+
+
+def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes a dictionary of plain values and tensors, whole or not at all.
+
+    Raises:
+        CheckpointError: it can't be written; an older file of that name is intact.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        kept = "; the previous file is intact" if path.exists() else ""
+        raise CheckpointError(f"could not write {path}: {error}{kept}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def read_file(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Reads a file of `write_file`.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not of this package, or of a version that
+            this one does not read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile, ValueError):
+        raise CheckpointError(
+            f"{path} is not a checkpoint, or was cut off ({path.stat().st_size} bytes)"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of iresflow")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {content.get('version')}; this iresflow reads {VERSION}"
+        )
+    return content

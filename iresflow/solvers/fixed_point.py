@@ -1,0 +1,37 @@
+"""The plain fixed-point iteration."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from iresflow.solvers.base import Solver
+
+__all__ = ["FixedPoint"]
+
+
+@final
+@dataclass(frozen=True)
+class FixedPoint(Solver):
+    """x <- y - g(x), from x = y (thesis, Algorithm 1); converges like L^k (Lemma 4.5).
+
+    Arguments:
+        max_steps: Evaluations of g after which the driver gives up.
+
+    Raises:
+        ValueError: max_steps below 1.
+    """
+
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+
+    def start(self, x: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def step(
+        self, x: Tensor, residual: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return x + residual, state

@@ -1,0 +1,47 @@
+"""Per-sample sums and norms, and probe vectors: the only shape helpers of the package.
+
+Two layouts occur. A *batch* is ``(B, *event)``. A *stack of directions* is ``(K, B, *event)``:
+K vectors for each sample, as the estimators and the linearizations exchange them.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Probe", "dot", "gaussian", "norm_per_sample", "rademacher", "sum_per_sample"]
+
+Probe = Callable[[int, Tensor, torch.Generator | None], Tensor]
+"""Draws ``(K, B, *event)`` probes with mean zero and identity covariance for a batch."""
+
+
+def sum_per_sample(x: Tensor) -> Tensor:
+    """Sum of all entries of each sample: ``(B, *event)`` to ``(B,)``."""
+    return x.reshape(x.shape[0], -1).sum(1)
+
+
+def norm_per_sample(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample: ``(B, *event)`` to ``(B,)``."""
+    return torch.linalg.vector_norm(x.reshape(x.shape[0], -1), dim=1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of two stacks of directions: ``(K, B, *event)`` twice to ``(K, B)``."""
+    return (a * b).flatten(2).sum(2)
+
+
+def rademacher(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Probes with independent entries -1 or 1, shape ``(count, *like.shape)``.
+
+    Of all distributions with independent entries, this one gives Hutchinson's trace estimate the
+    smallest variance (Avron and Toledo, 2011).
+    """
+    size = (count, *like.shape)
+    bits = torch.randint(0, 2, size, generator=generator, device=like.device, dtype=torch.int8)
+    return bits.to(like.dtype).mul_(2).sub_(1)
+
+
+def gaussian(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Probes with independent standard normal entries, shape ``(count, *like.shape)``."""
+    size = (count, *like.shape)
+    return torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)

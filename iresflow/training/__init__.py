@@ -1,0 +1,1 @@
+"""Training of flows: configuration, loop, checkpoints, evaluation."""

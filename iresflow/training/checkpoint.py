@@ -1,0 +1,100 @@
+"""What a checkpoint holds: a certified model to use, and all that training needs to go on.
+
+The model in a checkpoint is the averaged one, with its certified norms enforced. The raw weights
+that training moves are stored beside it, untouched, so that writing a checkpoint changes nothing
+of the run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from iresflow.errors import CheckpointError
+from iresflow.models import ImageFlow, VectorFlow
+from iresflow.models.certificate import Certificate
+from iresflow.models.storage import model_from_payload, read_file, write_file
+
+__all__ = ["Progress", "find_checkpoint", "load_model", "load_training", "save_checkpoint"]
+
+
+@final
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: Optimiser steps done.
+        seconds: Time spent in training steps.
+        best: The best validation score, in the objective's unit; lower is better.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = float("inf")
+
+
+def save_checkpoint(
+    path: Path,
+    model: ImageFlow | VectorFlow,
+    certificate: Certificate,
+    progress: Progress,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Arguments:
+        path: The file.
+        model: The model to use, its certified norms enforced.
+        certificate: Its certificate, stored as plain numbers.
+        progress: Where the run is.
+        training: State dictionaries that training needs to go on; None where it never will.
+
+    Raises:
+        CheckpointError: it can't be written; the previous file is intact.
+    """
+    bounds = [{"block": b.name, **asdict(b.bound)} for b in certificate]
+    content = {"model": model.payload(), "certificate": bounds, "progress": asdict(progress)}
+    if training is not None:
+        content["training"] = dict(training)
+    write_file(content, path)
+
+
+def find_checkpoint(run: str | Path, name: str = "best") -> Path:
+    """The checkpoint of a run directory, or the file itself if ``run`` is one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    run = Path(run)
+    if run.is_file():
+        return run
+    for candidate in (name, "last"):
+        path = run / "checkpoints" / f"{candidate}.pt"
+        if path.is_file():
+            return path
+    if not run.exists():
+        raise CheckpointError(f"{run} does not exist; pass a run directory, such as runs/0000-digits")
+    raise CheckpointError(f"no checkpoint in {run / 'checkpoints'}: the run has not validated yet")
+
+
+def load_model(path: Path, device: torch.device) -> tuple[ImageFlow | VectorFlow, Progress]:
+    """The model of a checkpoint, in eval mode, and where its run was."""
+    content = read_file(path)
+    model = model_from_payload(content["model"], device)
+    assert isinstance(model, ImageFlow | VectorFlow)
+    return model, Progress(**content.get("progress", {}))
+
+
+def load_training(path: Path, device: torch.device) -> tuple[dict[str, Any], Progress]:
+    """The training state of a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint holds a model only.
+    """
+    content = read_file(path, device)
+    if "training" not in content:
+        raise CheckpointError(f"{path} holds a model only; training goes on from checkpoints/last.pt")
+    return content["training"], Progress(**content["progress"])

@@ -1,0 +1,145 @@
+"""The configuration of a run, as typed dataclasses: every option that a person can set.
+
+The defaults are those of ``configs/digits.yaml``, so that a run without arguments needs no file.
+The docstrings below the fields are the texts of ``--help``.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Config", "DataConfig", "LogDetConfig", "ModelConfig", "TrainingConfig"]
+
+
+def _positive(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Data."""
+
+    name: str = "digits"
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, folder, two-moons, ..., table."""
+    root: str | None = None
+    """Directory of the data (folder: of the images; table: the file); else $IRESFLOW_DATA."""
+    size: int | None = None
+    """Side of the square images in pixels, after resizing and cropping; null keeps theirs."""
+    channels: int | None = None
+    """Channels of the images of a folder: 1 grey, 3 colour (null)."""
+    count: int | None = None
+    """Points drawn of a 2-D density, over all splits; null for 60,000."""
+    validation: int | float | None = None
+    """Samples held out for validation: a count, or a fraction below 1; null for the set's own."""
+    test: int | float | None = None
+    """Samples of the test split: a count, or a fraction below 1; null for the set's own."""
+    flip: bool = False
+    """Whether training images are mirrored left to right with probability 1/2."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Model."""
+
+    blocks: tuple[int, ...] = (4, 4)
+    """Residual blocks on each scale, finest first; 0 squeezes at once. Vectors: one number."""
+    hidden: int = 32
+    """Width of the branches: channels for images, units for vectors."""
+    activation: Literal["elu", "lipswish", "softplus", "tanh"] = "lipswish"
+    """Activation of the branches."""
+    coeff: float = 0.98
+    """Upper limit of each layer's operator norm, between 0 and 1."""
+    factor_out: bool = False
+    """Whether half of the channels go to the latent behind each scale (images)."""
+    alpha: float = 0.05
+    """Distance of the pixels' logit from 0 and 1, in pixel range; 0 centres instead (images)."""
+    learned_prior: bool = True
+    """Whether mean and variance of the latent are trained."""
+    conditional: bool = False
+    """Whether the class label enters the branches and the prior (data with labels)."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden")
+        if not 0 < self.coeff < 1:
+            raise ValueError(f"coeff must lie strictly between 0 and 1, got {self.coeff}")
+
+
+@dataclass(kw_only=True)
+class LogDetConfig:
+    """Log-determinant."""
+
+    name: Literal["power-series", "exact"] = "power-series"
+    """Estimator in training; exact is for few dimensions."""
+    terms: int = 5
+    """Terms of the power series."""
+    probes: int = 1
+    """Random probes for each sample and block."""
+    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    """Distribution of the probes' entries."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "terms", "probes")
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """Training."""
+
+    steps: int = 1500
+    """Optimiser steps in all."""
+    minutes: float | None = None
+    """Stop after this many minutes of training, if the steps take longer; null for no limit."""
+    batch_size: int = 64
+    """Samples in a step."""
+    optimizer: Literal["adam", "adamax"] = "adam"
+    """Optimiser."""
+    learning_rate: float = 5e-3
+    """Learning rate behind the warm-up."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    decay_steps: int = 0
+    """Last steps over which the learning rate falls linearly to 0; 0 for none."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; null for no clipping."""
+    ema_decay: float = 0.999
+    """Decay per step of the average of the weights that is evaluated and kept; 0 for none."""
+    validate_every: int = 250
+    """Steps between validations; each writes checkpoints and sample grids."""
+    validation_samples: int = 512
+    """Samples of the validation split that are used, at most."""
+    log_every: int = 25
+    """Steps between lines of metrics.jsonl and of TensorBoard."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "minutes", "batch_size", "learning_rate", "clip_norm")
+        _positive(self, "validate_every", "validation_samples", "log_every")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.warmup_steps < 0 or self.decay_steps < 0:
+            raise ValueError("warmup_steps and decay_steps must be 0 or more")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Run."""
+
+    name: str | None = None
+    """Name of the run, part of its directory; null for the name of the config file or data set."""
+    runs: str = "runs"
+    """Directory that holds the runs."""
+    seed: int = 0
+    """Seed of all random streams."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    log_det: LogDetConfig = field(default_factory=LogDetConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in a YAML file."""
+        values = asdict(self)
+        values["model"]["blocks"] = list(self.model.blocks)
+        return values

@@ -17,12 +17,12 @@ Probe = Callable[[int, Tensor, torch.Generator | None], Tensor]
 
 def sum_per_sample(x: Tensor) -> Tensor:
     """Sum of all entries of each sample: ``(B, *event)`` to ``(B,)``."""
-    return x.reshape(x.shape[0], -1).sum(1)
+    return x.flatten(1).sum(1)
 
 
 def norm_per_sample(x: Tensor) -> Tensor:
     """Euclidean norm of each sample: ``(B, *event)`` to ``(B,)``."""
-    return torch.linalg.vector_norm(x.reshape(x.shape[0], -1), dim=1)
+    return torch.linalg.vector_norm(x.flatten(1), dim=1)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ def solve(
     active = torch.arange(len(y), device=y.device)
     x, target, state = y, y, solver.start(y)
     scale = norm_per_sample(y)
+    if len(y) == 0:
+        return Solution(value, steps, error)
     for step in range(1, solver.max_steps + 1):
         image = g(x, active)
         residual = target - image - x

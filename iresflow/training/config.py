@@ -72,8 +72,10 @@ class LogDetConfig:
 
     name: Literal["power-series", "exact"] = "power-series"
     """Estimator in training; exact is for few dimensions."""
-    terms: int = 5
-    """Terms of the power series."""
+    terms: int = 60
+    """Terms of the power series, at most."""
+    tolerance: float = 1e-3
+    """Terms are added until the last is below this many nats per dimension; 0 takes them all."""
     probes: int = 1
     """Random probes for each sample and block."""
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
@@ -81,6 +83,8 @@ class LogDetConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "terms", "probes")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be 0 or positive, got {self.tolerance}")
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,203 @@
+"""Properties that every bijection has; a new one is one line in BIJECTIONS."""
+
+import copy
+
+import pytest
+import torch
+from helpers import CLOSED, dense_jacobian, perturb, small_branch
+
+from iresflow import Exact, InversionError, NotContractiveError, NotInitializedError
+from iresflow.bijections import (
+    Accuracy,
+    ActNorm,
+    Center,
+    Composition,
+    Logit,
+    MultiScale,
+    ResidualBlock,
+    Squeeze,
+    dequantize,
+    quantize,
+)
+from iresflow.solvers import FixedPoint
+
+
+def multi_scale():
+    scales = [Composition([ActNorm(2), Squeeze()]), Composition([ActNorm(4)])]
+    return MultiScale(scales, shapes=[(8, 2, 3), (4, 2, 3)], factored=[4])
+
+
+BIJECTIONS = {
+    "identity": (Composition, (3,), 0),
+    "actnorm-vector": (lambda: ActNorm(3), (3,), 0),
+    "actnorm-image": (lambda: ActNorm(2), (2, 3, 3), 0),
+    "squeeze": (Squeeze, (2, 4, 6), 0),
+    "logit": (lambda: Logit(0.05), (1, 2, 3), 0),
+    "center": (Center, (1, 2, 3), 0),
+    "multi-scale": (multi_scale, (2, 4, 6), 0),
+    "residual-dense": (lambda: ResidualBlock(small_branch("dense"), Exact()), (5,), 0),
+    "residual-conv": (lambda: ResidualBlock(small_branch("conv", "elu"), Exact()), (2, 5, 4), 0),
+    "residual-context": (
+        lambda: ResidualBlock(small_branch("dense", context_dim=3), Exact()),
+        (5,),
+        3,
+    ),
+    "composition": (
+        lambda: Composition([ActNorm(5), ResidualBlock(small_branch("dense"), Exact())]),
+        (5,),
+        0,
+    ),
+}
+
+
+@pytest.fixture(params=sorted(BIJECTIONS))
+def case(request):
+    """A bijection in eval mode with a batch of its domain and a context."""
+    make, shape, context_dim = BIJECTIONS[request.param]
+    bijection = make()
+    x = torch.rand(4, *shape)
+    context = torch.randn(4, context_dim) if context_dim else None
+    bijection.initialize(torch.rand(32, *shape), torch.randn(32, context_dim) if context_dim else None)
+    return perturb(bijection, 0.1), x, context
+
+
+def test_log_det_agrees_with_the_dense_jacobian(case):
+    bijection, x, context = case
+    z, log_det = bijection(x, context)
+    jacobian = dense_jacobian(lambda y: bijection.transform(y, context), x)
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    assert log_det.shape == (4,)
+    torch.testing.assert_close(log_det.detach(), expected, rtol=CLOSED, atol=CLOSED)
+    torch.testing.assert_close(
+        z, bijection.transform(x, context), rtol=CLOSED, atol=CLOSED
+    )
+
+
+def test_inverse_undoes_forward_and_forward_undoes_inverse(case):
+    bijection, x, context = case
+    z = bijection.transform(x, context).detach()
+    accuracy = Accuracy(tol=1e-11)
+    back = bijection.invert(z, context, accuracy)
+    torch.testing.assert_close(back.value, x, rtol=0, atol=1e-9)
+    again = bijection.transform(back.value, context).detach()
+    torch.testing.assert_close(again, z, rtol=0, atol=1e-9)
+    assert bool((back.error <= 1e-11).all())
+    torch.testing.assert_close(bijection.inverse(z, context), x, rtol=0, atol=1e-4)
+
+
+def test_samples_do_not_see_each_other(case):
+    bijection, x, context = case
+    changed = x.clone()
+    changed[0] = changed[0].flip(0) * 0.5
+    a, b = bijection.transform(x, context), bijection.transform(changed, context)
+    assert torch.equal(a[1:], b[1:])
+
+
+def test_every_parameter_gets_a_gradient(case):
+    bijection, x, context = case
+    z, log_det = bijection(x, context)
+    loss = z.square().sum() + log_det.sum()
+    if loss.requires_grad:
+        loss.backward()
+    missing = [n for n, p in bijection.named_parameters() if p.grad is None]
+    assert not missing
+
+
+def test_state_loads_into_a_fresh_object_before_any_forward_pass(case):
+    bijection, x, context = case
+    fresh = copy.deepcopy(bijection)
+    for tensor in fresh.state_dict().values():
+        tensor.zero_()
+    fresh.load_state_dict(bijection.state_dict())
+    assert torch.equal(fresh.transform(x, context), bijection.transform(x, context))
+
+
+def test_a_batch_of_one_keeps_its_dimensions(case):
+    bijection, x, context = case
+    one = None if context is None else context[:1]
+    z, log_det = bijection(x[:1], one)
+    assert log_det.shape == (1,)
+    torch.testing.assert_close(z, bijection.transform(x, context)[:1], rtol=1e-12, atol=1e-12)
+    assert bijection.inverse(z.detach(), one).shape == x[:1].shape
+
+
+def test_actnorm_normalizes_its_first_training_batch():
+    layer = ActNorm(2).train()
+    z = layer.transform(torch.randn(50, 2, 3, 3) * 1e-3 + 1e3)
+    channels = z.detach().movedim(1, 0).flatten(1)
+    torch.testing.assert_close(channels.mean(1), torch.zeros(2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(channels.std(1, correction=0), torch.ones(2), rtol=1e-6, atol=0)
+
+
+def test_actnorm_in_eval_mode_refuses_to_start():
+    layer = ActNorm(2).eval()
+    with pytest.raises(NotInitializedError, match="before it has seen data"):
+        layer(torch.randn(4, 2))
+    with pytest.raises(NotInitializedError, match="before it has seen data"):
+        layer.train().inverse(torch.randn(4, 2))
+    assert not layer.initialized
+
+
+def test_actnorm_refuses_one_vector_and_constant_channels():
+    with pytest.raises(ValueError, match="constant or not finite"):
+        ActNorm(2).initialize(torch.randn(1, 2))
+    batch = torch.randn(8, 2)
+    batch[:, 1] = 3
+    with pytest.raises(ValueError, match="channel 1 is constant"):
+        ActNorm(2).initialize(batch)
+
+
+def test_squeeze_refuses_odd_sizes():
+    with pytest.raises(ValueError, match="even height and width"):
+        Squeeze()(torch.randn(1, 1, 3, 4))
+
+
+def test_residual_block_that_expands_refuses_to_be_inverted():
+    block = ResidualBlock(small_branch("dense"))
+    with torch.no_grad():
+        for layer in block.branch.layers:
+            layer.weight.mul_(10)
+    with pytest.raises(NotContractiveError):
+        block.inverse(torch.randn(3, 5))
+    block.branch.enforce()
+    assert block.inverse(torch.randn(3, 5)).shape == (3, 5)
+
+
+def test_residual_block_raises_when_steps_run_out():
+    block = ResidualBlock(small_branch("dense"))
+    with pytest.raises(InversionError, match="after 2 steps"):
+        block.invert(torch.randn(3, 5), None, Accuracy(1e-9, FixedPoint(2)))
+
+
+def test_multi_scale_splits_its_latent_into_images():
+    bijection = multi_scale()
+    x = torch.rand(4, 2, 4, 6)
+    z = bijection.initialize(x)
+    assert [tuple(p.shape) for p in bijection.split(z)] == [(4, 4, 2, 3), (4, 4, 2, 3)]
+    with pytest.raises(ValueError, match="scales need"):
+        MultiScale([Composition()], [(1, 2, 2)], [1])
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dequantized_integers_come_back(levels, dtype):
+    images = torch.arange(levels).repeat(500)
+    x = dequantize(images, levels, dtype=dtype)
+    assert float(x.min()) >= 0 and float(x.max()) < 1
+    assert torch.equal(quantize(x, levels).long(), images)
+
+
+def test_dequantization_noise_is_uniform():
+    u = dequantize(torch.zeros(100_000, dtype=torch.long), 1, dtype=torch.float64)
+    assert abs(float(u.mean()) - 0.5) < 4 * (1 / 12 / 100_000) ** 0.5
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, -0.1])
+def test_logit_refuses_alpha_out_of_range(alpha):
+    with pytest.raises(ValueError, match="alpha"):
+        Logit(alpha)
+
+
+def test_negative_tolerances_are_refused():
+    with pytest.raises(ValueError, match="tol"):
+        Accuracy(tol=-1.0)

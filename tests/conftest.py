@@ -1,0 +1,16 @@
+"""Every test runs in float64, from a fixed seed."""
+
+import pytest
+import torch
+
+# The tensors are tiny: threads would only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def float64_and_seed():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)

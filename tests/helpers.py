@@ -1,0 +1,71 @@
+"""What the tests share: small models that are far from their initial state, and oracles."""
+
+import torch
+from torch import Tensor
+
+from iresflow import ImageFlow, VectorFlow
+from iresflow.lipschitz import ACTIVATIONS, Branch, conv_branch, dense_branch
+
+CLOSED = 1e-8
+"""Tolerance of closed forms in float64."""
+
+
+def perturb(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
+    """Moves all parameters away from their special initial values, and settles the norms."""
+    module.train()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn_like(parameter))
+    return module.eval()
+
+
+def small_branch(kind: str, activation: str = "lipswish", context_dim: int = 0) -> Branch:
+    """A branch of few dimensions: ``conv`` on (2, 5, 4), ``dense`` on (5,)."""
+    settings = {"activation": ACTIVATIONS[activation], "coeff": 0.9, "context_dim": context_dim}
+    if kind == "conv":
+        branch = conv_branch(2, 6, (5, 4), **settings)
+    else:
+        branch = dense_branch(5, 8, **settings)
+    return perturb(branch)
+
+
+def branch_shape(kind: str) -> tuple[int, ...]:
+    return (2, 5, 4) if kind == "conv" else (5,)
+
+
+def small_image_flow(**settings) -> ImageFlow:
+    """A flow on 2 x 4 x 4 images over two scales, initialised and perturbed."""
+    settings = {"blocks": (2, 1), "hidden": 6, **settings}
+    flow = ImageFlow((2, 4, 4), **settings)
+    context = random_context(flow, 64)
+    images = torch.randint(0, flow.levels, (64, 2, 4, 4))
+    flow.initialize(flow.dequantize(images), context)
+    return perturb(flow, 0.1)
+
+
+def small_vector_flow(dim: int = 3, **settings) -> VectorFlow:
+    """A flow on vectors, initialised and perturbed."""
+    flow = VectorFlow(dim, **{"blocks": 3, "hidden": 8, **settings})
+    flow.initialize(torch.randn(64, dim), random_context(flow, 64))
+    return perturb(flow, 0.1)
+
+
+def random_context(flow: ImageFlow | VectorFlow, count: int) -> Tensor | None:
+    return torch.randn(count, flow.context_dim) if flow.context_dim else None
+
+
+def dense_jacobian(function, x: Tensor) -> Tensor:
+    """Jacobians ``(B, D, D)`` of a map that treats samples apart, by autograd row by row."""
+    x = x.detach().requires_grad_()
+    z = function(x).flatten(1)
+    rows = [
+        torch.autograd.grad(z[:, i].sum(), x, retain_graph=True)[0].flatten(1)
+        for i in range(z.shape[1])
+    ]
+    return torch.stack(rows, dim=1).detach()
+
+
+def materialize(function, shape: tuple[int, ...]) -> Tensor:
+    """The matrix of a linear map on tensors of a shape, one column for each basis vector."""
+    size = torch.Size(shape).numel()
+    return function(torch.eye(size).reshape(size, *shape)).flatten(1).mT

@@ -1,0 +1,135 @@
+import copy
+
+import pytest
+import torch
+from helpers import CLOSED, materialize
+
+from iresflow.lipschitz import NormalizedConv2d, NormalizedDense
+
+LAYERS = {
+    "dense": (lambda: NormalizedDense(5, 7, coeff=0.9), (5,)),
+    "pointwise": (lambda: NormalizedConv2d(3, 4, 1, (5, 4), coeff=0.9), (3, 5, 4)),
+    "conv": (lambda: NormalizedConv2d(3, 4, 3, (5, 4), coeff=0.9), (3, 5, 4)),
+    "strided": (lambda: NormalizedConv2d(3, 4, 3, (5, 4), stride=2, coeff=0.9), (3, 5, 4)),
+}
+
+
+@pytest.fixture(params=sorted(LAYERS))
+def layer_and_shape(request):
+    make, shape = LAYERS[request.param]
+    layer = make()
+    with torch.no_grad():
+        layer.weight.mul_(3)  # well above the coefficient, so that normalisation acts
+    return layer, shape
+
+
+def norm_in_action(layer, shape):
+    weight = layer.normalized_weight().detach()
+    return float(
+        torch.linalg.matrix_norm(materialize(lambda x: layer.multiply(x, weight), shape), ord=2)
+    )
+
+
+def test_adjoint_is_the_transpose(layer_and_shape):
+    layer, shape = layer_and_shape
+    weight = layer.weight.detach()
+    matrix = materialize(lambda x: layer.multiply(x, weight), shape)
+    image_shape = layer.multiply(torch.zeros(1, *shape), weight).shape[1:]
+    kernel = layer.adjoint_kernel(weight)
+    adjoint = materialize(lambda u: layer.multiply_adjoint(u, kernel), tuple(image_shape))
+    torch.testing.assert_close(adjoint, matrix.mT, rtol=CLOSED, atol=CLOSED)
+
+
+def test_weight_gradient_agrees_with_autograd(layer_and_shape):
+    layer, shape = layer_and_shape
+    x = torch.randn(3, *shape)
+    image = layer.multiply(x, layer.weight)
+    u = torch.randn_like(image)
+    (expected,) = torch.autograd.grad((image * u).sum(), layer.weight)
+    torch.testing.assert_close(layer.weight_gradient(x, u), expected, rtol=CLOSED, atol=CLOSED)
+
+
+def test_norm_is_held_at_the_coefficient(layer_and_shape):
+    layer, shape = layer_and_shape
+    layer.settle()
+    for _ in range(40):  # five warm-started iterations each, as in training
+        layer.train().normalized_weight()
+    assert norm_in_action(layer, shape) == pytest.approx(0.9, rel=1e-6)
+    assert norm_in_action(layer.eval(), shape) == pytest.approx(0.9, rel=1e-6)
+
+
+def test_small_weights_are_left_alone(layer_and_shape):
+    layer, _ = layer_and_shape
+    with torch.no_grad():
+        layer.weight.mul_(1e-3)
+    layer.settle()
+    torch.testing.assert_close(layer.normalized_weight(), layer.weight, rtol=0, atol=0)
+
+
+def test_enforce_makes_the_certified_bound_hold(layer_and_shape):
+    layer, shape = layer_and_shape
+    layer.eval()
+    layer.sigma.mul_(0.8)  # an estimate that is much too low
+    assert layer.bound().upper > 1
+    layer.enforce()
+    bound = layer.bound()
+    assert norm_in_action(layer, shape) <= bound.upper <= 0.9
+
+
+def test_enforce_leaves_the_raw_weight_alone(layer_and_shape):
+    layer, _ = layer_and_shape
+    before = layer.weight.detach().clone()
+    layer.eval().enforce()
+    assert torch.equal(layer.weight, before)
+
+
+def test_bound_notices_a_write_through_data(layer_and_shape):
+    layer, _ = layer_and_shape
+    layer.eval().enforce()
+    layer.weight.data.mul_(2)
+    assert layer.bound().upper > 1
+
+
+def test_gradient_flows_through_the_norm(layer_and_shape):
+    layer, shape = layer_and_shape
+    for _ in range(200):
+        layer.train().normalized_weight()
+    x = torch.randn(2, *shape)
+    # Along its own direction a normalised weight does not move: the product is scale-free.
+    layer(x).square().sum().backward()
+    along = float((layer.weight.grad * layer.weight).sum().detach())
+    assert abs(along) < 1e-6 * float(layer.weight.grad.norm() * layer.weight.detach().norm())
+
+
+def test_state_loads_into_a_fresh_layer_before_any_forward_pass(layer_and_shape):
+    layer, shape = layer_and_shape
+    layer.eval().enforce()
+    fresh = copy.deepcopy(layer)
+    with torch.no_grad():
+        for tensor in fresh.state_dict().values():
+            tensor.add_(1)
+    fresh.load_state_dict(layer.state_dict())
+    x = torch.randn(2, *shape)
+    assert torch.equal(fresh(x), layer(x))
+
+
+def test_float32_layers_are_certified_too():
+    torch.set_default_dtype(torch.float32)
+    layer = NormalizedConv2d(4, 8, 3, (7, 7), coeff=0.97)
+    with torch.no_grad():
+        layer.weight.mul_(5)
+    layer.eval().enforce()
+    weight = layer.normalized_weight().detach().double()
+    matrix = materialize(lambda x: layer.multiply(x.double(), weight), (4, 7, 7))
+    assert float(torch.linalg.matrix_norm(matrix.double(), ord=2)) <= layer.bound().upper <= 0.97
+
+
+@pytest.mark.parametrize("coeff", [0.0, 1.0, 1.5, float("nan")])
+def test_coefficients_of_one_and_more_are_refused(coeff):
+    with pytest.raises(ValueError, match="coeff must lie strictly between 0 and 1"):
+        NormalizedDense(2, 2, coeff=coeff)
+
+
+def test_even_kernels_are_refused():
+    with pytest.raises(ValueError, match="odd"):
+        NormalizedConv2d(1, 1, 2, (4, 4), coeff=0.9)

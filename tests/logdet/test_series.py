@@ -1,0 +1,167 @@
+import pytest
+import torch
+from helpers import CLOSED, branch_shape, dense_jacobian, small_branch
+
+from iresflow import Exact, PowerSeries
+from iresflow.logdet import estimator_from_dict, estimator_to_dict
+
+KINDS = ["conv", "dense"]
+
+
+@pytest.fixture(params=KINDS)
+def case(request):
+    """A branch, points, their Jacobians and exact log-determinants."""
+    branch = small_branch(request.param)
+    x = torch.randn(3, *branch_shape(request.param))
+    jacobian = dense_jacobian(branch, x)
+    identity = torch.eye(jacobian.shape[-1])
+    return branch, x, jacobian, torch.linalg.slogdet(identity + jacobian).logabsdet
+
+
+def truncated(jacobian, terms):
+    """The exact power series with so many terms."""
+    power, total = torch.eye(jacobian.shape[-1]), 0
+    for k in range(1, terms + 1):
+        power = power @ jacobian
+        total = total + (-1) ** (k + 1) / k * power.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return total
+
+
+def within_four_standard_errors(estimate, target):
+    return bool(((estimate.value - target).abs() <= 4 * estimate.variance.sqrt()).all())
+
+
+def test_exact_agrees_with_the_dense_determinant(case):
+    branch, x, _, log_det = case
+    estimate = Exact()(branch.linearize(x))
+    torch.testing.assert_close(estimate.value, log_det, rtol=CLOSED, atol=CLOSED)
+
+
+def test_exact_gradient_agrees_with_autograd_through_the_determinant(case):
+    branch, x, *_ = case
+    weights = torch.rand(3)
+    parameters = list(branch.parameters())
+
+    def dense(y):
+        identity = torch.eye(y[0].numel())
+        rows = torch.func.vmap(
+            lambda one: torch.func.jacrev(lambda t: branch(t[None])[0].flatten())(one)
+        )(y).flatten(2)
+        return torch.linalg.slogdet(identity + rows).logabsdet
+
+    expected = torch.autograd.grad((dense(x) * weights).sum(), parameters, allow_unused=True)
+    surrogate = Exact()(branch.linearize(x)).surrogate
+    ours = torch.autograd.grad((surrogate * weights).sum(), parameters, allow_unused=True)
+    for a, b in zip(ours, expected, strict=True):
+        if b is None:  # the last bias moves g and not its Jacobian
+            assert a is None or bool((a == 0).all())
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_exact_refuses_dimensions_above_its_limit():
+    branch = small_branch("dense")
+    with pytest.raises(ValueError, match=r"5 dimensions needs .* GiB"):
+        Exact(limit=4)(branch.linearize(torch.randn(2, 5)))
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("terms", [1, 2, 5])
+def test_series_estimates_its_own_truncation(case, distribution, terms):
+    branch, x, jacobian, _ = case
+    estimator = PowerSeries(terms, probes=4000, distribution=distribution)
+    estimate = estimator(branch.linearize(x), torch.Generator().manual_seed(1))
+    assert within_four_standard_errors(estimate, truncated(jacobian, terms))
+    # A control that must fail: the same numbers with a bias of a tenth of a nat.
+    assert not within_four_standard_errors(estimate, truncated(jacobian, terms) + 0.1)
+
+
+def test_long_series_estimates_the_log_determinant(case):
+    branch, x, _, log_det = case
+    estimate = PowerSeries(60, probes=4000)(branch.linearize(x), torch.Generator().manual_seed(1))
+    assert within_four_standard_errors(estimate, log_det)
+
+
+@pytest.mark.parametrize("terms", [1, 3, 8])
+def test_truncation_bound_holds_for_every_probe(case, terms):
+    branch, x, *_ = case
+    lipschitz = branch.bound().upper
+    for seed in range(20):
+        short = PowerSeries(terms)(branch.linearize(x), torch.Generator().manual_seed(seed))
+        long = PowerSeries(300)(branch.linearize(x), torch.Generator().manual_seed(seed))
+        error = (short.value - long.value).abs()
+        assert bool((error <= short.truncation_bound(lipschitz) + 1e-12).all())
+
+
+def test_truncation_bound_needs_a_contraction(case):
+    branch, x, *_ = case
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        PowerSeries(3)(branch.linearize(x)).truncation_bound(1.0)
+
+
+def test_tolerance_stops_early_and_says_where(case):
+    branch, x, _, _ = case
+    estimate = PowerSeries(500, tolerance=1e-4)(branch.linearize(x))
+    assert 1 < estimate.tail_order < 60
+    full = PowerSeries(estimate.tail_order)(branch.linearize(x))
+    assert estimate.tail_order == full.tail_order
+
+
+def test_surrogate_gradient_is_that_of_the_series(case):
+    """The mean gradient over many probes against the gradient of the exact truncated series."""
+    branch, x, *_ = case
+    parameter = branch.layers[1].weight
+    terms, probes, rounds = 4, 400, 10
+
+    def series(y):
+        jacobian = torch.func.vmap(
+            lambda one: torch.func.jacrev(lambda t: branch(t[None])[0].flatten())(one)
+        )(y).flatten(2)
+        return truncated(jacobian, terms)
+
+    weights = torch.tensor([1.0, 0.5, 3.0])
+    (exact,) = torch.autograd.grad((series(x) * weights).sum(), parameter)
+    draws = []
+    for seed in range(rounds):
+        estimator = PowerSeries(terms, probes=probes)
+        estimate = estimator(branch.linearize(x), torch.Generator().manual_seed(seed))
+        draws.append(torch.autograd.grad((estimate.surrogate * weights).sum(), parameter)[0])
+    # Along fixed random directions, since 4 standard errors hold for few numbers, not for all.
+    directions = torch.randn(5, *parameter.shape)
+    projected = torch.stack([(directions * g).flatten(1).sum(1) for g in draws])
+    error = (projected.mean(0) - (directions * exact).flatten(1).sum(1)).abs()
+    allowed = 4 * projected.std(0) / rounds**0.5
+    assert bool((error <= allowed).all())
+    biased = (1.5 * projected.mean(0) - (directions * exact).flatten(1).sum(1)).abs()
+    assert not bool((biased <= allowed).all())
+
+
+def test_log_det_has_the_value_of_the_estimate_and_the_gradient_of_the_surrogate(case):
+    branch, x, *_ = case
+    x.requires_grad_()
+    estimate = PowerSeries(5)(branch.linearize(x), torch.Generator().manual_seed(0))
+    assert torch.equal(estimate.log_det.detach(), estimate.value)
+    assert not torch.allclose(estimate.surrogate.detach(), estimate.value)
+    (a,) = torch.autograd.grad(estimate.log_det.sum(), x, retain_graph=True)
+    (b,) = torch.autograd.grad(estimate.surrogate.sum(), x)
+    assert torch.equal(a, b)
+
+
+def test_one_probe_has_no_standard_error(case):
+    branch, x, *_ = case
+    assert bool(PowerSeries(3)(branch.linearize(x)).variance.isnan().all())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"terms": 0}, {"probes": 0}, {"distribution": "cauchy"}, {"tolerance": -1.0}]
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError):
+        PowerSeries(**settings)
+
+
+def test_estimators_survive_the_way_through_plain_values():
+    for estimator in (Exact(limit=7), PowerSeries(3, 2, "gaussian", 0.5)):
+        assert estimator_from_dict(estimator_to_dict(estimator)) == estimator
+    with pytest.raises(ValueError, match="unknown estimator"):
+        estimator_from_dict({"name": "guess"})

@@ -18,7 +18,7 @@ __all__ = [
 
 
 class InversionError(RuntimeError):
-    """A fixed-point solve ended without meeting its tolerance, or met a value that is not finite."""
+    """A solve ended without meeting its tolerance, or met a value that is not finite."""
 
 
 class InversionWarning(UserWarning):

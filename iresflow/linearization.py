@@ -1,8 +1,8 @@
 """What a residual branch shows of itself at a point: its value and products with its Jacobian.
 
-Estimators of log-determinants see a `Linearization` and tensors only, so they work with any branch:
-with one that knows its derivatives in closed form (`iresflow.lipschitz.chain`), and through
-`FunctionLinearization` with any function that `torch.func` can differentiate.
+Estimators of log-determinants see a `Linearization` and tensors only, so they work with any
+branch: with one that knows its derivatives in closed form (`iresflow.lipschitz.chain`), and
+through `FunctionLinearization` with any function that `torch.func` can differentiate.
 """
 
 from abc import ABC, abstractmethod

@@ -39,7 +39,7 @@ class Accuracy:
     """
 
     tol: float = 1e-5
-    solver: Solver = FixedPoint()  # noqa: RUF009 (frozen)
+    solver: Solver = FixedPoint()
 
     def __post_init__(self) -> None:
         if not self.tol >= 0:

@@ -15,7 +15,7 @@ __all__ = ["Center", "Logit", "dequantize", "quantize"]
 def dequantize(
     images: Tensor, levels: int, *, dtype: torch.dtype, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Integers 0 .. levels - 1 to floats in [0, 1): ``(integer + u) / levels``, u uniform in [0, 1).
+    """Integers 0 .. levels - 1 to floats in [0, 1): ``(integer + u) / levels``, u uniform there.
 
     Uniform dequantisation makes the density's likelihood a lower bound of the integers' (thesis,
     Lemma 5.10; Theis et al., 2016).
@@ -27,7 +27,7 @@ def dequantize(
 
 
 def quantize(x: Tensor, levels: int) -> Tensor:
-    """Floats to the integers that they dequantise, ``uint8`` up to 256 levels; clamped to range."""
+    """Floats to the integers that they dequantise, clamped; ``uint8`` up to 256 levels."""
     integers = (x * levels).floor().clamp(0, levels - 1)
     return integers.to(torch.uint8 if levels <= 256 else torch.int32)
 

@@ -20,7 +20,9 @@ def new_parser(verb: str, description: str) -> ArgumentParser:
 
 def add_run_arguments(parser: ArgumentParser) -> None:
     """The arguments of all verbs that take a run."""
-    parser.add_argument("run", help="run directory, such as runs/0000-digits, or a checkpoint file")
+    parser.add_argument(
+        "run", help="run directory, such as runs/0000-digits, or a checkpoint file"
+    )
     parser.add_argument(
         "--checkpoint", default="best", choices=["best", "last"], help="which one of the run"
     )
@@ -32,7 +34,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     """Parses, or ends the process with one line that says what is wrong and what is nearest."""
     try:
         return parser.parse_args(list(arguments))
-    except Exception as error:  # noqa: BLE001 (the library raises several kinds for bad input)
+    except Exception as error:  # the library raises several kinds for bad input
         fail(_explain(str(error).strip(), _keys(parser)), code=2)
 
 
@@ -52,7 +54,9 @@ def _explain(message: str, keys: list[str]) -> str:
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     unknown = re.search(r"[Uu]nrecognized arguments?: --([\w.\-]+)", message)
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.\-]+)'", message)
-    at_root = re.search(r"Key '([\w.\-]+)' is not expected|does not accept option '([\w.\-]+)'", message)
+    at_root = re.search(
+        r"Key '([\w.\-]+)' is not expected|does not accept option '([\w.\-]+)'", message
+    )
     wrong: str | None = None
     if unknown:
         wrong = unknown[1]
@@ -69,5 +73,3 @@ def _explain(message: str, keys: list[str]) -> str:
         near = [last[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], last, n=1)]
     advice = f"the nearest is --{near[0]}" if near else "see --help"
     return f"unknown option {wrong!r}: {advice}"
-
-

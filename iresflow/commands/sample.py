@@ -50,14 +50,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = new_parser("sample", "Writes samples of a trained model. The checkpoint knows the model.")
+    parser = new_parser(
+        "sample", "Writes samples of a trained model. The checkpoint knows the model."
+    )
     add_run_arguments(parser)
     parser.add_argument("--n", type=int, default=36, help="number of samples (or pairs, or paths)")
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="scale of the latent noise; 1 is the model"
     )
     parser.add_argument(
-        "--tol", type=float, default=1e-4, help="certified error of each block's inverse, Euclidean"
+        "--tol",
+        type=float,
+        default=1e-4,
+        help="certified error of each block's inverse, Euclidean",
     )
     parser.add_argument("--out", help="file to write; by default in the run's samples directory")
     parser.add_argument("--each", action="store_true", help="also write one file for each sample")

@@ -37,9 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     flow = build_model(config, dataset).to(device)
     run = resumed or RunDirectory.create(config.runs, config.name or config.data.name)
     run.write_config(config.to_dict())
-    trainer = Trainer(
-        flow, dataset, config.training, run, seed=config.seed, flip=config.data.flip
-    )
+    trainer = Trainer(flow, dataset, config.training, run, seed=config.seed, flip=config.data.flip)
     if resumed:
         trainer.resume()
     _announce(run, dataset, flow, trainer, device)

@@ -49,7 +49,9 @@ class Bound:
 
     def then(self, other: "Bound") -> "Bound":
         """The bound of a composition: Lipschitz constants multiply (thesis, eq. 4.6)."""
-        methods = dict.fromkeys(m for m in (*self.method.split("+"), *other.method.split("+")) if m)
+        methods = dict.fromkeys(
+            m for m in (*self.method.split("+"), *other.method.split("+")) if m
+        )
         # One unit in the last place pays for the rounding of the product.
         upper = math.nextafter(self.upper * other.upper, math.inf)
         return Bound(upper, self.estimate * other.estimate, "+".join(methods))

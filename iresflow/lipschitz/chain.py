@@ -64,7 +64,9 @@ class ChainLinearization(Linearization):
         self._stages = tuple(stages)
         self._inputs: list[Tensor] = []  # h_i, what enters each stage
         self._slopes: list[Tensor | None] = []  # phi_i'(h_i)
-        self._tangents: tuple[Tensor, list[Tensor]] | None = None  # v, and A.. D.. v before stage i
+        self._tangents: tuple[Tensor, list[Tensor]] | None = (
+            None  # v, and A.. D.. v before stage i
+        )
         self._attached: Tensor | None = None
         self._kernels: list[Tensor] = []
         with torch.no_grad():

@@ -75,11 +75,11 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
 
     @abstractmethod
     def adjoint_kernel(self, weight: Tensor) -> Tensor:
-        """The weight in the form that `multiply_adjoint` takes; computed once for many products."""
+        """The weight in the form that `multiply_adjoint` takes, once for many products."""
 
     @abstractmethod
     def multiply_adjoint(self, u: Tensor, kernel: Tensor) -> Tensor:
-        """The adjoint of A times a batch ``(N, ...)``, with ``kernel = adjoint_kernel(weight)``."""
+        """The adjoint of A times a batch ``(N, ...)``; kernel from `adjoint_kernel`."""
 
     @abstractmethod
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:

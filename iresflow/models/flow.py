@@ -134,7 +134,7 @@ class Flow(nn.Module):
 
         Warns:
             InversionWarning: the tolerance is below what the floating-point format allows; the
-                result is as exact as the format allows, and ``block_error`` says how exact.
+                result is as exact as that, and ``block_error`` says how exact.
 
         Raises:
             ValueError: z or the context has another shape than the model's.
@@ -154,8 +154,8 @@ class Flow(nn.Module):
         if not worst <= RESIDUAL_TOLERANCE * dim**0.5:
             raise InversionError(
                 f"the inverse does not map back to its latent: residual {worst:.3g} in {dim} "
-                f"dimensions. Ask for a smaller tol than {accuracy.tol:.3g}, or compute in float64 "
-                "(flow.double())"
+                f"dimensions. Ask for a smaller tol than {accuracy.tol:.3g}, or compute in "
+                "float64 (flow.double())"
             )
         reached = float(result.error.max()) if len(z) else 0.0
         if reached > accuracy.tol > 0:

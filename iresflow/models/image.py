@@ -195,8 +195,8 @@ class ImageFlow(StoredModel, Flow):
     ) -> BitsPerDim:
         """Bits/dim of integer images ``(N, C, H, W)``, each with one draw of dequantisation noise.
 
-        :math:`-\\log_2 p(x) / D + \\log_2(\\text{levels})` for the density of x in [0, 1): an upper
-        bound, in expectation, of the bits/dim of the integers (thesis, section 5.3). In eval mode
+        :math:`-\\log_2 p(x) / D + \\log_2(\\text{levels})` for the density of x in [0, 1): in
+        expectation an upper bound of the integers' bits/dim (thesis, section 5.3). In eval mode
         it repeats exactly unless a generator is given.
         """
         if generator is None and not self.training:

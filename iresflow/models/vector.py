@@ -12,7 +12,7 @@ from iresflow.models.storage import StoredModel
 __all__ = ["VectorFlow"]
 
 EXACT_UP_TO = 8
-"""Up to this dimension the exact log-determinant costs no more than a series, and is the default."""
+"""Up to this dimension the exact log-determinant costs no more than a series: the default."""
 
 
 @final

@@ -7,7 +7,8 @@ sample over all of its entries.
 With a certified :math:`L \ge \operatorname{Lip}(g)`, :math:`L < 1`, and the residual
 :math:`r = y - g(x) - x`, the solution :math:`x^*` obeys :math:`|x - x^*| \le |r| / (1 - L)`, and
 the next fixed-point iterate :math:`x + r` obeys :math:`|x + r - x^*| \le L |r| / (1 - L)` (both
-from the proof of Lemma 4.5 of the thesis). The driver adds what the arithmetic itself may be off by.
+from the proof of Lemma 4.5 of the thesis). The driver adds what the arithmetic itself may be off
+by.
 """
 
 from abc import ABC, abstractmethod
@@ -87,8 +88,8 @@ def solve(
     """
     if not lipschitz < 1:
         raise NotContractiveError(
-            f"{context or 'the map'} has a certified Lipschitz bound of {lipschitz:.4g}, not below "
-            "1: its inverse need not exist. Call flow.enforce(), which rescales the layers"
+            f"{context or 'the map'} has a certified Lipschitz bound of {lipschitz:.4g}, not "
+            "below 1: its inverse need not exist. Call flow.enforce(), which rescales the layers"
         )
     _require_finite(y, "what is to be inverted", context)
     value = y.clone()

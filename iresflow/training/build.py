@@ -101,9 +101,7 @@ def _estimator(config: Config) -> LogDetEstimator:
     settings = config.log_det
     if settings.name == "exact":
         return Exact()
-    return PowerSeries(
-        settings.terms, settings.probes, settings.distribution, settings.tolerance
-    )
+    return PowerSeries(settings.terms, settings.probes, settings.distribution, settings.tolerance)
 
 
 def class_context(labels: Tensor | None, context_dim: int, like: Tensor) -> Tensor | None:

@@ -76,7 +76,9 @@ def find_checkpoint(run: str | Path, name: str = "best") -> Path:
         if path.is_file():
             return path
     if not run.exists():
-        raise CheckpointError(f"{run} does not exist; pass a run directory, such as runs/0000-digits")
+        raise CheckpointError(
+            f"{run} does not exist; pass a run directory, such as runs/0000-digits"
+        )
     raise CheckpointError(f"no checkpoint in {run / 'checkpoints'}: the run has not validated yet")
 
 
@@ -96,5 +98,7 @@ def load_training(path: Path, device: torch.device) -> tuple[dict[str, Any], Pro
     """
     content = read_file(path, device)
     if "training" not in content:
-        raise CheckpointError(f"{path} holds a model only; training goes on from checkpoints/last.pt")
+        raise CheckpointError(
+            f"{path} holds a model only; training goes on from checkpoints/last.pt"
+        )
     return content["training"], Progress(**content["progress"])

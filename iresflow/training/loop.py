@@ -109,7 +109,7 @@ class Trainer:
         Raises:
             NonFiniteError: a loss or gradient is not finite; the last checkpoint is intact.
             CheckpointError: a checkpoint can't be written; the previous one is intact.
-            KeyboardInterrupt: on Ctrl-C or SIGTERM, when the step is done and a checkpoint written.
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, behind a step and with a checkpoint.
         """
         start = self.progress.step
         if start == 0:

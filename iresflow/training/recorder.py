@@ -128,9 +128,7 @@ class Recorder:
                 self._writer.add_scalar(key, value, step)
 
 
-def _contexts(
-    model: ImageFlow | VectorFlow, count: int, device: torch.device
-) -> Tensor | None:
+def _contexts(model: ImageFlow | VectorFlow, count: int, device: torch.device) -> Tensor | None:
     """One-hot contexts of the classes in turn, or None."""
     if model.context_dim == 0:
         return None

@@ -56,8 +56,12 @@ class RunDirectory:
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
-            here = "is not a run directory (no config.yaml in it)" if path.exists() else "is missing"
-            raise RunError(f"{path} {here}; a run is what train.py makes, such as runs/0000-digits")
+            here = (
+                "is not a run directory (no config.yaml in it)" if path.exists() else "is missing"
+            )
+            raise RunError(
+                f"{path} {here}; a run is what train.py makes, such as runs/0000-digits"
+            )
         return cls(path)
 
     @property

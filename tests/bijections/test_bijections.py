@@ -57,7 +57,9 @@ def case(request):
     bijection = make()
     x = torch.rand(4, *shape)
     context = torch.randn(4, context_dim) if context_dim else None
-    bijection.initialize(torch.rand(32, *shape), torch.randn(32, context_dim) if context_dim else None)
+    bijection.initialize(
+        torch.rand(32, *shape), torch.randn(32, context_dim) if context_dim else None
+    )
     return perturb(bijection, 0.1), x, context
 
 
@@ -68,9 +70,7 @@ def test_log_det_agrees_with_the_dense_jacobian(case):
     expected = torch.linalg.slogdet(jacobian).logabsdet
     assert log_det.shape == (4,)
     torch.testing.assert_close(log_det.detach(), expected, rtol=CLOSED, atol=CLOSED)
-    torch.testing.assert_close(
-        z, bijection.transform(x, context), rtol=CLOSED, atol=CLOSED
-    )
+    torch.testing.assert_close(z, bijection.transform(x, context), rtol=CLOSED, atol=CLOSED)
 
 
 def test_inverse_undoes_forward_and_forward_undoes_inverse(case):

@@ -69,7 +69,9 @@ def test_expansive_maps_are_refused(lipschitz):
 
 def test_too_few_steps_raise_with_numbers():
     g, _ = contraction(0.99)
-    with pytest.raises(InversionError, match=r"of 5 samples missed the tolerance .* after 3 steps"):
+    with pytest.raises(
+        InversionError, match=r"of 5 samples missed the tolerance .* after 3 steps"
+    ):
         solve(g, torch.randn(5, 6), lipschitz=0.99, tol=1e-9, solver=FixedPoint(3))
 
 

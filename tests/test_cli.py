@@ -1,0 +1,280 @@
+"""The commands, run as their user runs them, on models of a few steps."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import iresflow
+from iresflow.cli import main
+from iresflow.commands.train import _configure
+from iresflow.training.config import Config
+
+CONFIGS = sorted((Path(iresflow.__file__).parents[1] / "configs").glob("*.yaml"))
+TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
+--training.validate_every 2 --training.validation_samples 8 --training.log_every 1
+--log_det.terms 3""".split()
+
+
+@pytest.fixture(autouse=True)
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+    """A trained run on digits."""
+    torch.set_default_dtype(torch.float32)
+    assert main(["train", *TINY, "--runs", str(runs), "--data.test", "24"]) == 0
+    return runs / "0000-digits"
+
+
+def fails(arguments, capsys, code=1):
+    """The one line that a failing command prints."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    return message
+
+
+def test_train_leaves_a_complete_run(run):
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "evaluation.json",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "samples/0000002-samples.png",
+    } <= names
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["hidden"] == 4
+
+
+def test_resume_goes_on_where_the_run_stopped(runs, run, capsys):
+    main(["train", *TINY, "--runs", str(runs), "--data.test", "24", "--training.steps", "4"])
+    longer = sorted(runs.glob("*-digits"))[-1]
+    main(["train", "--resume", str(run), "--training.steps", "4"])
+    assert "steps       2 of 4" in capsys.readouterr().out
+    a, b = (
+        torch.load(r / "checkpoints" / "last.pt", weights_only=True)["training"]["flow"]
+        for r in (run, longer)
+    )
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_resume_refuses_another_model(run, capsys):
+    message = fails(["train", "--resume", str(run), "--model.hidden", "5"], capsys)
+    assert "other values of model.hidden" in message
+    assert "is missing" in fails(["train", "--resume", str(run / "no")], capsys)
+
+
+@pytest.mark.parametrize("picture", ["samples", "reconstructions", "interpolations"])
+def test_sample_writes_its_pictures(run, picture, capsys, tmp_path):
+    mode = {
+        "samples": [],
+        "reconstructions": ["--reconstruct"],
+        "interpolations": ["--interpolate"],
+    }
+    out = tmp_path / "pictures" / "x.png"
+    arguments = ["sample", str(run), "--n", "4", "--out", str(out), "--each", *mode[picture]]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "solver steps" in printed and "measured residual" in printed
+    assert Image.open(out).size[0] > 32
+    count = 40 if picture == "interpolations" else 4
+    assert len(list(out.with_suffix("").glob("*.png"))) == count
+
+
+def test_sample_repeats_for_a_seed(run, tmp_path):
+    files = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for file, seed in zip(files, "334", strict=True):
+        main(["sample", str(run), "--n", "4", "--seed", seed, "--out", str(file)])
+    assert files[0].read_bytes() == files[1].read_bytes() != files[2].read_bytes()
+
+
+def test_sample_takes_a_bare_checkpoint(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(run / "checkpoints" / "best.pt"), "--n", "2"]) == 0
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_evaluate_and_certify(run, capsys):
+    assert main(["evaluate", str(run), "--n", "10"]) == 0
+    assert re.search(r"\d\.\d{4} bits/dim \+- 0\.\d{4}", capsys.readouterr().out)
+    assert main(["certify", str(run)]) == 0
+    assert "certified: every block" in capsys.readouterr().out
+
+
+def test_certify_fails_for_a_model_that_expands(run, tmp_path, capsys):
+    model = iresflow.load(run / "checkpoints" / "best.pt")
+    with torch.no_grad():
+        for _, block in model.blocks():
+            for layer in block.branch.layers:
+                layer.weight.mul_(20)
+    model.save(tmp_path / "expanding.pt")
+    assert main(["certify", str(tmp_path / "expanding.pt")]) == 1
+    assert "NOT certified" in capsys.readouterr().out
+    message = fails(["sample", str(tmp_path / "expanding.pt")], capsys)
+    assert "certified Lipschitz bound" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.hiden", "64"], "'model.hiden': the nearest is --model.hidden"),
+        (["--hidden", "64"], "the nearest is --model.hidden"),
+        (["--trainig.steps=3"], "the nearest is --training.steps"),
+        (["--model.hidden", "many"], "model.hidden"),
+        (["--model.activation", "relu"], "model.activation"),
+        (["--model.coeff", "1.0"], "coeff must lie strictly between 0 and 1"),
+        (["--training.steps", "0"], "steps must be above 0"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_options_that_are_wrong_are_named(arguments, expected, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", *arguments])
+    assert expected in capsys.readouterr().err
+
+
+def test_config_keys_that_are_wrong_are_named(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    file.write_text("model:\n  hiden: 3\n")
+    message = fails(["train", "--config", str(file)], capsys, code=2)
+    assert "'model.hiden': the nearest is --model.hidden" in message
+    file.write_text("modle:\n  hidden: 3\n")
+    assert "--model" in fails(["train", "--config", str(file)], capsys, code=2)
+    file.write_text("model: [unclosed\n")
+    fails(["train", "--config", str(file)], capsys, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--data.name", "mnits"], "mnist"),
+        (["train", "--data.name", "folder", "--data.root", "nowhere"], "size"),
+        (
+            ["train", "--data.name", "folder", "--data.root", "nowhere", "--data.size", "8"],
+            "nowhere",
+        ),
+        (["train", "--model.blocks", "[1,1,1,1,1]"], "multiples of 16, got 8 x 8"),
+        (["sample", "nowhere"], "does not exist"),
+        (["evaluate", "nowhere"], "does not exist"),
+        (["train", "--device", "cuda:99"], "can't be used here"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, expected, capsys, tmp_path):
+    if arguments[0] == "train":
+        arguments = [*arguments, "--runs", str(tmp_path)]
+    assert expected in fails(arguments, capsys)
+    assert not list(tmp_path.iterdir())  # no run was begun
+
+
+def test_data_that_is_missing_names_the_ways_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    message_start = ["train", "--data.name", "mnist", "--data.root", str(tmp_path / "none")]
+    with pytest.raises(SystemExit):
+        main([*message_start, "--runs", str(tmp_path / "runs")])
+    message = capsys.readouterr().err
+    assert str(tmp_path / "none") in message and "train-images-idx3-ubyte" in message
+    assert "IRESFLOW_DATA" in message and "Traceback" not in message
+
+
+def test_a_truncated_checkpoint_is_named(run, tmp_path, capsys):
+    whole = (run / "checkpoints" / "best.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[:-1000])
+    assert "cut off" in fails(["sample", str(tmp_path / "cut.pt")], capsys)
+
+
+def test_sample_refuses_what_makes_no_sense(run, capsys):
+    assert "--n" in fails(["sample", str(run), "--n", "0"], capsys)
+    assert "--label" in fails(["sample", str(run), "--label", "3"], capsys)
+    assert "one at a time" in fails(["sample", str(run), "--reconstruct", "--interpolate"], capsys)
+    assert "tol" in fails(["sample", str(run), "--tol", "-1"], capsys)
+
+
+def test_a_folder_with_one_corrupt_file_trains(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for index in range(20):
+        size = (9 + index, 12)
+        pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    arguments = ["--data.name", "folder", "--data.root", str(tmp_path), "--data.size", "8"]
+    assert main(["train", *TINY, *arguments, "--runs", str(tmp_path / "runs")]) == 0
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_a_table_trains_and_samples(tmp_path, capsys):
+    table = np.random.default_rng(0).normal(size=(200, 3))
+    np.savetxt(tmp_path / "t.csv", table, delimiter=",", header="a,b,c", comments="")
+    arguments = ["--data.name", "table", "--data.root", str(tmp_path / "t.csv")]
+    assert main(["train", *TINY, *arguments, "--runs", str(tmp_path)]) == 0
+    assert main(["sample", str(tmp_path / "0000-table"), "--n", "50"]) == 0
+    samples = np.loadtxt(tmp_path / "0000-table" / "samples" / "samples.csv", delimiter=",")
+    assert samples.shape == (50, 3)
+    table[3, 1] = np.nan
+    np.save(tmp_path / "nan.npy", table)
+    arguments[-1] = str(tmp_path / "nan.npy")
+    assert "nan" in fails(["train", *arguments], capsys).lower()
+
+
+def test_two_dimensional_densities_are_drawn(tmp_path):
+    arguments = ["--data.name", "two-moons", "--data.count", "300", "--log_det.name", "exact"]
+    assert main(["train", *TINY, *arguments, "--runs", str(tmp_path)]) == 0
+    run = tmp_path / "0000-two-moons"
+    assert main(["sample", str(run), "--n", "50"]) == 0
+    assert Image.open(run / "samples" / "samples.png").size[0] > 300
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_configurations_are_valid_and_comment_every_choice(file):
+    config, _ = _configure(["--config", str(file)])
+    assert config.name == file.stem
+    for section in ("model", "log_det"):
+        block = re.search(rf"^{section}:\n((?:  .*\n)+)", file.read_text(), re.M)
+        assert block and all("#" in line for line in block[1].splitlines())
+
+
+def test_the_defaults_are_those_of_the_digits():
+    file = next(file for file in CONFIGS if file.stem == "digits")
+    config, _ = _configure(["--config", str(file)])
+    config.name = None
+    assert config == Config()
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "Side of the square images in pixels" in text
+    assert "Smallest" not in text
+    for name in ("model.alpha", "training.minutes", "log_det.tolerance", "resume"):
+        assert f"--{name}" in text
+
+
+def test_scripts_and_module_run_as_programs():
+    root = CONFIGS[0].parents[1]
+    for program in (["train.py"], ["sample.py"], ["-m", "iresflow"]):
+        done = subprocess.run(
+            [sys.executable, *program, "--help"], cwd=root, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "usage" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "iresflow", "fly"], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "unknown verb" in done.stderr

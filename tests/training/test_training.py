@@ -1,0 +1,327 @@
+import json
+import signal
+
+import pytest
+import torch
+
+from iresflow import CheckpointError, NonFiniteError
+from iresflow.data import Split, load_dataset
+from iresflow.errors import RunError
+from iresflow.training import loop
+from iresflow.training.build import Batches, build_dataset, build_model, resolve_device
+from iresflow.training.checkpoint import find_checkpoint, load_model, load_training
+from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
+from iresflow.training.evaluate import evaluate, reconstruct
+from iresflow.training.loop import Trainer, learning_rate
+from iresflow.training.runs import RunDirectory
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def moons():
+    return load_dataset("two-moons", count=500)
+
+
+def tiny(**training):
+    values = {"steps": 6, "batch_size": 8, "validate_every": 3, "validation_samples": 16}
+    return Config(
+        data=DataConfig(),
+        model=ModelConfig(blocks=(1, 1), hidden=4),
+        log_det=LogDetConfig(terms=3, tolerance=0),
+        training=TrainingConfig(**{**values, "log_every": 2, "warmup_steps": 2, **training}),
+    )
+
+
+def new_trainer(config, dataset, run):
+    torch.manual_seed(config.seed)
+    return Trainer(build_model(config, dataset), dataset, config.training, run, seed=config.seed)
+
+
+def train(config, dataset, tmp_path):
+    trainer = new_trainer(config, dataset, RunDirectory.create(tmp_path, "test"))
+    trainer.train()
+    return trainer
+
+
+def weights(trainer):
+    states = [trainer.flow.state_dict(), trainer.average.state_dict()]
+    return {f"{i}.{k}": v.clone() for i, state in enumerate(states) for k, v in state.items()}
+
+
+def assert_same_raw_weights(a, b):
+    assert a.keys() == b.keys()
+    # The averaged model's norms are overwritten by the next step; all else is the run's state.
+    for key in a:
+        if not key.startswith("1.module") or "sigma" not in key:
+            assert torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(digits, tmp_path, optimizer):
+    whole = train(tiny(optimizer=optimizer), digits, tmp_path)
+    half = train(tiny(optimizer=optimizer, steps=3), digits, tmp_path)
+    rest = new_trainer(tiny(optimizer=optimizer), digits, half.run)
+    rest.resume()
+    assert rest.progress.step == 3
+    rest.train()
+    assert_same_raw_weights(weights(rest), weights(whole))
+    steps = [json.loads(line)["step"] for line in rest.run.metrics_file.open()]
+    assert steps == sorted(steps) and max(steps) == 6
+
+
+def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path, monkeypatch):
+    whole = train(tiny(), digits, tmp_path)
+    trainer = new_trainer(tiny(), digits, RunDirectory.create(tmp_path, "interrupted"))
+    objective = loop.evaluate_objective
+
+    def interrupting(*args):
+        if trainer.progress.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return objective(*args)
+
+    monkeypatch.setattr(loop, "evaluate_objective", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    monkeypatch.undo()
+    rest = new_trainer(tiny(), digits, trainer.run)
+    rest.resume()
+    assert rest.progress.step == 4  # the step in which the signal came was finished
+    rest.train()
+    assert_same_raw_weights(weights(rest), weights(whole))
+
+
+def test_validation_and_checkpoints_do_not_change_the_weights(digits, tmp_path):
+    often = train(tiny(validate_every=1), digits, tmp_path)
+    rarely = train(tiny(validate_every=6), digits, tmp_path)
+    assert_same_raw_weights(weights(often), weights(rarely))
+
+
+def test_the_checkpoint_holds_a_certified_model(digits, tmp_path):
+    trainer = train(tiny(), digits, tmp_path)
+    with torch.no_grad():  # weights whose norms the power iteration has not seen yet
+        for parameter in trainer.average.module.parameters():
+            parameter.mul_(1.7)
+    trainer._save(trainer.evaluated)
+    model, progress = load_model(find_checkpoint(trainer.run.path, "last"), CPU)
+    assert progress.step == 6
+    assert model.certify()
+    for _, block in model.blocks():
+        assert all(layer.bound().upper <= layer.coeff for layer in block.branch.layers)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(digits, tmp_path, monkeypatch):
+    trainer = new_trainer(tiny(), digits, RunDirectory.create(tmp_path, "nan"))
+    objective = loop.evaluate_objective
+
+    def spoiled(flow, batch, *rest):
+        if trainer.progress.step == 4:
+            with torch.no_grad():
+                flow.base.mean[0] = torch.nan
+        return objective(flow, batch, *rest)
+
+    monkeypatch.setattr(loop, "evaluate_objective", spoiled)
+    with pytest.raises(NonFiniteError, match=r"at step 4; the last good checkpoint is .*last\.pt"):
+        trainer.train()
+    state, progress = load_training(trainer.run.checkpoint("last"), CPU)
+    assert progress.step == 3
+    assert all(bool(torch.isfinite(t).all()) for t in state["flow"].values())
+
+
+def test_a_full_disk_stops_and_keeps_the_previous_checkpoint(digits, tmp_path, monkeypatch):
+    trainer = new_trainer(tiny(), digits, RunDirectory.create(tmp_path, "full"))
+    save, calls = torch.save, []
+
+    def full(content, file):
+        calls.append(1)
+        if len(calls) > 2:  # last and best of the first validation went well
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer.train()
+    assert load_training(trainer.run.checkpoint("last"), CPU)[1].step == 3
+
+
+def test_metrics_hold_all_that_is_promised(digits, tmp_path):
+    trainer = train(tiny(), digits, tmp_path)
+    lines = [json.loads(line) for line in trainer.run.metrics_file.open()]
+    keys = {key for line in lines for key in line}
+    assert {
+        "train/bits/dim",
+        "train/log_base",
+        "train/log_det",
+        "train/gradient_norm",
+        "train/learning_rate",
+        "train/steps_per_second",
+        "validation/bits/dim",
+        "certified/largest_lipschitz_bound",
+        "validation/reconstruction_error",
+    } <= keys
+    for line in lines:
+        if "train/bits/dim" in line:
+            parts = line["train/log_base"] + line["train/log_det"]
+            assert line["train/bits/dim"] + parts == pytest.approx(4.0875, abs=1e-3)  # log2 17
+    names = {path.name for path in trainer.run.samples.iterdir()}
+    assert {"0000006-samples.png", "0000006-reconstructions.png"} <= names
+    assert list(trainer.run.events.iterdir())
+
+
+def test_training_lowers_the_loss(digits, tmp_path):
+    config = tiny(steps=40, batch_size=32, validate_every=40, learning_rate=1e-2)
+    trainer = train(config, digits, tmp_path)
+    lines = [json.loads(line) for line in trainer.run.metrics_file.open()]
+    losses = [line["train/bits/dim"] for line in lines if "train/bits/dim" in line]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_batch_of_one_trains(digits, tmp_path):
+    trainer = train(tiny(batch_size=1, steps=2), digits, tmp_path)
+    assert trainer.progress.step == 2
+
+
+def test_class_conditional_images_train_and_sample(digits, tmp_path):
+    config = tiny(steps=3)
+    config.model.conditional = True
+    trainer = train(config, digits, tmp_path)
+    model, _ = load_model(find_checkpoint(trainer.run.path), CPU)
+    assert model.context_dim == 10
+    assert model.sample(2, torch.eye(10)[:2]).shape == (2, 1, 8, 8)
+    assert evaluate(model, Split(digits.test.values[:20], digits.test.labels[:20])).samples == 20
+
+
+def test_conditional_models_need_labels(digits):
+    config = tiny()
+    config.model.conditional = True
+    with pytest.raises(ValueError, match="needs labels"):
+        build_model(config, load_dataset("checkerboard", count=100))
+
+
+def test_vectors_train_with_an_exact_log_determinant(moons, tmp_path):
+    config = tiny(steps=30, batch_size=64, validate_every=30)
+    config.log_det.name = "exact"
+    config.model.blocks = (3,)
+    trainer = train(config, moons, tmp_path)
+    model, _ = load_model(find_checkpoint(trainer.run.path), CPU)
+    score = evaluate(model, moons.test)
+    assert score.unit == "nats" and score.probe_error == 0 and score.truncation_bound == 0
+    assert score.mean < 4.5
+
+
+def test_evaluation_repeats_for_a_seed_and_for_any_batch_size_of_one_draw(digits, tmp_path):
+    trainer = train(tiny(), digits, tmp_path)
+    model, _ = load_model(find_checkpoint(trainer.run.path), CPU)
+    part = Split(digits.test.values[:30])
+    assert evaluate(model, part) == evaluate(model, part)
+    assert evaluate(model, part, seed=1).mean != evaluate(model, part).mean
+
+
+def test_reconstruction_is_as_exact_as_it_says(digits, tmp_path):
+    trainer = train(tiny(), digits, tmp_path)
+    model, _ = load_model(find_checkpoint(trainer.run.path), CPU)
+    back = reconstruct(model, digits.test, count=20)
+    assert back.largest_error < 1e-4
+    assert back.values.shape == (20, 1, 8, 8)
+
+
+def test_learning_rate_rises_stays_and_falls():
+    config = TrainingConfig(steps=100, learning_rate=1.0, warmup_steps=10, decay_steps=20)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1 and rates[50] == 1
+    assert rates[90] == pytest.approx(0.5) and 0 < rates[99] <= 0.05
+    flat = TrainingConfig(steps=10, learning_rate=1.0, warmup_steps=0)
+    assert {learning_rate(flat, step) for step in range(10)} == {1.0}
+
+
+def test_batches_cover_an_epoch_and_depend_on_the_step_alone(digits):
+    split = Split(torch.arange(10.0)[:, None])
+    batches = Batches(split, 3, seed=5, device=CPU)
+    stream = batches.from_step(0)
+    drawn = [next(stream)[0] for _ in range(7)]
+    epoch = torch.cat(drawn[:3]).flatten().tolist()
+    assert len(set(epoch)) == 9
+    assert torch.equal(next(batches.from_step(5))[0], drawn[5])
+    assert not torch.equal(torch.cat(drawn[:3]), torch.cat(drawn[3:6]))
+    large = next(Batches(split, 100, seed=5, device=CPU).from_step(0))[0]
+    assert len(large) == 10
+
+
+def test_mirrored_batches_repeat(digits):
+    batches = Batches(digits.train, 16, seed=5, device=CPU, flip=True)
+    a, labels = next(batches.from_step(3))
+    plain, _ = next(Batches(digits.train, 16, seed=5, device=CPU).from_step(3))
+    same = (a == plain).flatten(1).all(1)
+    mirrored = (a == plain.flip(-1)).flatten(1).all(1)
+    assert bool((same | mirrored).all()) and 0 < int(same.sum()) < 16
+    assert torch.equal(next(batches.from_step(3))[0], a) and labels is not None
+
+
+def test_run_directories_are_numbered_and_never_reused(tmp_path):
+    paths = [RunDirectory.create(tmp_path, name).path.name for name in ("a b/c", "x", "x")]
+    assert paths == ["0000-a-b-c", "0001-x", "0002-x"]
+    with pytest.raises(RunError, match="no config.yaml"):
+        RunDirectory.open(tmp_path)
+    with pytest.raises(RunError, match="is missing"):
+        RunDirectory.open(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="could not make"):
+        RunDirectory.create(tmp_path / "file", "x")
+
+
+def test_metrics_of_a_killed_process_are_trimmed(tmp_path):
+    run = RunDirectory.create(tmp_path, "x")
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step})
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 4, "tr')
+    run.forget_metrics_after(2)
+    assert [json.loads(line)["step"] for line in run.metrics_file.open()] == [1, 2]
+
+
+def test_checkpoints_that_are_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_checkpoint(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="has not validated yet"):
+        find_checkpoint(tmp_path)
+
+
+def test_devices_that_are_not_there():
+    assert resolve_device("cpu") == CPU
+    with pytest.raises(ValueError, match="can't be used here"):
+        resolve_device("cuda:99")
+    with pytest.raises(ValueError, match="can't be used here"):
+        resolve_device("toaster")
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (TrainingConfig, {"steps": 0}),
+        (TrainingConfig, {"ema_decay": 1.0}),
+        (TrainingConfig, {"warmup_steps": -1}),
+        (ModelConfig, {"coeff": 1.0}),
+        (ModelConfig, {"hidden": 0}),
+        (LogDetConfig, {"terms": 0}),
+        (LogDetConfig, {"tolerance": -1.0}),
+    ],
+)
+def test_options_out_of_range_are_refused(section, values):
+    with pytest.raises(ValueError):
+        section(**values)
+
+
+def test_digits_count_their_own_levels():
+    dataset = build_dataset(DataConfig(), 0)
+    assert dataset.levels == 17
+    assert build_model(Config(), dataset).levels == 17

@@ -26,7 +26,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="best", choices=["best", "last"], help="which one of the run"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random streams")
 
 

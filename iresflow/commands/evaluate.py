@@ -41,9 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--n", type=int, help="samples to score, from the first; all by default")
     parser.add_argument("--batch_size", type=int, default=250, help="samples at a time")
     parser.add_argument("--root", help="directory of the data, where it has moved")
-    parser.add_argument(
-        "--tol", type=float, default=1e-4, help="certified block error of the reconstruction"
-    )
+    parser.add_argument("--tol", type=float, help="certified block error of the reconstruction")
     options = parse(parser, arguments)
     if options.n is not None and options.n < 1 or options.batch_size < 1:
         raise ValueError("--n and --batch_size must be at least 1")

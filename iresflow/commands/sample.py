@@ -90,7 +90,7 @@ def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor,
 
 def _sample_images(model: ImageFlow, options: Namespace) -> int:
     z, context = _latents(model, options)
-    result = model.invert(z, context, Accuracy(options.tol))
+    result = model.invert(z, context, _accuracy(options))
     out = _out(options, "samples.png")
     pixels = model.quantize(result.value).float() / (model.levels - 1)
     save_grid(pixels, out)
@@ -138,12 +138,16 @@ def _interpolate(model: ImageFlow, options: Namespace) -> int:
     if context is not None:
         pairs = [_line(context[2 * i], context[2 * i + 1], weights) for i in range(paths)]
         between = torch.cat(pairs)
-    result = model.invert(z, between, Accuracy(options.tol))
+    result = model.invert(z, between, _accuracy(options))
     out = _out(options, "interpolations.png")
     save_grid(result.value, out, INTERPOLATION_STEPS)
     _save_each(result.value, out, options)
     _report(result, out, options)
     return 0
+
+
+def _accuracy(options: Namespace) -> Accuracy | None:
+    return None if options.tol is None else Accuracy(options.tol)
 
 
 def _line(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
@@ -164,7 +168,7 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     if options.reconstruct or options.interpolate:
         raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
     z, context = _latents(model, options)
-    result = model.invert(z, context, Accuracy(options.tol))
+    result = model.invert(z, context, _accuracy(options))
     points = result.value.cpu().double().numpy()
     table = _out(options, "samples.csv")
     if table.suffix == ".png":
@@ -216,7 +220,8 @@ def _save_each(images: Tensor, out: Path, options: Namespace) -> None:
 
 
 def _print_solver(steps: Tensor, error: float, residual: float, options: Namespace) -> None:
-    note = "" if error <= options.tol else f" (above --tol {options.tol:.1e}: the float's limit)"
+    missed = options.tol is not None and error > options.tol
+    note = f" (above --tol {options.tol:.1e}: the limit of the float type)" if missed else ""
     print(
         f"solver steps         {float(steps.float().mean()):.1f} branch evaluations a sample, at "
         f"most {int(steps.max())}\n"

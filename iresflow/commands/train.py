@@ -74,6 +74,9 @@ def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
     config = Config(**fields)
     if config.name is None and parsed.config and not resumed:
         config = replace(config, name=Path(str(parsed.config[-1])).stem)
+    if config.data.root is not None:
+        # The run must find its data from any working directory.
+        config.data.root = str(Path(config.data.root).absolute())
     if resumed:
         _require_same_experiment(resumed, config)
     return config, resumed

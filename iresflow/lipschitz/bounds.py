@@ -4,13 +4,14 @@ Power iteration approaches a norm from below, so it can certify nothing. The fun
 the largest singular value of a linear layer from *above*, in float64, with an explicit allowance
 for the rounding of their own arithmetic:
 
-- `matrix_bound`: dense and 1 x 1 layers, by the singular values of the matrix.
-- `fourier_bound`: zero-padded k x k convolutions of any size. The convolution is a compression of
+- `matrix_norm`: dense and 1 x 1 layers, by the singular values of the matrix.
+- `fourier_norm`: zero-padded k x k convolutions of any size. The convolution is a compression of
   the circular convolution on a grid of at least (n + k - 1) x (m + k - 1), whose singular values
   are those of one small matrix for each frequency (Sedghi et al., 2019, arXiv:1805.10408, for the
   circular case). A stride only drops rows, and keeps the bound valid.
-- `gram_bound`: any linear map with a small side, to about six digits. A Cholesky factorisation of
-  :math:`t I - A^\top A` that succeeds proves :math:`\|A\|^2 < t` (Rump, 2006, BIT 46).
+- `gram_norm`: any linear map with a small side, exactly but for rounding, by its Gram matrix.
+
+The first two are differentiable in the weight, so that training can normalise with them.
 """
 
 import math
@@ -22,7 +23,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["Bound", "LipschitzMap", "fourier_bound", "gram_bound", "matrix_bound"]
+__all__ = ["Bound", "LipschitzMap", "fourier_norm", "gram_norm", "matrix_norm"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -65,47 +66,70 @@ class LipschitzMap(ABC):
         """The certified bound of the map as it is now, in the Euclidean norm."""
 
 
-def matrix_bound(matrix: Tensor) -> float:
-    """Upper bound of the largest singular value of a matrix ``(m, n)``.
+def matrix_norm(matrix: Tensor) -> Tensor:
+    """Upper bound of the largest singular value of a matrix ``(m, n)``, a float64 scalar.
 
-    The allowance is the backward error of LAPACK's singular values, a modest multiple of
-    eps times the norm, taken here as (m + n) eps times the Frobenius norm.
+    The allowance is for the backward error of LAPACK's singular values, a modest multiple of eps
+    times the norm, taken here as (m + n) eps times the Frobenius norm. The gradient is that of
+    :math:`u^\\top W v` with the singular vectors u and v of the largest singular value.
     """
-    matrix = matrix.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(matrix).all()):
-        return math.inf
-    largest = float(torch.linalg.matrix_norm(matrix, ord=2))
-    slack = sum(matrix.shape) * _EPS * float(torch.linalg.matrix_norm(matrix))
-    return largest + slack
+    matrix = matrix.to(torch.float64)
+    frozen = matrix.detach()
+    if not bool(torch.isfinite(frozen).all()):
+        return frozen.new_tensor(math.inf)
+    u, values, vh = torch.linalg.svd(frozen, full_matrices=False)
+    slack = values[0] + sum(matrix.shape) * _EPS * torch.linalg.matrix_norm(frozen)
+    moving = torch.einsum("o,oi,i->", u[:, 0], matrix, vh[0])
+    return slack + (moving - moving.detach())
 
 
-def fourier_bound(kernel: Tensor, image_size: tuple[int, int]) -> float:
-    """Upper bound of the norm of a zero-padded convolution, by the DFT of its kernel.
+def fourier_norm(kernel: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Upper bound of the norm of a zero-padded convolution by the DFT of its kernel, in float64.
 
     Arguments:
         kernel: ``(C_out, C_in, k, l)``.
         image_size: Height and width (n, m) of the layer's input, in pixels.
 
     The kernel is real, so half of the frequencies suffice; the Gram matrix of each frequency is
-    formed on the smaller channel side. Cost: O((n+k)(m+l) C_max C_min^2).
+    formed on the smaller channel side. Cost: O((n+k)(m+l) C_max C_min^2). The gradient is that of
+    the largest singular value at the frequency where it is largest, as in `matrix_norm`.
     """
-    kernel = kernel.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(kernel).all()):
-        return math.inf
+    kernel = kernel.to(torch.float64)
+    frozen = kernel.detach()
+    if not bool(torch.isfinite(frozen).all()):
+        return frozen.new_tensor(math.inf)
     grid = tuple(n + k - 1 for n, k in zip(image_size, kernel.shape[-2:], strict=True))
-    symbol = torch.fft.rfft2(kernel, s=grid).flatten(2).permute(2, 0, 1)  # (frequencies, out, in)
-    if symbol.shape[1] > symbol.shape[2]:
-        symbol = symbol.mH
-    squares = torch.linalg.eigvalsh(symbol @ symbol.mH)[:, -1]
+    symbol = torch.fft.rfft2(frozen, s=grid).flatten(2).permute(2, 0, 1)  # (frequency, out, in)
+    tall = symbol.shape[1] > symbol.shape[2]
+    gram = symbol.mH @ symbol if tall else symbol @ symbol.mH
+    squares = torch.linalg.eigvalsh(gram)[:, -1]
     # Rounding: of the DFT (log of the grid), the Gram product (its inner length) and the
     # eigenvalues (its size), each relative to the squared Frobenius norm of a frequency.
     frobenius = symbol.abs().square().sum((1, 2))
     steps = sum(symbol.shape[1:]) + 8 * math.log2(math.prod(grid) + 1) + 8
-    return math.sqrt(float((squares + 4 * steps * _EPS * frobenius).max().clamp_min(0)))
+    upper = (squares + 4 * steps * _EPS * frobenius).clamp_min(0).max().sqrt()
+    if not (torch.is_grad_enabled() and kernel.requires_grad):
+        return upper
+    top = squares.argmax()
+    u, _, vh = torch.linalg.svd(symbol[top], full_matrices=False)
+    moving = torch.einsum(
+        "o,oikl,kl,i->", u[:, 0].conj(), kernel + 0j, _phases(top, grid, kernel), vh[0].conj()
+    )
+    return upper + (moving - moving.detach()).real
 
 
-def gram_bound(gram_product: Callable[[Tensor], Tensor], size: int, inner: int) -> float:
-    r"""Upper bound of the norm of A from products with its Gram matrix, tight to about 1e-6.
+def _phases(frequency: Tensor, grid: tuple[int, ...], kernel: Tensor) -> Tensor:
+    """What the DFT multiplies the taps ``(k, l)`` by, at an index into its flattened half grid."""
+    columns = grid[1] // 2 + 1
+    row, column = frequency // columns, frequency % columns
+    y = torch.arange(kernel.shape[2], dtype=kernel.dtype, device=kernel.device)
+    x = torch.arange(kernel.shape[3], dtype=kernel.dtype, device=kernel.device)
+    turns = (row / grid[0] * y)[:, None] + (column / grid[1] * x)[None, :]
+    return torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+
+
+def gram_norm(gram_product: Callable[[Tensor], Tensor], size: int, inner: int) -> float:
+    r"""Upper bound of the norm of A from products with its Gram matrix.
 
     Arguments:
         gram_product: Maps rows ``(N, size)`` in float64 to :math:`A^\top A` (or
@@ -113,34 +137,12 @@ def gram_bound(gram_product: Callable[[Tensor], Tensor], size: int, inner: int) 
         size: The dimension of that Gram matrix.
         inner: The largest number of products summed into one of its entries.
 
-    Cost: one materialised Gram matrix, and O(size^3 / 3) for each of a few factorisations.
+    Cost: one materialised Gram matrix and O(size^3).
     """
-    identity = torch.eye(size, dtype=torch.float64)
-    gram = gram_product(identity)
+    gram = gram_product(torch.eye(size, dtype=torch.float64))
     if not bool(torch.isfinite(gram).all()):
         return math.inf
-    gram = (gram + gram.mT) / 2
-    trace = float(gram.trace())
-    if trace <= 0:
-        return 0.0
-    # Rounding of the Gram matrix and of the factorisation, both relative to traces:
-    # trace(A^T A) for the first, trace(t I - A^T A) <= size * t for the second.
-    slack = 2 * (inner + 2) * _EPS * trace
-    guess = _largest_eigenvalue(gram)
-    margin = 1e-6
-    while True:
-        top = guess * (1 + margin)
-        _, failed = torch.linalg.cholesky_ex(top * identity - gram)
-        if not failed:
-            return math.sqrt(top + slack + 2 * (size + 2) * _EPS * size * top)
-        margin *= 4
-
-
-def _largest_eigenvalue(gram: Tensor, steps: int = 60) -> float:
-    """Rayleigh quotient of a positive semi-definite matrix after a block power iteration."""
-    generator = torch.Generator().manual_seed(0)
-    width = min(8, gram.shape[0])
-    block = torch.randn(gram.shape[0], width, dtype=gram.dtype, generator=generator)
-    for _ in range(steps):
-        block, _ = torch.linalg.qr(gram @ block)
-    return float(torch.linalg.eigvalsh(block.mT @ gram @ block)[-1])
+    square = float(torch.linalg.eigvalsh((gram + gram.mT) / 2)[-1])
+    # Rounding of the Gram matrix' entries and of the eigenvalues, both relative to the trace.
+    slack = 2 * (inner + size + 2) * _EPS * float(gram.trace())
+    return math.sqrt(max(0.0, square + slack))

@@ -1,13 +1,14 @@
 r"""Linear layers whose operator norm is held below a coefficient by construction.
 
 The weight that acts is :math:`\tilde W = W \min(1, c / \sigma)` (thesis, eq. 4.9), computed in
-every forward pass. In training mode :math:`\sigma` is the norm by warm-started power iteration,
-and the gradient flows through it; in eval mode it is the buffer ``sigma``, so that nothing is
-iterated. `NormalizedLayer.enforce` sets that buffer to a rigorous upper bound of the norm of W:
-from then on the layer's certified bound is c.
+every forward pass. In training :math:`\sigma` is what the layer's `Normalization` says of the norm
+of W, and the gradient flows through it; in eval mode it is the buffer ``sigma``, so that nothing
+is computed anew. `NormalizedLayer.enforce` sets that buffer to a rigorous upper bound of the norm:
+from then on the layer's certified bound is at most c.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -18,21 +19,91 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from iresflow.lipschitz.bounds import (
     Bound,
     LipschitzMap,
-    fourier_bound,
-    gram_bound,
-    matrix_bound,
+    fourier_norm,
+    gram_norm,
+    matrix_norm,
 )
 
-__all__ = ["NormalizedConv2d", "NormalizedDense", "NormalizedLayer"]
-
-TRAINING_ITERATIONS = 5
-"""Power iterations in a training step, warm-started (five in the code of the i-ResNet paper)."""
+__all__ = [
+    "NORMALIZATIONS",
+    "Certified",
+    "Normalization",
+    "NormalizedConv2d",
+    "NormalizedDense",
+    "NormalizedLayer",
+    "PowerIteration",
+]
 
 SETTLING_ITERATIONS = 50
 """Power iterations where the vectors start cold, or where the estimate is to be reported."""
 
 GRAM_LIMIT = 1024
 """Largest dimension whose Gram matrix is materialised for a tight bound; above it, the DFT."""
+
+
+class Normalization(ABC):
+    """What training divides a layer's weight by."""
+
+    @abstractmethod
+    def norm(self, layer: "NormalizedLayer") -> Tensor:
+        """The norm for a training step, a scalar that is differentiable in the weight."""
+
+    @abstractmethod
+    def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
+        """The norm for eval mode, when training is left."""
+
+    @abstractmethod
+    def certified_norm(self, layer: "NormalizedLayer") -> float:
+        """A rigorous upper bound of the norm, as close as may be to what training divided by."""
+
+
+@final
+@dataclass(frozen=True)
+class PowerIteration(Normalization):
+    """Warm-started power iteration on the operator (thesis, section 4.2.1): cheap, from below.
+
+    The optimiser grows the directions that the iteration has not found yet, so the true norm runs
+    ahead of the estimate by a percent or two.
+
+    Arguments:
+        iterations: In each training step; five in the code of the i-ResNet paper.
+    """
+
+    iterations: int = 5
+
+    def norm(self, layer: "NormalizedLayer") -> Tensor:
+        return layer.estimate(layer.weight, self.iterations)
+
+    def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
+        return layer.estimate(layer.weight, SETTLING_ITERATIONS)
+
+    def certified_norm(self, layer: "NormalizedLayer") -> float:
+        return layer.tightest_norm(layer.weight)[0]
+
+
+@final
+@dataclass(frozen=True)
+class Certified(Normalization):
+    """The rigorous upper bound itself, in every step: what is trained is what is certified.
+
+    Its cost is that of `fourier_norm` and `matrix_norm`: small where one side has few channels.
+    """
+
+    def norm(self, layer: "NormalizedLayer") -> Tensor:
+        return layer.smooth_norm(layer.weight)
+
+    def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
+        return layer.smooth_norm(layer.weight)
+
+    def certified_norm(self, layer: "NormalizedLayer") -> float:
+        return float(layer.smooth_norm(layer.weight))
+
+
+NORMALIZATIONS: dict[str, Normalization] = {
+    "certified": Certified(),
+    "power-iteration": PowerIteration(),
+}
+"""The normalisations by the names that configurations use."""
 
 
 class NormalizedLayer(nn.Module, LipschitzMap, ABC):
@@ -43,13 +114,19 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         outputs: The number of bias entries.
         left_shape: Shape of one vector of the operator's range, for the power iteration.
         coeff: The norm's upper limit c, in (0, 1).
+        normalization: What training divides the weight by.
 
     Raises:
         ValueError: coeff is not in (0, 1).
     """
 
     def __init__(
-        self, weight: Tensor, outputs: int, left_shape: tuple[int, ...], coeff: float
+        self,
+        weight: Tensor,
+        outputs: int,
+        left_shape: tuple[int, ...],
+        coeff: float,
+        normalization: Normalization,
     ) -> None:
         super().__init__()
         if not 0 < coeff < 1:
@@ -58,6 +135,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
                 "reach norm 1 need not be contractive, so its block need not be invertible"
             )
         self.coeff = coeff
+        self.normalization = normalization
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.left: Tensor
@@ -86,19 +164,25 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         """Gradient of the sum of ``u * (A x)`` with respect to the weight."""
 
     @abstractmethod
-    def _upper(self, weight: Tensor) -> tuple[float, str]:
-        """A rigorous upper bound of the operator norm at this weight, and its method."""
+    def smooth_norm(self, weight: Tensor) -> Tensor:
+        """A rigorous upper bound of the operator norm, a float64 scalar with a gradient."""
+
+    @abstractmethod
+    def tightest_norm(self, weight: Tensor) -> tuple[float, str]:
+        """The tightest rigorous upper bound that is affordable, and its method."""
 
     # Normalisation.
 
     def normalized_weight(self) -> Tensor:
-        """The weight that acts, with its norm held at c; attached to the graph."""
-        if self.training:
-            sigma = self._iterate(self.weight, TRAINING_ITERATIONS)
+        """The weight that acts, with its norm held at c; attached to the graph.
+
+        The norm is computed anew where training does: in training mode with gradients on.
+        """
+        sigma = self.sigma
+        if self.training and torch.is_grad_enabled():
+            sigma = self.normalization.norm(self).to(self.weight.dtype)
             self.sigma.copy_(sigma.detach())
-        else:
-            sigma = self.sigma
-        return self.weight * (self.coeff / sigma.clamp_min(_tiny(sigma))).clamp(max=1)
+        return self.weight * self._scale(sigma)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.normalized_weight()
@@ -114,38 +198,41 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Runs the power iteration until it has settled, and stores its estimate."""
-        self.sigma.copy_(self._iterate(self.weight, SETTLING_ITERATIONS))
+        """Brings the stored norm up to date with the weight."""
+        self.sigma.copy_(self.normalization.settled_norm(self))
 
     @torch.no_grad()
     def enforce(self) -> None:
-        """Stores a certified norm of the raw weight in place of the estimate, if it exceeds c.
+        """Stores a certified norm of the raw weight: the layer's bound is at most c from then on.
 
-        A layer whose certified bound already is at most c keeps its weight as it is.
+        The raw weight, which training moves, stays as it is.
         """
-        if self.bound().upper > self.coeff:
-            upper, _ = self._upper(self.weight)
-            # One part in 1e5 pays for the rounding of the float32 product weight * (c / sigma).
-            self.sigma.fill_(upper * (1 + 1e-5))
+        upper = self.normalization.certified_norm(self) + self._rounding()
+        self.sigma.fill_(upper * (1 + 4 * torch.finfo(self.sigma.dtype).eps))
 
+    @torch.no_grad()
     def bound(self) -> Bound:
         """Certified bound of the layer as eval mode applies it.
 
-        It is computed anew only when the weight has changed (told by its bytes, since a version
-        counter misses writes through ``.data``).
+        The norm of the raw weight is computed anew only when the weight has changed (told by its
+        bytes, since a version counter misses writes through ``.data``).
         """
-        with torch.no_grad():
-            scale = (self.coeff / self.sigma.clamp_min(_tiny(self.sigma))).clamp(max=1)
-            weight = self.weight * scale
-            key = hash(weight.cpu().numpy().tobytes())
-            if self._certificate is None or self._certificate[0] != key:
-                upper, method = self._upper(weight)
-                estimate = float(self._iterate(weight, SETTLING_ITERATIONS, keep=False))
-                self._certificate = (key, Bound(upper, estimate, method))
-        return self._certificate[1]
+        key = hash(self.weight.cpu().numpy().tobytes())
+        if self._certificate is None or self._certificate[0] != key:
+            upper, method = self.tightest_norm(self.weight)
+            estimate = float(self.estimate(self.weight, SETTLING_ITERATIONS, keep=False))
+            self._certificate = (key, Bound(upper, estimate, method))
+        raw, scale = self._certificate[1], float(self._scale(self.sigma))
+        return Bound((raw.upper + self._rounding()) * scale, raw.estimate * scale, raw.method)
 
-    def _iterate(self, weight: Tensor, iterations: int, *, keep: bool = True) -> Tensor:
-        """Power iteration: an estimate of the norm from below, differentiable in the weight."""
+    def estimate(self, weight: Tensor, iterations: int, *, keep: bool = True) -> Tensor:
+        """The norm by power iteration, from below, differentiable in the weight.
+
+        Arguments:
+            weight: Of the layer's shape.
+            iterations: With the operator and its adjoint, from where the last call ended.
+            keep: Whether the next call starts from where this one ends.
+        """
         frozen = weight.detach()
         kernel = self.adjoint_kernel(frozen)
         left = self.left.unsqueeze(0)
@@ -160,8 +247,21 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
             self.left.copy_(left.squeeze(0))
         return (left * image).sum()
 
+    def _scale(self, sigma: Tensor) -> Tensor:
+        return (self.coeff / sigma.clamp_min(_tiny(sigma))).clamp(max=1)
+
+    def _rounding(self) -> float:
+        """Upper bound of the norm of what rounding adds when the weight is scaled.
+
+        Each entry of the product is off by eps at most, and the norm of a convolution is at most
+        the sum of its taps' Frobenius norms.
+        """
+        taps = self.weight.detach().double().reshape(*self.weight.shape[:2], -1)
+        taps = torch.linalg.vector_norm(taps, dim=(0, 1))
+        return torch.finfo(self.weight.dtype).eps * float(taps.sum())
+
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, coeff={self.coeff}"
+        return f"{tuple(self.weight.shape)}, coeff={self.coeff}, {self.normalization}"
 
 
 @final
@@ -171,12 +271,20 @@ class NormalizedDense(NormalizedLayer):
     Arguments:
         inputs, outputs: n and m.
         coeff: The norm's upper limit, in (0, 1).
+        normalization: What training divides the weight by; `PowerIteration` by default.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, coeff: float) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        coeff: float,
+        normalization: Normalization | None = None,
+    ) -> None:
         weight = torch.empty(outputs, inputs)
         nn.init.kaiming_uniform_(weight, a=5**0.5)
-        super().__init__(weight, outputs, (outputs,), coeff)
+        super().__init__(weight, outputs, (outputs,), coeff, normalization or PowerIteration())
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
@@ -190,8 +298,11 @@ class NormalizedDense(NormalizedLayer):
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         return u.mT @ x
 
-    def _upper(self, weight: Tensor) -> tuple[float, str]:
-        return matrix_bound(weight), "svd"
+    def smooth_norm(self, weight: Tensor) -> Tensor:
+        return matrix_norm(weight)
+
+    def tightest_norm(self, weight: Tensor) -> tuple[float, str]:
+        return float(matrix_norm(weight.detach())), "svd"
 
 
 @final
@@ -207,6 +318,7 @@ class NormalizedConv2d(NormalizedLayer):
         image_size: H and W.
         stride: Of the convolution. The padding is ``kernel_size // 2``.
         coeff: The norm's upper limit, in (0, 1).
+        normalization: What training divides the weight by; `PowerIteration` by default.
 
     Raises:
         ValueError: the kernel size is even, or coeff is not in (0, 1).
@@ -221,6 +333,7 @@ class NormalizedConv2d(NormalizedLayer):
         *,
         stride: int = 1,
         coeff: float,
+        normalization: Normalization | None = None,
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
@@ -234,7 +347,8 @@ class NormalizedConv2d(NormalizedLayer):
         # A 1 x 1 convolution is the same matrix at each pixel: one pixel has its norm.
         self.iteration_size = (1, 1) if self.pointwise else image_size
         range_size = tuple((n - 1) // stride + 1 for n in self.iteration_size)
-        super().__init__(weight, outputs, (outputs, *range_size), coeff)
+        left_shape = (outputs, *range_size)
+        super().__init__(weight, outputs, left_shape, coeff, normalization or PowerIteration())
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
@@ -257,17 +371,24 @@ class NormalizedConv2d(NormalizedLayer):
         shape = self.weight.shape
         return conv2d_weight(x, shape, u, stride=self.stride, padding=self.padding)
 
-    def _upper(self, weight: Tensor) -> tuple[float, str]:
+    def smooth_norm(self, weight: Tensor) -> Tensor:
         if self.pointwise:
-            return matrix_bound(weight.flatten(1)), "svd"
+            return matrix_norm(weight.flatten(1))
+        return fourier_norm(weight, self.image_size)
+
+    def tightest_norm(self, weight: Tensor) -> tuple[float, str]:
+        weight = weight.detach()
+        upper = float(self.smooth_norm(weight))
+        if self.pointwise:
+            return upper, "svd"
         pixels = self.image_size[0] * self.image_size[1]
         inputs, outputs = weight.shape[1] * pixels, self.left.numel()
-        if min(inputs, outputs) <= GRAM_LIMIT:
-            return self._gram_upper(weight, inputs <= outputs), "gram"
-        return fourier_bound(weight, self.image_size), "fourier"
+        if min(inputs, outputs) > GRAM_LIMIT:
+            return upper, "fourier"
+        return min(upper, self._gram_norm(weight, inputs <= outputs)), "gram"
 
-    def _gram_upper(self, weight: Tensor, on_inputs: bool) -> float:
-        weight = weight.detach().to("cpu", torch.float64)
+    def _gram_norm(self, weight: Tensor, on_inputs: bool) -> float:
+        weight = weight.to("cpu", torch.float64)
         kernel = self.adjoint_kernel(weight)
         shape = (weight.shape[1], *self.image_size) if on_inputs else tuple(self.left.shape)
 
@@ -281,7 +402,7 @@ class NormalizedConv2d(NormalizedLayer):
 
         inner = weight.numel() // min(weight.shape[:2])
         size = shape[0] * shape[1] * shape[2]
-        return gram_bound(product, size, inner * self.kernel_size**2)
+        return gram_norm(product, size, inner * self.kernel_size**2)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, image_size={self.image_size}, stride={self.stride}"

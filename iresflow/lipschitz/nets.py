@@ -10,7 +10,12 @@ from iresflow.linearization import Linearization
 from iresflow.lipschitz.activations import Activation
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
 from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
-from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense, NormalizedLayer
+from iresflow.lipschitz.layers import (
+    Normalization,
+    NormalizedConv2d,
+    NormalizedDense,
+    NormalizedLayer,
+)
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]
 
@@ -118,6 +123,7 @@ def conv_branch(
     *,
     activation: type[Activation],
     coeff: float,
+    normalization: Normalization | None = None,
     activate_input: bool = True,
     context_dim: int = 0,
 ) -> Branch:
@@ -129,14 +135,16 @@ def conv_branch(
         image_size: Height and width in pixels.
         activation: The class of the activations.
         coeff: Upper limit of each layer's operator norm.
+        normalization: What training divides the weights by; `PowerIteration` by default.
         activate_input: Whether an activation stands before the first layer, as in all blocks but
             the first of a model.
         context_dim: Dimension of the context, 0 for none.
     """
+    limits = {"coeff": coeff, "normalization": normalization}
     layers = [
-        NormalizedConv2d(channels, hidden, 3, image_size, coeff=coeff),
-        NormalizedConv2d(hidden, hidden, 1, image_size, coeff=coeff),
-        NormalizedConv2d(hidden, channels, 3, image_size, coeff=coeff),
+        NormalizedConv2d(channels, hidden, 3, image_size, **limits),
+        NormalizedConv2d(hidden, hidden, 1, image_size, **limits),
+        NormalizedConv2d(hidden, channels, 3, image_size, **limits),
     ]
     first = activation() if activate_input else None
     return Branch(layers, [first, activation(), activation()], context_dim=context_dim)
@@ -148,14 +156,16 @@ def dense_branch(
     *,
     activation: type[Activation],
     coeff: float,
+    normalization: Normalization | None = None,
     activate_input: bool = True,
     context_dim: int = 0,
 ) -> Branch:
     """A branch of three dense layers on vectors ``(B, dim)``; arguments as in `conv_branch`."""
+    limits = {"coeff": coeff, "normalization": normalization}
     layers = [
-        NormalizedDense(dim, hidden, coeff=coeff),
-        NormalizedDense(hidden, hidden, coeff=coeff),
-        NormalizedDense(hidden, dim, coeff=coeff),
+        NormalizedDense(dim, hidden, **limits),
+        NormalizedDense(hidden, hidden, **limits),
+        NormalizedDense(hidden, dim, **limits),
     ]
     first = activation() if activate_input else None
     return Branch(layers, [first, activation(), activation()], context_dim=context_dim)

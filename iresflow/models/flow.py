@@ -117,9 +117,11 @@ class Flow(nn.Module):
         x, context = self._checked(x, context)
         return self.bijection.transform(self.data_map.transform(x), context)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None, tol: float = 1e-4) -> Tensor:
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, tol: float | None = None
+    ) -> Tensor:
         """x ``(B, *shape)`` from latents ``(B, D)``; see `invert` for what it guarantees."""
-        return self.invert(z, context, Accuracy(tol)).value
+        return self.invert(z, context, None if tol is None else Accuracy(tol)).value
 
     @torch.no_grad()
     def invert(
@@ -127,14 +129,16 @@ class Flow(nn.Module):
     ) -> FlowInverse:
         """x from latents ``(B, D)``, with certified block errors and the measured residual.
 
-        Each block is inverted to ``accuracy.tol`` (1e-4 by default) in its own input's Euclidean
-        norm. Then the blocks' forward maps are run on the result and compared with z. (The data
-        map, in closed form, is left out of that comparison: a pixel next to 0 or 1 has a logit
-        that its float cannot hold, which says nothing of the blocks.)
+        Each block is inverted to a certified error of ``accuracy.tol`` in its own input's
+        Euclidean norm; without an accuracy, to that of `Accuracy` or to what the floating-point
+        format allows, whichever is larger. Then the blocks' forward maps are run on the result
+        and compared with z. (The data map, in closed form, is left out of that comparison: a
+        pixel next to 0 or 1 has a logit that its float cannot hold, which says nothing of the
+        blocks.)
 
         Warns:
-            InversionWarning: the tolerance is below what the floating-point format allows; the
-                result is as exact as that, and ``block_error`` says how exact.
+            InversionWarning: the tolerance that was asked for is below what the floating-point
+                format allows; the result is as exact as that, and ``block_error`` says how exact.
 
         Raises:
             ValueError: z or the context has another shape than the model's.
@@ -143,7 +147,8 @@ class Flow(nn.Module):
             NotContractiveError: a block has no certified Lipschitz bound below 1.
             NotInitializedError: ActNorm has not seen data.
         """
-        accuracy = accuracy or Accuracy(1e-4)
+        asked = 0.0 if accuracy is None else accuracy.tol
+        accuracy = accuracy or Accuracy()
         dim = self.base_dim
         if z.ndim != 2 or z.shape[1] != dim:
             raise ValueError(f"latents have shape (B, {dim}), got {tuple(z.shape)}")
@@ -158,10 +163,10 @@ class Flow(nn.Module):
                 "float64 (flow.double())"
             )
         reached = float(result.error.max()) if len(z) else 0.0
-        if reached > accuracy.tol > 0:
+        if reached > asked > 0:
             warn(
                 f"{z.dtype} allows a certified block error of {reached:.3g} here, not "
-                f"{accuracy.tol:.3g}; use flow.double() for more",
+                f"{asked:.3g}; use flow.double() for more",
                 InversionWarning,
                 stacklevel=2,
             )

@@ -20,10 +20,11 @@ from iresflow.bijections import (
     dequantize,
     quantize,
 )
-from iresflow.lipschitz import ACTIVATIONS, conv_branch
+from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, conv_branch
 from iresflow.logdet import LogDetEstimator, PowerSeries, estimator_to_dict
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
+from iresflow.models.names import check_names
 from iresflow.models.storage import StoredModel
 
 __all__ = ["BitsPerDim", "ImageFlow"]
@@ -87,6 +88,8 @@ class ImageFlow(StoredModel, Flow):
         context_dim: Dimension of the context, 0 for none.
         activation: Name of the activations: elu, lipswish, softplus or tanh.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
+        normalization: What training divides the weights by: estimates by ``power-iteration``, or
+            ``certified`` norms, which cost more and hold in every step.
         factor_out: Whether half of the channels go to the latent behind each scale.
         alpha: The logit's distance from 0 and 1; 0 centres the pixels instead.
         learned_prior: Whether mean and variance of the latent are trained.
@@ -115,6 +118,7 @@ class ImageFlow(StoredModel, Flow):
         context_dim: int = 0,
         activation: str = "lipswish",
         coeff: float = 0.97,
+        normalization: str = "power-iteration",
         factor_out: bool = True,
         alpha: float = 0.05,
         learned_prior: bool = True,
@@ -129,16 +133,19 @@ class ImageFlow(StoredModel, Flow):
             "context_dim": context_dim,
             "activation": activation,
             "coeff": coeff,
+            "normalization": normalization,
             "factor_out": factor_out,
             "alpha": alpha,
             "learned_prior": learned_prior,
             "log_det": estimator_to_dict(log_det),
         }
-        _check(shape, blocks, hidden, levels, activation)
+        _check(shape, blocks, hidden, levels)
+        check_names(activation, normalization)
         settings = {
             "hidden": hidden,
             "activation": ACTIVATIONS[activation],
             "coeff": coeff,
+            "normalization": NORMALIZATIONS[normalization],
             "context_dim": context_dim,
         }
         dim = math.prod(shape)
@@ -219,17 +226,13 @@ class ImageFlow(StoredModel, Flow):
             )
 
 
-def _check(
-    shape: Sequence[int], blocks: Sequence[int], hidden: int, levels: int, activation: str
-) -> None:
+def _check(shape: Sequence[int], blocks: Sequence[int], hidden: int, levels: int) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
     if not blocks or min(blocks) < 0:
         raise ValueError(f"blocks must be counts of 0 or more, one a scale, got {tuple(blocks)}")
     if hidden < 1 or levels < 2:
         raise ValueError(f"hidden must be positive and levels 2 or more, got {hidden}, {levels}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; choose {', '.join(ACTIVATIONS)}")
     factor = 2 ** (len(blocks) - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(

@@ -3,10 +3,11 @@
 from typing import Any, final
 
 from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock
-from iresflow.lipschitz import ACTIVATIONS, dense_branch
+from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, dense_branch
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries, estimator_to_dict
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
+from iresflow.models.names import check_names
 from iresflow.models.storage import StoredModel
 
 __all__ = ["VectorFlow"]
@@ -26,6 +27,8 @@ class VectorFlow(StoredModel, Flow):
         context_dim: Dimension of the context, 0 for none.
         activation: Name of the activations: elu, lipswish, softplus or tanh.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
+        normalization: What training divides the weights by: estimates by ``power-iteration``, or
+            ``certified`` norms, which cost more and hold in every step.
         learned_prior: Whether mean and variance of the latent are trained; a context then moves
             them too.
         log_det: The estimator in training mode; None for the exact one in small dimensions and a
@@ -51,6 +54,7 @@ class VectorFlow(StoredModel, Flow):
         context_dim: int = 0,
         activation: str = "lipswish",
         coeff: float = 0.97,
+        normalization: str = "power-iteration",
         learned_prior: bool = False,
         log_det: LogDetEstimator | None = None,
     ) -> None:
@@ -62,6 +66,7 @@ class VectorFlow(StoredModel, Flow):
             "context_dim": context_dim,
             "activation": activation,
             "coeff": coeff,
+            "normalization": normalization,
             "learned_prior": learned_prior,
             "log_det": estimator_to_dict(log_det),
         }
@@ -70,8 +75,7 @@ class VectorFlow(StoredModel, Flow):
                 f"dim and hidden must be positive and blocks 0 or more, got {dim}, {hidden} and "
                 f"{blocks}"
             )
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; choose {', '.join(ACTIVATIONS)}")
+        check_names(activation, normalization)
         maps: list[Bijection] = []
         for index in range(blocks):
             branch = dense_branch(
@@ -79,6 +83,7 @@ class VectorFlow(StoredModel, Flow):
                 hidden,
                 activation=ACTIVATIONS[activation],
                 coeff=coeff,
+                normalization=NORMALIZATIONS[normalization],
                 activate_input=index > 0,
                 context_dim=context_dim,
             )

@@ -79,6 +79,7 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
             context_dim=context_dim,
             activation=model.activation,
             coeff=model.coeff,
+            normalization=model.normalization,
             learned_prior=model.learned_prior,
             log_det=_estimator(config),
         )
@@ -90,6 +91,7 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
         context_dim=context_dim,
         activation=model.activation,
         coeff=model.coeff,
+        normalization=model.normalization,
         factor_out=model.factor_out,
         alpha=model.alpha,
         learned_prior=model.learned_prior,

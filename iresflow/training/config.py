@@ -51,6 +51,8 @@ class ModelConfig:
     """Activation of the branches."""
     coeff: float = 0.98
     """Upper limit of each layer's operator norm, between 0 and 1."""
+    normalization: Literal["power-iteration", "certified"] = "power-iteration"
+    """Norm that training divides weights by; certified costs more and holds in every step."""
     factor_out: bool = False
     """Whether half of the channels go to the latent behind each scale (images)."""
     alpha: float = 0.05
@@ -136,7 +138,7 @@ class Config:
     seed: int = 0
     """Seed of all random streams."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, cuda:1, mps."""
+    """Where to compute: auto, cpu, cuda, cuda:1."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     log_det: LogDetConfig = field(default_factory=LogDetConfig)

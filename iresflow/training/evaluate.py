@@ -122,7 +122,12 @@ def evaluate(
 
 
 def reconstruct(
-    flow: ImageFlow | VectorFlow, split: Split, *, count: int, seed: int = 0, tol: float = 1e-4
+    flow: ImageFlow | VectorFlow,
+    split: Split,
+    *,
+    count: int,
+    seed: int = 0,
+    tol: float | None = None,
 ) -> Reconstruction:
     """Sends the first samples of a split to the latent and back.
 
@@ -133,7 +138,9 @@ def reconstruct(
     if isinstance(flow, ImageFlow):
         x = flow.dequantize(x, torch.Generator(device).manual_seed(seed))
     with torch.no_grad():
-        result = flow.invert(flow.transform(x, context), context, Accuracy(tol))
+        result = flow.invert(
+            flow.transform(x, context), context, None if tol is None else Accuracy(tol)
+        )
     return Reconstruction(
         values=result.value,
         originals=x,

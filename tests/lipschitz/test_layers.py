@@ -4,20 +4,33 @@ import pytest
 import torch
 from helpers import CLOSED, materialize
 
-from iresflow.lipschitz import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz import NORMALIZATIONS, NormalizedConv2d, NormalizedDense
 
 LAYERS = {
-    "dense": (lambda: NormalizedDense(5, 7, coeff=0.9), (5,)),
-    "pointwise": (lambda: NormalizedConv2d(3, 4, 1, (5, 4), coeff=0.9), (3, 5, 4)),
-    "conv": (lambda: NormalizedConv2d(3, 4, 3, (5, 4), coeff=0.9), (3, 5, 4)),
-    "strided": (lambda: NormalizedConv2d(3, 4, 3, (5, 4), stride=2, coeff=0.9), (3, 5, 4)),
+    "dense": (lambda **limits: NormalizedDense(5, 7, **limits), (5,)),
+    "pointwise": (lambda **limits: NormalizedConv2d(3, 4, 1, (5, 4), **limits), (3, 5, 4)),
+    "conv": (lambda **limits: NormalizedConv2d(3, 4, 3, (5, 4), **limits), (3, 5, 4)),
+    "strided": (
+        lambda **limits: NormalizedConv2d(3, 4, 3, (5, 4), stride=2, **limits),
+        (3, 5, 4),
+    ),
 }
 
 
 @pytest.fixture(params=sorted(LAYERS))
-def layer_and_shape(request):
-    make, shape = LAYERS[request.param]
-    layer = make()
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=sorted(NORMALIZATIONS))
+def normalization(request):
+    return NORMALIZATIONS[request.param]
+
+
+@pytest.fixture
+def layer_and_shape(kind, normalization):
+    make, shape = LAYERS[kind]
+    layer = make(coeff=0.9, normalization=normalization)
     with torch.no_grad():
         layer.weight.mul_(3)  # well above the coefficient, so that normalisation acts
     return layer, shape
@@ -49,13 +62,49 @@ def test_weight_gradient_agrees_with_autograd(layer_and_shape):
     torch.testing.assert_close(layer.weight_gradient(x, u), expected, rtol=CLOSED, atol=CLOSED)
 
 
-def test_norm_is_held_at_the_coefficient(layer_and_shape):
-    layer, shape = layer_and_shape
-    layer.settle()
-    for _ in range(40):  # five warm-started iterations each, as in training
+def test_power_iteration_holds_the_norm_at_the_coefficient(kind):
+    make, shape = LAYERS[kind]
+    layer = make(coeff=0.9)
+    with torch.no_grad():
+        layer.weight.mul_(3)
+    for _ in range(60):  # five warm-started iterations each, as in training
         layer.train().normalized_weight()
     assert norm_in_action(layer, shape) == pytest.approx(0.9, rel=1e-6)
     assert norm_in_action(layer.eval(), shape) == pytest.approx(0.9, rel=1e-6)
+
+
+def test_certified_normalization_holds_from_the_first_step(kind):
+    make, shape = LAYERS[kind]
+    layer = make(coeff=0.9, normalization=NORMALIZATIONS["certified"])
+    for _ in range(5):
+        with torch.no_grad():
+            layer.weight.add_(torch.randn_like(layer.weight))
+        layer.train().normalized_weight()
+        assert norm_in_action(layer, shape) <= 0.9 * (1 + 1e-12)
+        # Looser where the bound by the DFT is: few pixels, and rows dropped by the stride.
+        assert norm_in_action(layer, shape) > (0.5 if kind == "strided" else 0.7)
+    assert layer.eval().bound().upper <= 0.9 * (1 + 1e-9)
+
+
+def test_certified_norms_have_the_gradient_of_the_norm(kind):
+    layer = LAYERS[kind][0](coeff=0.9)
+    direction = torch.randn_like(layer.weight)
+    (gradient,) = torch.autograd.grad(layer.smooth_norm(layer.weight), layer.weight)
+    step = 1e-6
+    with torch.no_grad():
+        ahead = layer.smooth_norm(layer.weight + step * direction)
+        behind = layer.smooth_norm(layer.weight - step * direction)
+    slope = float((ahead - behind) / (2 * step))
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-5)
+
+
+def test_enforce_does_not_keep_a_norm_that_is_too_large(layer_and_shape):
+    layer, shape = layer_and_shape
+    layer.eval().enforce()
+    before = norm_in_action(layer, shape)
+    layer.sigma.mul_(1.3)  # as the norm of other weights would be
+    layer.enforce()
+    assert norm_in_action(layer, shape) == pytest.approx(before, rel=1e-9)
 
 
 def test_small_weights_are_left_alone(layer_and_shape):
@@ -69,7 +118,7 @@ def test_small_weights_are_left_alone(layer_and_shape):
 def test_enforce_makes_the_certified_bound_hold(layer_and_shape):
     layer, shape = layer_and_shape
     layer.eval()
-    layer.sigma.mul_(0.8)  # an estimate that is much too low
+    layer.sigma.mul_(0.4)  # an estimate that is much too low
     assert layer.bound().upper > 1
     layer.enforce()
     bound = layer.bound()

@@ -33,6 +33,7 @@ EXPECTED = (
     NonFiniteError,
     NotContractiveError,
     NotInitializedError,
+    OSError,  # a full disk, a directory without permission
     RunError,
     ValueError,
 )

@@ -41,7 +41,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--n", type=int, help="samples to score, from the first; all by default")
     parser.add_argument("--batch_size", type=int, default=250, help="samples at a time")
     parser.add_argument("--root", help="directory of the data, where it has moved")
-    parser.add_argument("--tol", type=float, help="certified block error of the reconstruction")
     options = parse(parser, arguments)
     if options.n is not None and options.n < 1 or options.batch_size < 1:
         raise ValueError("--n and --batch_size must be at least 1")
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         score = evaluate(
             model, split, seed=options.seed, batch_size=options.batch_size, progress=bar.update
         )
-    back = reconstruct(model, split, count=min(100, count), seed=options.seed, tol=options.tol)
+    back = reconstruct(model, split, count=min(100, count), seed=options.seed)
     file = Path(options.run) / "evaluation.json"
     score.write(file)
     print(

@@ -11,6 +11,7 @@ from iresflow.data import Split
 from iresflow.errors import InversionError
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.plots import image_grid, save_figure, save_grid, scatter_figure
+from iresflow.training.build import class_context
 from iresflow.training.evaluate import Evaluation, reconstruct
 from iresflow.training.objectives import Objective
 from iresflow.training.runs import RunDirectory
@@ -97,11 +98,13 @@ class Recorder:
         """
         device = next(model.parameters()).device
         generator = torch.Generator(device).manual_seed(0)
-        context = _contexts(model, GRID if isinstance(model, ImageFlow) else POINTS, device)
+        count = GRID if isinstance(model, ImageFlow) else POINTS
+        classes = torch.arange(count) % max(1, model.context_dim)
+        context = class_context(classes, model.context_dim, next(model.parameters()))
         name = f"{step:07d}"
         try:
             if isinstance(model, ImageFlow):
-                x = model.sample(GRID, context, generator=generator)
+                x = model.sample(count, context, generator=generator)
                 save_grid(x, self._run.samples / f"{name}-samples.png")
                 self._writer.add_image("samples", image_grid(x.cpu().float()), step)
                 back = reconstruct(model, split, count=8)
@@ -113,7 +116,7 @@ class Recorder:
                 )
                 self._write(step, {"validation/reconstruction_error": back.largest_error})
             else:
-                points = model.sample(POINTS, context, generator=generator)
+                points = model.sample(count, context, generator=generator)
                 figure = scatter_figure(points.cpu().numpy())
                 save_figure(figure, self._run.samples / f"{name}-samples.png")
         except InversionError as error:
@@ -126,11 +129,3 @@ class Recorder:
                 self._writer.add_text(key, value, step)
             else:
                 self._writer.add_scalar(key, value, step)
-
-
-def _contexts(model: ImageFlow | VectorFlow, count: int, device: torch.device) -> Tensor | None:
-    """One-hot contexts of the classes in turn, or None."""
-    if model.context_dim == 0:
-        return None
-    classes = torch.arange(count, device=device) % model.context_dim
-    return torch.nn.functional.one_hot(classes, model.context_dim).to(next(model.parameters()))

@@ -12,7 +12,7 @@ from iresflow.errors import RunError
 from iresflow.training.build import build_dataset, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.config import DataConfig
-from iresflow.training.evaluate import evaluate, reconstruct
+from iresflow.training.evaluate import RECONSTRUCTED, evaluate, reconstruct
 
 __all__ = ["dataset_of_run", "main"]
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         score = evaluate(
             model, split, seed=options.seed, batch_size=options.batch_size, progress=bar.update
         )
-    back = reconstruct(model, split, count=min(100, count), seed=options.seed)
+    back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
     file = Path(options.run) / "evaluation.json"
     score.write(file)
     print(

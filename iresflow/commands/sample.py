@@ -101,9 +101,7 @@ def _sample_images(model: ImageFlow, options: Namespace) -> int:
 
 def _reconstruct(model: ImageFlow, options: Namespace) -> int:
     split = dataset_of_run(options.run, options.root).test
-    back = reconstruct(
-        model, split, count=min(options.n, len(split)), seed=options.seed, tol=options.tol
-    )
+    back = reconstruct(model, split, count=options.n, seed=options.seed, tol=options.tol)
     out = _out(options, "reconstructions.png")
     columns = min(12, len(back.values))
     rows = [

@@ -16,7 +16,7 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.config import Config
-from iresflow.training.evaluate import evaluate, reconstruct
+from iresflow.training.evaluate import RECONSTRUCTED, evaluate, reconstruct
 from iresflow.training.loop import Trainer
 from iresflow.training.runs import RunDirectory
 
@@ -132,13 +132,17 @@ def _report(run: RunDirectory, dataset: Dataset, device: torch.device) -> None:
     score = evaluate(model, dataset.test)
     score.write(run.path / "evaluation.json")
     certificate = model.certify()
-    back = reconstruct(model, dataset.test, count=min(100, len(dataset.test)))
     print(
         f"test        {score}\n"
         f"certified   largest Lipschitz bound of a block {certificate.largest:.6f}: "
-        f"{'invertible' if certificate else 'NOT certified'}\n"
-        f"inverse     largest reconstruction error {back.largest_error:.1e} in x, certified block "
-        f"error {back.block_error:.1e}, latent residual {back.residual:.1e}\n"
+        f"{'invertible' if certificate else 'NOT certified'}",
+        flush=True,
+    )
+    back = reconstruct(model, dataset.test, count=RECONSTRUCTED)
+    print(
+        f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
+        f"{len(back.values)} samples, certified block error {back.block_error:.1e}, latent "
+        f"residual {back.residual:.1e}\n"
         f"trained     {progress.seconds / 60:.1f} minutes to step {progress.step}, the best by "
         "validation\n"
         f"checkpoint  {path}\n"

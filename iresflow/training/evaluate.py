@@ -15,7 +15,10 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import class_context
 from iresflow.training.objectives import unit_of
 
-__all__ = ["Evaluation", "Reconstruction", "evaluate", "reconstruct"]
+__all__ = ["RECONSTRUCTED", "Evaluation", "Reconstruction", "evaluate", "reconstruct"]
+
+RECONSTRUCTED = 1000
+"""Samples of a split that are sent through the inverse for a report, at most."""
 
 
 @final
@@ -128,26 +131,32 @@ def reconstruct(
     count: int,
     seed: int = 0,
     tol: float | None = None,
+    batch_size: int = 250,
 ) -> Reconstruction:
-    """Sends the first samples of a split to the latent and back.
+    """Sends the first ``count`` samples of a split to the latent and back.
 
     Errors: as `Flow.invert`.
     """
     device = next(flow.parameters()).device
-    x, context = _batch(flow, split, 0, count)
-    if isinstance(flow, ImageFlow):
-        x = flow.dequantize(x, torch.Generator(device).manual_seed(seed))
-    with torch.no_grad():
-        result = flow.invert(
-            flow.transform(x, context), context, None if tol is None else Accuracy(tol)
-        )
+    generator = torch.Generator(device).manual_seed(seed)
+    originals, inverses = [], []
+    count = min(count, len(split))
+    for first in range(0, count, batch_size):
+        x, context = _batch(flow, split, first, min(batch_size, count - first))
+        if isinstance(flow, ImageFlow):
+            x = flow.dequantize(x, generator)
+        with torch.no_grad():
+            z = flow.transform(x, context)
+        originals.append(x)
+        inverses.append(flow.invert(z, context, None if tol is None else Accuracy(tol)))
+    x, values = torch.cat(originals), torch.cat([inverse.value for inverse in inverses])
     return Reconstruction(
-        values=result.value,
+        values=values,
         originals=x,
-        largest_error=float((result.value - x).abs().max()),
-        steps=result.steps,
-        block_error=float(result.block_error.max()),
-        residual=float(result.residual.max()),
+        largest_error=float((values - x).abs().max()),
+        steps=torch.cat([inverse.steps for inverse in inverses]),
+        block_error=max(float(inverse.block_error.max()) for inverse in inverses),
+        residual=max(float(inverse.residual.max()) for inverse in inverses),
     )
 
 

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", InversionWarning)  # the verbs print what was reached
     try:
         return run(rest)
+    except KeyboardInterrupt:
+        fail("interrupted", code=130)
     except EXPECTED as error:
         fail(str(error))
 

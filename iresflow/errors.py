@@ -14,6 +14,7 @@ __all__ = [
     "NotContractiveError",
     "NotInitializedError",
     "RunError",
+    "TrainingInterrupted",
 ]
 
 
@@ -47,3 +48,7 @@ class DataError(RuntimeError):
 
 class RunError(RuntimeError):
     """A run directory can't be used: it exists, is missing, or holds another experiment."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was asked to stop, and did so behind a step, with a checkpoint written."""

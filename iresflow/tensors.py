@@ -1,15 +1,24 @@
-"""Per-sample sums and norms, and probe vectors: the only shape helpers of the package.
+"""Per-sample sums and norms, probe vectors, and the precision of products.
 
 Two layouts occur. A *batch* is ``(B, *event)``. A *stack of directions* is ``(K, B, *event)``:
 K vectors for each sample, as the estimators and the linearizations exchange them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["Probe", "dot", "gaussian", "norm_per_sample", "rademacher", "sum_per_sample"]
+__all__ = [
+    "Probe",
+    "dot",
+    "full_precision",
+    "gaussian",
+    "norm_per_sample",
+    "rademacher",
+    "sum_per_sample",
+]
 
 Probe = Callable[[int, Tensor, torch.Generator | None], Tensor]
 """Draws ``(K, B, *event)`` probes with mean zero and identity covariance for a batch."""
@@ -45,3 +54,15 @@ def gaussian(count: int, like: Tensor, generator: torch.Generator | None = None)
     """Probes with independent standard normal entries, shape ``(count, *like.shape)``."""
     size = (count, *like.shape)
     return torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Turns TF32 off on a GPU: its ten bits of mantissa would break bounds made for float32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

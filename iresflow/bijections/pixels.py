@@ -37,7 +37,7 @@ class Logit(Bijection):
     """``z = logit(alpha + (1 - 2 alpha) x)``, [0, 1] to an interval (RealNVP, section 4.1).
 
     Its inverse reaches a little beyond [0, 1], by ``reach = alpha / (1 - 2 alpha)``; `quantize`
-    clamps.
+    clamps. (`outliers` is the share of entries beyond `reach` that still can be an image.)
 
     Arguments:
         alpha: Distance kept from 0 and 1, in (0, 0.5).
@@ -52,6 +52,7 @@ class Logit(Bijection):
             raise ValueError(f"alpha must lie strictly between 0 and 0.5, got {alpha}")
         self.alpha = alpha
         self.reach = alpha / (1 - 2 * alpha)
+        self.outliers = 0.0
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
@@ -80,10 +81,11 @@ class Logit(Bijection):
 class Center(Bijection):
     """``z = x - 0.5``: for pixels that need no logit. Its log-determinant is 0.
 
-    The real line has no end, so samples may leave [0, 1]; `reach` is how far is still plausible.
+    Its domain is the real line, so samples may leave [0, 1].
     """
 
-    reach = 1.0
+    reach = 0.05
+    outliers = 0.25
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None

@@ -55,7 +55,7 @@ def _explain(message: str, keys: list[str]) -> str:
     unknown = re.search(r"[Uu]nrecognized arguments?: --([\w.\-]+)", message)
     in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.\-]+)'", message)
     at_root = re.search(
-        r"Key '([\w.\-]+)' is not expected|does not accept option '([\w.\-]+)'", message
+        r"(?:Key|Option|option) '([\w.\-]+)' is not (?:expected|accepted)", message
     )
     wrong: str | None = None
     if unknown:
@@ -63,7 +63,7 @@ def _explain(message: str, keys: list[str]) -> str:
     elif in_group:
         wrong = f"{in_group[1]}.{in_group[2]}"
     elif at_root:
-        wrong = at_root[1] or at_root[2]
+        wrong = at_root[1]
     if wrong is None:
         return message
     near = difflib.get_close_matches(wrong, keys, n=1, cutoff=0.4)

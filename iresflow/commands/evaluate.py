@@ -44,9 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(parser, arguments)
     if options.n is not None and options.n < 1 or options.batch_size < 1:
         raise ValueError("--n and --batch_size must be at least 1")
-    model, progress = load_model(
-        find_checkpoint(options.run, options.checkpoint), resolve_device(options.device)
-    )
+    path = find_checkpoint(options.run, options.checkpoint)
+    model, progress = load_model(path, resolve_device(options.device))
     split: Split = getattr(dataset_of_run(options.run, options.root), options.split)
     count = min(options.n or len(split), len(split))
     labels = None if split.labels is None else split.labels[:count]
@@ -56,8 +55,10 @@ def main(arguments: Sequence[str]) -> int:
             model, split, seed=options.seed, batch_size=options.batch_size, progress=bar.update
         )
     back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
-    file = Path(options.run) / "evaluation.json"
-    score.write(file)
+    whole = options.split == "test" and options.n is None
+    name = "evaluation.json" if whole else f"evaluation-{options.split}-{count}.json"
+    file = Path(options.run) / name
+    score.write(file, split=options.split, checkpoint=str(path), step=progress.step)
     print(
         f"{options.split:<10} {score}\n"
         f"inverse    largest reconstruction error {back.largest_error:.1e} in x over "

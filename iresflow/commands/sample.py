@@ -28,12 +28,18 @@ INTERPOLATION_STEPS = 10
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
     options = parse(_parser(), arguments)
+    if options.n is None:
+        options.n = 24 if options.reconstruct else 8 if options.interpolate else 36
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     if options.reconstruct and options.interpolate:
         raise ValueError("--reconstruct and --interpolate are two pictures: ask for one at a time")
     device = resolve_device(options.device)
     model, _ = load_model(find_checkpoint(options.run, options.checkpoint), device)
+    if (options.reconstruct or options.interpolate) and (
+        options.label is not None or options.temperature != 1
+    ):
+        raise ValueError("--label and --temperature are for samples: test images have their own")
     if options.label is not None and not 0 <= options.label < model.context_dim:
         raise ValueError(
             f"--label must be a class of the model, 0 .. {model.context_dim - 1}"
@@ -54,19 +60,21 @@ def _parser() -> ArgumentParser:
         "sample", "Writes samples of a trained model. The checkpoint knows the model."
     )
     add_run_arguments(parser)
-    parser.add_argument("--n", type=int, default=36, help="number of samples (or pairs, or paths)")
+    parser.add_argument("--n", type=int, help="samples (36), pairs (24) or paths (8) to draw")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="scale of the latent noise; 1 is the model"
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="scale of the samples' latent noise; 1 is the model",
     )
     parser.add_argument(
         "--tol",
         type=float,
-        default=1e-4,
-        help="certified error of each block's inverse, Euclidean",
+        help="certified Euclidean error of each block's inverse; else what the float type allows",
     )
     parser.add_argument("--out", help="file to write; by default in the run's samples directory")
     parser.add_argument("--each", action="store_true", help="also write one file for each sample")
-    parser.add_argument("--label", type=int, help="class of a conditional model; all in turn else")
+    parser.add_argument("--label", type=int, help="class of the samples; all in turn else")
     parser.add_argument(
         "--reconstruct", action="store_true", help="test images above their reconstructions"
     )
@@ -120,7 +128,7 @@ def _reconstruct(model: ImageFlow, options: Namespace) -> int:
 
 def _interpolate(model: ImageFlow, options: Namespace) -> int:
     split = dataset_of_run(options.run, options.root).test
-    paths = min(options.n, 8, len(split) // 2)
+    paths = min(options.n, len(split) // 2)
     if paths < 1:
         raise ValueError("a path needs two test images")
     like = next(model.parameters())

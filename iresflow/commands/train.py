@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from iresflow.commands.arguments import new_parser, parse
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
-from iresflow.errors import RunError
+from iresflow.errors import RunError, TrainingInterrupted
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
@@ -36,14 +36,14 @@ def main(arguments: Sequence[str]) -> int:
     torch.manual_seed(config.seed)
     flow = build_model(config, dataset).to(device)
     run = resumed or RunDirectory.create(config.runs, config.name or config.data.name)
-    run.write_config(config.to_dict())
     trainer = Trainer(flow, dataset, config.training, run, seed=config.seed, flip=config.data.flip)
     if resumed:
         trainer.resume()
+    run.write_config(config.to_dict())
     _announce(run, dataset, flow, trainer, device)
     try:
         trainer.train()
-    except KeyboardInterrupt:
+    except TrainingInterrupted:
         print(
             f"\ninterrupted at step {trainer.progress.step}, saved. Go on: "
             f"python train.py --resume {run.path}"
@@ -86,7 +86,10 @@ def _require_same_experiment(run: RunDirectory, config: Config) -> None:
     before = yaml.safe_load(run.config_file.read_text())
     now = config.to_dict()
     fixed = ("data", "model", "log_det", "seed")
-    changed = [
+    changed = ["training.optimizer"] * (
+        before["training"]["optimizer"] != now["training"]["optimizer"]
+    )
+    changed += [
         f"{section}.{key}" if isinstance(now[section], dict) else section
         for section in fixed
         for key in (now[section] if isinstance(now[section], dict) else [None])
@@ -130,7 +133,9 @@ def _report(run: RunDirectory, dataset: Dataset, device: torch.device) -> None:
     path = find_checkpoint(run.path, "best")
     model, progress = load_model(path, device)
     score = evaluate(model, dataset.test)
-    score.write(run.path / "evaluation.json")
+    score.write(
+        run.path / "evaluation.json", split="test", checkpoint=str(path), step=progress.step
+    )
     certificate = model.certify()
     print(
         f"test        {score}\n"

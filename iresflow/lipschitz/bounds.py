@@ -104,10 +104,11 @@ def fourier_norm(kernel: Tensor, image_size: tuple[int, int]) -> Tensor:
     gram = symbol.mH @ symbol if tall else symbol @ symbol.mH
     squares = torch.linalg.eigvalsh(gram)[:, -1]
     # Rounding: of the DFT (log of the grid), the Gram product (its inner length) and the
-    # eigenvalues (its size), each relative to the squared Frobenius norm of a frequency.
-    frobenius = symbol.abs().square().sum((1, 2))
+    # eigenvalues (its size), each relative to the squared norm of all taps together, which no
+    # frequency's Frobenius norm exceeds by more than their number.
+    taps = math.prod(kernel.shape[-2:]) * frozen.square().sum()
     steps = sum(symbol.shape[1:]) + 8 * math.log2(math.prod(grid) + 1) + 8
-    upper = (squares + 4 * steps * _EPS * frobenius).clamp_min(0).max().sqrt()
+    upper = (squares.max() + 4 * steps * _EPS * taps).clamp_min(0).sqrt()
     if not (torch.is_grad_enabled() and kernel.requires_grad):
         return upper
     top = squares.argmax()

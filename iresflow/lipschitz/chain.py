@@ -111,7 +111,6 @@ class ChainLinearization(Linearization):
         return self._tangents[1][-1]
 
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
-        w, v = w.detach(), v.detach()
         if not self._needs_graph():
             return dot(w, self.jvp(v))
         value, form = self._apply(w, v)
@@ -122,8 +121,8 @@ class ChainLinearization(Linearization):
     def _apply(self, w: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
         parameters = [p for s in self._stages for p in (s.weight, s.bias, s.beta)]
         if v is not None:
-            self.jvp(v)
-        return _ChainFunction.apply(self, w, v, self.point, *parameters)
+            self.jvp(v)  # kept from the last call, if that was for the same v
+        return _ChainFunction.apply(self, w, self.point, *parameters)
 
     def _needs_graph(self) -> bool:
         if not torch.is_grad_enabled():
@@ -156,7 +155,6 @@ class _ChainFunction(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 (attributes are set on it)
         chain: ChainLinearization,
         w: Tensor | None,
-        v: Tensor | None,
         point: Tensor,
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
@@ -165,6 +163,7 @@ class _ChainFunction(torch.autograd.Function):
         tangents: list[Tensor | None] = [None] * len(chain._stages)
         form = point.new_zeros(())
         if w is not None and chain._tangents is not None:
+            w = w.detach()
             *tangents, image = chain._tangents[1]
             form = dot(w, image)
         ctx.save_for_backward(w, *chain._inputs, *tangents, *chain._kernels, *parameters)
@@ -183,12 +182,12 @@ class _ChainFunction(torch.autograd.Function):
         gradients: list[Tensor | None] = []
         for i in reversed(range(count)):
             _, bias, beta = parameters[3 * i : 3 * i + 3]
-            needed = ctx.needs_input_grad[4 + 3 * i : 7 + 3 * i]
+            needed = ctx.needs_input_grad[3 + 3 * i : 6 + 3 * i]
             stage = adjoint.through(ctx.stages[i], inputs[i], tangents[i], kernels[i], beta)
             g_bias = _sum_to_bias(stage.bias_adjoint, bias) if needed[1] else None
             gradients = [stage.weight_gradient, g_bias, stage.beta_gradient, *gradients]
             adjoint = stage.adjoint
-        return (None, None, None, adjoint.primal, *gradients)
+        return (None, None, adjoint.primal, *gradients)
 
 
 @dataclass(frozen=True)

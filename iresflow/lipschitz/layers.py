@@ -75,7 +75,7 @@ class PowerIteration(Normalization):
         return layer.estimate(layer.weight, self.iterations)
 
     def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
-        return layer.estimate(layer.weight, SETTLING_ITERATIONS)
+        return layer.estimate(layer.weight, SETTLING_ITERATIONS, keep=False)
 
     def certified_norm(self, layer: "NormalizedLayer") -> float:
         return layer.tightest_norm(layer.weight)[0]
@@ -143,6 +143,9 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         self.register_buffer("left", _normalized(torch.randn(left_shape)))
         self.register_buffer("sigma", torch.ones(()))
         self._certificate: tuple[int, Bound] | None = None
+        self._enforced: int | None = None
+        with torch.no_grad():
+            self.estimate(self.weight, SETTLING_ITERATIONS)  # so that training starts warm
         self.settle()
 
     # The operator, for any weight of the layer's shape.
@@ -182,6 +185,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         if self.training and torch.is_grad_enabled():
             sigma = self.normalization.norm(self).to(self.weight.dtype)
             self.sigma.copy_(sigma.detach())
+            self._enforced = None
         return self.weight * self._scale(sigma)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,8 +202,9 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Brings the stored norm up to date with the weight."""
-        self.sigma.copy_(self.normalization.settled_norm(self))
+        """Brings the stored norm up to date with the weight, unless it is enforced already."""
+        if self._enforced != self._weight_key():
+            self.sigma.copy_(self.normalization.settled_norm(self))
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -208,7 +213,8 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         The raw weight, which training moves, stays as it is.
         """
         upper = self.normalization.certified_norm(self) + self._rounding()
-        self.sigma.fill_(upper * (1 + 4 * torch.finfo(self.sigma.dtype).eps))
+        self.sigma.fill_(upper * (1 + 16 * torch.finfo(self.sigma.dtype).eps))
+        self._enforced = self._weight_key()
 
     @torch.no_grad()
     def bound(self) -> Bound:
@@ -217,13 +223,14 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         The norm of the raw weight is computed anew only when the weight has changed (told by its
         bytes, since a version counter misses writes through ``.data``).
         """
-        key = hash(self.weight.cpu().numpy().tobytes())
+        key = self._weight_key()
         if self._certificate is None or self._certificate[0] != key:
             upper, method = self.tightest_norm(self.weight)
             estimate = float(self.estimate(self.weight, SETTLING_ITERATIONS, keep=False))
             self._certificate = (key, Bound(upper, estimate, method))
         raw, scale = self._certificate[1], float(self._scale(self.sigma))
-        return Bound((raw.upper + self._rounding()) * scale, raw.estimate * scale, raw.method)
+        upper = (raw.upper + self._rounding()) * scale * (1 + 1e-15)
+        return Bound(upper, raw.estimate * scale, raw.method)
 
     def estimate(self, weight: Tensor, iterations: int, *, keep: bool = True) -> Tensor:
         """The norm by power iteration, from below, differentiable in the weight.
@@ -243,9 +250,13 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
                     left = _normalized(self.multiply(right, frozen))
         image = self.multiply(right, weight)
         left = _normalized(image.detach())
-        if keep:
+        if keep and bool(left.any()):
+            # From the zero vector, that of a zero weight, the iteration would never come back.
             self.left.copy_(left.squeeze(0))
         return (left * image).sum()
+
+    def _weight_key(self) -> int:
+        return hash(self.weight.detach().cpu().numpy().tobytes())
 
     def _scale(self, sigma: Tensor) -> Tensor:
         return (self.coeff / sigma.clamp_min(_tiny(sigma))).clamp(max=1)

@@ -16,6 +16,7 @@ from iresflow.lipschitz.layers import (
     NormalizedDense,
     NormalizedLayer,
 )
+from iresflow.tensors import norm_per_sample
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]
 
@@ -64,18 +65,25 @@ class Branch(nn.Module, LipschitzMap):
         return ChainLinearization(self._stages(context), x)
 
     @torch.no_grad()
-    def evaluator(self, context: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    def evaluator(
+        self, context: Tensor | None = None
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """g without a graph and with its weights normalised once, for many calls.
 
         Returns:
             A function of points ``(N, *event)`` and of the indices ``(N,)`` of their samples in
-            the batch, which pick their rows of the context.
+            the batch, which pick their rows of the context. It gives g and, ``(N,)``, the added
+            norms of what each layer computed, which the rounding of g is proportional to.
         """
         stages = self._stages(context)
 
         @torch.no_grad()
-        def evaluate(x: Tensor, index: Tensor) -> Tensor:
-            return evaluate_chain([_rows(stage, index) for stage in stages], x)
+        def evaluate(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            magnitude = x.new_zeros(len(x))
+            for stage in stages:
+                x = evaluate_chain([_rows(stage, index)], x)
+                magnitude += norm_per_sample(x)
+            return x, magnitude
 
         return evaluate
 

@@ -1,5 +1,7 @@
 """A flow: a bijection and a base density, and all that users ask of the two."""
 
+import copy
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -7,16 +9,17 @@ from typing import ClassVar, final
 from warnings import warn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, ResidualBlock
-from iresflow.errors import InversionError, InversionWarning
+from iresflow.errors import InversionError, InversionWarning, NotContractiveError
 from iresflow.linearization import Linearization
 from iresflow.logdet import LogDetEstimate, LogDetEstimator, PowerSeries
 from iresflow.models.certificate import BlockCertificate, Certificate
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
-from iresflow.tensors import norm_per_sample
+from iresflow.models.storage import StoredModel, write_file
+from iresflow.tensors import full_precision, norm_per_sample
 
 __all__ = ["Flow", "FlowInverse", "Likelihood"]
 
@@ -63,7 +66,7 @@ class FlowInverse:
     residual: Tensor
 
 
-class Flow(nn.Module):
+class Flow(StoredModel):
     r"""The density of x under :math:`z = F(x)` with z of a base density (thesis, eq. 5.4).
 
     :math:`\log p(x) = \log p_Z(F(x)) + \log|\det J_F(x)|`, in nats.
@@ -75,7 +78,7 @@ class Flow(nn.Module):
         data_map: A map in closed form that acts on x first, such as a logit; F is both.
         context_dim: Dimension of the context, 0 for none.
         log_det: The estimator in training mode. In eval mode an exact one stays; a power series
-            gives way to the longer `Flow.EVALUATION`.
+            is run with at least the terms and probes of `EVALUATION`, to its tolerance.
     """
 
     EVALUATION: ClassVar = PowerSeries(terms=100, probes=2, tolerance=1e-6)
@@ -129,12 +132,12 @@ class Flow(nn.Module):
     ) -> FlowInverse:
         """x from latents ``(B, D)``, with certified block errors and the measured residual.
 
-        Each block is inverted to a certified error of ``accuracy.tol`` in its own input's
-        Euclidean norm; without an accuracy, to that of `Accuracy` or to what the floating-point
-        format allows, whichever is larger. Then the blocks' forward maps are run on the result
-        and compared with z. (The data map, in closed form, is left out of that comparison: a
-        pixel next to 0 or 1 has a logit that its float cannot hold, which says nothing of the
-        blocks.)
+        No gradient flows through it. Each block is inverted to a certified error of
+        ``accuracy.tol`` in its own input's Euclidean norm; without an accuracy, to that of
+        `Accuracy` or to what the floating-point format allows, whichever is larger. Then the
+        blocks' forward maps are run on the result and compared with z. (The data map, in closed
+        form, is left out of that comparison: a pixel next to 0 or 1 has a logit that its float
+        cannot hold, which says nothing of the blocks.)
 
         Warns:
             InversionWarning: the tolerance that was asked for is below what the floating-point
@@ -153,8 +156,9 @@ class Flow(nn.Module):
         if z.ndim != 2 or z.shape[1] != dim:
             raise ValueError(f"latents have shape (B, {dim}), got {tuple(z.shape)}")
         context = self._checked_context(context, len(z))
-        result = self.bijection.invert(z, context, accuracy)
-        residual = norm_per_sample(self.bijection.transform(result.value, context) - z)
+        with full_precision():
+            result = self.bijection.invert(z, context, accuracy)
+            residual = norm_per_sample(self.bijection.transform(result.value, context) - z)
         worst = float(residual.max()) if len(z) else 0.0
         if not worst <= RESIDUAL_TOLERANCE * dim**0.5:
             raise InversionError(
@@ -256,7 +260,10 @@ class Flow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """n samples ``(n, *shape)`` and their log-densities ``(n,)`` under the model."""
         x = self.sample(n, context, temperature, generator)
-        return x, self.log_prob(x, self._checked_context(context, n))
+        context = self._checked_context(context, n)
+        # Without the check of the range: a sample is where the model put it.
+        z, term = self._map(x, context, self._bound_estimator(None, None))
+        return x, self.base.log_prob(z, context) + term
 
     def as_distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """The density for one context (or none) as a `torch.distributions.Distribution`."""
@@ -295,6 +302,22 @@ class Flow(nn.Module):
             block.branch.enforce()
         return self.certify()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model, its certified norms enforced, to a file that `iresflow.load` reads.
+
+        This model stays as it is; the one in the file is a copy in eval mode.
+
+        Raises:
+            CheckpointError: the file can't be written; an older one of that name is intact.
+            NotContractiveError: the weights have no finite norm.
+        """
+        certified = copy.deepcopy(self).eval()
+        if not certified.enforce():
+            raise NotContractiveError(
+                f"a model that can't be certified is not saved:\n{certified.certify()}"
+            )
+        write_file({"model": certified.payload()}, path)
+
     @property
     def base_dim(self) -> int:
         """D, the dimension of the latent."""
@@ -310,7 +333,12 @@ class Flow(nn.Module):
     ) -> partial[LogDetEstimate]:
         estimator = log_det or self.log_det
         if log_det is None and not self.training and isinstance(estimator, PowerSeries):
-            estimator = replace(self.EVALUATION, distribution=estimator.distribution)
+            estimator = replace(
+                self.EVALUATION,
+                terms=max(estimator.terms, self.EVALUATION.terms),
+                probes=max(estimator.probes, self.EVALUATION.probes),
+                distribution=estimator.distribution,
+            )
         if generator is None and not self.training:
             generator = torch.Generator(self._device()).manual_seed(EVALUATION_SEED)
         return partial(estimator, generator=generator)
@@ -324,6 +352,8 @@ class Flow(nn.Module):
                 f"this flow takes samples of shape (B, {', '.join(map(str, self.shape))}), got "
                 f"{tuple(x.shape)}"
             )
+        if len(x) == 0:
+            raise ValueError("an empty batch has no density")
         if not x.is_floating_point():
             raise ValueError(f"a density is of floats, got {x.dtype}{self.INTEGER_ADVICE}")
         if not bool(torch.isfinite(x.detach()).all()):

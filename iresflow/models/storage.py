@@ -30,7 +30,7 @@ class StoredModel(nn.Module):
     """A model that can be rebuilt from ``spec``, its constructor's arguments as plain values."""
 
     kinds: ClassVar[dict[str, type["StoredModel"]]] = {}
-    spec: dict[str, Any]
+    spec: dict[str, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**kwargs)
@@ -42,16 +42,17 @@ class StoredModel(nn.Module):
         return cls(**{**spec, "log_det": estimator_from_dict(spec["log_det"])})
 
     def payload(self) -> dict[str, Any]:
-        """The model as plain values and tensors."""
-        return {"kind": type(self).__name__, "spec": self.spec, "state": self.state_dict()}
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to a file that `iresflow.load` reads.
+        """The model as it is, as plain values and tensors.
 
         Raises:
-            CheckpointError: the file can't be written; an older one of that name is intact.
+            CheckpointError: it was put together by hand, so nothing says how to build it again.
         """
-        write_file({"model": self.payload()}, path)
+        if self.spec is None:
+            raise CheckpointError(
+                f"a {type(self).__name__} put together by hand can't be stored whole: store its "
+                "state_dict(), and build it again before loading that"
+            )
+        return {"kind": type(self).__name__, "spec": self.spec, "state": self.state_dict()}
 
 
 def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -> StoredModel:
@@ -87,6 +88,8 @@ def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
         ) as file:
             temporary = Path(file.name)
+            # A temporary file is its owner's alone; a checkpoint is a file like any other.
+            os.chmod(temporary, 0o666 & ~_umask())
             torch.save({"format": FORMAT, "version": VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -98,6 +101,12 @@ def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def read_file(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:

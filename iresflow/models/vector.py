@@ -8,7 +8,6 @@ from iresflow.logdet import Exact, LogDetEstimator, PowerSeries, estimator_to_di
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
 from iresflow.models.names import check_names
-from iresflow.models.storage import StoredModel
 
 __all__ = ["VectorFlow"]
 
@@ -17,7 +16,7 @@ EXACT_UP_TO = 8
 
 
 @final
-class VectorFlow(StoredModel, Flow):
+class VectorFlow(Flow):
     """An i-ResNet flow on vectors ``(B, D)``: [ActNorm, residual block] repeated, then ActNorm.
 
     Arguments:

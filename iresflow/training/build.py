@@ -27,9 +27,6 @@ __all__ = [
 def resolve_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is a GPU where there is one.
 
-    On a GPU it turns TF32 convolutions off: their ten bits of mantissa would break the error
-    bounds that float32 is given.
-
     Raises:
         ValueError: an unknown device, or one that this machine lacks.
     """
@@ -41,8 +38,6 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} can't be used here: {reason}") from None
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -75,6 +70,8 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
             + (": sort the images into one folder a class" if dataset.name == "folder" else "")
         )
     if dataset.levels is None:
+        if config.data.flip:
+            raise ValueError(f"data.flip mirrors images, and {dataset.name} holds vectors")
         return VectorFlow(
             dataset.shape[0],
             sum(model.blocks),

@@ -90,13 +90,13 @@ def load_model(path: Path, device: torch.device) -> tuple[ImageFlow | VectorFlow
     return model, Progress(**content.get("progress", {}))
 
 
-def load_training(path: Path, device: torch.device) -> tuple[dict[str, Any], Progress]:
-    """The training state of a checkpoint.
+def load_training(path: Path) -> tuple[dict[str, Any], Progress]:
+    """The training state of a checkpoint, on the CPU.
 
     Raises:
         CheckpointError: the checkpoint holds a model only.
     """
-    content = read_file(path, device)
+    content = read_file(path)
     if "training" not in content:
         raise CheckpointError(
             f"{path} holds a model only; training goes on from checkpoints/last.pt"

@@ -52,9 +52,10 @@ class Evaluation:
             f"{self.truncation_bound:.1e})"
         )
 
-    def write(self, path: Path) -> None:
-        """Writes the numbers as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+    def write(self, path: Path, **origin: str | int) -> None:
+        """Writes the numbers as JSON, with what else is to be known of them; NaN as null."""
+        numbers = {k: None if v != v else v for k, v in asdict(self).items()}
+        path.write_text(json.dumps({**origin, **numbers}, indent=2) + "\n")
 
 
 @final

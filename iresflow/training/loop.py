@@ -1,5 +1,6 @@
 """The training loop: steps, validation, checkpoints, and going on from them."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from iresflow.data import Dataset, Split
-from iresflow.errors import NonFiniteError
+from iresflow.errors import NonFiniteError, TrainingInterrupted
 from iresflow.models import Certificate, ImageFlow, VectorFlow
 from iresflow.training.build import Batches, class_context, random_stream
 from iresflow.training.checkpoint import Progress, load_training, save_checkpoint
@@ -33,8 +34,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamax": Adamax,
 }
 
-INITIALIZATION_SAMPLES = 512
-"""Samples from which ActNorm is initialised: more than a batch, so that a batch of one trains."""
+INITIALIZATION_ENTRIES = 2_000_000
+"""Entries of the data from which ActNorm is initialised, about: more than a batch, so that a batch
+of one trains; and all rows of a table but a very large one, since a column may be mostly zeros."""
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -97,7 +99,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Takes up the state of the run's last checkpoint. Errors: `load_training`."""
-        state, self.progress = load_training(self.run.checkpoint("last"), self.device)
+        state, self.progress = load_training(self.run.checkpoint("last"))
         self.flow.load_state_dict(state["flow"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -109,7 +111,7 @@ class Trainer:
         Raises:
             NonFiniteError: a loss or gradient is not finite; the last checkpoint is intact.
             CheckpointError: a checkpoint can't be written; the previous one is intact.
-            KeyboardInterrupt: on Ctrl-C or SIGTERM, behind a step and with a checkpoint.
+            TrainingInterrupted: on Ctrl-C or SIGTERM, behind a step and with a checkpoint.
         """
         start = self.progress.step
         if start == 0:
@@ -122,7 +124,7 @@ class Trainer:
                 while self.progress.step < self.config.steps and not self._out_of_time():
                     if interrupted.is_set():
                         self._save(self.evaluated)
-                        raise KeyboardInterrupt
+                        raise TrainingInterrupted
                     began = time.perf_counter()
                     objective, norm = self._step(*next(batches))
                     self.progress.step += 1
@@ -135,8 +137,8 @@ class Trainer:
                         bar.set_postfix_str(recorder.log(self.progress.step, rate))
                     if self.progress.step % self.config.validate_every == 0:
                         self.validate(recorder)
-            if self.progress.step % self.config.validate_every or self.progress.step == start:
-                self.validate(recorder)
+                if self.progress.step % self.config.validate_every or self.progress.step == start:
+                    self.validate(recorder)
 
     def validate(self, recorder: Recorder) -> Validation:
         """Scores the averaged model, writes checkpoints and pictures, and logs."""
@@ -145,11 +147,13 @@ class Trainer:
         held = self.dataset.validation
         count = min(len(held), self.config.validation_samples)
         score = evaluate(model, Split(held.values[:count], _first(held.labels, count)))
-        better = score.mean < self.progress.best
-        self.progress.best = min(score.mean, self.progress.best)
-        self._save(model)
-        if better:
+        if not (math.isfinite(score.mean) and certificate):
+            raise NonFiniteError(self._advice(f"the validation score is {score.mean}"))
+        # The best first: killed in between, the run would otherwise believe in one it lacks.
+        if score.mean < self.progress.best:
+            self.progress.best = score.mean
             save_checkpoint(self.run.checkpoint("best"), model, certificate, self.progress)
+        self._save(model)
         recorder.validation(self.progress.step, score, certificate.largest)
         recorder.pictures(self.progress.step, model, held)
         return Validation(score, certificate)
@@ -165,7 +169,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         objective = evaluate_objective(self.flow, values, context, stream)
         if not bool(torch.isfinite(objective.loss)):
-            raise NonFiniteError(self._advice(f"the loss is {float(objective.loss)}"))
+            raise NonFiniteError(self._advice(f"the loss is {float(objective.loss.detach())}"))
         objective.loss.backward()
         limit = self.config.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), limit)
@@ -178,7 +182,10 @@ class Trainer:
     def _initialize(self) -> None:
         train = self.dataset.train
         stream = random_stream(self.seed, 0, 3, torch.device("cpu"))
-        index = torch.randperm(len(train), generator=stream)[:INITIALIZATION_SAMPLES]
+        count = max(16, INITIALIZATION_ENTRIES // train.values[0].numel())
+        if isinstance(self.flow, ImageFlow):
+            count = min(count, 512)  # each has many pixels, and their activations take memory
+        index = torch.randperm(len(train), generator=stream)[:count]
         x = train.values[index].to(self.device)
         labels = None if train.labels is None else train.labels[index]
         like = next(self.flow.parameters())

@@ -119,6 +119,7 @@ class Recorder:
                 points = model.sample(count, context, generator=generator)
                 figure = scatter_figure(points.cpu().numpy())
                 save_figure(figure, self._run.samples / f"{name}-samples.png")
+                self._writer.add_figure("samples", figure, step)
         except InversionError as error:
             self._write(step, {"inversion_failed": str(error)})
 

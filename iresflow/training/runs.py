@@ -90,7 +90,7 @@ class RunDirectory:
 
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Writes the resolved configuration."""
-        self.config_file.write_text(yaml.safe_dump(dict(values), sort_keys=False))
+        _replace(self.config_file, yaml.safe_dump(dict(values), sort_keys=False))
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Appends a line to the metrics."""
@@ -108,4 +108,14 @@ class RunDirectory:
                     kept.append(line)
             except json.JSONDecodeError:
                 continue  # the line that a killed process was writing
-        self.metrics_file.write_text("".join(line + "\n" for line in kept))
+        _replace(self.metrics_file, "".join(line + "\n" for line in kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes beside, then renames: a full disk leaves the file as it was."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

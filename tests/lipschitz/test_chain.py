@@ -67,6 +67,20 @@ def test_either_output_alone_has_the_right_gradient(kind):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
 
 
+def test_the_tangent_pass_runs_once_for_an_estimate_and_its_gradient(monkeypatch):
+    branch, x, context, w, v = branch_and_inputs("dense", "tanh")
+    linearization = branch.linearize(x, context)
+    layer, passes = branch.layers[0], []
+    multiply = type(layer).multiply
+    monkeypatch.setattr(
+        type(layer), "multiply", lambda self, *args: passes.append(1) or multiply(self, *args)
+    )
+    linearization.jvp(v)
+    assert len(passes) == 3
+    linearization.bilinear(w, v)
+    assert linearization.value is not None and len(passes) == 3
+
+
 def test_without_grad_nothing_is_attached():
     branch, x, context, w, v = branch_and_inputs("dense", "tanh")
     with torch.no_grad():
@@ -107,7 +121,8 @@ def test_branch_bound_holds_between_random_and_close_points(kind):
 def test_evaluator_agrees_for_a_part_of_the_batch(kind):
     branch, x, context, *_ = branch_and_inputs(kind, "lipswish")
     index = torch.tensor([3, 1])
-    part = branch.evaluator(context)(x[index], index)
+    part, magnitude = branch.evaluator(context)(x[index], index)
+    assert magnitude.shape == (2,) and bool((magnitude > part.flatten(1).norm(dim=1)).all())
     torch.testing.assert_close(part, branch(x, context)[index].detach(), rtol=CLOSED, atol=CLOSED)
 
 

@@ -250,9 +250,10 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
                     left = _normalized(self.multiply(right, frozen))
         image = self.multiply(right, weight)
         left = _normalized(image.detach())
-        if keep and bool(left.any()):
+        if keep:
             # From the zero vector, that of a zero weight, the iteration would never come back.
-            self.left.copy_(left.squeeze(0))
+            left_or_old = torch.where(left.any(), left.squeeze(0), self.left)
+            self.left.copy_(left_or_old)
         return (left * image).sum()
 
     def _weight_key(self) -> int:

@@ -59,8 +59,8 @@ class Validation:
 class Trainer:
     """Trains a flow, from its first step or from a checkpoint's.
 
-    All randomness is a function of seed and step, and the averaged model is validated on a copy
-    of the state, so neither an interruption nor a checkpoint changes the weights that come out.
+    All randomness is a function of seed and step, and what is validated is the averaged model,
+    which no step reads, so neither an interruption nor a checkpoint changes the weights that come out.
 
     Arguments:
         flow: A new model, on its device.
@@ -139,6 +139,8 @@ class Trainer:
                         self.validate(recorder)
                 if self.progress.step % self.config.validate_every or self.progress.step == start:
                     self.validate(recorder)
+                if interrupted.is_set():
+                    raise TrainingInterrupted
 
     def validate(self, recorder: Recorder) -> Validation:
         """Scores the averaged model, writes checkpoints and pictures, and logs."""

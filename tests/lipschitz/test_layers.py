@@ -173,6 +173,21 @@ def test_float32_layers_are_certified_too():
     assert float(torch.linalg.matrix_norm(matrix.double(), ord=2)) <= layer.bound().upper <= 0.97
 
 
+def test_a_weight_of_zeros_does_not_end_the_power_iteration(kind):
+    make, shape = LAYERS[kind]
+    layer = make(coeff=0.9)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.train()
+        layer.settle()
+    layer.normalized_weight()
+    with torch.no_grad():
+        layer.weight.add_(torch.randn_like(layer.weight))
+    for _ in range(60):
+        layer.normalized_weight()
+    assert norm_in_action(layer, shape) == pytest.approx(0.9, rel=1e-3)
+
+
 @pytest.mark.parametrize("coeff", [0.0, 1.0, 1.5, float("nan")])
 def test_coefficients_of_one_and_more_are_refused(coeff):
     with pytest.raises(ValueError, match="coeff must lie strictly between 0 and 1"):

@@ -60,7 +60,8 @@ class Trainer:
     """Trains a flow, from its first step or from a checkpoint's.
 
     All randomness is a function of seed and step, and what is validated is the averaged model,
-    which no step reads, so neither an interruption nor a checkpoint changes the weights that come out.
+    which no step reads: neither an interruption nor a checkpoint changes the weights that come
+    out.
 
     Arguments:
         flow: A new model, on its device.

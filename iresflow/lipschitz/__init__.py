@@ -2,16 +2,15 @@
 
 from iresflow.lipschitz.activations import ACTIVATIONS, ELU, Activation, LipSwish, Softplus, Tanh
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
-from iresflow.lipschitz.layers import (
+from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz.nets import Branch, conv_branch, dense_branch
+from iresflow.lipschitz.normalization import (
     NORMALIZATIONS,
     Certified,
     Normalization,
-    NormalizedConv2d,
-    NormalizedDense,
-    NormalizedLayer,
     PowerIteration,
 )
-from iresflow.lipschitz.nets import Branch, conv_branch, dense_branch
+from iresflow.lipschitz.normalized import NormalizedLayer
 
 __all__ = [
     "ACTIVATIONS",

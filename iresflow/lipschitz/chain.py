@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.activations import Activation
-from iresflow.lipschitz.layers import NormalizedLayer, broadcast_bias
+from iresflow.lipschitz.normalized import NormalizedLayer, broadcast_bias
 from iresflow.tensors import dot
 
 __all__ = ["ChainLinearization", "Stage", "evaluate_chain"]

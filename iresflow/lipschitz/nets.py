@@ -10,12 +10,9 @@ from iresflow.linearization import Linearization
 from iresflow.lipschitz.activations import Activation
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
 from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
-from iresflow.lipschitz.layers import (
-    Normalization,
-    NormalizedConv2d,
-    NormalizedDense,
-    NormalizedLayer,
-)
+from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz.normalization import Normalization
+from iresflow.lipschitz.normalized import NormalizedLayer
 from iresflow.tensors import norm_per_sample
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]

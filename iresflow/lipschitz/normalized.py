@@ -1,0 +1,201 @@
+r"""The base of linear layers whose operator norm is held below a coefficient by construction.
+
+The weight that acts is :math:`\tilde W = W \min(1, c / \sigma)` (thesis, eq. 4.9), computed in
+every forward pass. In training :math:`\sigma` is what the layer's `Normalization` says of the norm
+of W, and the gradient flows through it; in eval mode it is the buffer ``sigma``, so that nothing
+is computed anew. `NormalizedLayer.enforce` sets that buffer to a rigorous upper bound of the norm:
+from then on the layer's certified bound is at most c.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from iresflow.lipschitz.bounds import Bound, LipschitzMap
+from iresflow.lipschitz.normalization import SETTLING_ITERATIONS, Normalization
+
+__all__ = ["NormalizedLayer", "broadcast_bias"]
+
+
+class NormalizedLayer(nn.Module, LipschitzMap, ABC):
+    """A linear layer ``x -> A x + b`` with a bounded operator norm.
+
+    Arguments:
+        weight: The initial raw weight.
+        outputs: The number of bias entries.
+        left_shape: Shape of one vector of the operator's range, for the power iteration.
+        coeff: The norm's upper limit c, in (0, 1).
+        normalization: What training divides the weight by.
+
+    Raises:
+        ValueError: coeff is not in (0, 1).
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        outputs: int,
+        left_shape: tuple[int, ...],
+        coeff: float,
+        normalization: Normalization,
+    ) -> None:
+        super().__init__()
+        if not 0 < coeff < 1:
+            raise ValueError(
+                f"coeff must lie strictly between 0 and 1, got {coeff}: a branch whose layers "
+                "reach norm 1 need not be contractive, so its block need not be invertible"
+            )
+        self.coeff = coeff
+        self.normalization = normalization
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.left: Tensor
+        self.sigma: Tensor
+        self.register_buffer("left", _normalized(torch.randn(left_shape)))
+        self.register_buffer("sigma", torch.ones(()))
+        self._certificate: tuple[int, Bound] | None = None
+        self._enforced: int | None = None
+        with torch.no_grad():
+            self.estimate(self.weight, SETTLING_ITERATIONS)  # so that training starts warm
+        self.settle()
+
+    # The operator, for any weight of the layer's shape.
+
+    @abstractmethod
+    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """A x for a batch ``(N, ...)``, without the bias."""
+
+    @abstractmethod
+    def adjoint_kernel(self, weight: Tensor) -> Tensor:
+        """The weight in the form that `multiply_adjoint` takes, once for many products."""
+
+    @abstractmethod
+    def multiply_adjoint(self, u: Tensor, kernel: Tensor) -> Tensor:
+        """The adjoint of A times a batch ``(N, ...)``; kernel from `adjoint_kernel`."""
+
+    @abstractmethod
+    def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
+        """Gradient of the sum of ``u * (A x)`` with respect to the weight."""
+
+    @abstractmethod
+    def smooth_norm(self, weight: Tensor) -> Tensor:
+        """A rigorous upper bound of the operator norm, a float64 scalar with a gradient."""
+
+    @abstractmethod
+    def tightest_norm(self, weight: Tensor) -> tuple[float, str]:
+        """The tightest rigorous upper bound that is affordable, and its method."""
+
+    # Normalisation.
+
+    def normalized_weight(self) -> Tensor:
+        """The weight that acts, with its norm held at c; attached to the graph.
+
+        The norm is computed anew where training does: in training mode with gradients on.
+        """
+        sigma = self.sigma
+        if self.training and torch.is_grad_enabled():
+            sigma = self.normalization.norm(self).to(self.weight.dtype)
+            self.sigma.copy_(sigma.detach())
+            self._enforced = None
+        return self.weight * self._scale(sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.normalized_weight()
+        return self.multiply(x, weight) + broadcast_bias(self.bias, x.ndim)
+
+    def train(self, mode: bool = True) -> "NormalizedLayer":
+        leaving_training = self.training and not mode
+        super().train(mode)
+        if leaving_training:
+            # The optimiser has moved the weight since the last forward pass normalised it.
+            self.settle()
+        return self
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Brings the stored norm up to date with the weight, unless it is enforced already."""
+        if self._enforced != self._weight_key():
+            self.sigma.copy_(self.normalization.settled_norm(self))
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Stores a certified norm of the raw weight: the layer's bound is at most c from then on.
+
+        The raw weight, which training moves, stays as it is.
+        """
+        upper = self.normalization.certified_norm(self) + self._rounding()
+        self.sigma.fill_(upper * (1 + 16 * torch.finfo(self.sigma.dtype).eps))
+        self._enforced = self._weight_key()
+
+    @torch.no_grad()
+    def bound(self) -> Bound:
+        """Certified bound of the layer as eval mode applies it.
+
+        The norm of the raw weight is computed anew only when the weight has changed (told by its
+        bytes, since a version counter misses writes through ``.data``).
+        """
+        key = self._weight_key()
+        if self._certificate is None or self._certificate[0] != key:
+            upper, method = self.tightest_norm(self.weight)
+            estimate = float(self.estimate(self.weight, SETTLING_ITERATIONS, keep=False))
+            self._certificate = (key, Bound(upper, estimate, method))
+        raw, scale = self._certificate[1], float(self._scale(self.sigma))
+        upper = (raw.upper + self._rounding()) * scale * (1 + 1e-15)
+        return Bound(upper, raw.estimate * scale, raw.method)
+
+    def estimate(self, weight: Tensor, iterations: int, *, keep: bool = True) -> Tensor:
+        """The norm by power iteration, from below, differentiable in the weight.
+
+        Arguments:
+            weight: Of the layer's shape.
+            iterations: With the operator and its adjoint, from where the last call ended.
+            keep: Whether the next call starts from where this one ends.
+        """
+        frozen = weight.detach()
+        kernel = self.adjoint_kernel(frozen)
+        left = self.left.unsqueeze(0)
+        with torch.no_grad():
+            for step in range(iterations):
+                right = _normalized(self.multiply_adjoint(left, kernel))
+                if step < iterations - 1:
+                    left = _normalized(self.multiply(right, frozen))
+        image = self.multiply(right, weight)
+        left = _normalized(image.detach())
+        if keep:
+            # From the zero vector, that of a zero weight, the iteration would never come back.
+            left_or_old = torch.where(left.any(), left.squeeze(0), self.left)
+            self.left.copy_(left_or_old)
+        return (left * image).sum()
+
+    def _weight_key(self) -> int:
+        return hash(self.weight.detach().cpu().numpy().tobytes())
+
+    def _scale(self, sigma: Tensor) -> Tensor:
+        return (self.coeff / sigma.clamp_min(_tiny(sigma))).clamp(max=1)
+
+    def _rounding(self) -> float:
+        """Upper bound of the norm of what rounding adds when the weight is scaled.
+
+        Each entry of the product is off by eps at most, and the norm of a convolution is at most
+        the sum of its taps' Frobenius norms.
+        """
+        taps = self.weight.detach().double().reshape(*self.weight.shape[:2], -1)
+        taps = torch.linalg.vector_norm(taps, dim=(0, 1))
+        return torch.finfo(self.weight.dtype).eps * float(taps.sum())
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, coeff={self.coeff}, {self.normalization}"
+
+
+def broadcast_bias(bias: Tensor, ndim: int) -> Tensor:
+    """A bias ``(C,)``, or one for each sample ``(B, C)``, shaped to add to ``ndim`` dimensions."""
+    return bias.reshape(*bias.shape, *[1] * (ndim - 2))
+
+
+def _normalized(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x).clamp_min(_tiny(x))
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny

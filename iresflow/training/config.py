@@ -22,7 +22,8 @@ class DataConfig:
     """Data."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, folder, two-moons, ..., table."""
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, folder, table, two-moons,
+    eight-gaussians, two-spirals, checkerboard, rings, pinwheel or swiss-roll."""
     root: str | None = None
     """Directory of the data (folder: of the images; table: the file); else $IRESFLOW_DATA."""
     size: int | None = None

@@ -15,14 +15,33 @@ from torch.func import jvp, vjp, vmap
 
 from iresflow.tensors import dot
 
-__all__ = ["FunctionLinearization", "Linearization"]
+__all__ = ["FunctionLinearization", "Linearization", "Products"]
 
 
-class Linearization(ABC):
-    r"""A map :math:`g` at a batch of points :math:`x`, with :math:`J = \partial g / \partial x`.
+class Products(ABC):
+    r"""Products with the Jacobians :math:`J` of a map at a batch of B points, without a graph.
 
     Directions are stacked as ``(K, B, *event)``, K of them for each of the B samples.
     """
+
+    lipschitz: float | None = None
+    """A certified upper bound of the norm of J at every point; None where none was computed."""
+
+    @abstractmethod
+    def vjp(self, u: Tensor) -> Tensor:
+        r""":math:`J^\top u` for directions ``(K, B, *event)``."""
+
+    @abstractmethod
+    def jvp(self, v: Tensor) -> Tensor:
+        r""":math:`J v` for directions ``(K, B, *event)``."""
+
+    @abstractmethod
+    def narrow(self, index: Tensor) -> "Products":
+        """The products at some of the samples, ``(N,)`` integers: the rest shall cost nothing."""
+
+
+class Linearization(Products):
+    r"""A map :math:`g` at a batch of points x, with :math:`J = \partial g / \partial x`."""
 
     point: Tensor
     """The points x, shape ``(B, *event)``."""
@@ -36,19 +55,15 @@ class Linearization(ABC):
         """
 
     @abstractmethod
-    def vjp(self, u: Tensor) -> Tensor:
-        r""":math:`J^\top u` for directions ``(K, B, *event)``, without a graph."""
-
-    @abstractmethod
-    def jvp(self, v: Tensor) -> Tensor:
-        r""":math:`J v` for directions ``(K, B, *event)``, without a graph."""
-
-    @abstractmethod
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         r""":math:`w^\top J v`, shape ``(K, B)``, for directions ``(K, B, *event)``.
 
         Its gradient reaches x and the parameters; w and v are constants.
         """
+
+    def narrow(self, index: Tensor) -> Products:
+        # For maps that can't leave samples out: the others are computed, and in vain.
+        return _Embedded(self, index)
 
 
 @final
@@ -58,10 +73,17 @@ class FunctionLinearization(Linearization):
     Arguments:
         function: Maps ``(B, *event)`` to the same shape, each sample on its own.
         point: Where to linearize, shape ``(B, *event)``.
+        lipschitz: A certified upper bound of the function's Lipschitz constant, where known.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], point: Tensor) -> None:
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        point: Tensor,
+        lipschitz: float | None = None,
+    ) -> None:
         self.point = point
+        self.lipschitz = lipschitz
         self._function = function
 
     @property
@@ -82,3 +104,27 @@ class FunctionLinearization(Linearization):
     def _pushforward(self, point: Tensor, v: Tensor) -> Tensor:
         tangents = [jvp(self._function, (point,), (direction,))[1] for direction in v]
         return torch.stack(tangents)
+
+
+@final
+class _Embedded(Products):
+    """Some samples of a batch, by products with the whole of it."""
+
+    def __init__(self, whole: Linearization, index: Tensor) -> None:
+        self.lipschitz = whole.lipschitz
+        self._whole = whole
+        self._index = index
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self._whole.vjp(self._embed(u))[:, self._index]
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self._whole.jvp(self._embed(v))[:, self._index]
+
+    def narrow(self, index: Tensor) -> Products:
+        return _Embedded(self._whole, self._index[index])
+
+    def _embed(self, x: Tensor) -> Tensor:
+        whole = x.new_zeros(x.shape[0], *self._whole.point.shape)
+        whole[:, self._index] = x
+        return whole

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from iresflow.linearization import Linearization
+from iresflow.linearization import Linearization, Products
 from iresflow.lipschitz.activations import Activation
 from iresflow.lipschitz.normalized import NormalizedLayer, broadcast_bias
 from iresflow.tensors import dot
@@ -51,44 +51,27 @@ def evaluate_chain(stages: Sequence[Stage], x: Tensor) -> Tensor:
 
 
 @final
-class ChainLinearization(Linearization):
-    """A chain at a point. See `Linearization` for the contract.
+class _ChainProducts(Products):
+    """Products with the Jacobians of a chain whose slopes are known.
 
     Arguments:
-        stages: The links, first to last; range and domain have the same shape.
-        point: Where to linearize, ``(B, *event)``.
+        stages: The links, first to last.
+        slopes: Of each link's activation, ``(B, ...)``, or None for no activation.
+        kernels: Of each link's adjoint.
+        lipschitz: A certified bound of the chain's Lipschitz constant, or None.
     """
 
-    def __init__(self, stages: Sequence[Stage], point: Tensor) -> None:
-        self.point = point
-        self._stages = tuple(stages)
-        self._inputs: list[Tensor] = []  # h_i, what enters each stage
-        self._slopes: list[Tensor | None] = []  # phi_i'(h_i)
-        self._tangents: tuple[Tensor, list[Tensor]] | None = (
-            None  # v, and A.. D.. v before stage i
-        )
-        self._attached: Tensor | None = None
-        self._kernels: list[Tensor] = []
-        with torch.no_grad():
-            x = point.detach()
-            for stage in self._stages:
-                self._inputs.append(x)
-                slope = None
-                if stage.activation is not None:
-                    x, slope = stage.activation.value_and_slope(x, stage.beta)
-                self._slopes.append(slope)
-                x = stage.layer.multiply(x, stage.weight)
-                x += broadcast_bias(stage.bias, x.ndim)
-                self._kernels.append(stage.layer.adjoint_kernel(stage.weight.detach()))
-            self._value = x
-
-    @property
-    def value(self) -> Tensor:
-        if not self._needs_graph():
-            return self._value
-        if self._attached is None:
-            self._attached, _ = self._apply(None, None)
-        return self._attached
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        slopes: Sequence[Tensor | None],
+        kernels: Sequence[Tensor],
+        lipschitz: float | None,
+    ) -> None:
+        self.lipschitz = lipschitz
+        self._stages = stages
+        self._slopes = slopes
+        self._kernels = kernels
 
     @torch.no_grad()
     def vjp(self, u: Tensor) -> Tensor:
@@ -100,15 +83,78 @@ class ChainLinearization(Linearization):
                 u = u.mul_(slope)
         return u
 
+    def jvp(self, v: Tensor) -> Tensor:
+        return self.tangents(v)[-1]
+
     @torch.no_grad()
+    def tangents(self, v: Tensor) -> list[Tensor]:
+        """v, and its images behind each link, each ``(K, B, ...)``."""
+        tangents = [v]
+        for stage, slope in zip(self._stages, self._slopes, strict=True):
+            t = tangents[-1] if slope is None else tangents[-1] * slope
+            tangents.append(_stacked(stage.layer.multiply, t, stage.weight))
+        return tangents
+
+    def narrow(self, index: Tensor) -> Products:
+        slopes = [None if slope is None else slope[index] for slope in self._slopes]
+        return _ChainProducts(self._stages, slopes, self._kernels, self.lipschitz)
+
+
+@final
+class ChainLinearization(Linearization):
+    """A chain at a point. See `Linearization` for the contract.
+
+    Arguments:
+        stages: The links, first to last; range and domain have the same shape.
+        point: Where to linearize, ``(B, *event)``.
+        lipschitz: A certified bound of the chain's Lipschitz constant, or None.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], point: Tensor, lipschitz: float | None = None
+    ) -> None:
+        self.point = point
+        self.lipschitz = lipschitz
+        self._stages = tuple(stages)
+        self._inputs: list[Tensor] = []  # h_i, what enters each stage
+        self._tangents: tuple[Tensor, list[Tensor]] | None = (
+            None  # v, and A.. D.. v before stage i
+        )
+        self._attached: Tensor | None = None
+        self._kernels: list[Tensor] = []
+        slopes: list[Tensor | None] = []  # phi_i'(h_i)
+        with torch.no_grad():
+            x = point.detach()
+            for stage in self._stages:
+                self._inputs.append(x)
+                slope = None
+                if stage.activation is not None:
+                    x, slope = stage.activation.value_and_slope(x, stage.beta)
+                slopes.append(slope)
+                x = stage.layer.multiply(x, stage.weight)
+                x += broadcast_bias(stage.bias, x.ndim)
+                self._kernels.append(stage.layer.adjoint_kernel(stage.weight.detach()))
+            self._value = x
+        self._products = _ChainProducts(self._stages, slopes, self._kernels, lipschitz)
+
+    @property
+    def value(self) -> Tensor:
+        if not self._needs_graph():
+            return self._value
+        if self._attached is None:
+            self._attached, _ = self._apply(None, None)
+        return self._attached
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self._products.vjp(u)
+
     def jvp(self, v: Tensor) -> Tensor:
         if self._tangents is None or self._tangents[0] is not v:
-            tangents = [v]
-            for stage, slope in zip(self._stages, self._slopes, strict=True):
-                t = tangents[-1] if slope is None else tangents[-1] * slope
-                tangents.append(_stacked(stage.layer.multiply, t, stage.weight))
-            self._tangents = (v, tangents)
+            self._tangents = (v, self._products.tangents(v))
         return self._tangents[1][-1]
+
+    def narrow(self, index: Tensor) -> Products:
+        return self._products.narrow(index)
 
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         if not self._needs_graph():

@@ -55,24 +55,33 @@ class Branch(nn.Module, LipschitzMap):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """g(x): ``(B, *event)`` and an optional ``(B, context_dim)`` to ``(B, *event)``."""
-        return evaluate_chain(self._stages(context), x)
+        return evaluate_chain(self._stages(context, x.dtype), x)
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
-        """g at x with its derivatives; one normalisation of the weights serves them all."""
-        return ChainLinearization(self._stages(context), x)
+        """g at x with its derivatives; one normalisation of the weights serves them all.
+
+        In eval mode it knows its certified bound. In training mode, where the weights move in
+        every step and the norms are estimates, it knows none.
+        """
+        lipschitz = None if self.training else self.bound().upper
+        return ChainLinearization(self._stages(context, x.dtype), x, lipschitz)
 
     @torch.no_grad()
     def evaluator(
-        self, context: Tensor | None = None
+        self, context: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """g without a graph and with its weights normalised once, for many calls.
+
+        Arguments:
+            context: ``(B, context_dim)`` or None.
+            dtype: What to compute in; None for the weights' own.
 
         Returns:
             A function of points ``(N, *event)`` and of the indices ``(N,)`` of their samples in
             the batch, which pick their rows of the context. It gives g and, ``(N,)``, the added
             norms of what each layer computed, which the rounding of g is proportional to.
         """
-        stages = self._stages(context)
+        stages = self._stages(context, dtype)
 
         @torch.no_grad()
         def evaluate(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +110,7 @@ class Branch(nn.Module, LipschitzMap):
     def _hidden_widths(self) -> list[int]:
         return [layer.bias.numel() for layer in self.layers][:-1]
 
-    def _stages(self, context: Tensor | None) -> list[Stage]:
+    def _stages(self, context: Tensor | None, dtype: torch.dtype | None = None) -> list[Stage]:
         shifts: list[Tensor] = []
         if self.shift is not None and context is not None:
             shifts = list(self.shift(context).split(self._hidden_widths(), dim=1))
@@ -110,7 +119,11 @@ class Branch(nn.Module, LipschitzMap):
             activation = module if isinstance(module, Activation) else None
             beta = None if activation is None else activation.beta()
             bias = layer.bias + shifts[i] if i < len(shifts) else layer.bias
-            stages.append(Stage(activation, layer, layer.normalized_weight(), bias, beta))
+            weight = layer.normalized_weight()
+            if dtype is not None:
+                # Points of a wider type are computed in it: the same map, rounded less.
+                weight = weight.to(torch.promote_types(dtype, weight.dtype))
+            stages.append(Stage(activation, layer, weight, bias, beta))
         return stages
 
 

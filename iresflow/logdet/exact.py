@@ -1,12 +1,12 @@
 r"""The exact log-determinant, for small dimensions and as the oracle of all other estimators."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 
 from iresflow.linearization import Linearization
-from iresflow.logdet.base import LogDetEstimate, LogDetEstimator
+from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
 
 __all__ = ["Exact"]
 
@@ -25,10 +25,10 @@ class Exact(LogDetEstimator):
     """
 
     limit: int = 4096
-    kind: ClassVar[Literal["exact", "biased", "unbiased"]] = "exact"
+    kind: ClassVar[Kind] = "exact"
 
-    def __call__(
-        self, linearization: Linearization, generator: torch.Generator | None = None
+    def estimate(
+        self, linearization: Linearization, generator: torch.Generator | None
     ) -> LogDetEstimate:
         point = linearization.point
         batch, dim = point.shape[0], point[0].numel()
@@ -43,10 +43,19 @@ class Exact(LogDetEstimator):
         with torch.no_grad():
             columns = linearization.jvp(directions).flatten(2)  # (D, B, D), column i first
             matrix = identity + columns.permute(1, 2, 0)
-            value = torch.linalg.slogdet(matrix).logabsdet
+            sign, value = torch.linalg.slogdet(matrix)
+            # Where J is a contraction the determinant is positive (thesis, Lemma 5.4).
+            value = value.masked_fill(sign <= 0, torch.nan)
         surrogate = value
         if torch.is_grad_enabled():
             weights = torch.linalg.inv(matrix).transpose(0, 1).reshape(directions.shape)
             surrogate = linearization.bilinear(weights, directions).sum(0)
         zero = torch.zeros_like(value)
-        return LogDetEstimate(value, surrogate, variance=zero, tail=zero, tail_order=0)
+        return LogDetEstimate(
+            value,
+            surrogate,
+            variance=zero,
+            truncation=zero,
+            gradient_truncation=zero,
+            products=torch.full_like(value, dim),
+        )

@@ -1,20 +1,17 @@
 """Truncated power series with Hutchinson's trace estimator (thesis, Algorithm 2)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from iresflow.linearization import Linearization
-from iresflow.logdet.base import LogDetEstimate, LogDetEstimator
-from iresflow.tensors import Probe, dot, gaussian, rademacher
+from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
+from iresflow.logdet.probes import check_probes, draw_probes, norms, squared_standard_error
+from iresflow.tensors import dot
 
-__all__ = ["PROBES", "PowerSeries"]
-
-PROBES: dict[str, Probe] = {"rademacher": rademacher, "gaussian": gaussian}
-"""Distributions of the probes, by name."""
+__all__ = ["PowerSeries", "expands", "tail_sum"]
 
 
 @final
@@ -22,12 +19,17 @@ PROBES: dict[str, Probe] = {"rademacher": rademacher, "gaussian": gaussian}
 class PowerSeries(LogDetEstimator):
     r""":math:`\sum_{k=1}^{n} (-1)^{k+1} v^\top J^k v / k`, averaged over probes v.
 
-    Biased by the truncation; `LogDetEstimate.truncation_bound` bounds the bias. With
-    :math:`u_k = (J^\top)^k v`, term k is :math:`u_{k-1}^\top J v / k`, so the value takes n - 1
-    vector-Jacobian products and one tangent. The surrogate is :math:`w^\top J v` with the Neumann
-    sum :math:`w = \sum_{k=0}^{n-1} (-1)^k u_k` held constant: its gradient is that of the series
+    Biased by the truncation. With :math:`u_k = (J^\top)^k v`, term k is
+    :math:`u_{k-1}^\top J v / k`, so the value takes n - 1 vector-Jacobian products and one
+    tangent. The surrogate is :math:`w^\top J v` with the Neumann sum
+    :math:`w = \sum_{k=0}^{n-1} (-1)^k u_k` held constant: its gradient is that of the series
     with the same n terms, since :math:`\nabla \operatorname{tr} J^k / k` and
     :math:`\operatorname{tr} J^{k-1} \nabla J` are equal.
+
+    The truncation bound is that of Theorem 5.8 of the thesis with measured norms in place of their
+    worst case :math:`L^n \|v\|^2`: term n + j is :math:`\pm u_{n-1}^\top J^j (J v) / (n + j)`, so
+    with :math:`\|J\| \le L < 1` the remainder is at most
+    :math:`\|u_{n-1}\| \|J v\| \sum_{j \ge 1} L^j / (n + j)`.
 
     Arguments:
         terms: n, at least 1.
@@ -49,52 +51,73 @@ class PowerSeries(LogDetEstimator):
     probes: int = 1
     distribution: str = "rademacher"
     tolerance: float = 0.0
-    kind: ClassVar[Literal["exact", "biased", "unbiased"]] = "biased"
+    kind: ClassVar[Kind] = "biased"
 
     def __post_init__(self) -> None:
-        if self.terms < 1 or self.probes < 1:
-            raise ValueError(
-                f"terms and probes must be at least 1, got {self.terms} and {self.probes}"
-            )
+        check_probes(self.probes, self.distribution)
+        if self.terms < 1:
+            raise ValueError(f"terms must be at least 1, got {self.terms}")
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance must be 0 or positive, got {self.tolerance}")
-        if self.distribution not in PROBES:
-            raise ValueError(
-                f"unknown distribution {self.distribution!r}; choose one of {', '.join(PROBES)}"
-            )
 
-    def __call__(
-        self, linearization: Linearization, generator: torch.Generator | None = None
+    def estimate(
+        self, linearization: Linearization, generator: torch.Generator | None
     ) -> LogDetEstimate:
-        draw: Callable = PROBES[self.distribution]
-        v = draw(self.probes, linearization.point.detach(), generator)
+        v = draw_probes(self.distribution, self.probes, linearization.point, generator)
+        enough = self.tolerance * v[0, 0].numel()
         with torch.no_grad():
             image = linearization.jvp(v)
-            enough = self.tolerance * v[0, 0].numel() if self.tolerance else 0.0
+            slope, size, start = norms(image), norms(v), norms(v)
+            invalid = expands(start, slope)
             u, taken = v, 1
             neumann, weighted = v.clone(), v.clone()
-            while taken < self.terms and not (enough and _last_term(u, image, taken) < enough):
+            while taken < self.terms:
+                if enough and float((size * slope).max()) / taken < enough:
+                    break
                 u = linearization.vjp(u)
                 sign = -1 if taken % 2 else 1
                 neumann.add_(u, alpha=sign)
                 weighted.add_(u, alpha=sign / (taken + 1))
                 taken += 1
-            values = dot(weighted, image)  # (K, B)
-        surrogate = linearization.bilinear(neumann, v).mean(0)
+                before, size = size, norms(u)
+                invalid |= expands(before, size)
+            values = dot(weighted, image).masked_fill(invalid, torch.nan)  # (K, B)
+        bound = linearization.lipschitz
+        tail = torch.inf if bound is None else tail_sum(bound, taken)
+        rest = torch.inf if bound is None else bound / (1 - bound)
         return LogDetEstimate(
             value=values.mean(0),
-            surrogate=surrogate,
-            # One probe has no spread: torch gives NaN with a warning, so it is said outright.
-            variance=values.var(0) / self.probes if self.probes > 1 else values[0] * torch.nan,
-            tail=(_norms(u) * _norms(image)).mean(0),
-            tail_order=taken,
+            surrogate=linearization.bilinear(neumann, v).mean(0),
+            variance=squared_standard_error(values),
+            truncation=_times((size * slope).mean(0), tail),
+            gradient_truncation=_times((size / start).amax(0), rest),
+            products=torch.full_like(values[0], taken),
         )
 
 
-def _last_term(u: Tensor, image: Tensor, order: int) -> float:
-    """Upper bound, over samples and probes, of the term of this order in nats."""
-    return float((_norms(u) * _norms(image)).max()) / order
+def expands(before: Tensor, after: Tensor) -> Tensor:
+    """Where a product made a vector longer: a proof that J is no contraction.
+
+    Arguments:
+        before, after: Norms of a vector and of its product with J or the transpose. The thousandth
+            that is allowed is far above the rounding of a product.
+    """
+    return after > 1.001 * before
 
 
-def _norms(x: Tensor) -> Tensor:
-    return dot(x, x).sqrt()
+def tail_sum(lipschitz: float, order: int) -> float:
+    """The sum over j >= 1 of L^j / (order + j), from above; L in [0, 1)."""
+    total, power, j = 0.0, 1.0, 0
+    while True:
+        j += 1
+        power *= lipschitz
+        total += power / (order + j)
+        # What is left is at most a geometric series with the next denominator.
+        rest = power * lipschitz / ((order + j + 1) * (1 - lipschitz))
+        if rest <= 1e-9 * total or j == 100_000:
+            return total + rest
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    """x times a factor that may be infinite, without 0 times infinity."""
+    return torch.where(x == 0, x, x * factor)

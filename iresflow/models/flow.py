@@ -39,7 +39,8 @@ class Likelihood:
         log_prob: ``(B,)`` nats.
         variance: ``(B,)`` squared nats, the squared standard error over the probes; NaN with one
             probe.
-        truncation_bound: ``(B,)`` nats, upper bound of what truncated series left out.
+        truncation_bound: ``(B,)`` nats, upper bound of what truncation left out; infinite in
+            training mode, where no Lipschitz bound is certified.
     """
 
     log_prob: Tensor
@@ -211,8 +212,8 @@ class Flow(StoredModel):
         """`log_prob` with its standard errors over probes and its truncation bounds.
 
         Raises:
-            ValueError: as `log_prob`; and where a block's certified bound is not below 1, so that
-                the truncation has no bound.
+            ValueError: as `log_prob`.
+            NotContractiveError: in eval mode, where a block's certified bound is not below 1.
         """
         x, context = self._checked(x, context)
         estimator = self._bound_estimator(log_det, generator)
@@ -225,10 +226,9 @@ class Flow(StoredModel):
         z, term = self._map(x, context, recording)
         log_prob = self.base.log_prob(z, context) + term
         variance, bound = torch.zeros_like(log_prob), torch.zeros_like(log_prob)
-        # Blocks run in the order in which the certificate lists them.
-        for estimate, block in zip(estimates, self.certify(), strict=True):
+        for estimate in estimates:
             variance += estimate.variance
-            bound += estimate.truncation_bound(block.bound.upper)
+            bound += estimate.truncation
         return Likelihood(log_prob, variance, bound)
 
     @torch.no_grad()

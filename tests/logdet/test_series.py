@@ -2,7 +2,8 @@ import pytest
 import torch
 from helpers import CLOSED, branch_shape, dense_jacobian, small_branch
 
-from iresflow import Exact, PowerSeries
+from iresflow import Exact, NotContractiveError, PowerSeries
+from iresflow.linearization import FunctionLinearization
 from iresflow.logdet import estimator_from_dict, estimator_to_dict
 
 KINDS = ["conv", "dense"]
@@ -85,26 +86,34 @@ def test_long_series_estimates_the_log_determinant(case):
 @pytest.mark.parametrize("terms", [1, 3, 8])
 def test_truncation_bound_holds_for_every_probe(case, terms):
     branch, x, *_ = case
-    lipschitz = branch.bound().upper
     for seed in range(20):
         short = PowerSeries(terms)(branch.linearize(x), torch.Generator().manual_seed(seed))
         long = PowerSeries(300)(branch.linearize(x), torch.Generator().manual_seed(seed))
         error = (short.value - long.value).abs()
-        assert bool((error <= short.truncation_bound(lipschitz) + 1e-12).all())
+        assert bool((error <= short.truncation + 1e-12).all())
 
 
-def test_truncation_bound_needs_a_contraction(case):
+def test_branches_that_are_no_contraction_have_no_estimate(case):
     branch, x, *_ = case
-    with pytest.raises(ValueError, match=r"\[0, 1\)"):
-        PowerSeries(3)(branch.linearize(x)).truncation_bound(1.0)
+    for estimator in (PowerSeries(3), Exact()):
+        linearization = FunctionLinearization(branch, x, lipschitz=1.0)
+        with pytest.raises(NotContractiveError, match="not below 1"):
+            estimator(linearization)
+        # Where no bound is known, the products themselves give an expansion away.
+        expansion = estimator(FunctionLinearization(lambda y: -1.5 * y, x))
+        if isinstance(estimator, PowerSeries) or x[0].numel() % 2:
+            assert expansion.value.isnan().all()
+
+
+def test_training_knows_no_truncation_bound(case):
+    branch, x, *_ = case
+    assert PowerSeries(3)(branch.train().linearize(x)).truncation.isinf().all()
 
 
 def test_tolerance_stops_early_and_says_where(case):
     branch, x, _, _ = case
     estimate = PowerSeries(500, tolerance=1e-4)(branch.linearize(x))
-    assert 1 < estimate.tail_order < 60
-    full = PowerSeries(estimate.tail_order)(branch.linearize(x))
-    assert estimate.tail_order == full.tail_order
+    assert bool((1 < estimate.products).all() and (estimate.products < 60).all())
 
 
 def test_surrogate_gradient_is_that_of_the_series(case):

@@ -51,7 +51,7 @@ def main() -> None:
     """Prints the two runs side by side."""
     cases = {
         "5 terms": PowerSeries(5),
-        "tolerance 1e-3": PowerSeries(60, tolerance=1e-3),
+        "tolerance 1e-3": PowerSeries(60, tol=1e-3),
     }
     print("digits, bits/dim of training images; 'seen' by the training estimator\n")
     print(f"{'estimator':<16} {'step':>5} {'seen':>7} {'accurate':>9}")

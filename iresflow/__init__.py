@@ -13,7 +13,7 @@ from iresflow.errors import (
     NotContractiveError,
     NotInitializedError,
 )
-from iresflow.logdet import Exact, PowerSeries
+from iresflow.logdet import Exact, Geometric, Krylov, Lanczos, Poisson, PowerSeries, RandomSeries
 from iresflow.models import Flow, ImageFlow, StoredModel, VectorFlow
 from iresflow.models.storage import model_from_payload, read_file
 
@@ -24,13 +24,18 @@ __all__ = [
     "DataError",
     "Exact",
     "Flow",
+    "Geometric",
     "ImageFlow",
     "InversionError",
     "InversionWarning",
+    "Krylov",
+    "Lanczos",
     "NonFiniteError",
     "NotContractiveError",
     "NotInitializedError",
+    "Poisson",
     "PowerSeries",
+    "RandomSeries",
     "VectorFlow",
     "load",
 ]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from iresflow import ImageFlow, VectorFlow
+from iresflow.linearization import Linearization
 from iresflow.lipschitz import ACTIVATIONS, Branch, conv_branch, dense_branch
 
 CLOSED = 1e-8
@@ -69,3 +70,32 @@ def materialize(function, shape: tuple[int, ...]) -> Tensor:
     """The matrix of a linear map on tensors of a shape, one column for each basis vector."""
     size = torch.Size(shape).numel()
     return function(torch.eye(size).reshape(size, *shape)).flatten(1).mT
+
+
+class MatrixLinearization(Linearization):
+    """The linear maps of matrices ``(B, D, D)``, at the origin; gradients reach the matrices."""
+
+    def __init__(self, matrices: Tensor, lipschitz: float | None = None) -> None:
+        self.matrices = matrices
+        self.lipschitz = lipschitz
+        self.point = torch.zeros(matrices.shape[:2])
+
+    @property
+    def value(self) -> Tensor:
+        return torch.zeros_like(self.point)
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return torch.einsum("bij,kbi->kbj", self.matrices.detach(), u)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return torch.einsum("bij,kbj->kbi", self.matrices.detach(), v)
+
+    def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
+        return torch.einsum("kbi,bij,kbj->kb", w, self.matrices, v)
+
+
+def contractions(norm: float, batch: int = 3, dim: int = 12) -> Tensor:
+    """Matrices ``(B, D, D)`` of a norm, not normal, with spectra that are nearly real."""
+    left = torch.randn(batch, dim, dim)
+    matrices = left @ left.mT - dim * torch.eye(dim) + 0.5 * torch.randn(batch, dim, dim)
+    return norm * matrices / torch.linalg.matrix_norm(matrices, 2)[:, None, None]

@@ -274,7 +274,7 @@ def test_help_explains_every_option(capsys):
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "Side of the square images in pixels" in text
     assert "Smallest" not in text
-    for name in ("model.alpha", "training.minutes", "log_det.tolerance", "resume"):
+    for name in ("model.alpha", "training.minutes", "log_det.tol", "resume"):
         assert f"--{name}" in text
 
 

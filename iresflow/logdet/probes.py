@@ -5,7 +5,7 @@ from torch import Tensor
 
 from iresflow.tensors import Probe, dot, gaussian, rademacher
 
-__all__ = ["PROBES", "check_probes", "draw_probes", "norms", "squared_standard_error"]
+__all__ = ["PROBES", "check_probes", "draw_probes", "norms", "spread", "squared_standard_error"]
 
 PROBES: dict[str, Probe] = {"rademacher": rademacher, "gaussian": gaussian}
 """Distributions of the probes, by name."""
@@ -31,6 +31,11 @@ def draw_probes(
 def norms(x: Tensor) -> Tensor:
     """Euclidean norms of a stack of directions: ``(K, B, *event)`` to ``(K, B)``."""
     return dot(x, x).sqrt()
+
+
+def spread(scalars: Tensor, like: Tensor) -> Tensor:
+    """One scalar for each direction ``(K, B)``, shaped to multiply ``(K, B, *event)``."""
+    return scalars.to(like.dtype).reshape(*scalars.shape, *[1] * (like.ndim - 2))
 
 
 def squared_standard_error(values: Tensor) -> Tensor:

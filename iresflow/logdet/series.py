@@ -34,8 +34,8 @@ class PowerSeries(LogDetEstimator):
     Arguments:
         terms: n, at least 1.
         probes: Number of probes K for each sample.
-        distribution: Name of their distribution, ``rademacher`` or ``gaussian``.
-        tolerance: Where above 0, terms are added only until the last one is below this many nats
+        probe: Name of their distribution, ``rademacher`` or ``gaussian``.
+        tol: Where above 0, terms are added only until the last one is below this many nats
             per dimension for every sample; the truncation bound is that of the terms taken.
 
     Raises:
@@ -49,22 +49,22 @@ class PowerSeries(LogDetEstimator):
 
     terms: int = 10
     probes: int = 1
-    distribution: str = "rademacher"
-    tolerance: float = 0.0
+    probe: str = "rademacher"
+    tol: float = 0.0
     kind: ClassVar[Kind] = "biased"
 
     def __post_init__(self) -> None:
-        check_probes(self.probes, self.distribution)
+        check_probes(self.probes, self.probe)
         if self.terms < 1:
             raise ValueError(f"terms must be at least 1, got {self.terms}")
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance must be 0 or positive, got {self.tolerance}")
+        if not self.tol >= 0:
+            raise ValueError(f"tol must be 0 or positive, got {self.tol}")
 
     def estimate(
         self, linearization: Linearization, generator: torch.Generator | None
     ) -> LogDetEstimate:
-        v = draw_probes(self.distribution, self.probes, linearization.point, generator)
-        enough = self.tolerance * v[0, 0].numel()
+        v = draw_probes(self.probe, self.probes, linearization.point, generator)
+        enough = self.tol * v[0, 0].numel()
         with torch.no_grad():
             image = linearization.jvp(v)
             slope, size, start = norms(image), norms(v), norms(v)

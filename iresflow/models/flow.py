@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, final
 from warnings import warn
@@ -14,7 +14,7 @@ from torch import Tensor
 from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, ResidualBlock
 from iresflow.errors import InversionError, InversionWarning, NotContractiveError
 from iresflow.linearization import Linearization
-from iresflow.logdet import LogDetEstimate, LogDetEstimator, PowerSeries
+from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator, PowerSeries
 from iresflow.models.certificate import BlockCertificate, Certificate
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
@@ -78,11 +78,11 @@ class Flow(StoredModel):
         shape: Of one sample x.
         data_map: A map in closed form that acts on x first, such as a logit; F is both.
         context_dim: Dimension of the context, 0 for none.
-        log_det: The estimator in training mode. In eval mode an exact one stays; a power series
-            is run with at least the terms and probes of `EVALUATION`, to its tolerance.
+        log_det: The estimator in training mode. In eval mode an exact one stays, and `EVALUATION`
+            takes the place of any other.
     """
 
-    EVALUATION: ClassVar = PowerSeries(terms=100, probes=2, tolerance=1e-6)
+    EVALUATION: ClassVar = Krylov(tol=1e-6, probes=2)
     INTEGER_ADVICE: ClassVar = ""
 
     def __init__(
@@ -332,13 +332,8 @@ class Flow(StoredModel):
         self, log_det: LogDetEstimator | None, generator: torch.Generator | None
     ) -> partial[LogDetEstimate]:
         estimator = log_det or self.log_det
-        if log_det is None and not self.training and isinstance(estimator, PowerSeries):
-            estimator = replace(
-                self.EVALUATION,
-                terms=max(estimator.terms, self.EVALUATION.terms),
-                probes=max(estimator.probes, self.EVALUATION.probes),
-                distribution=estimator.distribution,
-            )
+        if log_det is None and not self.training and not isinstance(estimator, Exact):
+            estimator = self.EVALUATION
         if generator is None and not self.training:
             generator = torch.Generator(self._device()).manual_seed(EVALUATION_SEED)
         return partial(estimator, generator=generator)

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from iresflow.data import Dataset, Split
 from iresflow.data import load_dataset as load_named
-from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
+from iresflow.logdet import (
+    Exact,
+    Geometric,
+    Krylov,
+    Lanczos,
+    LogDetEstimator,
+    Poisson,
+    PowerSeries,
+    RandomSeries,
+)
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.config import Config, DataConfig
 
@@ -100,10 +109,19 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
 
 
 def _estimator(config: Config) -> LogDetEstimator:
-    settings = config.log_det
-    if settings.name == "exact":
-        return Exact()
-    return PowerSeries(settings.terms, settings.probes, settings.distribution, settings.tolerance)
+    s = config.log_det
+    match s.name:
+        case "exact":
+            return Exact()
+        case "krylov":
+            return Krylov(s.terms, s.tol, s.probes, s.probe)
+        case "lanczos":
+            return Lanczos(s.terms, s.tol, s.probes, s.probe)
+        case "random-series":
+            lengths = Poisson(s.rate) if s.lengths == "poisson" else Geometric(s.rate)
+            return RandomSeries(lengths, s.exact_terms, s.probes, s.probe)
+        case _:
+            return PowerSeries(s.terms, s.probes, s.probe, s.tol)
 
 
 def class_context(labels: Tensor | None, context_dim: int, like: Tensor) -> Tensor | None:

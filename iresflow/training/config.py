@@ -73,21 +73,29 @@ class ModelConfig:
 class LogDetConfig:
     """Log-determinant."""
 
-    name: Literal["power-series", "exact"] = "power-series"
+    name: Literal["power-series", "random-series", "krylov", "lanczos", "exact"] = "power-series"
     """Estimator in training; exact is for few dimensions."""
     terms: int = 60
-    """Terms of the power series, at most."""
-    tolerance: float = 1e-3
-    """Terms are added until the last is below this many nats per dimension; 0 takes them all."""
+    """Terms of the power series, or Krylov or Lanczos steps, at most."""
+    tol: float = 1e-3
+    """Truncation error in nats per dimension at which terms or steps end; 0 takes them all."""
+    exact_terms: int = 2
+    """Terms of the random series that are always taken."""
+    lengths: Literal["poisson", "geometric"] = "poisson"
+    """Distribution of the further terms of the random series."""
+    rate: float = 2.0
+    """Mean of the Poisson distribution, or p of the geometric one."""
     probes: int = 1
     """Random probes for each sample and block."""
-    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    probe: Literal["rademacher", "gaussian"] = "rademacher"
     """Distribution of the probes' entries."""
 
     def __post_init__(self) -> None:
-        _positive(self, "terms", "probes")
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance must be 0 or positive, got {self.tolerance}")
+        _positive(self, "terms", "probes", "exact_terms", "rate")
+        if not self.tol >= 0:
+            raise ValueError(f"tol must be 0 or positive, got {self.tol}")
+        if self.lengths == "geometric" and not self.rate < 1:
+            raise ValueError(f"rate is p of the geometric distribution, below 1; got {self.rate}")
 
 
 @dataclass(kw_only=True)

@@ -38,7 +38,7 @@ def tiny(**training):
     return Config(
         data=DataConfig(),
         model=ModelConfig(blocks=(1, 1), hidden=4),
-        log_det=LogDetConfig(terms=3, tolerance=0),
+        log_det=LogDetConfig(terms=3, tol=0),
         training=TrainingConfig(**{**values, "log_every": 2, "warmup_steps": 2, **training}),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
@@ -12,9 +13,17 @@ from iresflow.errors import RunError
 from iresflow.training.build import build_dataset, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.config import DataConfig
-from iresflow.training.evaluate import RECONSTRUCTED, evaluate, reconstruct
+from iresflow.training.evaluate import RECONSTRUCTED, reconstruct
+from iresflow.training.evaluation import Precision
+from iresflow.training.score import evaluate
 
 __all__ = ["dataset_of_run", "main"]
+
+DESCRIPTION = """\
+Scores a trained model (its averaged weights) on the test split of its data. With --tol, rounds of
+new dequantisation noise and new probes are added until truncation bound and standard error of both
+are below the tolerance. An evaluation that was stopped goes on where it was, by the same command.
+The exit code is 1 if the tolerance was not met."""
 
 
 def dataset_of_run(run: str, root: str | None) -> Dataset:
@@ -34,36 +43,70 @@ def dataset_of_run(run: str, root: str | None) -> Dataset:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the verb; returns the exit code."""
-    parser = new_parser("evaluate", "Scores a trained model on the test split of its data.")
+    """Runs the verb; returns 0 if the tolerance was met, or none was asked for."""
+    options = parse(_parser(), arguments)
+    if options.n is not None and options.n < 1 or options.batch_size < 1:
+        raise ValueError("--n and --batch_size must be at least 1")
+    precision = Precision(
+        tol=options.tol,
+        probes=options.probes,
+        importance_samples=options.importance_samples,
+        limit=options.limit,
+    )
+    path = find_checkpoint(options.run, options.checkpoint)
+    model, step = load_model(path, resolve_device(options.device))
+    split: Split = getattr(dataset_of_run(options.run, options.root), options.split)
+    count = min(options.n or len(split), len(split))
+    split = Split(split.values[:count], None if split.labels is None else split.labels[:count])
+    whole = options.split == "test" and options.n is None
+    name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
+    file = Path(options.run) / f"{name}.json"
+    with tqdm(total=count, unit="sample", disable=None) as bar:
+
+        def progress(done: int, planned: int) -> None:
+            bar.total = max(done, planned)
+            bar.update(done - bar.n)
+
+        score = evaluate(
+            model,
+            split,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            precision=precision,
+            progress=progress,
+            state=file.with_suffix(".state"),
+        )
+    score.write(file, split=options.split, checkpoint=str(path), step=step.step)
+    print(f"{options.split:<10} {score}")
+    if options.tol is not None:
+        print(
+            f"tolerance  {options.tol:.1e} {score.unit}, {'met' if score.met else 'NOT met'}: "
+            f"{score.numerical_error:.1e} after {score.rounds} rounds of {score.probes} probes"
+        )
+    back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
+    print(
+        f"inverse    largest reconstruction error {back.largest_error:.1e} in x over "
+        f"{len(back.values)} samples, certified block error {back.block_error:.1e}\n"
+        f"model      step {step.step}, {step.seconds / 60:.1f} minutes of training\n"
+        f"written    {file}"
+    )
+    return 0 if score.met else 1
+
+
+def _parser() -> ArgumentParser:
+    parser = new_parser("evaluate", DESCRIPTION)
     add_run_arguments(parser)
     parser.add_argument("--split", default="test", choices=["test", "validation", "train"])
     parser.add_argument("--n", type=int, help="samples to score, from the first; all by default")
+    parser.add_argument("--tol", type=float, help="in bits/dim (images) or nats (vectors)")
+    parser.add_argument("--probes", type=int, default=2, help="probes in each round, at least 2")
+    parser.add_argument(
+        "--importance-samples",
+        type=int,
+        default=1,
+        help="draws of noise for an importance-weighted bound, 1 for none",
+    )
+    parser.add_argument("--limit", type=int, default=200, help="rounds at most")
     parser.add_argument("--batch_size", type=int, default=250, help="samples at a time")
     parser.add_argument("--root", help="directory of the data, where it has moved")
-    options = parse(parser, arguments)
-    if options.n is not None and options.n < 1 or options.batch_size < 1:
-        raise ValueError("--n and --batch_size must be at least 1")
-    path = find_checkpoint(options.run, options.checkpoint)
-    model, progress = load_model(path, resolve_device(options.device))
-    split: Split = getattr(dataset_of_run(options.run, options.root), options.split)
-    count = min(options.n or len(split), len(split))
-    labels = None if split.labels is None else split.labels[:count]
-    split = Split(split.values[:count], labels)
-    with tqdm(total=count, unit="sample", disable=None) as bar:
-        score = evaluate(
-            model, split, seed=options.seed, batch_size=options.batch_size, progress=bar.update
-        )
-    back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
-    whole = options.split == "test" and options.n is None
-    name = "evaluation.json" if whole else f"evaluation-{options.split}-{count}.json"
-    file = Path(options.run) / name
-    score.write(file, split=options.split, checkpoint=str(path), step=progress.step)
-    print(
-        f"{options.split:<10} {score}\n"
-        f"inverse    largest reconstruction error {back.largest_error:.1e} in x over "
-        f"{len(back.values)} samples, certified block error {back.block_error:.1e}\n"
-        f"model      step {progress.step}, {progress.seconds / 60:.1f} minutes of training\n"
-        f"written    {file}"
-    )
-    return 0
+    return parser

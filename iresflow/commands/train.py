@@ -16,9 +16,10 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.config import Config
-from iresflow.training.evaluate import RECONSTRUCTED, evaluate, reconstruct
+from iresflow.training.evaluate import RECONSTRUCTED, reconstruct
 from iresflow.training.loop import Trainer
 from iresflow.training.runs import RunDirectory
+from iresflow.training.score import evaluate
 
 __all__ = ["main"]
 

@@ -61,6 +61,10 @@ def estimator_from_dict(settings: Mapping[str, Any]) -> LogDetEstimator:
     if estimator is RandomSeries:
         lengths, parameters = _pick(LENGTHS, "distribution of lengths", rest["distribution"])
         rest["distribution"] = lengths(**parameters)
+    elif estimator is PowerSeries:
+        # As files of version 0.1.0 named them.
+        names = {"distribution": "probe", "tolerance": "tol"}
+        rest = {names.get(name, name): value for name, value in rest.items()}
     return estimator(**rest)
 
 

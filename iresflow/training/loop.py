@@ -20,11 +20,12 @@ from iresflow.models import Certificate, ImageFlow, VectorFlow
 from iresflow.training.build import Batches, class_context, random_stream
 from iresflow.training.checkpoint import Progress, load_training, save_checkpoint
 from iresflow.training.config import TrainingConfig
-from iresflow.training.evaluate import Evaluation, evaluate
+from iresflow.training.evaluation import Evaluation, Precision
 from iresflow.training.interrupt import deferred_interrupt
 from iresflow.training.objectives import Objective, evaluate_objective, unit_of
 from iresflow.training.recorder import Recorder
 from iresflow.training.runs import RunDirectory
+from iresflow.training.score import evaluate
 
 __all__ = ["Trainer", "Validation", "learning_rate"]
 
@@ -149,7 +150,8 @@ class Trainer:
         certificate = model.certify()
         held = self.dataset.validation
         count = min(len(held), self.config.validation_samples)
-        score = evaluate(model, Split(held.values[:count], _first(held.labels, count)))
+        split = Split(held.values[:count], _first(held.labels, count))
+        score = evaluate(model, split, precision=Precision(repeated=0))
         if not (math.isfinite(score.mean) and certificate):
             raise NonFiniteError(self._advice(f"the validation score is {score.mean}"))
         # The best first: killed in between, the run would otherwise believe in one it lacks.

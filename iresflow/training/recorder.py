@@ -12,7 +12,8 @@ from iresflow.errors import InversionError
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.plots import image_grid, save_figure, save_grid, scatter_figure
 from iresflow.training.build import class_context
-from iresflow.training.evaluate import Evaluation, reconstruct
+from iresflow.training.evaluate import reconstruct
+from iresflow.training.evaluation import Evaluation
 from iresflow.training.objectives import Objective
 from iresflow.training.runs import RunDirectory
 

@@ -1,0 +1,114 @@
+"""The scores of the rounds of an evaluation, and what their spread says."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from iresflow.training.evaluation import Evaluation
+
+__all__ = ["Scores"]
+
+
+@final
+@dataclass
+class Scores:
+    """What was computed so far: one row a round, ``(R, N)``, NaN where nothing was yet.
+
+    Attributes:
+        values: Scores in their unit.
+        variances: Squared standard errors over the probes.
+        truncations: Truncation bounds.
+    """
+
+    values: Tensor
+    variances: Tensor
+    truncations: Tensor
+
+    @staticmethod
+    def empty(samples: int) -> "Scores":
+        nothing = torch.empty(0, samples, dtype=torch.float64)
+        return Scores(nothing, nothing.clone(), nothing.clone())
+
+    def has(self, row: int, first: int, count: int) -> bool:
+        """Whether a batch of a round is there."""
+        return row < len(self.values) and not bool(
+            self.truncations[row, first : first + count].isnan().any()
+        )
+
+    def put(self, row: int, first: int, *columns: Tensor) -> None:
+        """Writes values, variances and truncations of a batch of a round."""
+        if row >= len(self.values):
+            blank = torch.full((1, self.values.shape[1]), torch.nan, dtype=torch.float64)
+            self.values, self.variances, self.truncations = (
+                torch.cat([old, blank]) for old in (self.values, self.variances, self.truncations)
+            )
+        for table, column in zip(
+            (self.values, self.variances, self.truncations), columns, strict=True
+        ):
+            table[row, first : first + len(column)] = column.double().cpu()
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that are complete."""
+        return int((~self.truncations.isnan()).all(1).sum())
+
+    def summary(self, unit: str, *, noisy: bool) -> Evaluation:
+        """The evaluation of the rounds that are complete, of which there is one at least.
+
+        Arguments:
+            unit: Of the scores.
+            noisy: Whether samples are dequantised, so that rounds differ by more than probes.
+        """
+        rounds = self.rounds
+        means, n = self.values[:rounds].mean(0), self.values.shape[1]
+        probe = float(self.variances[:rounds].mean())
+        # Between rounds a score varies by its noise and by its probes.
+        noise = max(self._within() - probe, 0.0) if noisy else 0.0
+        spread = float(means.var()) if n > 1 else math.nan
+        drawn = (probe + (0.0 if math.isnan(noise) else noise)) / rounds
+        return Evaluation(
+            unit=unit,
+            mean=float(means.mean()),
+            standard_error=math.sqrt(spread / n),
+            sample_error=math.sqrt(max(spread - drawn, 0.0) / n),
+            noise_error=math.sqrt(noise / (rounds * n)),
+            probe_error=math.sqrt(probe / (rounds * n)),
+            truncation_bound=float(self.truncations[:rounds].mean()),
+            samples=n,
+            rounds=rounds,
+        )
+
+    def importance(self, k: int, nats_per_unit: float) -> dict[str, Any]:
+        r"""The importance-weighted bound of the first k rounds, as fields of an evaluation.
+
+        :math:`-\log \tfrac1k \sum_i p(x + u_i)`, at most the mean of the rounds (Burda et al.,
+        2016, arXiv:1509.00519). Probes make the logarithms noisy, and an average of exponentials
+        is raised by that: with weights w and variances :math:`s^2`, by
+        :math:`\tfrac12 \sum_i w_i (1 - w_i) s_i^2` to second order, which is taken off again.
+        """
+        log_p, variances = -self.values[:k] * nats_per_unit, self.variances[:k] * nats_per_unit**2
+        weights = log_p.softmax(0)
+        raised = (weights * (1 - weights) * variances).sum(0) / 2
+        bound = (raised + math.log(k) - log_p.logsumexp(0)) / nats_per_unit
+        n = len(bound)
+        return {
+            "importance_samples": k,
+            "importance_mean": float(bound.mean()),
+            "importance_error": float(bound.std() / n**0.5) if n > 1 else math.nan,
+            "importance_bias": float(raised.mean() / nats_per_unit),
+        }
+
+    def _within(self) -> float:
+        """Mean variance of a score between rounds, over the samples with two or more; or NaN."""
+        counts = (~self.truncations.isnan()).sum(0)
+        several = self.values[:, counts > 1]
+        if several.shape[1] == 0:
+            return math.nan
+        known = ~several.isnan()
+        count = known.sum(0)
+        mean = several.nansum(0) / count
+        squares = ((several - mean) ** 2).nansum(0) / (count - 1)
+        return float(squares.mean())

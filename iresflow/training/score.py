@@ -1,0 +1,186 @@
+"""The score of a model on a split, to a tolerance, with each source of error told apart.
+
+Scoring goes in *rounds*. Each round draws new dequantisation noise and new probes for every
+sample, all of them functions of the seed, the round and the place in the split. So rounds can be
+stopped, stored and taken up again, and their spread shows what the noise does.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from iresflow.data import Split
+from iresflow.logdet import Exact, Krylov, LogDetEstimator
+from iresflow.models import ImageFlow, VectorFlow
+from iresflow.models.storage import read_file, write_file
+from iresflow.training.build import random_stream
+from iresflow.training.evaluate import batch_of
+from iresflow.training.evaluation import Evaluation, Precision
+from iresflow.training.objectives import unit_of
+from iresflow.training.rounds import Scores
+
+__all__ = ["evaluate"]
+
+TRUNCATION_SHARE = 0.1
+"""The part of a tolerance that the truncation of series may take; the rest is for the probes."""
+
+SAVE_EVERY = 4
+"""Batches between two writes of the state, and one more when the evaluation is stopped."""
+
+
+def evaluate(
+    flow: ImageFlow | VectorFlow,
+    split: Split,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    precision: Precision | None = None,
+    progress: Callable[[int, int], object] = lambda done, planned: None,
+    state: Path | None = None,
+) -> Evaluation:
+    """Scores a model in eval mode on all samples of a split.
+
+    Arguments:
+        flow: The model.
+        split: The samples.
+        seed: Of dequantisation noise and probes.
+        batch_size: Samples at a time.
+        precision: How exactly; by default one round.
+        progress: Called behind each batch with the batches done and those planned so far.
+        state: A file that keeps what is computed when the evaluation is stopped, and that the next
+            call with the same arguments goes on from; removed at the end. None for none.
+
+    Raises:
+        NotContractiveError: a block has no certified Lipschitz bound below 1.
+        CheckpointError: the state can't be written.
+    """
+    precision = precision or Precision()
+    scores, key = Scores.empty(len(split)), _key(flow, split, seed, batch_size, precision)
+    if state is not None:
+        scores = _restored(state, key) or scores
+    noisy = isinstance(flow, ImageFlow)
+
+    def summary() -> Evaluation:
+        result = scores.summary(unit_of(flow), noisy=noisy)
+        return replace(result, probes=precision.probes, seed=seed, tol=precision.tol)
+
+    estimator = _estimator(flow, precision)
+    unsaved = 0
+    try:
+        for row, first, count, planned in _schedule(scores, batch_size, precision, summary):
+            columns = _score(flow, split, first, count, estimator, (seed, row, batch_size))
+            scores.put(row, first, *columns)
+            unsaved += 1
+            if state is not None and unsaved >= SAVE_EVERY:
+                _save(scores, state, key)
+                unsaved = 0
+            progress(int((~scores.truncations.isnan()).sum()), planned)
+    except BaseException:
+        if state is not None and unsaved:
+            _save(scores, state, key)
+        raise
+    if state is not None:
+        state.unlink(missing_ok=True)
+    result, k = summary(), precision.importance_samples
+    if k > 1:
+        nats_per_unit = flow.base_dim * math.log(2) if noisy else 1.0
+        result = replace(result, **scores.importance(k, nats_per_unit))
+    return result
+
+
+def _schedule(
+    scores: Scores,
+    batch_size: int,
+    precision: Precision,
+    summary: Callable[[], Evaluation],
+) -> Iterator[tuple[int, int, int, int]]:
+    """What is left to do: (round, first sample, count, scores planned so far)."""
+    samples = scores.values.shape[1]
+    row, wanted = 0, precision.importance_samples
+    while True:
+        planned = wanted * samples
+        for first in range(0, samples, batch_size):
+            count = min(batch_size, samples - first)
+            if not scores.has(row, first, count):
+                yield row, first, count, planned
+        row += 1
+        repeated = min(precision.repeated, samples)
+        if row == 1 and precision.importance_samples == 1:
+            # Whole batches, so that a second round can go on from them.
+            for first in range(0, repeated, batch_size):
+                count = min(batch_size, samples - first)
+                if not scores.has(1, first, count):
+                    yield 1, first, count, planned + repeated
+        if row < precision.importance_samples:
+            continue
+        result = summary()
+        if result.met or row >= precision.limit:
+            return
+        wanted = min(max(_rounds_for(result), row + 1), precision.limit)
+
+
+def _rounds_for(result: Evaluation) -> int:
+    """The rounds after which the tolerance will be met, as far as can be told."""
+    assert result.tol is not None
+    left = result.tol - result.truncation_bound
+    drawn = result.numerical_error - result.truncation_bound
+    return math.ceil(result.rounds * (drawn / left) ** 2) if left > 0 else result.rounds + 1
+
+
+def _score(
+    flow: ImageFlow | VectorFlow,
+    split: Split,
+    first: int,
+    count: int,
+    estimator: LogDetEstimator | None,
+    place: tuple[int, int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, variances over probes and truncation bounds of one batch in one round."""
+    seed, row, batch_size = place
+    values, context = batch_of(flow, split, first, count)
+    generator = random_stream(seed, row * 1_000_000 + first // batch_size, 2, values.device)
+    if isinstance(flow, ImageFlow):
+        bits = flow.bits_per_dim(values, context, estimator, generator)
+        return bits.values, bits.probe_variance, bits.truncation_bounds
+    result = flow.likelihood(values, context, estimator, generator)
+    return -result.log_prob, result.variance, result.truncation_bound
+
+
+def _estimator(flow: ImageFlow | VectorFlow, precision: Precision) -> LogDetEstimator | None:
+    """What computes the log-determinants; None for the model's own way in eval mode."""
+    blocks = len(list(flow.blocks()))
+    if isinstance(flow.log_det, Exact) or blocks == 0:
+        return None
+    base = flow.EVALUATION
+    tol = base.tol
+    if precision.tol is not None:
+        unit = math.log(2) if isinstance(flow, ImageFlow) else 1 / flow.base_dim
+        tol = min(tol, TRUNCATION_SHARE * precision.tol * unit / blocks)
+    return Krylov(base.steps, tol, precision.probes)
+
+
+def _key(
+    flow: ImageFlow | VectorFlow, split: Split, seed: int, batch_size: int, precision: Precision
+) -> str:
+    """What the scores depend on, as text: another tolerance or limit goes on from the same."""
+    weights = sum(float(t.double().abs().sum()) for t in flow.state_dict().values())
+    data = float(split.values.double().sum())
+    estimator = _estimator(flow, precision)
+    return f"{weights!r} {data!r} {len(split)} {seed} {batch_size} {estimator}"
+
+
+def _save(scores: Scores, state: Path, key: str) -> None:
+    write_file({"evaluation": {"key": key, **asdict(scores)}}, state)
+
+
+def _restored(state: Path, key: str) -> Scores | None:
+    """The scores in a state file, or None where it is missing or of another evaluation."""
+    if not state.is_file():
+        return None
+    content = read_file(state).get("evaluation", {})
+    if content.pop("key", None) != key:
+        return None
+    return Scores(**content)

@@ -62,6 +62,8 @@ def evaluate(
     if state is not None:
         scores = _restored(state, key) or scores
     noisy = isinstance(flow, ImageFlow)
+    if not noisy:
+        precision = replace(precision, repeated=0)  # there is no noise to tell apart
 
     def summary() -> Evaluation:
         result = scores.summary(unit_of(flow), noisy=noisy)

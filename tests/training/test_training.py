@@ -11,9 +11,10 @@ from iresflow.training import loop
 from iresflow.training.build import Batches, build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model, load_training
 from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
-from iresflow.training.evaluate import evaluate, reconstruct
+from iresflow.training.evaluate import reconstruct
 from iresflow.training.loop import Trainer, learning_rate
 from iresflow.training.runs import RunDirectory
+from iresflow.training.score import evaluate
 
 CPU = torch.device("cpu")
 
@@ -326,7 +327,7 @@ def test_devices_that_are_not_there():
         (ModelConfig, {"coeff": 1.0}),
         (ModelConfig, {"hidden": 0}),
         (LogDetConfig, {"terms": 0}),
-        (LogDetConfig, {"tolerance": -1.0}),
+        (LogDetConfig, {"tol": -1.0}),
     ],
 )
 def test_options_out_of_range_are_refused(section, values):

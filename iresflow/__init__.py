@@ -5,6 +5,7 @@ import os
 import torch
 
 from iresflow.errors import (
+    CertificateWarning,
     CheckpointError,
     DataError,
     InversionError,
@@ -12,14 +13,21 @@ from iresflow.errors import (
     NonFiniteError,
     NotContractiveError,
     NotInitializedError,
+    UnknownBoundError,
 )
 from iresflow.logdet import Exact, Geometric, Krylov, Lanczos, Poisson, PowerSeries, RandomSeries
 from iresflow.models import Flow, ImageFlow, StoredModel, VectorFlow
-from iresflow.models.storage import model_from_payload, read_file
+from iresflow.models.storage import (
+    model_from_payload,
+    read_file,
+    stored_certificate,
+    warn_of_other_weights,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CertificateWarning",
     "CheckpointError",
     "DataError",
     "Exact",
@@ -36,6 +44,7 @@ __all__ = [
     "Poisson",
     "PowerSeries",
     "RandomSeries",
+    "UnknownBoundError",
     "VectorFlow",
     "load",
 ]
@@ -52,5 +61,11 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> St
 
     Raises:
         CheckpointError: no file, a truncated one, or one of another version or program.
+
+    Warns:
+        CertificateWarning: the weights in the file are not those that its certificate is of.
     """
-    return model_from_payload(read_file(path)["model"], device)
+    content = read_file(path)
+    model = model_from_payload(content["model"], device)
+    warn_of_other_weights(model, stored_certificate(content), path)
+    return model

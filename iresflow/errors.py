@@ -6,6 +6,7 @@ checkpoint that was cut off, a directory without data.
 """
 
 __all__ = [
+    "CertificateWarning",
     "CheckpointError",
     "DataError",
     "InversionError",
@@ -15,7 +16,33 @@ __all__ = [
     "NotInitializedError",
     "RunError",
     "TrainingInterrupted",
+    "UnknownBoundError",
 ]
+
+
+class CertificateWarning(UserWarning):
+    """The weights of a file are not those that its certificate is of."""
+
+
+class UnknownBoundError(ValueError):
+    """A certificate was asked for a network with a layer that has no known Lipschitz bound.
+
+    Arguments:
+        layer: The layer's name, from where the certificate was asked.
+        kind: What the layer is.
+    """
+
+    def __init__(self, layer: str, kind: str) -> None:
+        super().__init__(layer, kind)
+        self.layer = layer
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layer} ({self.kind}) has no known Lipschitz bound, so nothing that holds it "
+            "can be certified: build branches of the normalised layers and of the activations in "
+            "iresflow.lipschitz, or derive from LipschitzMap or Activation"
+        )
 
 
 class InversionError(RuntimeError):

@@ -19,6 +19,7 @@ RANKS = {
     "plots": 3,
     "bijections": 4,
     "models": 5,
+    "analysis": 6,
     "training": 6,
     "__init__": 6.5,
     "commands": 7,

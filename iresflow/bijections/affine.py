@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.errors import NotInitializedError
+from iresflow.lipschitz.stretch import Stretch
 
 __all__ = ["ActNorm"]
 
@@ -74,6 +75,11 @@ class ActNorm(Bijection):
             raise NotInitializedError(_message("inverted"))
         x = z * self._spread((-self.log_scale).exp(), z) - self._spread(self.shift, z)
         return Inverse.closed_form(x)
+
+    def stretch(self, dim: int) -> Stretch:
+        logs = self.log_scale.detach().double()
+        log_det = float(logs.sum()) * (dim // len(logs))
+        return Stretch.scaling(float(logs.min()), float(logs.max()), log_det)
 
     @staticmethod
     def _spread(parameter: Tensor, like: Tensor) -> Tensor:

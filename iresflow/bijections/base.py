@@ -7,7 +7,7 @@ costly part. ``invert(z)`` gives x with what is known of its error; ``inverse(z)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from iresflow.linearization import Linearization
+from iresflow.lipschitz.stretch import Stretch
 from iresflow.logdet.base import LogDetEstimate
 from iresflow.solvers import FixedPoint, Solver
 
@@ -120,6 +121,24 @@ class Bijection(nn.Module, ABC):
         """Sets what is to be set from data (ActNorm) and returns ``transform(x)``."""
         return self.transform(x, context)
 
+    def parts(self, dim: int) -> Iterator[tuple[str, "Bijection", int]]:
+        """The maps that this one consists of, as submodule names, maps and dimensions.
+
+        Arguments:
+            dim: The dimension of one sample; each part comes with that of what it acts on.
+        """
+        return iter(())
+
+    def stretch(self, dim: int) -> Stretch:
+        """Certified bounds of the Lipschitz constants and the log-determinant.
+
+        Those that hold of any bijection, unless a subclass knows better.
+
+        Arguments:
+            dim: The dimension of one sample.
+        """
+        return Stretch.unknown()
+
 
 @final
 class Composition(Bijection):
@@ -159,3 +178,13 @@ class Composition(Bijection):
         for bijection in self.maps:
             x = bijection.initialize(x, context)
         return x
+
+    def parts(self, dim: int) -> Iterator[tuple[str, Bijection, int]]:
+        for index, bijection in enumerate(self.maps):
+            yield f"maps.{index}", bijection, dim
+
+    def stretch(self, dim: int) -> Stretch:
+        total = Stretch()
+        for bijection in self.maps:
+            total = total.then(bijection.stretch(dim))
+        return total

@@ -1,5 +1,6 @@
 """From integers to the real line: dequantisation, and maps of the unit interval."""
 
+import math
 from typing import final
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.lipschitz.stretch import Stretch
 from iresflow.tensors import sum_per_sample
 
 __all__ = ["Center", "Logit", "dequantize", "quantize"]
@@ -76,6 +78,13 @@ class Logit(Bijection):
     ) -> Inverse:
         return Inverse.closed_form((z.sigmoid() - self.alpha) / (1 - 2 * self.alpha))
 
+    def stretch(self, dim: int) -> Stretch:
+        """On [0, 1]: the slope is least in the middle and largest at both ends."""
+        width = 1 - 2 * self.alpha
+        least = math.log(4 * width)
+        largest = math.log(width / (self.alpha * (1 - self.alpha)))
+        return Stretch(largest, -least, dim * least, dim * largest)
+
 
 @final
 class Center(Bijection):
@@ -99,3 +108,6 @@ class Center(Bijection):
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
         return Inverse.closed_form(z + 0.5)
+
+    def stretch(self, dim: int) -> Stretch:
+        return Stretch()

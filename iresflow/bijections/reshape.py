@@ -1,7 +1,7 @@
 """Maps that only move entries: squeeze, and the multi-scale architecture that factors out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.lipschitz.stretch import Stretch
 
 __all__ = ["MultiScale", "Squeeze"]
 
@@ -36,6 +37,9 @@ class Squeeze(Bijection):
     ) -> Inverse:
         x = rearrange(z, "b (c i j) h w -> b c (h i) (w j)", i=2, j=2)
         return Inverse.closed_form(x)
+
+    def stretch(self, dim: int) -> Stretch:
+        return Stretch()
 
 
 @final
@@ -115,3 +119,18 @@ class MultiScale(Bijection):
             x = result.value if piece is None else torch.cat([piece, result.value], dim=1)
             result = scale.invert(x, context, accuracy).after(result)
         return result
+
+    def parts(self, dim: int) -> Iterator[tuple[str, Bijection, int]]:
+        for index, (scale, piece) in enumerate(zip(self.scales, self.piece_shapes, strict=True)):
+            yield f"scales.{index}", scale, dim
+            dim -= math.prod(piece)
+
+    def stretch(self, dim: int) -> Stretch:
+        # From the last scale back: F_i is scale i, then the identity on what is factored out
+        # beside F_{i+1} on the rest.
+        total = Stretch()
+        counts = (*self.factored, 0)
+        for (_, scale, size), count in reversed(list(zip(self.parts(dim), counts, strict=True))):
+            rest = total.beside_identity() if count else total
+            total = scale.stretch(size).then(rest)
+        return total

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.lipschitz import Branch
+from iresflow.lipschitz.stretch import Stretch
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.solvers import solve
 
@@ -52,3 +53,6 @@ class ResidualBlock(Bijection):
             context="a residual block",
         )
         return Inverse(solution.value, solution.steps, solution.error)
+
+    def stretch(self, dim: int) -> Stretch:
+        return Stretch.residual(self.branch.bound().upper, dim)

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from iresflow.errors import UnknownBoundError
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.activations import Activation
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
@@ -94,7 +95,12 @@ class Branch(nn.Module, LipschitzMap):
         return evaluate
 
     def bound(self) -> Bound:
-        """The product of the layers' bounds and the activations' constants (thesis, eq. 4.6)."""
+        """The product of the layers' bounds and the activations' constants (thesis, eq. 4.6).
+
+        Raises:
+            UnknownBoundError: of a layer or an activation no bound is known.
+        """
+        self._require_bounds()
         total = Bound(1.0, 1.0, "")
         for activation, layer in zip(self.activations, self.layers, strict=True):
             if isinstance(activation, Activation):
@@ -103,9 +109,18 @@ class Branch(nn.Module, LipschitzMap):
         return total
 
     def enforce(self) -> None:
-        """Makes each layer's certified bound at most its coefficient."""
+        """Makes each layer's certified bound at most its coefficient. Errors: as `bound`."""
+        self._require_bounds()
         for layer in self.layers:
             layer.enforce()
+
+    def _require_bounds(self) -> None:
+        for i, (activation, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
+            pointwise = isinstance(activation, Activation) and hasattr(activation, "lipschitz")
+            if not (pointwise or type(activation) is nn.Identity):
+                raise UnknownBoundError(f"activations.{i}", type(activation).__name__)
+            if not isinstance(layer, LipschitzMap):
+                raise UnknownBoundError(f"layers.{i}", type(layer).__name__)
 
     def _hidden_widths(self) -> list[int]:
         return [layer.bias.numel() for layer in self.layers][:-1]

@@ -1,13 +1,20 @@
-"""The table that says whether a flow is provably invertible."""
+"""What is proven of a flow's invertibility: as numbers, as a table, and as what a file stores."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, final
 
-from iresflow.lipschitz import Bound
+from torch import nn
 
-__all__ = ["BlockCertificate", "Certificate"]
+from iresflow.bijections import Bijection, ResidualBlock
+from iresflow.errors import UnknownBoundError
+from iresflow.lipschitz import Bound, LipschitzMap
+from iresflow.lipschitz.stretch import Stretch
+from iresflow.models.fingerprint import fingerprint
+from iresflow.models.table import certificate_table
+
+__all__ = ["BlockCertificate", "Certificate", "block_bound", "part_dimensions"]
 
 
 @final
@@ -17,28 +24,92 @@ class BlockCertificate:
 
     Attributes:
         name: The block's place in the model.
-        bound: Of the Lipschitz constant of its branch.
+        bound: Of the Lipschitz constant L of its branch.
+        dim: The dimension of what the block acts on.
     """
 
     name: str
     bound: Bound
+    dim: int
+
+    @property
+    def stretch(self) -> Stretch:
+        """Bounds of the block's Lipschitz constants and log-determinant (Lemmas 4.6 and 5.5)."""
+        return Stretch.residual(self.bound.upper, self.dim)
+
+    @property
+    def forward_lipschitz(self) -> float:
+        """Lipschitz bound of the block, 1 + L (thesis, Lemma 4.6)."""
+        return 1 + self.bound.upper
 
     @property
     def inverse_lipschitz(self) -> float:
         """Lipschitz bound of the block's inverse, 1 / (1 - L) (thesis, Lemma 4.6)."""
         upper = self.bound.upper
-        return 1 / (1 - upper) if upper < 1 else float("inf")
+        return 1 / (1 - upper) if upper < 1 else math.inf
+
+    def steps(self, tol: float, first_step: float = 1.0) -> int | None:
+        r"""Fixed-point steps that reach an error of at most tol, in the worst case.
+
+        The smallest k with :math:`L^k / (1 - L) |x_1 - x_0| \le` tol (thesis, Lemma 4.5), where
+        :math:`|x_1 - x_0| = |g(y)|` for the start at y. None for L of 1 and above.
+
+        Arguments:
+            tol: Largest Euclidean error, above 0.
+            first_step: :math:`|x_1 - x_0|`; with 1, tol is relative to it.
+
+        Raises:
+            ValueError: tol is not above 0, or first_step is negative.
+        """
+        if not (tol > 0 and first_step >= 0):
+            raise ValueError(
+                f"tol must be above 0 and first_step 0 or more, got {tol} and {first_step}"
+            )
+        upper = self.bound.upper
+        if not upper < 1:
+            return None
+        allowed = tol * (1 - upper)
+        if first_step <= allowed:
+            return 0
+        if upper == 0:
+            return 1
+        # The quotient of logarithms may round to the wrong side of an integer.
+        k = max(1, math.ceil(math.log(allowed / first_step) / math.log(upper)) - 1)
+        while upper**k * first_step > allowed:
+            k += 1
+        return k
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
-    """The certified Lipschitz bounds of all residual blocks, in the order of the forward map.
+    """The certified bounds of all residual blocks, in the order of the forward map, and of all.
 
-    It is truthy if every block's bound is below 1, and prints as a table.
+    It is truthy if every block's Lipschitz bound is below 1, and prints as a table.
+
+    Attributes:
+        blocks: One for each residual block.
+        bijection: Bounds of the whole map behind the data map: blocks, ActNorm, squeezes, and
+            what is factored out.
+        data_map: Bounds of the map in closed form that comes first, such as a logit on [0, 1].
+        dim: D, the dimension of x.
+        weights: Fingerprint of the weights that were certified, see `fingerprint`.
+        tol: Of the fixed-point steps in the table, relative to the first step.
+
+    Raises:
+        ValueError: tol is not above 0.
     """
 
     blocks: tuple[BlockCertificate, ...]
+    bijection: Stretch
+    data_map: Stretch
+    dim: int
+    weights: str
+    tol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not self.tol > 0:
+            raise ValueError(f"tol must be above 0, got {self.tol}")
 
     def __bool__(self) -> bool:
         return all(block.bound.upper < 1 for block in self.blocks)
@@ -55,25 +126,94 @@ class Certificate:
         return max((block.bound.upper for block in self.blocks), default=0.0)
 
     @property
-    def inverse_lipschitz(self) -> float:
-        """The product of the blocks' 1 / (1 - L): how much, at worst, all inverses amplify.
+    def forward_lipschitz(self) -> float:
+        """Lipschitz bound of the flow behind its data map; infinite where no float holds it."""
+        return self.bijection.forward
 
-        ActNorm's scales, which belong to the flow's own Lipschitz constant, are not in it.
+    @property
+    def inverse_lipschitz(self) -> float:
+        """Lipschitz bound of the inverse of the flow behind its data map.
+
+        How much, at worst, all inverses together amplify an error of the latent.
         """
-        return math.prod(block.inverse_lipschitz for block in self.blocks)
+        return self.bijection.inverse
+
+    def steps(self, tol: float | None = None) -> tuple[int | None, ...]:
+        """`BlockCertificate.steps` of each block, to tol relative to the first step."""
+        return tuple(block.steps(self.tol if tol is None else tol) for block in self.blocks)
+
+    def belongs_to(self, model: nn.Module) -> bool:
+        """Whether the model's weights are those that were certified."""
+        return self.weights == fingerprint(model)
 
     def __str__(self) -> str:
-        width = max([len(block.name) for block in self.blocks] + [5])
-        head = f"{'block':<{width}}  certified  estimate  1/(1-L)  method"
-        rows = [
-            f"{b.name:<{width}}  {b.bound.upper:9.6f}  {b.bound.estimate:8.6f}  "
-            f"{b.inverse_lipschitz:7.2f}  {b.bound.method}"
-            for b in self.blocks
-        ]
-        verdict = (
-            f"certified: every block has Lip(g) <= {self.largest:.6f} < 1; all inverses together "
-            f"amplify an error by {self.inverse_lipschitz:.3g} at most, but for ActNorm"
-            if self
-            else f"NOT certified: the largest bound is {self.largest:.6f}, not below 1"
-        )
-        return "\n".join([head, *rows, verdict])
+        return certificate_table(self)
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """The certificate as plain values, for a file."""
+        return {
+            "blocks": [
+                {
+                    "name": block.name,
+                    "dim": block.dim,
+                    "upper": block.bound.upper,
+                    "estimate": block.bound.estimate,
+                    "method": block.bound.method,
+                }
+                for block in self.blocks
+            ],
+            "bijection": asdict(self.bijection),
+            "data_map": asdict(self.data_map),
+            "dim": self.dim,
+            "weights": self.weights,
+            "tol": self.tol,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Certificate":
+        """The certificate that `to_dict` described.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        try:
+            blocks = tuple(
+                BlockCertificate(
+                    b["name"], Bound(b["upper"], b["estimate"], b["method"]), b["dim"]
+                )
+                for b in values["blocks"]
+            )
+            return cls(
+                blocks,
+                Stretch(**values["bijection"]),
+                Stretch(**values["data_map"]),
+                values["dim"],
+                values["weights"],
+                values["tol"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a certificate: {error!r}") from None
+
+
+def block_bound(name: str, block: ResidualBlock) -> Bound:
+    """The certified bound of the block of that name.
+
+    Raises:
+        UnknownBoundError: a layer of its branch has no known bound; the message has its name.
+    """
+    branch = block.branch
+    if not isinstance(branch, LipschitzMap):
+        raise UnknownBoundError(f"{name}.branch", type(branch).__name__)
+    try:
+        return branch.bound()
+    except UnknownBoundError as error:
+        raise UnknownBoundError(f"{name}.branch.{error.layer}", error.kind) from None
+
+
+def part_dimensions(bijection: Bijection, dim: int, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """The names of all parts of a bijection on D dimensions, with what each of them acts on."""
+    for name, part, size in bijection.parts(dim):
+        yield prefix + name, size
+        yield from part_dimensions(part, size, f"{prefix}{name}.")

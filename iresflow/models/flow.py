@@ -15,9 +15,15 @@ from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, Residu
 from iresflow.errors import InversionError, InversionWarning, NotContractiveError
 from iresflow.linearization import Linearization
 from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator, PowerSeries
-from iresflow.models.certificate import BlockCertificate, Certificate
+from iresflow.models.certificate import (
+    BlockCertificate,
+    Certificate,
+    block_bound,
+    part_dimensions,
+)
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
+from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import StoredModel, write_file
 from iresflow.tensors import full_precision, norm_per_sample
 
@@ -287,36 +293,61 @@ class Flow(StoredModel):
             if isinstance(module, ResidualBlock):
                 yield name, module
 
-    def certify(self) -> Certificate:
-        """The certified Lipschitz bound of each block as eval mode applies it."""
+    def certify(self, tol: float = 1e-5) -> Certificate:
+        """The certified bounds of each block, and of the flow, as eval mode applies it.
+
+        Arguments:
+            tol: Of the worst-case numbers of fixed-point steps, relative to the first step.
+
+        Raises:
+            UnknownBoundError: a layer of a branch, which it names, has no known bound.
+            ValueError: tol is not above 0.
+        """
+        dims = dict(part_dimensions(self.bijection, self.base_dim))
+        # Inside of a map that does not name its parts, D is an upper bound of the dimension.
+        blocks = tuple(
+            BlockCertificate(name, block_bound(name, block), dims.get(name, self.base_dim))
+            for name, block in self.blocks()
+        )
         return Certificate(
-            tuple(BlockCertificate(name, block.branch.bound()) for name, block in self.blocks())
+            blocks,
+            bijection=self.bijection.stretch(self.base_dim),
+            data_map=self.data_map.stretch(self.base_dim),
+            dim=self.base_dim,
+            weights=fingerprint(self),
+            tol=tol,
         )
 
     def enforce(self) -> Certificate:
         """Rescales the layers whose certified norm exceeds their coefficient, and certifies.
 
         Only the normalisation of eval mode changes, not the raw weights that training moves.
+        Errors: as `certify`.
         """
-        for _, block in self.blocks():
+        for name, block in self.blocks():
+            block_bound(name, block)
             block.branch.enforce()
         return self.certify()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model, its certified norms enforced, to a file that `iresflow.load` reads.
 
-        This model stays as it is; the one in the file is a copy in eval mode.
+        This model stays as it is; the one in the file is a copy in eval mode, and its certificate
+        lies beside it.
 
         Raises:
             CheckpointError: the file can't be written; an older one of that name is intact.
             NotContractiveError: the weights have no finite norm.
+            UnknownBoundError: as `certify`.
         """
         certified = copy.deepcopy(self).eval()
-        if not certified.enforce():
+        certificate = certified.enforce()
+        if not certificate:
             raise NotContractiveError(
-                f"a model that can't be certified is not saved:\n{certified.certify()}"
+                f"a model that can't be certified is not saved:\n{certificate}"
             )
-        write_file({"model": certified.payload()}, path)
+        content = {"model": certified.payload(), "certificate": certificate.to_dict()}
+        write_file(content, path)
 
     @property
     def base_dim(self) -> int:

@@ -12,15 +12,26 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from warnings import warn
 from zipfile import BadZipFile
 
 import torch
 from torch import nn
 
-from iresflow.errors import CheckpointError
+from iresflow.errors import CertificateWarning, CheckpointError
 from iresflow.logdet import estimator_from_dict
+from iresflow.models.certificate import Certificate
 
-__all__ = ["FORMAT", "VERSION", "StoredModel", "model_from_payload", "read_file", "write_file"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "StoredModel",
+    "model_from_payload",
+    "read_file",
+    "stored_certificate",
+    "warn_of_other_weights",
+    "write_file",
+]
 
 FORMAT = "iresflow"
 VERSION = 1
@@ -72,6 +83,40 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"the model in the checkpoint can't be rebuilt: {reason}") from None
     return model.to(device)
+
+
+def stored_certificate(content: Mapping[str, Any]) -> Certificate | None:
+    """The certificate in a file's content; None where it holds none, as older files do.
+
+    Raises:
+        CheckpointError: what lies in its place is none.
+    """
+    values = content.get("certificate")
+    if not isinstance(values, Mapping):
+        return None
+    try:
+        return Certificate.from_dict(values)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the certificate in the checkpoint can't be read: {error}"
+        ) from None
+
+
+def warn_of_other_weights(
+    model: nn.Module, certificate: Certificate | None, path: str | os.PathLike[str]
+) -> None:
+    """Warns where a model that came with a certificate has other weights than were certified.
+
+    Warns:
+        CertificateWarning: so it is.
+    """
+    if certificate is not None and not certificate.belongs_to(model):
+        warn(
+            f"the weights in {path} are not those that its certificate was made for: what it says "
+            "does not hold of them. flow.certify() makes a new one, flow.save(path) stores it",
+            CertificateWarning,
+            stacklevel=3,
+        )
 
 
 def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

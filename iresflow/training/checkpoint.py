@@ -15,9 +15,22 @@ import torch
 from iresflow.errors import CheckpointError
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.models.certificate import Certificate
-from iresflow.models.storage import model_from_payload, read_file, write_file
+from iresflow.models.storage import (
+    model_from_payload,
+    read_file,
+    stored_certificate,
+    warn_of_other_weights,
+    write_file,
+)
 
-__all__ = ["Progress", "find_checkpoint", "load_model", "load_training", "save_checkpoint"]
+__all__ = [
+    "Progress",
+    "find_checkpoint",
+    "load_certified",
+    "load_model",
+    "load_training",
+    "save_checkpoint",
+]
 
 
 @final
@@ -48,15 +61,18 @@ def save_checkpoint(
     Arguments:
         path: The file.
         model: The model to use, its certified norms enforced.
-        certificate: Its certificate, stored as plain numbers.
+        certificate: Its certificate, stored as plain values.
         progress: Where the run is.
         training: State dictionaries that training needs to go on; None where it never will.
 
     Raises:
         CheckpointError: it can't be written; the previous file is intact.
     """
-    bounds = [{"block": b.name, **asdict(b.bound)} for b in certificate]
-    content = {"model": model.payload(), "certificate": bounds, "progress": asdict(progress)}
+    content = {
+        "model": model.payload(),
+        "certificate": certificate.to_dict(),
+        "progress": asdict(progress),
+    }
     if training is not None:
         content["training"] = dict(training)
     write_file(content, path)
@@ -83,11 +99,25 @@ def find_checkpoint(run: str | Path, name: str = "best") -> Path:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[ImageFlow | VectorFlow, Progress]:
-    """The model of a checkpoint, in eval mode, and where its run was."""
+    """The model of a checkpoint, in eval mode, and where its run was.
+
+    Warns:
+        CertificateWarning: the weights are not those that the checkpoint's certificate is of.
+    """
+    model, progress, certificate = load_certified(path, device)
+    warn_of_other_weights(model, certificate, path)
+    return model, progress
+
+
+def load_certified(
+    path: Path, device: torch.device
+) -> tuple[ImageFlow | VectorFlow, Progress, Certificate | None]:
+    """As `load_model`, with the stored certificate, which may be of other weights, or None."""
     content = read_file(path)
     model = model_from_payload(content["model"], device)
     assert isinstance(model, ImageFlow | VectorFlow)
-    return model, Progress(**content.get("progress", {}))
+    progress = Progress(**content.get("progress", {}))
+    return model, progress, stored_certificate(content)
 
 
 def load_training(path: Path) -> tuple[dict[str, Any], Progress]:

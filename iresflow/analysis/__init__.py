@@ -1,0 +1,1 @@
+"""What a trained flow does, measured: the numbers behind figures."""

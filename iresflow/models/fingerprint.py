@@ -1,0 +1,37 @@
+"""Fingerprints of weights, by which a certificate knows whose it is."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fingerprint"]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over all that ``state_dict`` holds, in hexadecimal.
+
+    Each entry counts with its name, its kind of number, its shape and its values, in the order of
+    the names. Values are widened to 64 bits, which is exact, so the fingerprint tells neither
+    the device nor the type of float: it changes only with a value.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}\n".encode())
+        if isinstance(value, Tensor):
+            kind, wide = _widest(value)
+            # To the CPU first: not every device has 64 bits.
+            array = value.detach().cpu().to(wide).numpy()
+            digest.update(f"{kind} {tuple(array.shape)}\n".encode())
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        else:
+            digest.update(f"{value!r}\n".encode())
+    return digest.hexdigest()
+
+
+def _widest(value: Tensor) -> tuple[str, torch.dtype]:
+    if value.is_complex():
+        return "complex", torch.complex128
+    if value.is_floating_point():
+        return "float", torch.float64
+    return "integer", torch.int64

@@ -1,14 +1,25 @@
 """Arrays in, pictures out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-__all__ = ["density_figure", "image_grid", "save_figure", "save_grid", "scatter_figure"]
+__all__ = [
+    "density_figure",
+    "estimator_figure",
+    "image_grid",
+    "inversion_figure",
+    "layer_norm_figure",
+    "save_figure",
+    "save_grid",
+    "scatter_figure",
+]
 
 
 def image_grid(images: Tensor, columns: int | None = None, border: int = 1) -> Tensor:
@@ -57,6 +68,128 @@ def density_figure(
     right.set_ylim(extent[2:])
     right.set_title("samples")
     return figure
+
+
+def layer_norm_figure(
+    certified: np.ndarray, measured: np.ndarray, coeffs: np.ndarray, depths: np.ndarray
+) -> Figure:
+    """Operator norms layer by layer, and how far bound and measurement are apart.
+
+    Arguments:
+        certified: Proven upper bounds of the norms, ``(N,)``.
+        measured: The norms measured from below, ``(N,)``.
+        coeffs: The limit of each, ``(N,)``.
+        depths: Each layer's place in its branch, ``(N,)`` integers.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    index = np.arange(1, len(certified) + 1)
+    top.axhline(1, color="tab:red", linewidth=1, label="1")
+    top.step(index, coeffs, where="mid", color="0.6", linewidth=1, label="coefficient")
+    top.scatter(index, certified, marker="_", s=70, color="black", label="certified bound")
+    gap = np.maximum(certified / np.maximum(measured, 1e-300) - 1, 1e-16)
+    for depth in np.unique(depths):
+        at, color = depths == depth, f"C{depth % 10}"
+        name = f"measured, layer {depth + 1} of its branch"
+        top.scatter(index[at], measured[at], s=18, color=color, label=name, zorder=3)
+        bottom.scatter(index[at], gap[at], s=18, color=color)
+    low = float(min(measured.min(), coeffs.min(), 0.9))
+    top.set_ylim(max(0.0, low - 0.08 * (1 - low)), 1 + 0.25 * (1 - low))
+    top.set_ylabel("largest singular value")
+    top.set_title("Largest singular value of each layer")
+    top.legend(fontsize=8, ncols=3, loc="lower left")
+    bottom.set_yscale("log")
+    bottom.set_ylabel("certified / measured - 1")
+    bottom.set_xlabel("layer, in the order of the flow")
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def inversion_figure(
+    coeffs: Sequence[float],
+    iterations: np.ndarray,
+    median: np.ndarray,
+    largest: np.ndarray,
+    block: np.ndarray,
+    bound: np.ndarray,
+    note: str = "",
+) -> Figure:
+    """Errors of fixed-point inverses against the number of iterations, for C coefficients.
+
+    Arguments:
+        coeffs: The limits of the layers' norms, ``(C,)``.
+        iterations: ``(K,)``.
+        median, largest: Of the flow's reconstruction error over samples, ``(C, K)``.
+        block: The largest relative error of any one block, ``(C, K)``.
+        bound: What it is proven not to exceed, ``(C, K)``.
+        note: How the coefficients were made.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(coeffs)))
+    for i, (coeff, color) in enumerate(zip(coeffs, shades, strict=True)):
+        left.semilogy(iterations, median[i], "o-", markersize=3, color=color, label=f"{coeff:g}")
+        left.fill_between(iterations, median[i], largest[i], color=color, alpha=0.25, linewidth=0)
+        right.semilogy(iterations, block[i], "o-", markersize=3, color=color, label=f"{coeff:g}")
+        right.semilogy(iterations, bound[i], "--", linewidth=1, color=color)
+    left.set_title("The whole flow: median and, shaded, up to the largest", fontsize=10)
+    left.set_ylabel("reconstruction error, root mean square")
+    right.set_title("The worst block, and the bound of Lemma 4.5 (dashed)", fontsize=10)
+    right.set_ylabel("error / first step")
+    for axes in (left, right):
+        _floor(axes, 1e-13)
+        axes.set_xlabel("fixed-point iterations in each block")
+        axes.legend(title="coefficient", fontsize=8, title_fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.suptitle("Inversion by fixed-point iteration" + (f"\n{note}" if note else ""), size=11)
+    return figure
+
+
+def estimator_figure(
+    labels: Sequence[str],
+    products: Sequence[np.ndarray],
+    bias: Sequence[np.ndarray],
+    deviation: Sequence[np.ndarray],
+    unit: str = "bits/dim",
+) -> Figure:
+    """Bias and standard deviation of log-determinant estimators against their cost.
+
+    Arguments:
+        labels: Of the families, ``(F,)``.
+        products: Products with the Jacobian, for each family ``(N,)``.
+        bias: Absolute bias, for each family ``(N,)``.
+        deviation: Standard deviation of one estimate, for each family ``(N,)``.
+        unit: Of both.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, (label, x) in enumerate(zip(labels, products, strict=True)):
+        style = {"color": f"C{i}", "marker": "osD^v<>"[i % 7], "markersize": 4, "label": label}
+        left.plot(x, bias[i], **style)
+        right.plot(x, deviation[i], **style)
+    left.set_yscale("log")
+    left.set_title("Bias: mean distance from the converged value, same probes", fontsize=10)
+    left.set_ylabel(f"bias, {unit}")
+    spread = np.concatenate([np.asarray(values, dtype=float) for values in deviation])
+    spread = spread[np.isfinite(spread) & (spread > 0)]
+    if spread.size and spread.max() > 10 * spread.min():
+        right.set_yscale("log")
+    elif spread.size:
+        right.set_ylim(0, 1.3 * spread.max())
+    right.set_title("Standard deviation of one probe and sample", fontsize=10)
+    right.set_ylabel(f"standard deviation, {unit}")
+    for axes in (left, right):
+        axes.set_xlabel("products with the Jacobian, for each probe and block")
+        axes.legend(fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.suptitle("Estimators of the log-determinant", size=11)
+    return figure
+
+
+def _floor(axes: Axes, low: float) -> None:
+    """Cuts a logarithmic axis off at ``low``, below which there is only rounding."""
+    axes.set_ylim(bottom=max(low, axes.get_ylim()[0]))
 
 
 def save_figure(figure: Figure, path: Path) -> None:

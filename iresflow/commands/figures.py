@@ -1,0 +1,106 @@
+"""The figures of ``iresflow certify --plots``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iresflow.analysis.estimators import estimator_curves
+from iresflow.analysis.inversion import inversion_curve
+from iresflow.analysis.norms import layer_norms
+from iresflow.commands.evaluate import dataset_of_run
+from iresflow.models import ImageFlow, VectorFlow
+from iresflow.plots import estimator_figure, inversion_figure, layer_norm_figure, save_figure
+from iresflow.training.build import class_context
+
+__all__ = ["data_of_run", "draw_data_figures", "draw_layer_norms"]
+
+SAMPLES = 16
+"""Samples of the test split that the figures are of; the inversion takes half of them."""
+
+COEFFICIENTS = (0.5, 0.7, 0.9)
+"""Limits of the layers' norms in the figure of the inversion, beside the model's own."""
+
+ITERATIONS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+"""Fixed-point iterations in that figure."""
+
+EFFORTS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30)
+"""Terms of the series, or products, in the figure of the estimators."""
+
+
+def data_of_run(
+    model: ImageFlow | VectorFlow, run: str, root: str | None, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """Samples x ``(B, *shape)`` of the run's test split, and their contexts or None.
+
+    Raises:
+        RunError: ``run`` is not a run directory.
+        DataError: its data is not there.
+    """
+    split = dataset_of_run(run, root).test
+    like = next(model.parameters())
+    values = split.values[:SAMPLES].to(like.device)
+    labels = None if split.labels is None else split.labels[:SAMPLES]
+    context = class_context(labels, model.context_dim, like)
+    if isinstance(model, ImageFlow):
+        generator = torch.Generator(like.device).manual_seed(seed)
+        return model.dequantize(values, generator), context
+    return values.to(like.dtype), context
+
+
+def draw_layer_norms(model: ImageFlow | VectorFlow, out: Path) -> Path:
+    """The singular values of all layers (thesis, figure 4.2)."""
+    norms = layer_norms(model)
+    figure = layer_norm_figure(
+        np.array([norm.certified for norm in norms]),
+        np.array([norm.measured for norm in norms]),
+        np.array([norm.coeff for norm in norms]),
+        np.array([norm.depth for norm in norms]),
+    )
+    file = out / "singular-values.png"
+    save_figure(figure, file)
+    return file
+
+
+def draw_data_figures(
+    model: ImageFlow | VectorFlow, x: Tensor, context: Tensor | None, out: Path, seed: int
+) -> Iterator[Path]:
+    """Inversion and estimators at samples x (thesis, figures 4.4 and 5.3), one by one."""
+    half = len(x) // 2 or 1
+    few = None if context is None else context[:half]
+    curves = [
+        inversion_curve(model, x[:half], few, coeff=coeff, iterations=ITERATIONS)
+        for coeff in _coefficients(model)
+    ]
+    figure = inversion_figure(
+        [curve.coeff for curve in curves],
+        np.array(ITERATIONS),
+        np.stack([curve.median for curve in curves]),
+        np.stack([curve.largest for curve in curves]),
+        np.stack([curve.block for curve in curves]),
+        np.stack([curve.bound for curve in curves]),
+        "one model; for smaller coefficients its layers are scaled down, not trained anew",
+    )
+    file = out / "inversion.png"
+    save_figure(figure, file)
+    yield file
+    rows = estimator_curves(model, x, context, efforts=EFFORTS, seed=seed)
+    figure = estimator_figure(
+        [row.label for row in rows],
+        [row.products for row in rows],
+        [row.bias for row in rows],
+        [row.deviation for row in rows],
+    )
+    file = out / "estimators.png"
+    save_figure(figure, file)
+    yield file
+
+
+def _coefficients(model: ImageFlow | VectorFlow) -> list[float]:
+    """Those below the model's own, and that."""
+    own = max(
+        (layer.coeff for _, block in model.blocks() for layer in block.branch.layers), default=0.5
+    )
+    return [*(c for c in COEFFICIENTS if c < own), own]

@@ -1,5 +1,6 @@
 """The commands, run as their user runs them, on models of a few steps."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 import iresflow
 from iresflow.cli import main
 from iresflow.commands.train import _configure
-from iresflow.models.storage import write_file
+from iresflow.models.storage import read_file, write_file
 from iresflow.training.config import Config
 
 CONFIGS = sorted((Path(iresflow.__file__).parents[1] / "configs").glob("*.yaml"))
@@ -138,6 +139,51 @@ def test_certify_fails_for_a_model_that_expands(run, tmp_path, capsys):
     assert "NOT certified" in capsys.readouterr().out
     message = fails(["sample", str(tmp_path / "expanding.pt")], capsys)
     assert "certified Lipschitz bound" in message
+
+
+def test_certify_draws_its_figures(run, tmp_path, capsys):
+    out = tmp_path / "figures"
+    arguments = ["certify", str(run), "--plots", "--out", str(out), "--tol", "1e-3"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "of these very weights" in printed and "0.001 of the first step" in printed
+    for name in ("singular-values", "inversion", "estimators"):
+        assert width_of(out / f"{name}.png") > 500
+    assert (out / "certificate.txt").read_text() in printed
+    values = json.loads((out / "certificate.json").read_text())
+    assert values["certified"] and values["weights"] == values["stored_weights"]
+    block = values["blocks"][0]
+    assert block["inverse_lipschitz"] == pytest.approx(1 / (1 - block["upper"]))
+    assert main(["certify", str(run), "--plots", "--root", str(tmp_path)]) == 0
+    assert (run / "certificate" / "certificate.txt").is_file()
+    assert "--tol" in fails(["certify", str(run), "--tol", "0"], capsys)
+
+
+def test_certify_without_data_draws_what_needs_none(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = run / "checkpoints" / "best.pt"
+    assert main(["certify", str(checkpoint), "--plots"]) == 0
+    assert "left out: the figures that need data, since" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "certificate").iterdir()}
+    assert names == {"certificate.txt", "certificate.json", "singular-values.png"}
+
+
+@pytest.mark.filterwarnings("default")
+def test_certify_fails_for_weights_that_were_changed(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = read_file(run / "checkpoints" / "best.pt")
+    name = next(n for n in content["model"]["state"] if n.endswith("shift"))
+    content["model"]["state"][name].view(-1)[0] += 1e-3
+    write_file(content, tmp_path / "changed.pt")
+    assert main(["certify", str(tmp_path / "changed.pt")]) == 1
+    printed = capsys.readouterr().out
+    assert "certified: every block" in printed and "NOT THOSE THAT WERE CERTIFIED" in printed
+    assert main(["sample", str(tmp_path / "changed.pt"), "--n", "1", "--out", "x.png"]) == 0
+    assert "are not those that were certified" in capsys.readouterr().err
+    del content["certificate"]
+    write_file(content, tmp_path / "older.pt")
+    assert main(["certify", str(tmp_path / "older.pt")]) == 0
+    assert "carries no certificate" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

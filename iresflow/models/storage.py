@@ -112,8 +112,8 @@ def warn_of_other_weights(
     """
     if certificate is not None and not certificate.belongs_to(model):
         warn(
-            f"the weights in {path} are not those that its certificate was made for: what it says "
-            "does not hold of them. flow.certify() makes a new one, flow.save(path) stores it",
+            f"the weights in {path} are not those that were certified: the certificate stored "
+            "with them does not hold. flow.certify() makes a new one, flow.save(path) stores it",
             CertificateWarning,
             stacklevel=3,
         )

@@ -26,8 +26,8 @@ def certificate_table(certificate: "Certificate") -> str:
         ends.append(_stretch_row("data map", certificate.data_map, certificate.dim, None))
         ends.append(_stretch_row("both", both, certificate.dim, None))
     head = [
-        ("", "Lip(g)", "Lip(g)", "Lip(F)", "Lip(F^-1)", "log-det/D", "log-det/D", "steps", ""),
-        ("block", "certified", "estimate", "<=", "<=", ">=", "<=", "<=", "method"),
+        ("", "Lip(g)", "Lip(g)", "Lip(F)", "Lip(F^-1)", "log-det", "log-det", "steps", ""),
+        ("block", "certified", "estimate", "<=", "<=", "/D >=", "/D <=", "<=", "method"),
     ]
     lines = _aligned([*head, *rows, *ends])
     rule = "-" * max(map(len, lines))
@@ -62,7 +62,7 @@ def _block_row(block: "BlockCertificate", tol: float) -> tuple[str, ...]:
         lipschitz_text(block.bound.upper),
         f"{block.bound.estimate:.6f}",
         *middle,
-        "-" if steps is None else str(steps),
+        "-" if steps is None else _count(steps),
         block.bound.method,
     )
 
@@ -76,7 +76,7 @@ def _stretch_row(name: str, stretch: Stretch, dim: int, steps: int | None) -> tu
         _factor(stretch.log_inverse),
         _rounded(stretch.log_det_lower / dim, 4, up=False),
         _rounded(stretch.log_det_upper / dim, 4, up=True),
-        "" if steps is None else str(steps),
+        "" if steps is None else _count(steps),
         "",
     )
 
@@ -128,6 +128,10 @@ def _factor(log: float) -> str:
     if abs(exponent) >= _LARGE:
         return f"10^{_rounded(exponent, 2, up=True)}"
     return _rounded(math.exp(log), 4, up=True)
+
+
+def _count(steps: int) -> str:
+    return str(steps) if steps < 10**6 else f"10^{_rounded(math.log10(steps), 2, up=True)}"
 
 
 def _rounded(x: float, digits: int, *, up: bool) -> str:

@@ -89,7 +89,7 @@ def test_inversion_errors_stay_below_the_bound_and_vanish(flow):
     x, context = torch.rand(4, *flow.shape), random_context(flow, 4)
     counts = [0, 1, 2, 5, 10, 20, 60]
     curves = [
-        inversion_curve(flow, x, context, coeff=coeff, iterations=counts) for coeff in (0.4, 0.9)
+        inversion_curve(flow, x, context, coeff=coeff, iterations=counts) for coeff in (0.2, 0.9)
     ]
     for curve in curves:
         assert bool((curve.block <= curve.bound + 1e-12).all())
@@ -157,7 +157,7 @@ def test_bias_and_deviation_agree_with_dense_jacobians():
 
 def test_the_bias_of_a_series_falls_and_its_deviation_stays(flow):
     x, context = torch.rand(4, *flow.shape), random_context(flow, 4)
-    (curve,) = estimator_curves(flow, x, context, efforts=[1, 4, 16, 64])
+    (curve,) = estimator_curves(flow, x, context, efforts=[1, 4, 16])
     assert bool((np.diff(curve.bias) < 0).all()) and curve.bias[-1] < 1e-6
     assert 0.3 < curve.deviation[-1] / curve.deviation[1] < 3
 

@@ -134,9 +134,9 @@ def inversion_figure(
         right.semilogy(iterations, block[i], "o-", markersize=3, color=color, label=f"{coeff:g}")
         right.semilogy(iterations, bound[i], "--", linewidth=1, color=color)
     left.set_title("The whole flow: median and, shaded, up to the largest", fontsize=10)
-    left.set_ylabel("reconstruction error, root mean square")
+    left.set_ylabel("reconstruction error (root mean square, behind the data map)", fontsize=9)
     right.set_title("The worst block, and the bound of Lemma 4.5 (dashed)", fontsize=10)
-    right.set_ylabel("error / first step")
+    right.set_ylabel("error / first step", fontsize=9)
     for axes in (left, right):
         _floor(axes, 1e-13)
         axes.set_xlabel("fixed-point iterations in each block")
@@ -151,18 +151,18 @@ def estimator_figure(
     products: Sequence[np.ndarray],
     bias: Sequence[np.ndarray],
     deviation: Sequence[np.ndarray],
-    unit: str = "bits/dim",
+    note: str = "",
 ) -> Figure:
     """Bias and standard deviation of log-determinant estimators against their cost.
 
     Arguments:
         labels: Of the families, ``(F,)``.
         products: Products with the Jacobian, for each family ``(N,)``.
-        bias: Absolute bias, for each family ``(N,)``.
-        deviation: Standard deviation of one estimate, for each family ``(N,)``.
-        unit: Of both.
+        bias: Absolute bias in bits/dim, for each family ``(N,)``.
+        deviation: Standard deviation of one estimate in bits/dim, for each family ``(N,)``.
+        note: What was measured on.
     """
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (label, x) in enumerate(zip(labels, products, strict=True)):
         style = {"color": f"C{i}", "marker": "osD^v<>"[i % 7], "markersize": 4, "label": label}
@@ -170,7 +170,7 @@ def estimator_figure(
         right.plot(x, deviation[i], **style)
     left.set_yscale("log")
     left.set_title("Bias: mean distance from the converged value, same probes", fontsize=10)
-    left.set_ylabel(f"bias, {unit}")
+    left.set_ylabel("bias, bits/dim")
     spread = np.concatenate([np.asarray(values, dtype=float) for values in deviation])
     spread = spread[np.isfinite(spread) & (spread > 0)]
     if spread.size and spread.max() > 10 * spread.min():
@@ -178,12 +178,12 @@ def estimator_figure(
     elif spread.size:
         right.set_ylim(0, 1.3 * spread.max())
     right.set_title("Standard deviation of one probe and sample", fontsize=10)
-    right.set_ylabel(f"standard deviation, {unit}")
+    right.set_ylabel("standard deviation, bits/dim")
     for axes in (left, right):
         axes.set_xlabel("products with the Jacobian, for each probe and block")
         axes.legend(fontsize=9)
         axes.grid(alpha=0.3)
-    figure.suptitle("Estimators of the log-determinant", size=11)
+    figure.suptitle("Estimators of the log-determinant" + (f"\n{note}" if note else ""), size=11)
     return figure
 
 

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.figures import data_of_run, draw_data_figures, draw_layer_norms
 from iresflow.errors import DataError, RunError
-from iresflow.models import Certificate
+from iresflow.models import Certificate, ImageFlow, VectorFlow
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_certified
 
@@ -40,15 +40,24 @@ def main(arguments: Sequence[str]) -> int:
         _write(out, certificate, stored, path, intact)
         print(f"written: {out / 'certificate.txt'}, {out / 'certificate.json'}", flush=True)
         if options.plots:
-            print(f"written: {draw_layer_norms(model, out)}", flush=True)
-            try:
-                x, context = data_of_run(model, options.run, options.root, options.seed)
-            except (DataError, RunError, OSError) as error:
-                print(f"left out: the figures that need data, since {error}")
-            else:
-                for file in draw_data_figures(model, x, context, out, options.seed):
-                    print(f"written: {file}", flush=True)
+            _draw(model, certificate, out, options)
     return 0 if certificate and intact else 1
+
+
+def _draw(
+    model: ImageFlow | VectorFlow, certificate: Certificate, out: Path, options: Namespace
+) -> None:
+    if not certificate.blocks:
+        print("left out: all figures, since the flow has no residual blocks")
+        return
+    print(f"written: {draw_layer_norms(model, out)}", flush=True)
+    try:
+        x, context = data_of_run(model, options.run, options.root, options.seed)
+    except (DataError, RunError, OSError) as error:
+        print(f"left out: the figures that need data, since {error}")
+        return
+    for file in draw_data_figures(model, x, context, out, options.seed):
+        print(f"written: {file}", flush=True)
 
 
 def _parser() -> ArgumentParser:

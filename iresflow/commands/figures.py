@@ -11,6 +11,7 @@ from iresflow.analysis.estimators import estimator_curves
 from iresflow.analysis.inversion import inversion_curve
 from iresflow.analysis.norms import layer_norms
 from iresflow.commands.evaluate import dataset_of_run
+from iresflow.lipschitz import NormalizedLayer
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.plots import estimator_figure, inversion_figure, layer_norm_figure, save_figure
 from iresflow.training.build import class_context
@@ -28,6 +29,10 @@ ITERATIONS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 EFFORTS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30)
 """Terms of the series, or products, in the figure of the estimators."""
+
+
+PROBES = 8
+"""Probes in that figure."""
 
 
 def data_of_run(
@@ -81,17 +86,19 @@ def draw_data_figures(
         np.stack([curve.largest for curve in curves]),
         np.stack([curve.block for curve in curves]),
         np.stack([curve.bound for curve in curves]),
-        "one model; for smaller coefficients its layers are scaled down, not trained anew",
+        f"one model, {half} test samples; for smaller coefficients its layers are scaled down, "
+        "not trained anew",
     )
     file = out / "inversion.png"
     save_figure(figure, file)
     yield file
-    rows = estimator_curves(model, x, context, efforts=EFFORTS, seed=seed)
+    rows = estimator_curves(model, x, context, efforts=EFFORTS, probes=PROBES, seed=seed)
     figure = estimator_figure(
         [row.label for row in rows],
         [row.products for row in rows],
         [row.bias for row in rows],
         [row.deviation for row in rows],
+        f"all blocks together, {len(x)} test samples, {PROBES} probes",
     )
     file = out / "estimators.png"
     save_figure(figure, file)
@@ -101,6 +108,9 @@ def draw_data_figures(
 def _coefficients(model: ImageFlow | VectorFlow) -> list[float]:
     """Those below the model's own, and that."""
     own = max(
-        (layer.coeff for _, block in model.blocks() for layer in block.branch.layers), default=0.5
+        layer.coeff
+        for _, block in model.blocks()
+        for layer in block.branch.layers
+        if isinstance(layer, NormalizedLayer)
     )
     return [*(c for c in COEFFICIENTS if c < own), own]

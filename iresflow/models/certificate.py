@@ -1,7 +1,7 @@
 """What is proven of a flow's invertibility: as numbers, as a table, and as what a file stores."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -14,7 +14,7 @@ from iresflow.lipschitz.stretch import Stretch
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.table import certificate_table
 
-__all__ = ["BlockCertificate", "Certificate", "block_bound", "part_dimensions"]
+__all__ = ["BlockCertificate", "Certificate", "block_bound", "certify_blocks"]
 
 
 @final
@@ -212,8 +212,25 @@ def block_bound(name: str, block: ResidualBlock) -> Bound:
         raise UnknownBoundError(f"{name}.branch.{error.layer}", error.kind) from None
 
 
-def part_dimensions(bijection: Bijection, dim: int, prefix: str = "") -> Iterator[tuple[str, int]]:
+def certify_blocks(
+    blocks: Iterable[tuple[str, ResidualBlock]], bijection: Bijection, dim: int
+) -> tuple[BlockCertificate, ...]:
+    """The certificates of named blocks inside a bijection on D dimensions.
+
+    Errors: as `block_bound`.
+    """
+    dims = dict(_part_dimensions(bijection, dim))
+    # Inside of a map that does not name its parts, D is an upper bound of the dimension.
+    return tuple(
+        BlockCertificate(name, block_bound(name, block), dims.get(name, dim))
+        for name, block in blocks
+    )
+
+
+def _part_dimensions(
+    bijection: Bijection, dim: int, prefix: str = ""
+) -> Iterator[tuple[str, int]]:
     """The names of all parts of a bijection on D dimensions, with what each of them acts on."""
     for name, part, size in bijection.parts(dim):
         yield prefix + name, size
-        yield from part_dimensions(part, size, f"{prefix}{name}.")
+        yield from _part_dimensions(part, size, f"{prefix}{name}.")

@@ -15,12 +15,7 @@ from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, Residu
 from iresflow.errors import InversionError, InversionWarning, NotContractiveError
 from iresflow.linearization import Linearization
 from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator, PowerSeries
-from iresflow.models.certificate import (
-    BlockCertificate,
-    Certificate,
-    block_bound,
-    part_dimensions,
-)
+from iresflow.models.certificate import Certificate, block_bound, certify_blocks
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
 from iresflow.models.fingerprint import fingerprint
@@ -303,14 +298,8 @@ class Flow(StoredModel):
             UnknownBoundError: a layer of a branch, which it names, has no known bound.
             ValueError: tol is not above 0.
         """
-        dims = dict(part_dimensions(self.bijection, self.base_dim))
-        # Inside of a map that does not name its parts, D is an upper bound of the dimension.
-        blocks = tuple(
-            BlockCertificate(name, block_bound(name, block), dims.get(name, self.base_dim))
-            for name, block in self.blocks()
-        )
         return Certificate(
-            blocks,
+            certify_blocks(self.blocks(), self.bijection, self.base_dim),
             bijection=self.bijection.stretch(self.base_dim),
             data_map=self.data_map.stretch(self.base_dim),
             dim=self.base_dim,

@@ -76,7 +76,7 @@ def _parser() -> ArgumentParser:
         "against iterations; bias and deviation of the log-determinant's estimators",
     )
     parser.add_argument(
-        "--out", help="directory to write to; by default the run's directory certificate"
+        "--out", help="directory to write table and figures to; by default RUN/certificate"
     )
     parser.add_argument("--root", help="directory of the data, where it has moved")
     return parser

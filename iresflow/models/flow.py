@@ -335,8 +335,7 @@ class Flow(StoredModel):
             raise NotContractiveError(
                 f"a model that can't be certified is not saved:\n{certificate}"
             )
-        content = {"model": certified.payload(), "certificate": certificate.to_dict()}
-        write_file(content, path)
+        write_file({"model": certified.payload(), "certificate": certificate.to_dict()}, path)
 
     @property
     def base_dim(self) -> int:

@@ -166,6 +166,16 @@ class Composition(Bijection):
             x = bijection.transform(x, context)
         return x
 
+    def parts(self, dim: int) -> Iterator[tuple[str, Bijection, int]]:
+        for index, bijection in enumerate(self.maps):
+            yield f"maps.{index}", bijection, dim
+
+    def stretch(self, dim: int) -> Stretch:
+        total = Stretch()
+        for bijection in self.maps:
+            total = total.then(bijection.stretch(dim))
+        return total
+
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
@@ -178,13 +188,3 @@ class Composition(Bijection):
         for bijection in self.maps:
             x = bijection.initialize(x, context)
         return x
-
-    def parts(self, dim: int) -> Iterator[tuple[str, Bijection, int]]:
-        for index, bijection in enumerate(self.maps):
-            yield f"maps.{index}", bijection, dim
-
-    def stretch(self, dim: int) -> Stretch:
-        total = Stretch()
-        for bijection in self.maps:
-            total = total.then(bijection.stretch(dim))
-        return total

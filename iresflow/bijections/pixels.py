@@ -101,6 +101,9 @@ class Center(Bijection):
     ) -> tuple[Tensor, Tensor]:
         return x - 0.5, x.new_zeros(x.shape[0])
 
+    def stretch(self, dim: int) -> Stretch:
+        return Stretch()
+
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return x - 0.5
 
@@ -108,6 +111,3 @@ class Center(Bijection):
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
         return Inverse.closed_form(z + 0.5)
-
-    def stretch(self, dim: int) -> Stretch:
-        return Stretch()

@@ -36,6 +36,9 @@ class ResidualBlock(Bijection):
         # The value is read last, so that it shares one backward pass with the surrogate.
         return x + linearization.value, estimate.log_det
 
+    def stretch(self, dim: int) -> Stretch:
+        return Stretch.residual(self.branch.bound().upper, dim)
+
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return x + self.branch(x, context)
 
@@ -53,6 +56,3 @@ class ResidualBlock(Bijection):
             context="a residual block",
         )
         return Inverse(solution.value, solution.steps, solution.error)
-
-    def stretch(self, dim: int) -> Stretch:
-        return Stretch.residual(self.branch.bound().upper, dim)

@@ -18,6 +18,8 @@ __all__ = [
     "norm_per_sample",
     "rademacher",
     "sum_per_sample",
+    "wide_norm",
+    "widest",
 ]
 
 Probe = Callable[[int, Tensor, torch.Generator | None], Tensor]
@@ -32,6 +34,16 @@ def sum_per_sample(x: Tensor) -> Tensor:
 def norm_per_sample(x: Tensor) -> Tensor:
     """Euclidean norm of each sample: ``(B, *event)`` to ``(B,)``."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The floating-point type of the most digits that a device computes in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide_norm(x: Tensor) -> Tensor:
+    """`norm_per_sample` in the widest type of the device, without a graph."""
+    return norm_per_sample(x.detach().to(widest(x.device)))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.errors import NotInitializedError
 from iresflow.lipschitz.stretch import Stretch
+from iresflow.tensors import wide_norm
 
 __all__ = ["ActNorm"]
+
+ULP = 1e-15
+"""More than the relative rounding of a quotient in float64."""
 
 
 @final
@@ -73,8 +77,17 @@ class ActNorm(Bijection):
     ) -> Inverse:
         if not self.initialized:
             raise NotInitializedError(_message("inverted"))
-        x = z * self._spread((-self.log_scale).exp(), z) - self._spread(self.shift, z)
-        return Inverse.closed_form(x)
+        # A division by the very number that `transform` multiplies with: in a wider type than the
+        # parameters' the two are inverse to each other up to that type's rounding.
+        scale = self.log_scale.exp()
+        divided = z / self._spread(scale, z)
+        x = divided - self._spread(self.shift, z)
+        # Half an eps of the quotient and half of the difference, doubled for the norms' sake.
+        rounding = torch.finfo(x.dtype).eps * (wide_norm(divided) + wide_norm(x))
+        slowest = float(scale.detach().double().min()) if scale.numel() else 1.0
+        return Inverse.closed_form(
+            x, lipschitz=(1 + ULP) / slowest if slowest else math.inf, rounding=rounding
+        )
 
     def stretch(self, dim: int) -> Stretch:
         logs = self.log_scale.detach().double()

@@ -10,16 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import final
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
+from iresflow.errors import InversionWarning
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.stretch import Stretch
 from iresflow.logdet.base import LogDetEstimate
 from iresflow.solvers import FixedPoint, Solver
+from iresflow.tensors import widest
 
-__all__ = ["Accuracy", "Bijection", "Composition", "Inverse", "LogDet"]
+__all__ = ["Accuracy", "Bijection", "Composition", "Inverse", "LogDet", "warn_of_floor"]
 
 LogDet = Callable[[Linearization], LogDetEstimate]
 """An estimator with its random stream bound to it."""
@@ -34,17 +37,23 @@ class Accuracy:
         tol: Largest certified Euclidean error of each residual block's inverse, in the units of
             the block's input. 0 asks for all that the floating-point format allows.
         solver: The solver of the blocks.
+        residual: Largest measured Euclidean distance of a flow's F(x) from the latent z. None for
+            ``tol`` or 1e-5 in root mean square over the D dimensions, ``1e-5 * sqrt(D)``,
+            whichever is larger.
 
     Raises:
-        ValueError: tol is negative or not a number.
+        ValueError: tol is negative, residual not positive, or either not a number.
     """
 
     tol: float = 1e-5
     solver: Solver = FixedPoint()
+    residual: float | None = None
 
     def __post_init__(self) -> None:
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or positive, got {self.tol}")
+        if self.residual is not None and not self.residual > 0:
+            raise ValueError(f"residual must be positive or None, got {self.residual}")
 
 
 @final
@@ -55,25 +64,44 @@ class Inverse:
     Attributes:
         value: x, ``(B, *event)``.
         steps: Evaluations of residual branches, summed over the blocks, ``(B,)``.
-        error: The largest certified error of any one block's inverse, ``(B,)``. It is above the
-            tolerance only where the floating-point format allows no better.
+        error: The largest certified error of any one block's inverse, ``(B,)``, Euclidean. It is
+            above the tolerance only where `floor` is.
+        floor: The largest error that any one block's rounding alone makes necessary, ``(B,)``:
+            no smaller tolerance can be certified in the type of float.
+        bound: Upper bound of the distance of x from the exact inverse of the given z, ``(B,)``,
+            Euclidean: the errors of all maps, each amplified at worst by the maps behind it.
+        lipschitz: Upper bound of the inverse map's Lipschitz constant.
     """
 
     value: Tensor
     steps: Tensor
     error: Tensor
+    floor: Tensor
+    bound: Tensor
+    lipschitz: float
 
     @staticmethod
-    def closed_form(value: Tensor) -> "Inverse":
-        """An inverse by formula: no steps, and no error but that of the arithmetic."""
-        batch = value.shape[0]
-        steps = torch.zeros(batch, dtype=torch.long, device=value.device)
-        return Inverse(value, steps, value.new_zeros(batch))
+    def closed_form(
+        value: Tensor, *, lipschitz: float = 1.0, rounding: Tensor | None = None
+    ) -> "Inverse":
+        """An inverse by formula: no steps, and no error but that of its arithmetic, ``(B,)``."""
+        batch, device = value.shape[0], value.device
+        steps = torch.zeros(batch, dtype=torch.long, device=device)
+        zero = torch.zeros(batch, dtype=widest(device), device=device)
+        return Inverse(value, steps, zero, zero, zero if rounding is None else rounding, lipschitz)
 
     def after(self, later: "Inverse") -> "Inverse":
-        """This inverse with the counts of the maps that were inverted before it."""
+        """This inverse as the next one behind those of later maps, whose result it was given.
+
+        An error e of what it was given is amplified to ``lipschitz * e`` at most.
+        """
         return Inverse(
-            self.value, self.steps + later.steps, torch.maximum(self.error, later.error)
+            self.value,
+            self.steps + later.steps,
+            torch.maximum(self.error, later.error),
+            torch.maximum(self.floor, later.floor),
+            self.bound + self.lipschitz * later.bound,
+            self.lipschitz * later.lipschitz,
         )
 
 
@@ -104,18 +132,32 @@ class Bijection(nn.Module, ABC):
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
-        """x with solver steps and certified errors.
+        """x with solver steps and certified errors, in z's type of float.
+
+        A z in float64 keeps its digits in a map with float32 parameters: the map is that of the
+        same numbers, rounded less. The result is differentiable in z, context and parameters.
 
         Raises:
-            InversionError: a block missed its tolerance.
+            InversionError: a block missed its tolerance, or met a value that is not finite.
             NotContractiveError: a block has no certified Lipschitz bound below 1.
             NotInitializedError: an ActNorm has not seen data.
         """
 
     @final
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """x alone, to the default accuracy."""
-        return self.invert(z, context).value
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, tol: float | None = None
+    ) -> Tensor:
+        """x alone, each block to a certified error of tol, or of `Accuracy`'s default.
+
+        Warns:
+            InversionWarning: the tolerance is below what the type of float allows.
+
+        Errors: as `invert`.
+        """
+        result = self.invert(z, context, None if tol is None else Accuracy(tol))
+        if tol is not None:
+            warn_of_floor(result.error, result.floor, tol, z.dtype)
+        return result.value
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Sets what is to be set from data (ActNorm) and returns ``transform(x)``."""
@@ -188,3 +230,20 @@ class Composition(Bijection):
         for bijection in self.maps:
             x = bijection.initialize(x, context)
         return x
+
+
+def warn_of_floor(error: Tensor, floor: Tensor, tol: float, dtype: torch.dtype) -> None:
+    """Says so where certified errors ``(B,)`` exceed a tolerance that was asked for.
+
+    Warns:
+        InversionWarning: with the error, the tolerance and the floor.
+    """
+    reached = float(error.max()) if len(error) else 0.0
+    if reached > tol > 0:
+        more = "" if dtype == torch.float64 else "; pass z.double() for more digits"
+        warn(
+            f"the inverse of a block is certified to {reached:.3g}, not to {tol:.3g}: the floor "
+            f"of {dtype} is {float(floor.max()):.3g} here{more}",
+            InversionWarning,
+            stacklevel=3,
+        )

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.lipschitz.stretch import Stretch
-from iresflow.tensors import sum_per_sample
+from iresflow.tensors import sum_per_sample, wide_norm
 
 __all__ = ["Center", "Logit", "dequantize", "quantize"]
+
+ROUNDING = 8.0
+"""Error of the logit's inverse, in units of eps for each entry."""
 
 
 def dequantize(
@@ -76,7 +79,16 @@ class Logit(Bijection):
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
-        return Inverse.closed_form((z.sigmoid() - self.alpha) / (1 - 2 * self.alpha))
+        width = 1 - 2 * self.alpha
+        x = (z.sigmoid() - self.alpha) / width
+        # The sigmoid lies in (0, 1), so each entry is off by a few eps of 1; its slope is at most
+        # a quarter.
+        rounding = ROUNDING * torch.finfo(x.dtype).eps / width * math.sqrt(math.prod(x.shape[1:]))
+        return Inverse.closed_form(
+            x,
+            lipschitz=1 / (4 * width) * (1 + ROUNDING * torch.finfo(torch.float64).eps),
+            rounding=torch.full_like(wide_norm(x), rounding),
+        )
 
     def stretch(self, dim: int) -> Stretch:
         """On [0, 1]: the slope is least in the middle and largest at both ends."""
@@ -110,4 +122,5 @@ class Center(Bijection):
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
-        return Inverse.closed_form(z + 0.5)
+        x = z + 0.5
+        return Inverse.closed_form(x, rounding=torch.finfo(x.dtype).eps * wide_norm(x))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -116,8 +117,15 @@ class MultiScale(Bijection):
         *pieces, x = self.split(z)
         result = Inverse.closed_form(x)
         for scale, piece in zip(reversed(self.scales), [None, *reversed(pieces)], strict=True):
-            x = result.value if piece is None else torch.cat([piece, result.value], dim=1)
-            result = scale.invert(x, context, accuracy).after(result)
+            if piece is not None:
+                # What was factored out is exact: the distance is that of the rest, and the map is
+                # the identity beside what came before.
+                result = replace(
+                    result,
+                    value=torch.cat([piece, result.value], dim=1),
+                    lipschitz=max(1.0, result.lipschitz),
+                )
+            result = scale.invert(result.value, context, accuracy).after(result)
         return result
 
     def parts(self, dim: int) -> Iterator[tuple[str, Bijection, int]]:

@@ -11,6 +11,7 @@ from iresflow.lipschitz.normalization import (
     PowerIteration,
 )
 from iresflow.lipschitz.normalized import NormalizedLayer
+from iresflow.lipschitz.snapshot import Snapshot
 
 __all__ = [
     "ACTIVATIONS",
@@ -27,6 +28,7 @@ __all__ = [
     "NormalizedDense",
     "NormalizedLayer",
     "PowerIteration",
+    "Snapshot",
     "Softplus",
     "Tanh",
     "conv_branch",

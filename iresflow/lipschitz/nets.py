@@ -1,6 +1,6 @@
 """The residual branches: chains of activations and norm-bounded linear layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -14,7 +14,7 @@ from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.normalization import Normalization
 from iresflow.lipschitz.normalized import NormalizedLayer
-from iresflow.tensors import norm_per_sample
+from iresflow.lipschitz.snapshot import Snapshot
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]
 
@@ -67,32 +67,17 @@ class Branch(nn.Module, LipschitzMap):
         lipschitz = None if self.training else self.bound().upper
         return ChainLinearization(self._stages(context, x.dtype), x, lipschitz)
 
-    @torch.no_grad()
-    def evaluator(
-        self, context: Tensor | None = None, dtype: torch.dtype | None = None
-    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """g without a graph and with its weights normalised once, for many calls.
+    def snapshot(self, context: Tensor | None = None) -> Snapshot:
+        """The branch with its weights normalised once, for many evaluations of one map.
+
+        In training mode with gradients on, that moves the power iteration by one step; the bound
+        is that of the weights which act.
 
         Arguments:
             context: ``(B, context_dim)`` or None.
-            dtype: What to compute in; None for the weights' own.
-
-        Returns:
-            A function of points ``(N, *event)`` and of the indices ``(N,)`` of their samples in
-            the batch, which pick their rows of the context. It gives g and, ``(N,)``, the added
-            norms of what each layer computed, which the rounding of g is proportional to.
         """
-        stages = self._stages(context, dtype)
-
-        @torch.no_grad()
-        def evaluate(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            magnitude = x.new_zeros(len(x))
-            for stage in stages:
-                x = evaluate_chain([_rows(stage, index)], x)
-                magnitude += norm_per_sample(x)
-            return x, magnitude
-
-        return evaluate
+        stages = self._stages(context)
+        return Snapshot(stages, [layer.bound().upper for layer in self.layers], self.bound().upper)
 
     def bound(self) -> Bound:
         """The product of the layers' bounds and the activations' constants (thesis, eq. 4.6).
@@ -140,13 +125,6 @@ class Branch(nn.Module, LipschitzMap):
                 weight = weight.to(torch.promote_types(dtype, weight.dtype))
             stages.append(Stage(activation, layer, weight, bias, beta))
         return stages
-
-
-def _rows(stage: Stage, index: Tensor) -> Stage:
-    """The stage for some samples of the batch only."""
-    if stage.bias.ndim == 1:
-        return stage
-    return Stage(stage.activation, stage.layer, stage.weight, stage.bias[index], stage.beta)
 
 
 def conv_branch(

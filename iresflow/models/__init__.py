@@ -2,8 +2,9 @@
 
 from iresflow.models.certificate import Certificate
 from iresflow.models.densities import DiagonalNormal, UnitUniform
-from iresflow.models.flow import Flow, FlowInverse, Likelihood
+from iresflow.models.flow import Flow, Likelihood
 from iresflow.models.image import BitsPerDim, ImageFlow
+from iresflow.models.inversion import FlowInverse
 from iresflow.models.storage import StoredModel
 from iresflow.models.vector import VectorFlow
 

@@ -6,29 +6,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, final
-from warnings import warn
 
 import torch
 from torch import Tensor
 
 from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, ResidualBlock
-from iresflow.errors import InversionError, InversionWarning, NotContractiveError
+from iresflow.bijections.base import warn_of_floor
+from iresflow.errors import NotContractiveError
 from iresflow.linearization import Linearization
 from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator, PowerSeries
 from iresflow.models.certificate import Certificate, block_bound, certify_blocks
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
 from iresflow.models.fingerprint import fingerprint
+from iresflow.models.inversion import FlowInverse, invert_flow
 from iresflow.models.storage import StoredModel, write_file
-from iresflow.tensors import full_precision, norm_per_sample
 
-__all__ = ["Flow", "FlowInverse", "Likelihood"]
+__all__ = ["Flow", "Likelihood"]
 
 EVALUATION_SEED = 0
 """Seed of the probes in eval mode: the same input gives the same log-likelihood."""
-
-RESIDUAL_TOLERANCE = 1e-3
-"""Largest latent residual of an inverse that is accepted, root mean square over the dimensions."""
 
 
 @final
@@ -47,25 +44,6 @@ class Likelihood:
     log_prob: Tensor
     variance: Tensor
     truncation_bound: Tensor
-
-
-@final
-@dataclass(frozen=True)
-class FlowInverse:
-    """A flow's inverse with what is known and what was measured of its error.
-
-    Attributes:
-        value: x, ``(B, *event)``.
-        steps: Branch evaluations for each sample, over all blocks, ``(B,)``.
-        block_error: Largest certified error of any one block's inverse, ``(B,)``, Euclidean.
-        residual: The measured distance from z of the latent that the result is mapped to,
-            ``(B,)``, Euclidean.
-    """
-
-    value: Tensor
-    steps: Tensor
-    block_error: Tensor
-    residual: Tensor
 
 
 class Flow(StoredModel):
@@ -103,6 +81,8 @@ class Flow(StoredModel):
         self.shape = tuple(shape)
         self.context_dim = context_dim
         self.log_det = log_det or PowerSeries()
+        for name, block in self.blocks():
+            block.name = f"block {name}"
 
     # Maps.
 
@@ -128,56 +108,50 @@ class Flow(StoredModel):
         """x ``(B, *shape)`` from latents ``(B, D)``; see `invert` for what it guarantees."""
         return self.invert(z, context, None if tol is None else Accuracy(tol)).value
 
-    @torch.no_grad()
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> FlowInverse:
         """x from latents ``(B, D)``, with certified block errors and the measured residual.
 
-        No gradient flows through it. Each block is inverted to a certified error of
-        ``accuracy.tol`` in its own input's Euclidean norm; without an accuracy, to that of
-        `Accuracy` or to what the floating-point format allows, whichever is larger. Then the
-        blocks' forward maps are run on the result and compared with z. (The data map, in closed
-        form, is left out of that comparison: a pixel next to 0 or 1 has a logit that its float
-        cannot hold, which says nothing of the blocks.)
+        Each block is inverted to a certified error of ``accuracy.tol`` in its own input's
+        Euclidean norm, in the type of the weights first and in float64 at the end; float64 is also
+        carried between the blocks. Without an accuracy, that error is the default of `Accuracy` or
+        what the floating-point format allows, whichever is larger. Then the blocks' forward maps
+        are run on the result in float64 and compared with z. Samples that are further from it
+        than ``accuracy.residual`` are inverted again, with tighter blocks.
+
+        x has the type of z: float64 latents of a float32 model give x in float64. It is
+        differentiable in z, the context and the parameters (implicit function theorem).
 
         Warns:
             InversionWarning: the tolerance that was asked for is below what the floating-point
                 format allows; the result is as exact as that, and ``block_error`` says how exact.
+                Or the residual meets its tolerance only before x is rounded to the type of z.
 
         Raises:
-            ValueError: z or the context has another shape than the model's.
-            InversionError: a block missed its tolerance, or the measured residual exceeds
-                `RESIDUAL_TOLERANCE` in root mean square over the dimensions.
+            ValueError: z or the context has another shape than the model's, or z is not finite.
+            InversionError: a block missed its tolerance, or the measured residual did.
             NotContractiveError: a block has no certified Lipschitz bound below 1.
             NotInitializedError: ActNorm has not seen data.
         """
-        asked = 0.0 if accuracy is None else accuracy.tol
-        accuracy = accuracy or Accuracy()
         dim = self.base_dim
-        if z.ndim != 2 or z.shape[1] != dim:
-            raise ValueError(f"latents have shape (B, {dim}), got {tuple(z.shape)}")
+        if z.ndim != 2 or z.shape[1] != dim or not z.is_floating_point():
+            raise ValueError(
+                f"latents are floats of shape (B, {dim}), got {z.dtype} {tuple(z.shape)}"
+            )
+        if not bool(torch.isfinite(z.detach()).all()):
+            raise ValueError("the latent holds NaN or infinity")
         context = self._checked_context(context, len(z))
-        with full_precision():
-            result = self.bijection.invert(z, context, accuracy)
-            residual = norm_per_sample(self.bijection.transform(result.value, context) - z)
-        worst = float(residual.max()) if len(z) else 0.0
-        if not worst <= RESIDUAL_TOLERANCE * dim**0.5:
-            raise InversionError(
-                f"the inverse does not map back to its latent: residual {worst:.3g} in {dim} "
-                f"dimensions. Ask for a smaller tol than {accuracy.tol:.3g}, or compute in "
-                "float64 (flow.double())"
+        dtype = self._dtype()
+        z = z.to(torch.promote_types(z.dtype, dtype))
+        context = None if context is None else context.to(dtype)
+        result = invert_flow(self.bijection, self.data_map, z, context, accuracy or Accuracy())
+        if accuracy is not None:
+            error, floor = (
+                torch.maximum(e, result.rounding) for e in (result.block_error, result.floor)
             )
-        reached = float(result.error.max()) if len(z) else 0.0
-        if reached > asked > 0:
-            warn(
-                f"{z.dtype} allows a certified block error of {reached:.3g} here, not "
-                f"{asked:.3g}; use flow.double() for more",
-                InversionWarning,
-                stacklevel=2,
-            )
-        x = self.data_map.inverse(result.value)
-        return FlowInverse(x, result.steps, result.error, residual)
+            warn_of_floor(error, floor, accuracy.tol, z.dtype)
+        return result
 
     # Densities.
 
@@ -356,6 +330,10 @@ class Flow(StoredModel):
         if generator is None and not self.training:
             generator = torch.Generator(self._device()).manual_seed(EVALUATION_SEED)
         return partial(estimator, generator=generator)
+
+    def _dtype(self) -> torch.dtype:
+        floats = (t.dtype for t in [*self.parameters(), *self.buffers()] if t.is_floating_point())
+        return next(floats, torch.get_default_dtype())
 
     def _device(self) -> torch.device:
         return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))

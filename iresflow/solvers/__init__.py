@@ -1,6 +1,7 @@
 """Solvers of x + g(x) = y, and the driver that certifies what they return."""
 
-from iresflow.solvers.base import Solution, Solver, solve
+from iresflow.solvers.base import Arithmetic, Solution, Solver, solve
 from iresflow.solvers.fixed_point import FixedPoint
+from iresflow.solvers.implicit import attach
 
-__all__ = ["FixedPoint", "Solution", "Solver", "solve"]
+__all__ = ["Arithmetic", "FixedPoint", "Solution", "Solver", "attach", "solve"]

@@ -117,15 +117,6 @@ def test_branch_bound_holds_between_random_and_close_points(kind):
         assert bool((moved <= upper * (x - other).flatten(1).norm(dim=1)).all())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_evaluator_agrees_for_a_part_of_the_batch(kind):
-    branch, x, context, *_ = branch_and_inputs(kind, "lipswish")
-    index = torch.tensor([3, 1])
-    part, magnitude = branch.evaluator(context)(x[index], index)
-    assert magnitude.shape == (2,) and bool((magnitude > part.flatten(1).norm(dim=1)).all())
-    torch.testing.assert_close(part, branch(x, context)[index].detach(), rtol=CLOSED, atol=CLOSED)
-
-
 def test_branch_refuses_lists_of_different_length():
     branch = small_branch("dense")
     with pytest.raises(ValueError, match="one activation"):

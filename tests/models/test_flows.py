@@ -62,13 +62,13 @@ def test_series_log_prob_is_within_its_own_errors_of_the_exact_one(flow):
 def test_latent_and_data_come_back(flow):
     x, context = data_for(flow)
     z = flow.transform(x, context).detach()
-    back = flow.invert(z, context, Accuracy(1e-11))
+    back = flow.invert(z, context, Accuracy(1e-10))
     torch.testing.assert_close(back.value, x, rtol=0, atol=1e-9)
     torch.testing.assert_close(flow.transform(back.value, context).detach(), z, rtol=0, atol=1e-8)
     assert float(back.residual.max()) < 1e-8
     fresh = flow.base.sample(4, None if context is None else context[:4])
     some = None if context is None else context[:4]
-    x = flow.inverse(fresh, some, tol=1e-11)
+    x = flow.inverse(fresh, some, tol=1e-10)
     again = flow.transform(x, some).detach()
     torch.testing.assert_close(again, fresh, rtol=0, atol=1e-6)
 
@@ -127,7 +127,7 @@ torch.set_default_dtype(torch.float64)
 flow = iresflow.load({str(tmp_path / "flow.pt")!r})
 data = torch.load({str(tmp_path / "data.pt")!r})
 assert not flow.training and flow.certify()
-x = flow.inverse(data["z"], data["c"], tol=1e-11)
+x = flow.inverse(data["z"], data["c"], tol=1e-10)
 assert (x - data["x"]).abs().max() < 1e-9
 torch.save(flow.log_prob(data["x"], data["c"]), {str(tmp_path / "out.pt")!r})
 """
@@ -189,9 +189,14 @@ def test_certified_errors_allow_for_large_hidden_values():
     x = torch.randn(60, 5)
     block, block32 = next(flow.blocks())[1], next(single.blocks())[1]
     y = block.transform(x).detach().float()
-    exact = block.invert(y.double(), None, Accuracy(1e-12)).value
-    ours = block32.invert(y, None, Accuracy(0.0))
-    assert bool(((ours.value.double() - exact).norm(dim=1) <= ours.error.double()).all())
+    exact = y.double()
+    with torch.no_grad():
+        for _ in range(2000):
+            exact = y.double() - block32.branch(exact)
+        for z in (y, y.double()):
+            ours = block32.invert(z, None, Accuracy(0.0))
+            error = (ours.value.double() - exact).norm(dim=1)
+            assert bool((error <= ours.error).all()) and float(error.max()) < 1e-6
 
 
 def test_certificate_is_truthy_only_when_every_block_contracts(flow):
@@ -285,7 +290,7 @@ def test_bits_per_dim_repeats_and_counts_its_errors():
 def test_float32_flow_warns_when_it_can_not_be_as_exact_as_asked():
     flow = small_vector_flow().float()
     z = torch.randn(5, 3, dtype=torch.float32)
-    with pytest.warns(InversionWarning, match="allows a certified block error"):
+    with pytest.warns(InversionWarning, match="the floor of torch.float32 is"):
         flow.inverse(z, tol=1e-9)
 
 

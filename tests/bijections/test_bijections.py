@@ -6,7 +6,13 @@ import pytest
 import torch
 from helpers import CLOSED, dense_jacobian, perturb, small_branch
 
-from iresflow import Exact, InversionError, NotContractiveError, NotInitializedError
+from iresflow import (
+    Exact,
+    InversionError,
+    InversionWarning,
+    NotContractiveError,
+    NotInitializedError,
+)
 from iresflow.bijections import (
     Accuracy,
     ActNorm,
@@ -85,6 +91,46 @@ def test_inverse_undoes_forward_and_forward_undoes_inverse(case):
     torch.testing.assert_close(bijection.inverse(z, context), x, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("tol", [1e-1, 1e-4])
+def test_the_composed_bound_holds_and_is_no_larger_than_the_blocks_make_it(case, tol):
+    bijection, x, context = case
+    z = bijection.transform(x, context).detach()
+    back = bijection.invert(z, context, Accuracy(tol))
+    error = (back.value - x).detach().flatten(1).norm(dim=1)
+    assert bool((error <= back.bound).all())
+    assert bool((back.error <= tol).all())
+    assert float(back.bound.max()) <= back.lipschitz * tol * 10 + 1e-10
+
+
+def test_the_inverse_has_the_lipschitz_constant_that_it_claims(case):
+    bijection, x, context = case
+    z = bijection.transform(x, context).detach()
+    for distance in (1.0, 1e-3):
+        other = z + distance * torch.randn_like(z)
+        ours, theirs = (bijection.invert(w, context, Accuracy(1e-10)) for w in (z, other))
+        moved = (ours.value - theirs.value).detach().flatten(1).norm(dim=1)
+        assert bool((moved <= ours.lipschitz * (z - other).flatten(1).norm(dim=1) + 1e-9).all())
+
+
+def test_float32_maps_keep_float64_digits(case):
+    """The map is that of its float32 numbers: only rounding depends on the type."""
+    bijection, x, context = case
+    bijection.float()
+    rows = None if context is None else context.float()
+    z = bijection.transform(x, rows).detach()
+    assert z.dtype == torch.float64
+    back = bijection.invert(z, rows, Accuracy(1e-9))
+    assert back.value.dtype == torch.float64
+    torch.testing.assert_close(back.value, x, rtol=0, atol=1e-7)
+    assert bool((back.error <= 1e-9).all())
+    single = bijection.invert(z.float(), rows)
+    assert single.value.dtype == torch.float32
+    error = (single.value.double() - x).detach().flatten(1).norm(dim=1)
+    # The rounding of the given z is the caller's, not the inverse's.
+    given = (z.float().double() - z).flatten(1).norm(dim=1)
+    assert bool((error <= single.bound + single.lipschitz * given).all())
+
+
 def test_samples_do_not_see_each_other(case):
     bijection, x, context = case
     changed = x.clone()
@@ -157,7 +203,7 @@ def test_residual_block_that_expands_refuses_to_be_inverted():
     with torch.no_grad():
         for layer in block.branch.layers:
             layer.weight.mul_(10)
-    with pytest.raises(NotContractiveError):
+    with pytest.raises(NotContractiveError, match="a residual block has a certified"):
         block.inverse(torch.randn(3, 5))
     block.branch.enforce()
     assert block.inverse(torch.randn(3, 5)).shape == (3, 5)
@@ -167,6 +213,23 @@ def test_residual_block_raises_when_steps_run_out():
     block = ResidualBlock(small_branch("dense"))
     with pytest.raises(InversionError, match="after 2 steps"):
         block.invert(torch.randn(3, 5), None, Accuracy(1e-9, FixedPoint(2)))
+
+
+def test_a_block_in_float32_says_what_it_reached():
+    block = ResidualBlock(small_branch("dense")).float()
+    z = 100 * torch.randn(20, 5, dtype=torch.float32)
+    exact = z.double()
+    with torch.no_grad():
+        for _ in range(2000):
+            exact = z.double() - block.branch(exact)
+    with pytest.warns(InversionWarning, match="the floor of torch.float32 is"):
+        x = block.inverse(z, tol=1e-9)
+    back = block.invert(z, None, Accuracy(1e-9))
+    error = (back.value.double() - exact).norm(dim=1)
+    assert torch.equal(x, back.value) and x.dtype == torch.float32
+    assert bool((error <= back.error).all()) and bool((back.error <= back.floor + 1e-9).all())
+    assert 1e-9 < float(back.floor.max()) < 1e-4
+    assert bool((block.invert(z.double(), None, Accuracy(1e-9)).error <= 1e-9).all())
 
 
 def test_multi_scale_splits_its_latent_into_images():
@@ -198,6 +261,9 @@ def test_logit_refuses_alpha_out_of_range(alpha):
         Logit(alpha)
 
 
-def test_negative_tolerances_are_refused():
+def test_tolerances_out_of_range_are_refused():
     with pytest.raises(ValueError, match="tol"):
         Accuracy(tol=-1.0)
+    for residual in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="residual"):
+            Accuracy(residual=residual)

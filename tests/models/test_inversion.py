@@ -1,0 +1,265 @@
+"""A flow's inverse: its claims against float64, its refinement, and its failures."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from helpers import perturb, random_context, small_image_flow, small_vector_flow
+
+import iresflow
+from iresflow import InversionError, InversionWarning, NotContractiveError
+from iresflow.bijections import Accuracy, Composition, MultiScale, ResidualBlock
+from iresflow.solvers import FixedPoint
+
+FLOWS = {
+    "vector": lambda: small_vector_flow(4, blocks=4, hidden=16),
+    "vector-conditional": lambda: small_vector_flow(context_dim=2, learned_prior=True),
+    "image-factored": lambda: small_image_flow(blocks=(2, 2), factor_out=True),
+    "image-conditional": lambda: small_image_flow(blocks=(0, 2), context_dim=3, alpha=0),
+}
+
+
+@pytest.fixture(params=sorted(FLOWS))
+def flow(request):
+    flow = perturb(FLOWS[request.param](), 0.2)
+    flow.enforce()
+    return flow
+
+
+def latents(flow, count):
+    return 2 * torch.randn(count, flow.base_dim), random_context(flow, count)
+
+
+@torch.no_grad()
+def exact_inverse(bijection, z, context=None, steps=3000):
+    """The inverse in float64 by the plain iteration, with nothing of the solvers."""
+    if isinstance(bijection, Composition):
+        for part in reversed(bijection.maps):
+            z = exact_inverse(part, z, context, steps)
+        return z
+    if isinstance(bijection, MultiScale):
+        *pieces, x = bijection.split(z)
+        for scale, piece in zip(reversed(bijection.scales), [None, *pieces[::-1]], strict=True):
+            x = x if piece is None else torch.cat([piece, x], dim=1)
+            x = exact_inverse(scale, x, context, steps)
+        return x
+    if not isinstance(bijection, ResidualBlock):
+        return bijection.invert(z, context).value
+    x = z
+    for _ in range(steps):
+        x, last = z - bijection.branch(x, context), x
+        if float((x - last).abs().max()) < 1e-15:
+            break
+    return x
+
+
+def distance(a, b):
+    return (a.double() - b.double()).detach().flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_sample_of_a_float32_model_is_worse_than_claimed(flow, dtype):
+    flow.float()
+    z, context = latents(flow, 400)
+    z, context = z.to(dtype), None if context is None else context.float()
+    seen = []
+    for _, block in flow.blocks():
+        block.invert = recorded(block, seen)
+    back = flow.invert(z, context)
+    for block, y, result in seen:
+        exact = exact_inverse(block, y, context)
+        assert bool((distance(result.value, exact) <= result.error).all())
+        assert bool((result.error <= 1e-5).all())
+        # The oracle is exact enough to tell a result that is worse than its claim.
+        moved = result.value.flatten(1).double()
+        moved[:, 0] += 2.1 * result.error
+        assert bool((distance(moved, exact.flatten(1)) > result.error).all())
+    point = exact_inverse(flow.bijection, z.double(), context)
+    exact = flow.data_map.invert(point).value
+    assert back.value.dtype == dtype
+    assert bool((distance(back.value, exact) <= back.worst_case).all())
+    assert bool((back.residual <= 1e-5 * flow.base_dim**0.5).all())
+    if isinstance(flow.data_map, Composition):
+        again = flow.transform(back.value.double(), context)
+        torch.testing.assert_close(distance(again, z), back.residual, rtol=1e-6, atol=1e-13)
+    if dtype == torch.float64:
+        assert float(back.rounding.max()) == 0
+        tight = flow.invert(z, context, Accuracy(1e-9, residual=1e-8))
+        assert float(distance(tight.value, exact).max()) < 1e-7
+
+
+def recorded(block, seen):
+    plain = block.invert
+
+    def invert(z, context=None, accuracy=None):
+        seen.append((block, z, plain(z, context, accuracy)))
+        return seen[-1][2]
+
+    return invert
+
+
+def test_worst_case_composes_the_blocks_and_the_scales_between_them():
+    flow = small_vector_flow(3, blocks=2)
+    z = torch.randn(6, 3)
+    back = flow.invert(z, None, Accuracy(1e-3, residual=1.0))
+    amplification = flow.certify().inverse_lipschitz
+    for part in flow.bijection.maps[::2]:
+        amplification *= float((-part.log_scale).exp().max())
+    assert bool((back.worst_case > back.block_error).all())
+    assert bool((back.worst_case <= 3 * amplification * 1e-3).all())
+
+
+def test_residuals_above_their_tolerance_are_refined(flow):
+    z, context = latents(flow, 20)
+    loose = flow.invert(z, context, Accuracy(0.3, residual=10.0))
+    assert int(loose.sweeps.max()) == 1
+    assert float(loose.residual.max()) > 1e-6
+    tight = flow.invert(z, context, Accuracy(0.3, residual=1e-6))
+    assert float(tight.residual.max()) <= 1e-6
+    assert int(tight.sweeps.max()) > 1
+    assert bool((tight.steps >= loose.steps).all())
+    assert float(tight.block_error.max()) < float(loose.block_error.max())
+    exact = flow.data_map.invert(exact_inverse(flow.bijection, z, context)).value
+    assert bool((distance(tight.value, exact) <= tight.worst_case).all())
+
+
+def test_only_failing_samples_are_refined():
+    flow = perturb(small_vector_flow(), 0.2)
+    z = torch.randn(40, 3)
+    residual = flow.invert(z, None, Accuracy(0.3, residual=10.0)).residual
+    middle = float(residual.median())
+    refined = flow.invert(z, None, Accuracy(0.3, residual=middle))
+    assert torch.equal(refined.sweeps > 1, residual > middle)
+
+
+def test_refined_inverses_keep_their_gradient():
+    flow = small_vector_flow()
+    z = torch.randn(5, 3, requires_grad=True)
+    refined = flow.invert(z, None, Accuracy(1e-3, residual=1e-9))
+    assert int(refined.sweeps.max()) > 1
+    tight = flow.invert(z, None, Accuracy(1e-10))
+    ours, theirs = (torch.autograd.grad(r.value.sum(), z)[0] for r in (refined, tight))
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(refined.value, tight.value, rtol=0, atol=1e-7)
+
+
+def test_a_residual_that_can_not_be_met_raises_with_numbers():
+    flow = small_vector_flow()
+    with pytest.raises(InversionError, match=r"do not map back .* after 4 sweeps"):
+        flow.invert(torch.randn(5, 3), None, Accuracy(residual=1e-300))
+
+
+def test_rounding_to_float32_is_told_from_a_failed_inverse():
+    flow = small_vector_flow().float()
+    z = torch.randn(50, 3, dtype=torch.float32)
+    asked = Accuracy(1e-6, residual=1e-9)
+    with pytest.warns(InversionWarning, match=r"rounding the result to torch.float32 .*z\.double"):
+        back = flow.invert(z, None, asked)
+    assert float(back.residual.max()) > 1e-9
+    assert 0 < float(back.rounding.max()) < 1e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(flow.invert(z.double(), None, asked).residual.max()) <= 1e-9
+
+
+def test_training_mode_inverts_the_weights_that_act():
+    flow = small_vector_flow().train()
+    with torch.no_grad():
+        for _, block in flow.blocks():
+            block.branch.layers[0].weight.add_(0.2 * torch.randn(8, 3))
+    z = torch.randn(5, 3)
+    x = flow.inverse(z, tol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(flow.transform(x), z, rtol=0, atol=1e-8)
+
+
+# Failures. Each names the block.
+
+
+def expand(block):
+    """The stored norm by force far below the weight's: the branch expands."""
+    with torch.no_grad():
+        for layer in block.branch.layers:
+            layer.sigma.fill_(float(layer.sigma) / 3)
+
+
+def poison(block):
+    with torch.no_grad():
+        block.branch.layers[1].weight[0, 0] = math.nan
+
+
+def poison_bias(block):
+    with torch.no_grad():
+        block.branch.layers[1].bias[0] = math.nan
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (expand, NotContractiveError),
+        (poison, NotContractiveError),
+        (poison_bias, InversionError),
+    ],
+)
+def test_damaged_blocks_fail_by_name(damage, error, dtype):
+    flow = small_image_flow(blocks=(1, 2)).to(dtype)
+    flow.enforce()
+    names = [name for name, _ in flow.blocks()]
+    assert names == ["scales.0.maps.1", "scales.1.maps.1", "scales.1.maps.3"]
+    damage(dict(flow.blocks())["scales.1.maps.1"])
+    z = torch.randn(3, 32, dtype=dtype)
+    for call in (lambda: flow.inverse(z), lambda: flow.invert(z), lambda: flow.sample(2)):
+        with pytest.raises(error, match=r"block scales\.1\.maps\.1"):
+            call()
+
+
+def test_a_lipschitz_bound_that_is_false_is_found_out(monkeypatch):
+    flow = small_vector_flow()
+    name, block = list(flow.blocks())[1]
+    true = block.branch.snapshot
+
+    def lying(context=None):
+        snapshot = true(context)
+        snapshot.lipschitz = 1e-3
+        return snapshot
+
+    monkeypatch.setattr(block.branch, "snapshot", lying)
+    with pytest.raises(InversionError, match=f"block {name} is no contraction"):
+        flow.inverse(torch.randn(5, 3))
+
+
+def test_too_few_steps_fail_by_name():
+    for flow in (small_image_flow(), small_image_flow().float()):
+        z = torch.randn(3, 32, dtype=next(flow.parameters()).dtype)
+        with pytest.raises(InversionError, match=r"after 3 steps \(block scales\.1\.maps\.1\)"):
+            flow.invert(z, None, Accuracy(solver=FixedPoint(3)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_latents_that_are_not_finite_are_refused(value):
+    z = torch.randn(4, 3)
+    z[2, 1] = value
+    with pytest.raises(ValueError, match="latent holds NaN or infinity"):
+        small_vector_flow().inverse(z)
+
+
+def test_integer_latents_are_refused():
+    with pytest.raises(ValueError, match="floats of shape"):
+        small_vector_flow().inverse(torch.zeros(2, 3, dtype=torch.long))
+
+
+def test_an_empty_batch_of_latents_has_an_empty_inverse():
+    back = small_image_flow().invert(torch.zeros(0, 32))
+    assert back.value.shape == (0, 2, 4, 4) and back.residual.shape == (0,)
+
+
+def test_a_saved_float32_model_keeps_its_claims(tmp_path):
+    flow = perturb(small_vector_flow(), 0.2).float()
+    flow.save(tmp_path / "flow.pt")
+    loaded = iresflow.load(tmp_path / "flow.pt")
+    z = torch.randn(100, 3, dtype=torch.float32)
+    back = loaded.invert(z)
+    exact = exact_inverse(loaded.bijection, z.double())
+    assert bool((distance(back.value, exact) <= back.worst_case).all())

@@ -101,10 +101,21 @@ def test_sample_writes_its_pictures(run, picture, capsys, tmp_path):
     arguments = ["sample", str(run), "--n", "4", "--out", str(out), "--each", *mode[picture]]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "solver steps" in printed and "measured residual" in printed
+    for words in ("solver steps", "certified error", "worst case", "measured residual"):
+        assert words in printed
     assert width_of(out) > 32
     count = 40 if picture == "interpolations" else 4
     assert len(list(out.with_suffix("").glob("*.png"))) == count
+
+
+def test_sample_says_when_the_tolerance_is_below_the_floor(run, tmp_path, capsys):
+    arguments = ["sample", str(run), "--n", "2", "--out", str(tmp_path / "x.png"), "--tol"]
+    assert main([*arguments, "1e-4"]) == 0
+    printed = capsys.readouterr().out
+    error = float(printed.split("certified error")[1].split(",")[0])
+    assert error <= 1e-4 and "NOT --tol" not in printed
+    assert main([*arguments, "1e-9"]) == 0
+    assert "NOT --tol 1.0e-09: the floor of the float type is" in capsys.readouterr().out
 
 
 def test_sample_repeats_for_a_seed(run, tmp_path):

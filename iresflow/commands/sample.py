@@ -13,7 +13,9 @@ from torchvision.utils import save_image
 from iresflow.bijections import Accuracy
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.evaluate import dataset_of_run
+from iresflow.commands.memory import keep_freed_memory
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
+from iresflow.models.inversion import residual_tolerance
 from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
 from iresflow.training.build import class_context, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
@@ -25,8 +27,10 @@ INTERPOLATION_STEPS = 10
 """Images on a path in latent space, both ends included."""
 
 
+@torch.no_grad()
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
+    keep_freed_memory()
     options = parse(_parser(), arguments)
     if options.n is None:
         options.n = 24 if options.reconstruct else 8 if options.interpolate else 36
@@ -92,8 +96,7 @@ def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor,
         labels = torch.full((options.n,), options.label)
     context = class_context(labels, model.context_dim, like)
     stream = torch.Generator(like.device).manual_seed(options.seed)
-    with torch.no_grad():
-        return model.base.sample(options.n, context, options.temperature, stream), context
+    return model.base.sample(options.n, context, options.temperature, stream), context
 
 
 def _sample_images(model: ImageFlow, options: Namespace) -> int:
@@ -103,7 +106,7 @@ def _sample_images(model: ImageFlow, options: Namespace) -> int:
     pixels = model.quantize(result.value).float() / (model.levels - 1)
     save_grid(pixels, out)
     _save_each(pixels, out, options)
-    _report(result, out, options)
+    _report(result, model.base_dim, out, options)
     return 0
 
 
@@ -121,7 +124,7 @@ def _reconstruct(model: ImageFlow, options: Namespace) -> int:
     save_grid(torch.cat(rows), out, columns)
     _save_each(back.values, out, options)
     print(f"largest pixel error  {back.largest_error:.2e} of the range [0, 1]")
-    _print_solver(back.steps, back.block_error, back.residual, options)
+    _print_solver(back.inverse, model.base_dim, options)
     print(f"written              {out}")
     return 0
 
@@ -136,8 +139,7 @@ def _interpolate(model: ImageFlow, options: Namespace) -> int:
     context = class_context(labels, model.context_dim, like)
     stream = torch.Generator(like.device).manual_seed(options.seed)
     x = model.dequantize(split.values[: 2 * paths].to(like.device), stream)
-    with torch.no_grad():
-        ends = model.transform(x, context)
+    ends = model.transform(x, context)
     weights = torch.linspace(0, 1, INTERPOLATION_STEPS).to(like)
     z = torch.cat([_path(ends[2 * i], ends[2 * i + 1], weights) for i in range(paths)])
     between = None
@@ -148,7 +150,7 @@ def _interpolate(model: ImageFlow, options: Namespace) -> int:
     out = _out(options, "interpolations.png")
     save_grid(result.value, out, INTERPOLATION_STEPS)
     _save_each(result.value, out, options)
-    _report(result, out, options)
+    _report(result, model.base_dim, out, options)
     return 0
 
 
@@ -186,7 +188,7 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
         figure = scatter_figure(points)
     picture = table.with_suffix(".png")
     save_figure(figure, picture)
-    _report(result, table, options)
+    _report(result, model.base_dim, table, options)
     print(f"written              {picture}")
     return 0
 
@@ -199,8 +201,7 @@ def _plane(model: VectorFlow, points: np.ndarray) -> Figure:
     (x0, y0), (x1, y1) = low - margin, high + margin
     xs, ys = torch.linspace(x0, x1, 200), torch.linspace(y0, y1, 200)
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2).to(like)
-    with torch.no_grad():
-        density = torch.cat([model.log_prob(part).exp() for part in grid.split(4000)])
+    density = torch.cat([model.log_prob(part).exp() for part in grid.split(4000)])
     return density_figure(density.reshape(200, 200).cpu().numpy(), (x0, x1, y0, y1), points)
 
 
@@ -225,18 +226,26 @@ def _save_each(images: Tensor, out: Path, options: Namespace) -> None:
     print(f"one file each        {folder}")
 
 
-def _print_solver(steps: Tensor, error: float, residual: float, options: Namespace) -> None:
-    missed = options.tol is not None and error > options.tol
-    note = f" (above --tol {options.tol:.1e}: the limit of the float type)" if missed else ""
+def _print_solver(result: FlowInverse, dim: int, options: Namespace) -> None:
+    error, limit = float(result.block_error.max()), float(result.limit.max())
+    residual = float(result.residual.max())
+    allowed = residual_tolerance(_accuracy(options) or Accuracy(), dim)
+    floor, rounded = "", ""
+    if options.tol is not None and limit > options.tol:
+        floor = f"; NOT --tol {options.tol:.1e}: the floor of the float type is {limit:.1e}"
+    if residual > allowed:
+        rounded = f"; above {allowed:.1e} by the rounding of x to its float type"
     print(
-        f"solver steps         {float(steps.float().mean()):.1f} branch evaluations a sample, at "
-        f"most {int(steps.max())}\n"
-        f"certified error      {error:.2e}, the largest of any block{note}\n"
-        f"measured residual    {residual:.2e} in latent space, Euclidean"
+        f"solver steps         {float(result.steps.float().mean()):.1f} branch evaluations a "
+        f"sample, at most {int(result.steps.max())}\n"
+        f"certified error      {error:.2e}, the largest of any block{floor}\n"
+        f"worst case           {float(result.worst_case.max()):.2e} in x, if each block amplified "
+        "as much as its bound allows\n"
+        f"measured residual    {residual:.2e} in latent space, Euclidean, after at most "
+        f"{int(result.sweeps.max())} sweeps{rounded}"
     )
 
 
-def _report(result: FlowInverse, out: Path, options: Namespace) -> None:
-    error, residual = float(result.block_error.max()), float(result.residual.max())
-    _print_solver(result.steps, error, residual, options)
+def _report(result: FlowInverse, dim: int, out: Path, options: Namespace) -> None:
+    _print_solver(result, dim, options)
     print(f"written              {out}")

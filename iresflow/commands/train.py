@@ -147,8 +147,9 @@ def _report(run: RunDirectory, dataset: Dataset, device: torch.device) -> None:
     back = reconstruct(model, dataset.test, count=RECONSTRUCTED)
     print(
         f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
-        f"{len(back.values)} samples, certified block error {back.block_error:.1e}, latent "
-        f"residual {back.residual:.1e}\n"
+        f"{len(back.values)} samples, certified block error "
+        f"{float(back.inverse.block_error.max()):.1e}, measured latent residual "
+        f"{float(back.inverse.residual.max()):.1e}\n"
         f"trained     {progress.seconds / 60:.1f} minutes to step {progress.step}, the best by "
         "validation\n"
         f"checkpoint  {path}\n"

@@ -147,10 +147,8 @@ class Flow(StoredModel):
         context = None if context is None else context.to(dtype)
         result = invert_flow(self.bijection, self.data_map, z, context, accuracy or Accuracy())
         if accuracy is not None:
-            error, floor = (
-                torch.maximum(e, result.rounding) for e in (result.block_error, result.floor)
-            )
-            warn_of_floor(error, floor, accuracy.tol, z.dtype)
+            error = torch.maximum(result.block_error, result.rounding)
+            warn_of_floor(error, result.limit, accuracy.tol, z.dtype)
         return result
 
     # Densities.

@@ -7,7 +7,8 @@ widest float, and compared with the latent. A sample whose residual is above the
 inverted again with tighter blocks, and the whole raises if that does not help.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import final
 from warnings import warn
 
@@ -66,6 +67,17 @@ class FlowInverse:
     worst_case: Tensor
     residual: Tensor
     sweeps: Tensor
+
+    @property
+    def limit(self) -> Tensor:
+        """The smallest ``tol`` that the types of float allow, ``(B,)``: floor and rounding."""
+        return torch.maximum(self.floor, self.rounding)
+
+    @staticmethod
+    def concatenate(parts: Sequence["FlowInverse"]) -> "FlowInverse":
+        """The inverses of several batches as one."""
+        names = [field.name for field in fields(FlowInverse)]
+        return FlowInverse(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
 def residual_tolerance(accuracy: Accuracy, dim: int) -> float:
@@ -173,8 +185,8 @@ def _refine(
 
 def _copied(inverse: Inverse) -> Inverse:
     """An inverse whose rows can be replaced, without its graph."""
-    fields = ("value", "steps", "error", "floor", "bound")
-    return replace(inverse, **{name: getattr(inverse, name).detach().clone() for name in fields})
+    names = ("value", "steps", "error", "floor", "bound")
+    return replace(inverse, **{name: getattr(inverse, name).detach().clone() for name in names})
 
 
 def _replace_rows(inverse: Inverse, index: Tensor, again: Inverse) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iresflow.bijections import Accuracy
 from iresflow.data import Split
-from iresflow.models import ImageFlow, VectorFlow
+from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.training.build import class_context
 
 __all__ = ["RECONSTRUCTED", "Reconstruction", "batch_of", "reconstruct"]
@@ -23,22 +23,25 @@ class Reconstruction:
     """How exactly data comes back through latent and inverse.
 
     Attributes:
-        values: The reconstructed x, ``(B, *event)``.
-        originals: The x that were sent.
-        largest_error: The largest absolute difference of any entry, in units of x.
-        steps: Branch evaluations for each sample, ``(B,)``.
-        block_error: The largest certified error of any block's inverse, Euclidean.
-        residual: The largest measured latent residual, Euclidean.
+        originals: The x that were sent, ``(B, *event)``.
+        inverse: What came back, with its certified and measured errors.
     """
 
-    values: Tensor
     originals: Tensor
-    largest_error: float
-    steps: Tensor
-    block_error: float
-    residual: float
+    inverse: FlowInverse
+
+    @property
+    def values(self) -> Tensor:
+        """The reconstructed x, ``(B, *event)``."""
+        return self.inverse.value
+
+    @property
+    def largest_error(self) -> float:
+        """The largest absolute difference of any entry, in units of x."""
+        return float((self.values - self.originals).abs().max())
 
 
+@torch.no_grad()
 def reconstruct(
     flow: ImageFlow | VectorFlow,
     split: Split,
@@ -60,19 +63,10 @@ def reconstruct(
         x, context = batch_of(flow, split, first, min(batch_size, count - first))
         if isinstance(flow, ImageFlow):
             x = flow.dequantize(x, generator)
-        with torch.no_grad():
-            z = flow.transform(x, context)
+        z = flow.transform(x, context)
         originals.append(x)
         inverses.append(flow.invert(z, context, None if tol is None else Accuracy(tol)))
-    x, values = torch.cat(originals), torch.cat([inverse.value for inverse in inverses])
-    return Reconstruction(
-        values=values,
-        originals=x,
-        largest_error=float((values - x).abs().max()),
-        steps=torch.cat([inverse.steps for inverse in inverses]),
-        block_error=max(float(inverse.block_error.max()) for inverse in inverses),
-        residual=max(float(inverse.residual.max()) for inverse in inverses),
-    )
+    return Reconstruction(torch.cat(originals), FlowInverse.concatenate(inverses))
 
 
 def batch_of(

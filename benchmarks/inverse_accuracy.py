@@ -123,22 +123,25 @@ def check(flow: Flow, z: Tensor, context: Tensor | None, accuracy: Accuracy, tal
 
 
 def latents(flow: Flow, options: argparse.Namespace):  # noqa: ANN201
-    """Batches of latents with their contexts: half from test samples, half from the base."""
+    """Batches of latents with their contexts, in turn from test samples and from the base."""
     like = next(flow.parameters())
     generator = torch.Generator().manual_seed(0)
     test = dataset_of_run(options.run, options.root).test
-    half = min(options.n // 2, len(test))
-    for first in range(0, half, options.batch):
-        rows = slice(first, min(first + options.batch, half))
-        labels = None if test.labels is None else test.labels[rows]
-        context = class_context(labels, flow.context_dim, like)
-        x = test.values[rows]
-        x = flow.dequantize(x, generator) if isinstance(flow, ImageFlow) else x.to(like.dtype)
-        yield flow.transform(x, context), context
-    for first in range(half, options.n, options.batch):
-        count = min(options.batch, options.n - first)
-        context = class_context(torch.arange(count), flow.context_dim, like)
-        yield flow.base.sample(count, context, generator=generator), context
+    done = used = 0
+    while done < options.n:
+        count = min(options.batch, options.n - done)
+        if done // options.batch % 2 == 0 and used + count <= len(test):
+            rows = slice(used, used + count)
+            labels = None if test.labels is None else test.labels[rows]
+            context = class_context(labels, flow.context_dim, like)
+            x = test.values[rows]
+            x = flow.dequantize(x, generator) if isinstance(flow, ImageFlow) else x.to(like.dtype)
+            yield flow.transform(x, context), context
+            used += count
+        else:
+            context = class_context(torch.arange(count), flow.context_dim, like)
+            yield flow.base.sample(count, context, generator=generator), context
+        done += count
 
 
 @torch.no_grad()
@@ -146,7 +149,8 @@ def main() -> int:
     """Prints claimed and true errors; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="run directory or checkpoint")
-    parser.add_argument("--n", type=int, default=10_000, help="samples, half of them from data")
+    parser.add_argument("--n", type=int, default=10_000, help="latents, half from test samples")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no batch starts")
     parser.add_argument("--root", help="directory of the data, where it has moved")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--tol", type=float, default=1e-5, help="of each block")
@@ -156,13 +160,16 @@ def main() -> int:
     dtype = next(flow.parameters()).dtype
     tallies = {"blocks": {}, "flow": Tally(), "residual": [], "sweeps": 0, "seconds": 0.0}
     steps = done = 0
+    started = time.perf_counter()
     for z, context in latents(flow, options):
         steps += check(flow, z, context, Accuracy(options.tol), tallies)
         done += len(z)
         if done % (10 * options.batch) == 0:
             print(f"{done} samples", file=sys.stderr, flush=True)
+        if time.perf_counter() - started > 60 * options.minutes:
+            break
     count = len(tallies["blocks"])
-    print(f"{done} latents, half of them of test data; {dtype}, tol {options.tol:g} a block")
+    print(f"{done} latents, half of them of test samples; {dtype}, tol {options.tol:g} a block")
     print(f"\n{'':<20} {'claimed <=':>10} {'true <=':>10} {'true/claimed':>12} {'violations':>10}")
     violations = 0
     for name, tally in [*tallies["blocks"].items(), ("flow, worst case", tallies["flow"])]:

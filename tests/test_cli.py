@@ -149,7 +149,17 @@ def test_certify_fails_for_a_model_that_expands(run, tmp_path, capsys):
     assert main(["certify", str(tmp_path / "expanding.pt")]) == 1
     assert "NOT certified" in capsys.readouterr().out
     message = fails(["sample", str(tmp_path / "expanding.pt")], capsys)
-    assert "certified Lipschitz bound" in message
+    assert re.search(r"block \S*maps\.\d+ has a certified Lipschitz bound", message)
+
+
+def test_sample_fails_by_name_for_weights_that_are_not_finite(run, tmp_path, capsys):
+    model = iresflow.load(run / "checkpoints" / "best.pt")
+    name, block = list(model.blocks())[-1]
+    with torch.no_grad():
+        block.branch.layers[1].bias[0] = float("nan")
+    write_file({"model": model.payload()}, tmp_path / "poisoned.pt")
+    message = fails(["sample", str(tmp_path / "poisoned.pt")], capsys)
+    assert f"not finite at step 1 (block {name})" in message
 
 
 def test_certify_draws_its_figures(run, tmp_path, capsys):

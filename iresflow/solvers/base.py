@@ -28,7 +28,7 @@ from torch import Tensor
 
 from iresflow.errors import InversionError, NotContractiveError
 from iresflow.linearization import Products
-from iresflow.tensors import norm_per_sample
+from iresflow.tensors import full_precision, norm_per_sample
 
 __all__ = ["Arithmetic", "Map", "Solution", "Solver", "product_map", "solve"]
 
@@ -117,6 +117,7 @@ class Solution:
 
 
 @torch.no_grad()
+@full_precision()
 def solve(
     arithmetics: Sequence[Arithmetic],
     y: Tensor,
@@ -137,7 +138,8 @@ def solve(
         y: ``(B, *event)``.
         lipschitz: Certified upper bound of its Lipschitz constant.
         tol: Largest distance from the solution, Euclidean. 0 asks for all that the format allows.
-        solver: Proposes the iterates; its ``max_steps`` count in all types together.
+        solver: Proposes the iterates. Its ``max_steps`` count the evaluations of g in both types;
+            a correction may take as many products with J.
         context: What is being inverted, for messages.
 
     Raises:

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from iresflow.linearization import Linearization
 from iresflow.solvers.base import Arithmetic, Solver, product_map, solve
-from iresflow.tensors import full_precision, norm_per_sample
+from iresflow.tensors import norm_per_sample
 
 __all__ = ["attach"]
 
@@ -83,12 +83,11 @@ class _ImplicitFunction(torch.autograd.Function):
         # The equation is linear: scaled to norm 1, one tolerance is relative to each sample.
         scale = norm_per_sample(v).clamp_min(torch.finfo(v.dtype).tiny)
         scale = scale.reshape(-1, *[1] * (v.ndim - 1))
-        with full_precision():
-            solution = solve(
-                [Arithmetic(transposed, dtype)],
-                v / scale,
-                tol=torch.finfo(dtype).eps ** 0.75,
-                context=f"the gradient of {ctx.context}",
-                **ctx.settings,
-            )
+        solution = solve(
+            [Arithmetic(transposed, dtype)],
+            v / scale,
+            tol=torch.finfo(dtype).eps ** 0.75,
+            context=f"the gradient of {ctx.context}",
+            **ctx.settings,
+        )
         return (solution.value.to(v.dtype) * scale, *[None] * 5)

@@ -31,7 +31,7 @@ def test_likelihood_and_inverse_on_real_images():
     allowed = 4 * series.variance.sqrt() + series.truncation_bound
     assert bool(((series.log_prob - exact).abs() <= allowed).all())
     assert not bool(((series.log_prob - exact - 100).abs() <= allowed).any())
-    back = flow.inverse(flow.transform(x).detach())
+    back = flow.inverse(flow.transform(x)).detach()
     assert float((back - x).abs().max()) < 1e-6
 
 

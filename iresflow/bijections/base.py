@@ -65,7 +65,8 @@ class Inverse:
         value: x, ``(B, *event)``.
         steps: Evaluations of residual branches, summed over the blocks, ``(B,)``.
         error: The largest certified error of any one block's inverse, ``(B,)``, Euclidean. It is
-            above the tolerance only where `floor` is.
+            above the tolerance only where rounding allows no better, and then at most twice
+            `floor`.
         floor: The largest error that any one block's rounding alone makes necessary, ``(B,)``:
             no smaller tolerance can be certified in the type of float.
         bound: Upper bound of the distance of x from the exact inverse of the given z, ``(B,)``,

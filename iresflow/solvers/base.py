@@ -105,7 +105,8 @@ class Solution:
         value: x, ``(B, *event)``, in the type of the last arithmetic.
         steps: Evaluations of g and products with its Jacobian for each sample, ``(B,)`` integers.
         error: Certified upper bound of the distance to the exact solution, ``(B,)``, rounding
-            included. It exceeds the tolerance only where `floor` does, or half of it.
+            included. It exceeds the tolerance only where rounding allows no better, and then is at
+            most twice `floor`.
         floor: What rounding alone adds to that bound, ``(B,)``: no tolerance below it can be
             certified in that type.
     """

@@ -169,7 +169,9 @@ def main() -> int:
         if time.perf_counter() - started > 60 * options.minutes:
             break
     count = len(tallies["blocks"])
-    print(f"{done} latents, half of them of test samples; {dtype}, tol {options.tol:g} a block")
+    print(
+        f"{done} latents, in turn of test samples and the base; {dtype}, tol {options.tol:g} a block"
+    )
     print(f"\n{'':<20} {'claimed <=':>10} {'true <=':>10} {'true/claimed':>12} {'violations':>10}")
     violations = 0
     for name, tally in [*tallies["blocks"].items(), ("flow, worst case", tallies["flow"])]:

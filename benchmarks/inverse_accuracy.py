@@ -170,7 +170,7 @@ def main() -> int:
             break
     count = len(tallies["blocks"])
     print(
-        f"{done} latents, in turn of test samples and the base; {dtype}, tol {options.tol:g} a block"
+        f"{done} latents, in turn of test samples and base; {dtype}, tol {options.tol:g} a block"
     )
     print(f"\n{'':<20} {'claimed <=':>10} {'true <=':>10} {'true/claimed':>12} {'violations':>10}")
     violations = 0

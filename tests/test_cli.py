@@ -139,6 +139,42 @@ def test_evaluate_and_certify(run, capsys):
     assert "certified: every block" in capsys.readouterr().out
 
 
+def test_evaluate_to_a_tolerance(run, capsys):
+    command = ["evaluate", str(run), "--n", "20", "--batch_size", "10"]
+    assert main([*command, "--tol", "0.05", "--importance-samples", "3"]) == 0
+    text = capsys.readouterr().out
+    for part in ("sample of 20", "dequantisation", "probes", "truncation <=", "met: "):
+        assert part in text
+    assert re.search(r"importance-weighted, 3 draws: \d\.\d{4}", text)
+    stored = json.loads((run / "evaluation-test-20.json").read_text())
+    assert stored["met"] and stored["numerical_error"] <= 0.05 and stored["rounds"] >= 3
+    assert main([*command, "--tol", "1e-6", "--limit", "1"]) == 1
+    assert "NOT met" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_was_stopped_goes_on(run, capsys, monkeypatch):
+    command = ["evaluate", str(run), "--n", "20", "--batch_size", "5", "--seed", "7"]
+    assert main(command) == 0
+    whole = json.loads((run / "evaluation-test-20.json").read_text())
+    original, calls = iresflow.ImageFlow.bits_per_dim, []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(iresflow.ImageFlow, "bits_per_dim", counted)
+    assert main(command) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert (run / "evaluation-test-20.state").is_file()
+    assert main(command) == 0
+    assert json.loads((run / "evaluation-test-20.json").read_text()) == whole
+    # 4 batches and their repetition, of which 5 were kept, and the one that was stopped.
+    assert len(calls) == 9
+    assert not (run / "evaluation-test-20.state").exists()
+
+
 def test_certify_fails_for_a_model_that_expands(run, tmp_path, capsys):
     model = iresflow.load(run / "checkpoints" / "best.pt")
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """``iresflow evaluate``: the likelihood of a split under a trained model."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,15 +68,21 @@ def main(arguments: Sequence[str]) -> int:
             bar.total = max(done, planned)
             bar.update(done - bar.n)
 
-        score = evaluate(
-            model,
-            split,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            precision=precision,
-            progress=progress,
-            state=file.with_suffix(".state"),
-        )
+        try:
+            score = evaluate(
+                model,
+                split,
+                seed=options.seed,
+                batch_size=options.batch_size,
+                precision=precision,
+                progress=progress,
+                state=file.with_suffix(".state"),
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            kept = file.with_suffix(".state")
+            print(f"stopped, and kept in {kept}: the same command goes on", file=sys.stderr)
+            return 130
     score.write(file, split=options.split, checkpoint=str(path), step=step.step)
     print(f"{options.split:<10} {score}")
     if options.tol is not None:

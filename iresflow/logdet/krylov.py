@@ -159,6 +159,7 @@ class _Arnoldi:
         self.certified = lipschitz
         self.growth = torch.zeros_like(self.square)  # the largest |A v_j|
         self.stalled = torch.zeros_like(self.square, dtype=torch.bool)
+        self.rest = torch.zeros_like(self.square)  # h_{m+1,m}, or the rounding where that is more
         self.nodes, self.weights = _legendre(lipschitz, v.device)
         # The LU factorisation of I + tH at all nodes, (K, B, q), and what follows from it.
         self.lower: list[Tensor] = []  # l_2, l_3, ...: the subdiagonal of L
@@ -182,6 +183,7 @@ class _Arnoldi:
         # What is left of a product that lay in the space is rounding: the space is invariant.
         noise = 8 * torch.finfo(new.dtype).eps * before
         self.stalled |= below.double() <= noise
+        self.rest = torch.maximum(below.double(), noise)
         self.subdiagonal.append(below.double().masked_fill(self.stalled, 0))
         self.columns.append(column)
         self.basis.append(new / spread(below.clamp_min(torch.finfo(new.dtype).tiny), new))
@@ -211,7 +213,7 @@ class _Arnoldi:
         """Upper bound ``(K, B)`` of the error of `value`, given a bound of the norm of J."""
         reach = self.nodes * (lipschitz if isinstance(lipschitz, float) else lipschitz[..., None])
         integral = (self.last.abs() * reach / (1 - reach) * self.weights).sum(-1)
-        return self.square * self.subdiagonal[-1] * integral
+        return self.square * self.rest * integral
 
     def error_estimate(self) -> Tensor:
         """The bound where one is certified; else what it is for the growth that was seen."""
@@ -228,11 +230,11 @@ class _Arnoldi:
         result.products[where] = step
         result.done[where] = True
         if self.certified is None:
-            infinite = torch.where(self.subdiagonal[-1][k, b] > 0, torch.inf, 0.0).to(dtype)
+            infinite = torch.where(self.rest[k, b] > 0, torch.inf, 0.0).to(dtype)
             result.truncation[where] = result.gradient_truncation[where] = infinite
         else:
             bound = self.error_bound(self.certified)[k, b]
-            residual = (self.subdiagonal[-1] * self.last[..., -1].abs())[k, b]
+            residual = (self.rest * self.last[..., -1].abs())[k, b]
             result.truncation[where] = bound.to(dtype)
             result.gradient_truncation[where] = (residual / (1 - self.certified)).to(dtype)
         solution = self._solution()[:, k, b].to(dtype)
@@ -256,7 +258,7 @@ class _Arnoldi:
 
     def narrow(self, running: Tensor) -> None:
         """Goes on with some samples only, ``(N,)`` indices."""
-        for name in ("square", "growth", "stalled", "forward", "corner", "last"):
+        for name in ("square", "growth", "stalled", "rest", "forward", "corner", "last"):
             setattr(self, name, getattr(self, name)[:, running])
         for name in ("basis", "subdiagonal", "lower", "row"):
             setattr(self, name, [x[:, running] for x in getattr(self, name)])

@@ -11,6 +11,7 @@ from iresflow.lipschitz.normalization import (
     PowerIteration,
 )
 from iresflow.lipschitz.normalized import NormalizedLayer
+from iresflow.lipschitz.padding import CircularPadding, Padding, ReflectPadding, ZeroPadding
 from iresflow.lipschitz.snapshot import Snapshot
 
 __all__ = [
@@ -21,16 +22,20 @@ __all__ = [
     "Bound",
     "Branch",
     "Certified",
+    "CircularPadding",
     "LipSwish",
     "LipschitzMap",
     "Normalization",
     "NormalizedConv2d",
     "NormalizedDense",
     "NormalizedLayer",
+    "Padding",
     "PowerIteration",
     "Snapshot",
+    "ReflectPadding",
     "Softplus",
     "Tanh",
+    "ZeroPadding",
     "conv_branch",
     "dense_branch",
 ]

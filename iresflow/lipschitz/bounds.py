@@ -1,41 +1,39 @@
-r"""Operator norms: rigorous upper bounds, and what a bound is.
+r"""Operator norms: what a bound is, and the bound of a matrix.
 
-Power iteration approaches a norm from below, so it can certify nothing. The functions here bound
-the largest singular value of a linear layer from *above*, in float64, with an explicit allowance
-for the rounding of their own arithmetic:
+Power iteration approaches a norm from below, so it can certify nothing. The bounds of this
+package lie *above* the largest singular value of a linear layer, in float64, with an explicit
+allowance for the rounding of their own arithmetic:
 
-- `matrix_norm`: dense and 1 x 1 layers, by the singular values of the matrix.
-- `fourier_norm`: zero-padded k x k convolutions of any size. The convolution is a compression of
-  the circular convolution on a grid of at least (n + k - 1) x (m + k - 1), whose singular values
-  are those of one small matrix for each frequency (Sedghi et al., 2019, arXiv:1805.10408, for the
-  circular case). A stride only drops rows, and keeps the bound valid.
-- `gram_norm`: any linear map with a small side, exactly but for rounding, by its Gram matrix.
+- `matrix_norm`, here: dense and 1 x 1 layers, by the largest eigenvalue of the Gram matrix.
+- `iresflow.lipschitz.symbol`: k x k convolutions of any size, by their Fourier transform.
+- `iresflow.lipschitz.banded`: k x k convolutions of up to some thousand dimensions, to four
+  digits, by a Cholesky factorisation.
 
 The first two are differentiable in the weight, so that training can normalise with them.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Bound", "LipschitzMap", "fourier_norm", "gram_norm", "matrix_norm"]
+__all__ = ["EPS", "Bound", "LipschitzMap", "matrix_norm", "scaled"]
 
-_EPS = torch.finfo(torch.float64).eps
+EPS = torch.finfo(torch.float64).eps
+"""Twice the largest relative error of one rounding in float64."""
 
 
 @final
 @dataclass(frozen=True)
 class Bound:
-    """What is known of a Lipschitz constant in the Euclidean norm.
+    """What is known of a Lipschitz constant.
 
     Attributes:
         upper: Never below the constant: this alone may be called certified.
-        estimate: An estimate from below (power iteration), to tell how tight `upper` is.
+        estimate: An estimate from below, to tell how tight `upper` is.
         method: How `upper` was found, one word.
     """
 
@@ -66,84 +64,47 @@ class LipschitzMap(ABC):
         """The certified bound of the map as it is now, in the Euclidean norm."""
 
 
-def matrix_norm(matrix: Tensor) -> Tensor:
-    """Upper bound of the largest singular value of a matrix ``(m, n)``, a float64 scalar.
+def scaled(weight: Tensor) -> tuple[Tensor, float]:
+    """A weight in float64 over a power of two, its largest entry in [1/2, 1), and that power.
 
-    The allowance is for the backward error of LAPACK's singular values, a modest multiple of eps
-    times the norm, taken here as (m + n) eps times the Frobenius norm. The gradient is that of
-    :math:`u^\\top W v` with the singular vectors u and v of the largest singular value.
+    So no square over- or underflows, and what entries below 1e-300 of the largest lose is nothing
+    beside the allowances. The power is 0 for a weight of zeros, infinite where an entry is.
     """
-    matrix = matrix.to(torch.float64)
-    frozen = matrix.detach()
-    if not bool(torch.isfinite(frozen).all()):
-        return frozen.new_tensor(math.inf)
-    u, values, vh = torch.linalg.svd(frozen, full_matrices=False)
-    slack = values[0] + sum(matrix.shape) * _EPS * torch.linalg.matrix_norm(frozen)
-    moving = torch.einsum("o,oi,i->", u[:, 0], matrix, vh[0])
-    return slack + (moving - moving.detach())
+    weight = weight.to(torch.float64)
+    largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
+    if not math.isfinite(largest):
+        return weight, math.inf
+    if largest == 0:
+        return weight, 0.0
+    power = 2.0 ** max(math.frexp(largest)[1], -1000)
+    return weight / power, power
 
 
-def fourier_norm(kernel: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Upper bound of the norm of a zero-padded convolution by the DFT of its kernel, in float64.
+def matrix_norm(matrix: Tensor) -> tuple[Tensor, float]:
+    """Upper bound of the largest singular value of a matrix ``(m, n)``, and an estimate of it.
 
-    Arguments:
-        kernel: ``(C_out, C_in, k, l)``.
-        image_size: Height and width (n, m) of the layer's input, in pixels.
+    The bound is a float64 scalar with the gradient of :math:`|W v|` at the singular vector v of
+    the largest singular value. The allowance, relative to the squared Frobenius norm F: each entry
+    of the Gram matrix G is off by max(m, n) eps times the product of two columns' norms, together
+    max(m, n) eps F at most; LAPACK's eigenvalues are those of a matrix that is off by a modest
+    multiple of eps times the norm of G, taken here as 4 min(m, n) eps F.
 
-    The kernel is real, so half of the frequencies suffice; the Gram matrix of each frequency is
-    formed on the smaller channel side. Cost: O((n+k)(m+l) C_max C_min^2). The gradient is that of
-    the largest singular value at the frequency where it is largest, as in `matrix_norm`.
+    Cost: O(max(m, n) min(m, n)^2).
     """
-    kernel = kernel.to(torch.float64)
-    frozen = kernel.detach()
-    if not bool(torch.isfinite(frozen).all()):
-        return frozen.new_tensor(math.inf)
-    grid = tuple(n + k - 1 for n, k in zip(image_size, kernel.shape[-2:], strict=True))
-    symbol = torch.fft.rfft2(frozen, s=grid).flatten(2).permute(2, 0, 1)  # (frequency, out, in)
-    tall = symbol.shape[1] > symbol.shape[2]
-    gram = symbol.mH @ symbol if tall else symbol @ symbol.mH
-    squares = torch.linalg.eigvalsh(gram)[:, -1]
-    # Rounding: of the DFT (log of the grid), the Gram product (its inner length) and the
-    # eigenvalues (its size), each relative to the squared norm of all taps together, which no
-    # frequency's Frobenius norm exceeds by more than their number.
-    taps = math.prod(kernel.shape[-2:]) * frozen.square().sum()
-    steps = sum(symbol.shape[1:]) + 8 * math.log2(math.prod(grid) + 1) + 8
-    upper = (squares.max() + 4 * steps * _EPS * taps).clamp_min(0).sqrt()
-    if not (torch.is_grad_enabled() and kernel.requires_grad):
-        return upper
-    top = squares.argmax()
-    u, _, vh = torch.linalg.svd(symbol[top], full_matrices=False)
-    moving = torch.einsum(
-        "o,oikl,kl,i->", u[:, 0].conj(), kernel + 0j, _phases(top, grid, kernel), vh[0].conj()
-    )
-    return upper + (moving - moving.detach()).real
-
-
-def _phases(frequency: Tensor, grid: tuple[int, ...], kernel: Tensor) -> Tensor:
-    """What the DFT multiplies the taps ``(k, l)`` by, at an index into its flattened half grid."""
-    columns = grid[1] // 2 + 1
-    row, column = frequency // columns, frequency % columns
-    y = torch.arange(kernel.shape[2], dtype=kernel.dtype, device=kernel.device)
-    x = torch.arange(kernel.shape[3], dtype=kernel.dtype, device=kernel.device)
-    turns = (row / grid[0] * y)[:, None] + (column / grid[1] * x)[None, :]
-    return torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
-
-
-def gram_norm(gram_product: Callable[[Tensor], Tensor], size: int, inner: int) -> float:
-    r"""Upper bound of the norm of A from products with its Gram matrix.
-
-    Arguments:
-        gram_product: Maps rows ``(N, size)`` in float64 to :math:`A^\top A` (or
-            :math:`A A^\top`) times each of them.
-        size: The dimension of that Gram matrix.
-        inner: The largest number of products summed into one of its entries.
-
-    Cost: one materialised Gram matrix and O(size^3).
-    """
-    gram = gram_product(torch.eye(size, dtype=torch.float64))
-    if not bool(torch.isfinite(gram).all()):
-        return math.inf
-    square = float(torch.linalg.eigvalsh((gram + gram.mT) / 2)[-1])
-    # Rounding of the Gram matrix' entries and of the eigenvalues, both relative to the trace.
-    slack = 2 * (inner + size + 2) * _EPS * float(gram.trace())
-    return math.sqrt(max(0.0, square + slack))
+    moving, power = scaled(matrix)
+    frozen = moving.detach()
+    if power in (0.0, math.inf):
+        return frozen.new_tensor(power), power
+    tall = frozen if frozen.shape[0] >= frozen.shape[1] else frozen.mT
+    gram = tall.mT @ tall
+    slack = 4 * (sum(frozen.shape) + 4) * EPS * float(gram.trace())
+    if not (torch.is_grad_enabled() and matrix.requires_grad):
+        square = float(torch.linalg.eigvalsh(gram)[-1])
+        upper = frozen.new_tensor(math.sqrt(max(square, 0.0) + slack) * power * (1 + 4 * EPS))
+        return upper, math.sqrt(max(square - slack, 0.0)) * power
+    values, vectors = torch.linalg.eigh(gram)
+    square, vector = float(values[-1]), vectors[:, -1]
+    image = moving @ vector if tall is frozen else moving.mT @ vector
+    norm = torch.linalg.vector_norm(image)
+    upper = math.sqrt(max(square, 0.0) + slack) * (1 + 4 * EPS)
+    return (norm - norm.detach() + upper) * power, math.sqrt(max(square - slack, 0.0)) * power

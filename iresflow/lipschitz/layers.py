@@ -5,16 +5,25 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
 
-from iresflow.lipschitz.bounds import fourier_norm, gram_norm, matrix_norm
-from iresflow.lipschitz.normalization import Normalization, PowerIteration
+from iresflow.lipschitz.banded import banded_bound, banded_cost
+from iresflow.lipschitz.bounds import Bound, matrix_norm
+from iresflow.lipschitz.normalization import (
+    SETTLING_ITERATIONS,
+    Normalization,
+    PowerIteration,
+)
 from iresflow.lipschitz.normalized import NormalizedLayer
+from iresflow.lipschitz.padding import CircularPadding, Padding, ZeroPadding
+from iresflow.lipschitz.symbol import symbol_norm
 
 __all__ = ["NormalizedConv2d", "NormalizedDense"]
 
-GRAM_LIMIT = 1024
-"""Largest dimension whose Gram matrix is materialised for a tight bound; above it, the DFT."""
+BANDED_LIMIT = 2e10
+"""Most floating-point operations that a bound may cost, about a second; above it, the DFT."""
+
+MET = 1.005
+"""Ratio of a bound to the estimate below it at which the estimate needs no more iterations."""
 
 
 @final
@@ -52,15 +61,16 @@ class NormalizedDense(NormalizedLayer):
         return u.mT @ x
 
     def smooth_norm(self, weight: Tensor) -> Tensor:
-        return matrix_norm(weight)
+        return matrix_norm(weight)[0]
 
-    def tightest_norm(self, weight: Tensor) -> tuple[float, str]:
-        return float(matrix_norm(weight.detach())), "svd"
+    def tightest_bound(self, weight: Tensor) -> Bound:
+        upper, lower = matrix_norm(weight.detach())
+        return Bound(float(upper), lower, "gram")
 
 
 @final
 class NormalizedConv2d(NormalizedLayer):
-    """A zero-padded convolution ``(B, C, H, W) -> (B, D, H', W')``.
+    """A convolution ``(B, C, H, W) -> (B, D, H', W')``, padded by ``kernel_size // 2`` pixels.
 
     Its norm is that of the operator on images of the given size, not of the kernel reshaped to a
     matrix (thesis, section 4.2.1).
@@ -69,12 +79,14 @@ class NormalizedConv2d(NormalizedLayer):
         inputs, outputs: Channels C and D.
         kernel_size: Odd side of the kernel, in pixels.
         image_size: H and W.
-        stride: Of the convolution. The padding is ``kernel_size // 2``.
+        stride: Of the convolution.
+        padding: What it reads beyond the border; `ZeroPadding` by default.
         coeff: The norm's upper limit, in (0, 1).
         normalization: What training divides the weight by; `PowerIteration` by default.
 
     Raises:
-        ValueError: the kernel size is even, or coeff is not in (0, 1).
+        ValueError: the kernel size is even, coeff is not in (0, 1), or the image is too small for
+            the padding.
     """
 
     def __init__(
@@ -85,15 +97,18 @@ class NormalizedConv2d(NormalizedLayer):
         image_size: tuple[int, int],
         *,
         stride: int = 1,
+        padding: Padding | None = None,
         coeff: float,
         normalization: Normalization | None = None,
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.padding = padding or ZeroPadding()
+        self.padding.check(image_size, kernel_size // 2)
         self.kernel_size = kernel_size
         self.image_size = image_size
         self.stride = stride
-        self.padding = kernel_size // 2
+        self.amplification = self.padding.amplification(image_size, kernel_size)
         self.pointwise = kernel_size == 1 and stride == 1
         weight = torch.empty(outputs, inputs, kernel_size, kernel_size)
         nn.init.kaiming_uniform_(weight, a=5**0.5)
@@ -104,7 +119,7 @@ class NormalizedConv2d(NormalizedLayer):
         super().__init__(weight, outputs, left_shape, coeff, normalization or PowerIteration())
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+        return self.padding.convolve(x, weight, self.stride)
 
     def adjoint_kernel(self, weight: Tensor) -> Tensor:
         if self.stride > 1:
@@ -115,47 +130,41 @@ class NormalizedConv2d(NormalizedLayer):
 
     def multiply_adjoint(self, u: Tensor, kernel: Tensor) -> Tensor:
         if self.stride > 1:
-            # Only the power iteration and the bounds come here: both at the layer's own size.
-            size = (u.shape[0], kernel.shape[1], *self.image_size)
-            return conv2d_input(size, kernel, u, stride=self.stride, padding=self.padding)
-        return F.conv2d(u, kernel, padding=self.padding)
+            # Only the power iteration comes here, at the layer's own size.
+            return self.padding.strided_adjoint(u, kernel, self.image_size, self.stride)
+        return self.padding.convolve_adjoint(u, kernel)
 
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
-        shape = self.weight.shape
-        return conv2d_weight(x, shape, u, stride=self.stride, padding=self.padding)
+        return self.padding.weight_gradient(x, u, self.weight.shape, self.stride)
 
     def smooth_norm(self, weight: Tensor) -> Tensor:
         if self.pointwise:
-            return matrix_norm(weight.flatten(1))
-        return fourier_norm(weight, self.image_size)
+            return matrix_norm(weight.flatten(1))[0]
+        grids = self.padding.grids(self.image_size, self.kernel_size)
+        return symbol_norm(weight, grids)[0] * self.amplification
 
-    def tightest_norm(self, weight: Tensor) -> tuple[float, str]:
+    def tightest_bound(self, weight: Tensor) -> Bound:
         weight = weight.detach()
-        upper = float(self.smooth_norm(weight))
         if self.pointwise:
-            return upper, "svd"
-        pixels = self.image_size[0] * self.image_size[1]
-        inputs, outputs = weight.shape[1] * pixels, self.left.numel()
-        if min(inputs, outputs) > GRAM_LIMIT:
-            return upper, "fourier"
-        return min(upper, self._gram_norm(weight, inputs <= outputs)), "gram"
-
-    def _gram_norm(self, weight: Tensor, on_inputs: bool) -> float:
-        weight = weight.to("cpu", torch.float64)
-        kernel = self.adjoint_kernel(weight)
-        shape = (weight.shape[1], *self.image_size) if on_inputs else tuple(self.left.shape)
-
-        def product(rows: Tensor) -> Tensor:
-            images = rows.view(-1, *shape)
-            if on_inputs:
-                images = self.multiply_adjoint(self.multiply(images, weight), kernel)
-            else:
-                images = self.multiply(self.multiply_adjoint(images, kernel), weight)
-            return images.flatten(1)
-
-        inner = weight.numel() // min(weight.shape[:2])
-        size = shape[0] * shape[1] * shape[2]
-        return gram_norm(product, size, inner * self.kernel_size**2)
+            upper, lower = matrix_norm(weight.flatten(1))
+            return Bound(float(upper), lower, "gram")
+        if isinstance(self.padding, CircularPadding) and self.stride == 1:
+            grids = self.padding.grids(self.image_size, self.kernel_size)
+            upper, lower = symbol_norm(weight, grids)
+            return Bound(float(upper), lower, "fourier")
+        where = (self.image_size, self.stride, self.padding)
+        if banded_cost(weight, *where) <= BANDED_LIMIT:
+            bound = banded_bound(weight, *where)
+            if bound is not None:
+                return bound
+        value = float(self.smooth_norm(weight))
+        estimate = float(self.estimate(weight, SETTLING_ITERATIONS // 5, keep=False))
+        if not value <= MET * estimate:
+            estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
+        return Bound(value, estimate, "fourier")
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, image_size={self.image_size}, stride={self.stride}"
+        return (
+            f"{super().extra_repr()}, image_size={self.image_size}, stride={self.stride}, "
+            f"padding={self.padding}"
+        )

@@ -58,7 +58,7 @@ class PowerIteration(Normalization):
         return layer.estimate(layer.weight, SETTLING_ITERATIONS, keep=False)
 
     def certified_norm(self, layer: "NormalizedLayer") -> float:
-        return layer.tightest_norm(layer.weight)[0]
+        return layer.raw_bound().upper
 
 
 @final
@@ -66,7 +66,7 @@ class PowerIteration(Normalization):
 class Certified(Normalization):
     """The rigorous upper bound itself, in every step: what is trained is what is certified.
 
-    Its cost is that of `fourier_norm` and `matrix_norm`: small where one side has few channels.
+    Its cost is that of `symbol_norm` and `matrix_norm`: small where one side has few channels.
     """
 
     def norm(self, layer: "NormalizedLayer") -> Tensor:

@@ -21,6 +21,9 @@ __all__ = ["NormalizedLayer", "broadcast_bias"]
 class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     """A linear layer ``x -> A x + b`` with a bounded operator norm.
 
+    Attributes:
+        amplification: Upper bound of the norm of what extends the input before the weight acts.
+
     Arguments:
         weight: The initial raw weight.
         outputs: The number of bias entries.
@@ -31,6 +34,8 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     Raises:
         ValueError: coeff is not in (0, 1).
     """
+
+    amplification: float = 1.0
 
     def __init__(
         self,
@@ -83,8 +88,8 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         """A rigorous upper bound of the operator norm, a float64 scalar with a gradient."""
 
     @abstractmethod
-    def tightest_norm(self, weight: Tensor) -> tuple[float, str]:
-        """The tightest rigorous upper bound that is affordable, and its method."""
+    def tightest_bound(self, weight: Tensor) -> Bound:
+        """The tightest rigorous bound of the operator norm that is affordable."""
 
     # Normalisation.
 
@@ -129,18 +134,21 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         self._enforced = self._weight_key()
 
     @torch.no_grad()
-    def bound(self) -> Bound:
-        """Certified bound of the layer as eval mode applies it.
+    def raw_bound(self) -> Bound:
+        """Certified bound of the raw weight's norm.
 
-        The norm of the raw weight is computed anew only when the weight has changed (told by its
-        bytes, since a version counter misses writes through ``.data``).
+        It is computed anew only when the weight has changed (told by its bytes, since a version
+        counter misses writes through ``.data``).
         """
         key = self._weight_key()
         if self._certificate is None or self._certificate[0] != key:
-            upper, method = self.tightest_norm(self.weight)
-            estimate = float(self.estimate(self.weight, SETTLING_ITERATIONS, keep=False))
-            self._certificate = (key, Bound(upper, estimate, method))
-        raw, scale = self._certificate[1], float(self._scale(self.sigma))
+            self._certificate = (key, self.tightest_bound(self.weight))
+        return self._certificate[1]
+
+    @torch.no_grad()
+    def bound(self) -> Bound:
+        """Certified bound of the layer as eval mode applies it."""
+        raw, scale = self.raw_bound(), float(self._scale(self.sigma))
         upper = (raw.upper + self._rounding()) * scale * (1 + 1e-15)
         return Bound(upper, raw.estimate * scale, raw.method)
 
@@ -178,11 +186,11 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         """Upper bound of the norm of what rounding adds when the weight is scaled.
 
         Each entry of the product is off by eps at most, and the norm of a convolution is at most
-        the sum of its taps' Frobenius norms.
+        the sum of its taps' Frobenius norms times the norm of what extends the image.
         """
         taps = self.weight.detach().double().reshape(*self.weight.shape[:2], -1)
         taps = torch.linalg.vector_norm(taps, dim=(0, 1))
-        return torch.finfo(self.weight.dtype).eps * float(taps.sum())
+        return torch.finfo(self.weight.dtype).eps * float(taps.sum()) * self.amplification
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, coeff={self.coeff}, {self.normalization}"

@@ -1,0 +1,237 @@
+r"""What a convolution reads beyond the border of an image: zeros, the far side, or a mirror.
+
+A padding along one axis says for each pixel of the padded image which pixel of the image it
+copies. Along both axes, the convolution with taps :math:`W_{a,i}` is then
+:math:`A = \sum_{a,i} P_a \otimes Q_i \otimes W_{a,i}`, where :math:`P_a` and :math:`Q_i` hold ones
+where an output row or column reads an input row or column through tap a or i: `Padding.taps`.
+Norm bounds need nothing else of the operator.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+__all__ = ["Axis", "CircularPadding", "Grid", "Padding", "ReflectPadding", "ZeroPadding"]
+
+
+@final
+@dataclass(frozen=True)
+class Axis:
+    """The frequencies of one axis of a twisted circular grid: (2 pi j + twist) / size.
+
+    Attributes:
+        size: Number of pixels N, and of frequencies.
+        twist: What the phase grows by in N pixels, 0 or pi: with these, the frequencies come in
+            pairs of opposite sign.
+    """
+
+    size: int
+    twist: float = 0.0
+
+    def frequencies(self) -> Tensor:
+        """All of them, ``(N,)``, in radians a pixel."""
+        turns = torch.arange(self.size, dtype=torch.float64)
+        return (2 * math.pi * turns + self.twist) / self.size
+
+    def half(self) -> Tensor:
+        """One of each pair: those from 0 to pi."""
+        return self.frequencies()[: (self.size + (1 if self.twist else 2)) // 2]
+
+
+Grid = tuple[Axis, Axis]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True)
+class Padding(ABC):
+    """How an image is extended by ``margin`` pixels on each side before a convolution.
+
+    Kernels are odd squares of side k, and the margin is k // 2, so that stride 1 keeps the size.
+    """
+
+    mode: ClassVar[str]
+
+    @abstractmethod
+    def sources(self, size: int, margin: int) -> Tensor:
+        """The pixel that each of the ``size + 2 margin`` padded ones copies; -1 for a zero."""
+
+    @abstractmethod
+    def fold(self, padded: Tensor, margin: int) -> Tensor:
+        """The adjoint of `extend`: ``(N, C, H + 2 margin, W + 2 margin)`` to ``(N, C, H, W)``."""
+
+    @abstractmethod
+    def check(self, image_size: tuple[int, int], margin: int) -> None:
+        """Raises a ValueError where an image is too small to be extended so far."""
+
+    @abstractmethod
+    def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
+        """Circular grids on each of which the circular convolution's norm bounds this one's.
+
+        The bound is the smallest of them, times `amplification`.
+        """
+
+    def amplification(self, image_size: tuple[int, int], kernel_size: int) -> float:
+        """What the norm on any of the `grids` is multiplied by to bound this convolution's."""
+        del image_size, kernel_size
+        return 1.0
+
+    def extend(self, x: Tensor, margin: int) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C, H + 2 margin, W + 2 margin)``."""
+        return F.pad(x, (margin, margin, margin, margin), mode=self.mode) if margin else x
+
+    def taps(self, size: int, kernel_size: int, stride: int) -> Tensor:
+        """The matrices of the taps along one axis, ``(k, outputs, inputs)`` of 0 and 1."""
+        sources = self.sources(size, kernel_size // 2)
+        outputs = (size - 1) // stride + 1
+        taps = torch.zeros(kernel_size, outputs, size, dtype=torch.float64)
+        for tap in range(kernel_size):
+            for row in range(outputs):
+                source = int(sources[row * stride + tap])
+                if source >= 0:
+                    taps[tap, row, source] = 1
+        return taps
+
+    def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        """``(N, C, H, W)`` and ``(D, C, k, k)`` to ``(N, D, H', W')``."""
+        return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, stride=stride)
+
+    def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
+        """The adjoint for stride 1, of the flipped and transposed kernel ``(C, D, k, k)``."""
+        side = weight.shape[-1]
+        return self.fold(F.conv2d(u, weight, padding=side - 1), side // 2)
+
+    def strided_adjoint(
+        self, u: Tensor, weight: Tensor, image_size: tuple[int, int], stride: int
+    ) -> Tensor:
+        """The adjoint for any stride, of the kernel ``(D, C, k, k)`` itself."""
+        margin = weight.shape[-1] // 2
+        height, width = (n + 2 * margin for n in image_size)
+        shape = (u.shape[0], weight.shape[1], height, width)
+        return self.fold(conv2d_input(shape, weight, u, stride=stride), margin)
+
+    def weight_gradient(self, x: Tensor, u: Tensor, shape: torch.Size, stride: int) -> Tensor:
+        """Gradient of the sum of ``u * convolve(x, weight, stride)`` for a weight of a shape."""
+        return conv2d_weight(self.extend(x, shape[-1] // 2), shape, u, stride=stride)
+
+
+@final
+@dataclass(frozen=True)
+class ZeroPadding(Padding):
+    """Zeros beyond the border."""
+
+    mode = "constant"
+
+    def sources(self, size: int, margin: int) -> Tensor:
+        index = torch.arange(-margin, size + margin)
+        return torch.where((index >= 0) & (index < size), index, -1)
+
+    def fold(self, padded: Tensor, margin: int) -> Tensor:
+        height, width = padded.shape[-2:]
+        return padded[..., margin : height - margin, margin : width - margin]
+
+    def check(self, image_size: tuple[int, int], margin: int) -> None:
+        del image_size, margin  # Zeros never run out.
+
+    def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
+        # With N >= n + k // 2 pixels no tap wraps round from one pixel of the image to another,
+        # so the convolution is a compression of the circular one, whatever the wrap-around is
+        # multiplied by. Of the twists the one is best whose frequencies miss the peak by most.
+        rows, columns = (
+            [Axis(n + kernel_size // 2, twist) for twist in (0.0, math.pi)] for n in image_size
+        )
+        return tuple((row, column) for row in rows for column in columns)
+
+    # The convolution pads with zeros by itself, without a copy of the image.
+
+    def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+    def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(u, weight, padding=weight.shape[-1] // 2)
+
+    def weight_gradient(self, x: Tensor, u: Tensor, shape: torch.Size, stride: int) -> Tensor:
+        return conv2d_weight(x, shape, u, stride=stride, padding=shape[-1] // 2)
+
+
+@final
+@dataclass(frozen=True)
+class CircularPadding(Padding):
+    """The image is a torus: beyond the border lies its far side."""
+
+    mode = "circular"
+
+    def sources(self, size: int, margin: int) -> Tensor:
+        return torch.arange(-margin, size + margin) % size
+
+    def fold(self, padded: Tensor, margin: int) -> Tensor:
+        return _fold_axis(_fold_axis(padded, margin, -2), margin, -1)
+
+    def check(self, image_size: tuple[int, int], margin: int) -> None:
+        if margin > min(image_size):
+            raise ValueError(
+                f"circular padding by {margin} pixels takes an image of at least as many, got "
+                f"{image_size[0]} x {image_size[1]}"
+            )
+
+    def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
+        del kernel_size
+        return ((Axis(image_size[0]), Axis(image_size[1])),)
+
+
+@final
+@dataclass(frozen=True)
+class ReflectPadding(Padding):
+    """The image is mirrored at its border pixels, which are not repeated."""
+
+    mode = "reflect"
+
+    def sources(self, size: int, margin: int) -> Tensor:
+        index = torch.arange(-margin, size + margin).abs()
+        return size - 1 - (size - 1 - index).abs()
+
+    def fold(self, padded: Tensor, margin: int) -> Tensor:
+        for axis in (-2, -1):
+            size = padded.shape[axis] - 2 * margin
+            inner = padded.narrow(axis, margin, size).clone()
+            near = padded.narrow(axis, 0, margin).flip(axis)
+            inner.narrow(axis, 1, margin).add_(near)
+            far = padded.narrow(axis, margin + size, margin).flip(axis)
+            inner.narrow(axis, size - 1 - margin, margin).add_(far)
+            padded = inner
+        return padded
+
+    def check(self, image_size: tuple[int, int], margin: int) -> None:
+        if margin >= min(image_size):
+            raise ValueError(
+                f"reflect padding by {margin} pixels takes an image of more than as many, got "
+                f"{image_size[0]} x {image_size[1]}"
+            )
+
+    def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
+        # Behind the extension comes a convolution that drops the border: part of a circular one.
+        rows, columns = (
+            [Axis(n + 2 * (kernel_size // 2), twist) for twist in (0.0, math.pi)]
+            for n in image_size
+        )
+        return tuple((row, column) for row in rows for column in columns)
+
+    def amplification(self, image_size: tuple[int, int], kernel_size: int) -> float:
+        # The extension's columns are orthogonal: its norm is the root of the most copies.
+        copies = [
+            int(torch.bincount(self.sources(n, kernel_size // 2)).max()) for n in image_size
+        ]
+        return math.sqrt(copies[0] * copies[1]) * (1 + 1e-15)
+
+
+def _fold_axis(padded: Tensor, margin: int, axis: int) -> Tensor:
+    size = padded.shape[axis] - 2 * margin
+    inner = padded.narrow(axis, margin, size).clone()
+    inner.narrow(axis, size - margin, margin).add_(padded.narrow(axis, 0, margin))
+    inner.narrow(axis, 0, margin).add_(padded.narrow(axis, margin + size, margin))
+    return inner

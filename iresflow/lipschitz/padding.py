@@ -223,9 +223,7 @@ class ReflectPadding(Padding):
 
     def amplification(self, image_size: tuple[int, int], kernel_size: int) -> float:
         # The extension's columns are orthogonal: its norm is the root of the most copies.
-        copies = [
-            int(torch.bincount(self.sources(n, kernel_size // 2)).max()) for n in image_size
-        ]
+        copies = [int(torch.bincount(self.sources(n, kernel_size // 2)).max()) for n in image_size]
         return math.sqrt(copies[0] * copies[1]) * (1 + 1e-15)
 
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 from helpers import CLOSED, materialize
 
-from iresflow.lipschitz import NORMALIZATIONS, NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz import (
+    NORMALIZATIONS,
+    CircularPadding,
+    NormalizedConv2d,
+    NormalizedDense,
+    ReflectPadding,
+)
 
 LAYERS = {
     "dense": (lambda **limits: NormalizedDense(5, 7, **limits), (5,)),
@@ -12,6 +18,14 @@ LAYERS = {
     "conv": (lambda **limits: NormalizedConv2d(3, 4, 3, (5, 4), **limits), (3, 5, 4)),
     "strided": (
         lambda **limits: NormalizedConv2d(3, 4, 3, (5, 4), stride=2, **limits),
+        (3, 5, 4),
+    ),
+    "circular": (
+        lambda **limits: NormalizedConv2d(3, 4, 3, (5, 4), padding=CircularPadding(), **limits),
+        (3, 5, 4),
+    ),
+    "reflect": (
+        lambda **limits: NormalizedConv2d(3, 4, 3, (5, 4), padding=ReflectPadding(), **limits),
         (3, 5, 4),
     ),
 }
@@ -81,8 +95,8 @@ def test_certified_normalization_holds_from_the_first_step(kind):
             layer.weight.add_(torch.randn_like(layer.weight))
         layer.train().normalized_weight()
         assert norm_in_action(layer, shape) <= 0.9 * (1 + 1e-12)
-        # Looser where the bound by the DFT is: few pixels, and rows dropped by the stride.
-        assert norm_in_action(layer, shape) > (0.5 if kind == "strided" else 0.7)
+        # Looser where the bound by the DFT is: few pixels, rows dropped by the stride, mirrors.
+        assert norm_in_action(layer, shape) > {"strided": 0.5, "reflect": 0.3}.get(kind, 0.7)
     assert layer.eval().bound().upper <= 0.9 * (1 + 1e-9)
 
 

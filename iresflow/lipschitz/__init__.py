@@ -1,6 +1,14 @@
 """Networks with a certified Lipschitz constant."""
 
-from iresflow.lipschitz.activations import ACTIVATIONS, ELU, Activation, LipSwish, Softplus, Tanh
+from iresflow.lipschitz.activations import (
+    ACTIVATIONS,
+    ELU,
+    Activation,
+    CLipSwish,
+    LipSwish,
+    Softplus,
+    Tanh,
+)
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.nets import Branch, conv_branch, dense_branch
@@ -21,6 +29,7 @@ __all__ = [
     "Activation",
     "Bound",
     "Branch",
+    "CLipSwish",
     "Certified",
     "CircularPadding",
     "LipSwish",

@@ -1,16 +1,21 @@
 r"""Activations with their first two derivatives and their exact Lipschitz constants.
 
+Each acts on single entries; a *concatenated* one gives several values for each entry, one block of
+channels behind the other: (B, C, ...) becomes (B, width C, ...).
+
 A flow needs :math:`\phi \in C^1` for a log-determinant, and the fused backward pass of
 `iresflow.lipschitz.chain` needs :math:`\phi''`; so ReLU is not here.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "ELU", "Activation", "LipSwish", "Softplus", "Tanh"]
+__all__ = ["ACTIVATIONS", "ELU", "Activation", "CLipSwish", "LipSwish", "Softplus", "Tanh"]
 
 
 class Activation(nn.Module, ABC):
@@ -22,7 +27,18 @@ class Activation(nn.Module, ABC):
     """
 
     lipschitz: ClassVar[float]
-    """The supremum of the absolute derivative, rounded upwards."""
+    """The Euclidean Lipschitz constant, rounded upwards: the supremum of the absolute derivative
+    for one value an entry."""
+
+    width: ClassVar[int] = 1
+    """Values for each entry."""
+
+    constants: ClassVar[Mapping[float, float]] = {}
+    """Lipschitz constants in other p-norms than the Euclidean, by p, where they differ from it."""
+
+    def lipschitz_in(self, norm: float) -> float:
+        """The Lipschitz constant in a p-norm of domain and range, rounded upwards."""
+        return self.constants.get(norm, self.lipschitz)
 
     def beta(self) -> Tensor | None:
         """The trainable slope, a positive scalar, or None."""
@@ -30,7 +46,7 @@ class Activation(nn.Module, ABC):
 
     @abstractmethod
     def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-        r""":math:`\phi(h)` and :math:`\phi'(h)`, each of the shape of h."""
+        r""":math:`\phi(h)` and :math:`\phi'(h)`, ``(B, width C, ...)`` for h ``(B, C, ...)``."""
 
     @abstractmethod
     def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,26 +137,87 @@ class LipSwish(Activation):
         return h * torch.sigmoid(self.beta() * h) / 1.1
 
     def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-        # phi = h s / 1.1 and phi' = (s + beta h s (1 - s)) / 1.1, s = sigmoid(beta h), in few
-        # passes over memory: phi' = s (1 + beta h (1 - s)) / 1.1.
-        scaled = h * beta
-        gate = scaled.sigmoid()
-        value = (h * gate).div_(1.1)
-        slope = torch.addcmul(scaled, scaled, gate, value=-1).add_(1).mul_(gate).div_(1.1)
-        return value, slope
+        return _swish_and_slope(h, beta, 1.1)
 
     def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        # phi'' = beta s (1 - s) (2 + beta h (1 - 2 s)) / 1.1.
-        scaled = h * beta
-        gate = scaled.sigmoid()
-        value = (h * gate).div_(1.1)
-        rest = torch.addcmul(gate, gate, gate, value=-1)  # s (1 - s)
-        slope = torch.addcmul(gate, scaled, rest).div_(1.1)
-        curvature = torch.addcmul(scaled, scaled, gate, value=-2).add_(2).mul_(rest)
-        return value, slope, curvature.mul_(beta / 1.1)
+        return _swish_jet(h, beta, 1.1)
+
+
+@final
+class CLipSwish(Activation):
+    r"""Concatenated LipSwish, :math:`(\phi(h), \phi(-h)) / 1.004` with :math:`\phi` LipSwish.
+
+    With s the swish, :math:`s'(u) + s'(-u) = 1`, so the squared slope of the pair,
+    :math:`s'(u)^2 + (1 - s'(u))^2`, is convex in :math:`s'(u)` and largest at the extrema of
+    :math:`s'`, which are M = 1.09983932012887 (see `LipSwish`) and 1 - M. The constant of
+    :math:`(\phi(h), \phi(-h))` is thus :math:`\sqrt{M^2 + (M - 1)^2} / 1.1 = 1.00396504003262`,
+    and over 1.004 it is below one. In the maximum norm the constant is M / 1.1 over 1.004, and in
+    the 1-norm (2 M - 1) / 1.1 over 1.004.
+
+    References:
+        Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz et al., 2021), section 3.2
+        and appendix: there the quotient is 1.004 as well. https://arxiv.org/abs/2102.02694
+    """
+
+    lipschitz = 1.00396504004 / 1.004
+    width = 2
+    constants: ClassVar[Mapping[float, float]] = {
+        1.0: (2 * 1.09983932013 - 1) / (1.1 * 1.004),
+        math.inf: 1.09983932013 / (1.1 * 1.004),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw_beta = nn.Parameter(torch.tensor(0.5))  # as in `LipSwish`
+
+    def beta(self) -> Tensor:
+        return nn.functional.softplus(self.raw_beta)
+
+    def forward(self, h: Tensor) -> Tensor:
+        beta = self.beta()
+        both = [h * torch.sigmoid(beta * h), -h * torch.sigmoid(-beta * h)]
+        return torch.cat(both, dim=1) / (1.1 * 1.004)
+
+    # As s(-u) = s(u) - u, the second half costs one subtraction.
+
+    def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+        value, slope = _swish_and_slope(h, beta, 1.1 * 1.004)
+        return _with_mirror(value, h), _with_mirror(slope, torch.ones_like(h))
+
+    def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope, curvature = _swish_jet(h, beta, 1.1 * 1.004)
+        mirrored = _with_mirror(value, h), _with_mirror(slope, torch.ones_like(h))
+        return *mirrored, torch.cat([curvature, curvature], dim=1)
+
+
+def _with_mirror(part: Tensor, excess: Tensor) -> Tensor:
+    """A function of h and its counterpart of -h, which is less by a part of the other."""
+    return torch.cat([part, torch.sub(part, excess, alpha=1 / (1.1 * 1.004))], dim=1)
+
+
+def _swish_and_slope(h: Tensor, beta: Tensor | None, divisor: float) -> tuple[Tensor, Tensor]:
+    """The swish h s with s = sigmoid(beta h) and its slope, over a divisor, in few passes."""
+    # (h s)' = s + beta h s (1 - s) = s (1 + beta h (1 - s)).
+    scaled = h * beta
+    gate = scaled.sigmoid()
+    value = (h * gate).div_(divisor)
+    slope = torch.addcmul(scaled, scaled, gate, value=-1).add_(1).mul_(gate).div_(divisor)
+    return value, slope
+
+
+def _swish_jet(h: Tensor, beta: Tensor | None, divisor: float) -> tuple[Tensor, Tensor, Tensor]:
+    # (h s)'' = beta s (1 - s) (2 + beta h (1 - 2 s)).
+    scaled = h * beta
+    gate = scaled.sigmoid()
+    value = (h * gate).div_(divisor)
+    rest = torch.addcmul(gate, gate, gate, value=-1)  # s (1 - s)
+    slope = torch.addcmul(gate, scaled, rest).div_(divisor)
+    curvature = torch.addcmul(scaled, scaled, gate, value=-2).add_(2).mul_(rest)
+    return value, slope, curvature.mul_(beta / divisor)
 
 
 ACTIVATIONS: dict[str, type[Activation]] = {
+    "clipswish": CLipSwish,
     "elu": ELU,
     "lipswish": LipSwish,
     "softplus": Softplus,

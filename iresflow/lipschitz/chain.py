@@ -80,7 +80,7 @@ class _ChainProducts(Products):
         ):
             u = _stacked(stage.layer.multiply_adjoint, u, kernel)
             if slope is not None:
-                u = u.mul_(slope)
+                u = _gathered(u.mul_(slope), stage.activation, 2)
         return u
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -91,7 +91,9 @@ class _ChainProducts(Products):
         """v, and its images behind each link, each ``(K, B, ...)``."""
         tangents = [v]
         for stage, slope in zip(self._stages, self._slopes, strict=True):
-            t = tangents[-1] if slope is None else tangents[-1] * slope
+            t = tangents[-1]
+            if slope is not None:
+                t = _spread(t, stage.activation, 2) * slope
             tangents.append(_stacked(stage.layer.multiply, t, stage.weight))
         return tangents
 
@@ -191,6 +193,7 @@ class _ChainFunction(torch.autograd.Function):
     - :math:`\partial / \partial A = \ell\, \phi(h)^\top + \lambda\, (\phi'(h) t)^\top`,
     - before the activation, :math:`\ell = \phi'(h) p + \phi''(h)\, t\, q` (summed over the K
       directions) and :math:`\lambda = \phi'(h) q`,
+    - a concatenated activation repeats t, and adds up the adjoints of its blocks,
     - for a slope with :math:`\phi_\beta(h) = \phi_1(\beta h) / \beta`:
       :math:`\partial\phi / \partial\beta = (h \phi' - \phi) / \beta` and
       :math:`\partial\phi' / \partial\beta = h \phi'' / \beta`.
@@ -270,31 +273,33 @@ class _Adjoint:
         value, slope, curvature = (h, None, None) if phi is None else phi.jet(h, beta)
         activated, behind = value, self.primal
         if self.tangent is not None and t is not None:
-            moved = t if slope is None else t * slope
+            moved = t if slope is None else _spread(t, phi, 2) * slope
             activated = torch.cat([value, moved.flatten(0, 1)])
             behind = torch.cat([self.primal, self.tangent.flatten(0, 1)])
         weight_gradient = layer.weight_gradient(activated, behind)
         before = layer.multiply_adjoint(behind, kernel)
         p = before[:batch]
-        q = None if self.tangent is None or t is None else before[batch:].view_as(t)
+        q = None
+        if self.tangent is not None and t is not None:
+            q = before[batch:].view(*t.shape[:2], *before.shape[1:])
         if slope is None or curvature is None:
             return _StageGradient(_Adjoint(p, q), weight_gradient, self.primal, None)
         primal = p * slope
         tangent = None
         mixed = None
         if q is not None and t is not None:
-            mixed = (t * q).sum(0).mul_(curvature)
+            mixed = (_spread(t, phi, 2) * q).sum(0).mul_(curvature)
             primal += mixed
-            tangent = q * slope
+            tangent = _gathered(q * slope, phi, 2)
         beta_gradient = None
         if beta is not None:
-            beta_gradient = torch.addcmul(-value, h, slope).mul_(p)
+            wide = _spread(h, phi, 1)
+            beta_gradient = torch.addcmul(-value, wide, slope).mul_(p)
             if mixed is not None:
-                beta_gradient.addcmul_(h, mixed)
+                beta_gradient.addcmul_(wide, mixed)
             beta_gradient = beta_gradient.sum() / beta
-        return _StageGradient(
-            _Adjoint(primal, tangent), weight_gradient, self.primal, beta_gradient
-        )
+        adjoint = _Adjoint(_gathered(primal, phi, 1), tangent)
+        return _StageGradient(adjoint, weight_gradient, self.primal, beta_gradient)
 
 
 @dataclass(frozen=True)
@@ -303,6 +308,20 @@ class _StageGradient:
     weight_gradient: Tensor
     bias_adjoint: Tensor
     beta_gradient: Tensor | None
+
+
+def _spread(x: Tensor, activation: Activation | None, channels: int) -> Tensor:
+    """Each entry as often as a concatenated activation has values for it, along the channels."""
+    if activation is None or activation.width == 1:
+        return x
+    return torch.cat([x] * activation.width, dim=channels)
+
+
+def _gathered(x: Tensor, activation: Activation | None, channels: int) -> Tensor:
+    """The adjoint of `_spread`."""
+    if activation is None or activation.width == 1:
+        return x
+    return x.unflatten(channels, (activation.width, -1)).sum(channels)
 
 
 def _stacked(product: Any, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ANN401

@@ -15,6 +15,7 @@ from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.normalization import Normalization
 from iresflow.lipschitz.normalized import NormalizedLayer
 from iresflow.lipschitz.snapshot import Snapshot
+from iresflow.lipschitz.padding import Padding
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]
 
@@ -135,6 +136,7 @@ def conv_branch(
     activation: type[Activation],
     coeff: float,
     normalization: Normalization | None = None,
+    padding: Padding | None = None,
     activate_input: bool = True,
     context_dim: int = 0,
 ) -> Branch:
@@ -147,17 +149,20 @@ def conv_branch(
         activation: The class of the activations.
         coeff: Upper limit of each layer's operator norm.
         normalization: What training divides the weights by; `PowerIteration` by default.
+        padding: What the 3 x 3 convolutions read beyond the border; `ZeroPadding` by default.
         activate_input: Whether an activation stands before the first layer, as in all blocks but
             the first of a model.
         context_dim: Dimension of the context, 0 for none.
     """
     limits = {"coeff": coeff, "normalization": normalization}
-    layers = [
-        NormalizedConv2d(channels, hidden, 3, image_size, **limits),
-        NormalizedConv2d(hidden, hidden, 1, image_size, **limits),
-        NormalizedConv2d(hidden, channels, 3, image_size, **limits),
-    ]
+    wide = activation.width * hidden
     first = activation() if activate_input else None
+    inputs = activation.width * channels if activate_input else channels
+    layers = [
+        NormalizedConv2d(inputs, hidden, 3, image_size, padding=padding, **limits),
+        NormalizedConv2d(wide, hidden, 1, image_size, **limits),
+        NormalizedConv2d(wide, channels, 3, image_size, padding=padding, **limits),
+    ]
     return Branch(layers, [first, activation(), activation()], context_dim=context_dim)
 
 
@@ -173,10 +178,11 @@ def dense_branch(
 ) -> Branch:
     """A branch of three dense layers on vectors ``(B, dim)``; arguments as in `conv_branch`."""
     limits = {"coeff": coeff, "normalization": normalization}
-    layers = [
-        NormalizedDense(dim, hidden, **limits),
-        NormalizedDense(hidden, hidden, **limits),
-        NormalizedDense(hidden, dim, **limits),
-    ]
+    wide = activation.width * hidden
     first = activation() if activate_input else None
+    layers = [
+        NormalizedDense(activation.width * dim if activate_input else dim, hidden, **limits),
+        NormalizedDense(wide, hidden, **limits),
+        NormalizedDense(wide, dim, **limits),
+    ]
     return Branch(layers, [first, activation(), activation()], context_dim=context_dim)

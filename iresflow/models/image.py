@@ -85,7 +85,7 @@ class ImageFlow(Flow):
         hidden: Channels inside the branches.
         levels: Grey levels of the integer images, 256 for 8 bits.
         context_dim: Dimension of the context, 0 for none.
-        activation: Name of the activations: elu, lipswish, softplus or tanh.
+        activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``power-iteration``, or
             ``certified`` norms, which cost more and hold in every step.

@@ -24,7 +24,7 @@ class VectorFlow(Flow):
         blocks: Number of residual blocks.
         hidden: Width inside the branches.
         context_dim: Dimension of the context, 0 for none.
-        activation: Name of the activations: elu, lipswish, softplus or tanh.
+        activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``power-iteration``, or
             ``certified`` norms, which cost more and hold in every step.

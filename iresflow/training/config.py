@@ -48,7 +48,7 @@ class ModelConfig:
     """Residual blocks on each scale, finest first; 0 squeezes at once. Vectors: one number."""
     hidden: int = 32
     """Width of the branches: channels for images, units for vectors."""
-    activation: Literal["elu", "lipswish", "softplus", "tanh"] = "lipswish"
+    activation: Literal["clipswish", "elu", "lipswish", "softplus", "tanh"] = "lipswish"
     """Activation of the branches."""
     coeff: float = 0.98
     """Upper limit of each layer's operator norm, between 0 and 1."""

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from helpers import CLOSED
 
-from iresflow.lipschitz import ACTIVATIONS, LipSwish
+from iresflow.lipschitz import ACTIVATIONS, CLipSwish, LipSwish
 
 NAMES = sorted(ACTIVATIONS)
 
@@ -11,15 +13,18 @@ def derivatives(activation, h):
     """Value and two derivatives by autograd of the plain forward pass."""
     h = h.clone().requires_grad_()
     value = activation(h)
-    (slope,) = torch.autograd.grad(value.sum(), h, create_graph=True)
-    (curvature,) = torch.autograd.grad(slope.sum(), h)
-    return value.detach(), slope.detach(), curvature
+    slopes, curvatures = [], []
+    for part in value.chunk(activation.width, dim=1):
+        (slope,) = torch.autograd.grad(part.sum(), h, create_graph=True)
+        slopes.append(slope.detach())
+        curvatures.append(torch.autograd.grad(slope.sum(), h, retain_graph=True)[0])
+    return value.detach(), torch.cat(slopes, 1), torch.cat(curvatures, 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_jets_agree_with_autograd(name):
     activation = ACTIVATIONS[name]()
-    h = torch.linspace(-6, 6, 101) + 0.01
+    h = torch.linspace(-6, 6, 102).view(17, 6) + 0.01
     expected = derivatives(activation, h)
     beta = activation.beta()
     with torch.no_grad():
@@ -32,16 +37,35 @@ def test_jets_agree_with_autograd(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_lipschitz_constant_is_the_supremum_of_the_slope(name):
     activation = ACTIVATIONS[name]()
-    h = torch.linspace(-30, 30, 2_000_001)
-    largest = float(activation.value_and_slope(h, activation.beta())[1].detach().abs().max())
-    assert largest <= activation.lipschitz
-    assert largest >= activation.lipschitz - 1e-6
+    h = torch.linspace(-30, 30, 2_000_001)[:, None]
+    slopes = activation.value_and_slope(h, activation.beta())[1].detach()
+    for norm in (1.0, 2.0, math.inf):
+        largest = float(torch.linalg.vector_norm(slopes, ord=norm, dim=1).max())
+        assert largest <= activation.lipschitz_in(norm)
+        assert largest >= activation.lipschitz_in(norm) - 1e-9
 
 
 def test_the_trainable_slope_does_not_move_the_lipschitz_constant():
-    activation = LipSwish()
-    h = torch.linspace(-300, 300, 2_000_001)
-    for raw in (-3.0, 4.0):
-        activation.raw_beta.data.fill_(raw)
-        slope = activation.value_and_slope(h, activation.beta())[1].detach()
-        assert float(slope.abs().max()) <= activation.lipschitz
+    h = torch.linspace(-300, 300, 2_000_001)[:, None]
+    for activation in (LipSwish(), CLipSwish()):
+        for raw in (-3.0, 4.0):
+            activation.raw_beta.data.fill_(raw)
+            slope = activation.value_and_slope(h, activation.beta())[1].detach()
+            assert float(slope.norm(dim=1).max()) <= activation.lipschitz
+
+
+def test_constants_of_the_swish_family_follow_from_the_extremum_of_its_slope():
+    def slope(u):
+        gate = 1 / (1 + math.exp(-u))
+        return gate + u * gate * (1 - gate)
+
+    # The extremum is where s'' = 0: 2 + u (1 - 2 sigmoid(u)) changes sign.
+    low, high = 2.0, 3.0
+    for _ in range(60):
+        root = (low + high) / 2
+        low, high = (root, high) if 2 - root * math.tanh(root / 2) > 0 else (low, root)
+    largest = slope(root)
+    assert slope(root) + slope(-root) == pytest.approx(1, abs=1e-15)
+    assert 0 <= LipSwish.lipschitz * 1.1 - largest < 1e-11
+    assert 0 <= CLipSwish.lipschitz * 1.1044 - math.hypot(largest, 1 - largest) < 2e-11
+    assert CLipSwish.lipschitz < 1

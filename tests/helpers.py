@@ -5,10 +5,21 @@ from torch import Tensor
 
 from iresflow import ImageFlow, VectorFlow
 from iresflow.linearization import Linearization
-from iresflow.lipschitz import ACTIVATIONS, Branch, conv_branch, dense_branch
+from iresflow.lipschitz import (
+    ACTIVATIONS,
+    Branch,
+    CircularPadding,
+    ReflectPadding,
+    ZeroPadding,
+    conv_branch,
+    dense_branch,
+)
 
 CLOSED = 1e-8
 """Tolerance of closed forms in float64."""
+
+PADDINGS = {"conv": ZeroPadding(), "circular": CircularPadding(), "reflect": ReflectPadding()}
+"""The branches of convolutions by what they read beyond the border."""
 
 
 def perturb(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
@@ -21,17 +32,17 @@ def perturb(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
 
 
 def small_branch(kind: str, activation: str = "lipswish", context_dim: int = 0) -> Branch:
-    """A branch of few dimensions: ``conv`` on (2, 5, 4), ``dense`` on (5,)."""
+    """A branch of few dimensions: ``dense`` on (5,), or one of `PADDINGS` on (2, 5, 4)."""
     settings = {"activation": ACTIVATIONS[activation], "coeff": 0.9, "context_dim": context_dim}
-    if kind == "conv":
-        branch = conv_branch(2, 6, (5, 4), **settings)
-    else:
+    if kind == "dense":
         branch = dense_branch(5, 8, **settings)
+    else:
+        branch = conv_branch(2, 6, (5, 4), padding=PADDINGS[kind], **settings)
     return perturb(branch)
 
 
 def branch_shape(kind: str) -> tuple[int, ...]:
-    return (2, 5, 4) if kind == "conv" else (5,)
+    return (5,) if kind == "dense" else (2, 5, 4)
 
 
 def small_image_flow(**settings) -> ImageFlow:

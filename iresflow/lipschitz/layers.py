@@ -67,6 +67,10 @@ class NormalizedDense(NormalizedLayer):
         upper, lower = matrix_norm(weight.detach())
         return Bound(float(upper), lower, "gram")
 
+    def taps(self) -> tuple[Tensor, Tensor, Tensor]:
+        one = torch.ones(1, 1, 1, dtype=torch.float64)
+        return self.weight[:, :, None, None], one, one
+
 
 @final
 class NormalizedConv2d(NormalizedLayer):
@@ -162,6 +166,12 @@ class NormalizedConv2d(NormalizedLayer):
         if not value <= MET * estimate:
             estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
         return Bound(value, estimate, "fourier")
+
+    def taps(self) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = (
+            self.padding.taps(n, self.kernel_size, self.stride) for n in self.image_size
+        )
+        return self.weight, rows, columns
 
     def extra_repr(self) -> str:
         return (

@@ -11,6 +11,7 @@ from iresflow.linearization import Linearization
 from iresflow.lipschitz.activations import Activation
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
 from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
+from iresflow.lipschitz.induced import NORMS
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.normalization import Normalization
 from iresflow.lipschitz.normalized import NormalizedLayer
@@ -80,19 +81,33 @@ class Branch(nn.Module, LipschitzMap):
         stages = self._stages(context)
         return Snapshot(stages, [layer.bound().upper for layer in self.layers], self.bound().upper)
 
-    def bound(self) -> Bound:
-        """The product of the layers' bounds and the activations' constants (thesis, eq. 4.6).
+    def bound(self, norm: float = 2.0) -> Bound:
+        """The smallest product of the layers' and activations' constants (thesis, eq. 4.6).
+
+        Each layer may map from one p-norm to another. Over all choices of the norms in between,
+        the smallest product is that of a shortest path.
+
+        Arguments:
+            norm: The p-norm of the branch's domain and range: 1, 2 or infinity.
 
         Raises:
             UnknownBoundError: of a layer or an activation no bound is known.
+            ValueError: another norm.
         """
         self._require_bounds()
-        total = Bound(1.0, 1.0, "")
+        if norm not in NORMS:
+            raise ValueError(f"norm must be 1, 2 or infinity, got {norm}")
+        paths = {norm: Bound(1.0, 1.0, "")}
         for activation, layer in zip(self.activations, self.layers, strict=True):
-            if isinstance(activation, Activation):
-                total = total.then(Bound(activation.lipschitz, activation.lipschitz, ""))
-            total = total.then(layer.bound())
-        return total
+            steps = layer.bounds()
+            for p in paths if isinstance(activation, Activation) else ():
+                constant = activation.lipschitz_in(p)
+                paths[p] = paths[p].then(Bound(constant, constant, ""))
+            paths = {
+                q: min((path.then(steps[p, q]) for p, path in paths.items()), key=_upper)
+                for q in NORMS
+            }
+        return paths[norm]
 
     def enforce(self) -> None:
         """Makes each layer's certified bound at most its coefficient. Errors: as `bound`."""
@@ -126,6 +141,10 @@ class Branch(nn.Module, LipschitzMap):
                 weight = weight.to(torch.promote_types(dtype, weight.dtype))
             stages.append(Stage(activation, layer, weight, bias, beta))
         return stages
+
+
+def _upper(bound: Bound) -> float:
+    return bound.upper
 
 
 def conv_branch(

@@ -7,12 +7,14 @@ is computed anew. `NormalizedLayer.enforce` sets that buffer to a rigorous upper
 from then on the layer's certified bound is at most c.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
+from iresflow.lipschitz.induced import entry_bounds
 from iresflow.lipschitz.normalization import SETTLING_ITERATIONS, Normalization
 
 __all__ = ["NormalizedLayer", "broadcast_bias"]
@@ -60,6 +62,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         self.register_buffer("left", _normalized(torch.randn(left_shape)))
         self.register_buffer("sigma", torch.ones(()))
         self._certificate: tuple[int, Bound] | None = None
+        self._bounds: tuple[tuple[int, float], dict[tuple[float, float], Bound]] | None = None
         self._enforced: int | None = None
         with torch.no_grad():
             self.estimate(self.weight, SETTLING_ITERATIONS)  # so that training starts warm
@@ -90,6 +93,13 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     @abstractmethod
     def tightest_bound(self, weight: Tensor) -> Bound:
         """The tightest rigorous bound of the operator norm that is affordable."""
+
+    @abstractmethod
+    def taps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The raw weight as a kernel ``(D, C, k, k)``, and its taps along both axes of an image.
+
+        See `iresflow.lipschitz.induced.entry_bounds`.
+        """
 
     # Normalisation.
 
@@ -146,11 +156,42 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         return self._certificate[1]
 
     @torch.no_grad()
-    def bound(self) -> Bound:
-        """Certified bound of the layer as eval mode applies it."""
-        raw, scale = self.raw_bound(), float(self._scale(self.sigma))
-        upper = (raw.upper + self._rounding()) * scale * (1 + 1e-15)
-        return Bound(upper, raw.estimate * scale, raw.method)
+    def bound(self, domain: float = 2.0, codomain: float = 2.0) -> Bound:
+        """Certified bound of the layer as eval mode applies it, from one p-norm to another.
+
+        Arguments:
+            domain, codomain: Of `NORMS`.
+        """
+        return self.bounds()[domain, codomain]
+
+    @torch.no_grad()
+    def bounds(self) -> dict[tuple[float, float], Bound]:
+        """Certified bounds of the layer as eval mode applies it, by norms of domain and range."""
+        scale = float(self._scale(self.sigma))
+        raw, key = self.raw_bound(), (self._certificate[0] if self._certificate else 0, scale)
+        if self._bounds is None or self._bounds[0] != key:
+            upper = (raw.upper + self._rounding()) * scale * (1 + 1e-15)
+            spectral = Bound(upper, raw.estimate * scale, raw.method)
+            self._bounds = (key, {(2.0, 2.0): spectral, **self._induced_bounds(spectral, scale)})
+        return self._bounds[1]
+
+    def _induced_bounds(self, spectral: Bound, scale: float) -> dict[tuple[float, float], Bound]:
+        kernel, rows, columns = self.taps()
+        inputs = kernel.shape[1] * rows.shape[2] * columns.shape[2]
+        outputs = kernel.shape[0] * rows.shape[1] * columns.shape[1]
+        # |x|_2 <= root of n |x|_inf and |y|_1 <= root of m |y|_2 bound what has no formula.
+        wide, tall = math.sqrt(inputs) * (1 + 1e-15), math.sqrt(outputs) * (1 + 1e-15)
+        factors = {(math.inf, 2.0): wide, (2.0, 1.0): tall, (math.inf, 1.0): wide * tall}
+        # Each entry is off by the type's eps at most where the weight is scaled.
+        growth = scale * (1 + torch.finfo(self.weight.dtype).eps) * (1 + 1e-15)
+        bounds = {}
+        for pair, value in entry_bounds(kernel, rows, columns).items():
+            if pair in factors:
+                upper = min(value * growth, spectral.upper * factors[pair] * (1 + 1e-15))
+                bounds[pair] = Bound(upper, spectral.estimate, "entries")
+            else:
+                bounds[pair] = Bound(value * growth, value * scale, "entries")
+        return bounds
 
     def estimate(self, weight: Tensor, iterations: int, *, keep: bool = True) -> Tensor:
         """The norm by power iteration, from below, differentiable in the weight.

@@ -87,14 +87,10 @@ class Padding(ABC):
 
     def taps(self, size: int, kernel_size: int, stride: int) -> Tensor:
         """The matrices of the taps along one axis, ``(k, outputs, inputs)`` of 0 and 1."""
-        sources = self.sources(size, kernel_size // 2)
-        outputs = (size - 1) // stride + 1
-        taps = torch.zeros(kernel_size, outputs, size, dtype=torch.float64)
-        for tap in range(kernel_size):
-            for row in range(outputs):
-                source = int(sources[row * stride + tap])
-                if source >= 0:
-                    taps[tap, row, source] = 1
+        sources = self.sources(size, kernel_size // 2).unfold(0, kernel_size, stride)
+        taps = torch.zeros(kernel_size, len(sources), size, dtype=torch.float64)
+        row, tap = (sources >= 0).nonzero(as_tuple=True)
+        taps[tap, row, sources[row, tap]] = 1
         return taps
 
     def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:

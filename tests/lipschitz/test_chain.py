@@ -5,7 +5,7 @@ from helpers import CLOSED, branch_shape, dense_jacobian, small_branch
 from iresflow.linearization import FunctionLinearization
 from iresflow.lipschitz import ACTIVATIONS
 
-KINDS = ["conv", "dense"]
+KINDS = ["conv", "circular", "reflect", "dense"]
 
 
 def branch_and_inputs(kind, activation, context_dim=3):

@@ -8,6 +8,8 @@ The candidate s comes from Lanczos iterations, which end below the squared norm.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -18,6 +20,9 @@ from iresflow.lipschitz.bounds import EPS, Bound, scaled
 from iresflow.lipschitz.padding import Padding
 
 __all__ = ["banded_bound", "banded_cost"]
+
+_THREADED = 5e9
+"""Floating-point operations from which on several threads pay."""
 
 _LANCZOS_STEPS = 80
 
@@ -103,6 +108,23 @@ def banded_bound(
     if power in (0.0, math.inf):
         return Bound(power, power, "banded")
     operator = _cheapest(frozen, image_size, stride, padding)
+    with _threads_for(operator.cost):
+        return _bound(operator, power)
+
+
+@contextmanager
+def _threads_for(cost: float) -> Iterator[None]:
+    """One thread where the matrices are so small that more would only wait for each other."""
+    before = torch.get_num_threads()
+    if cost < _THREADED:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bound(operator: _Operator, power: float) -> Bound | None:
     gram = _BandedGram(operator)
     lower = gram.lanczos(_LANCZOS_STEPS)
     absolute = (

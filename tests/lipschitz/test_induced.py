@@ -43,7 +43,7 @@ LAYERS = {
             NormalizedConv2d(1, 2, 3, size, stride=stride, padding=padding, coeff=0.9)
         )
         for padding in (ZeroPadding(), CircularPadding(), ReflectPadding())
-        for size in ((2, 2), (3, 3), (2, 5))
+        for size in ((2, 2), (3, 3), (2, 4))
         for stride in (1, 2)
     },
 }

@@ -19,11 +19,17 @@ from iresflow.lipschitz.symbol import symbol_norm
 
 __all__ = ["NormalizedConv2d", "NormalizedDense"]
 
+BANDED_ALWAYS = 1e9
+"""Floating-point operations that a factorisation may cost where the DFT is not even tried."""
+
 BANDED_LIMIT = 2e10
-"""Most floating-point operations that a bound may cost, about a second; above it, the DFT."""
+"""Most that it may cost, about a second: it replaces bounds by the DFT that may be loose."""
+
+LOOSE_LIMIT = 2e11
+"""The same where the DFT ignores a stride or allows for mirrored pixels: up to twice the norm."""
 
 MET = 1.005
-"""Ratio of a bound to the estimate below it at which the estimate needs no more iterations."""
+"""Ratio of a bound to the estimate below it at which the bound is tight enough."""
 
 
 @final
@@ -157,15 +163,22 @@ class NormalizedConv2d(NormalizedLayer):
             upper, lower = symbol_norm(weight, grids)
             return Bound(float(upper), lower, "fourier")
         where = (self.image_size, self.stride, self.padding)
-        if banded_cost(weight, *where) <= BANDED_LIMIT:
+        cost = banded_cost(weight, *where)
+        if cost <= BANDED_ALWAYS:
             bound = banded_bound(weight, *where)
             if bound is not None:
                 return bound
-        value = float(self.smooth_norm(weight))
+        upper = float(self.smooth_norm(weight))
         estimate = float(self.estimate(weight, SETTLING_ITERATIONS // 5, keep=False))
-        if not value <= MET * estimate:
-            estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
-        return Bound(value, estimate, "fourier")
+        if upper <= MET * estimate:
+            return Bound(upper, estimate, "fourier")
+        loose = self.stride > 1 or self.amplification > 1
+        if BANDED_ALWAYS < cost <= (LOOSE_LIMIT if loose else BANDED_LIMIT):
+            bound = banded_bound(weight, *where)
+            if bound is not None:
+                return bound
+        estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
+        return Bound(upper, estimate, "fourier")
 
     def taps(self) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = (

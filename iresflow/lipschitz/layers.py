@@ -14,7 +14,7 @@ from iresflow.lipschitz.normalization import (
     PowerIteration,
 )
 from iresflow.lipschitz.normalized import NormalizedLayer
-from iresflow.lipschitz.padding import CircularPadding, Padding, ZeroPadding
+from iresflow.lipschitz.padding import CircularPadding, Grid, Padding, ZeroPadding
 from iresflow.lipschitz.symbol import symbol_norm
 
 __all__ = ["NormalizedConv2d", "NormalizedDense"]
@@ -27,6 +27,9 @@ BANDED_LIMIT = 2e10
 
 LOOSE_LIMIT = 2e11
 """The same where the DFT ignores a stride or allows for mirrored pixels: up to twice the norm."""
+
+TWIST_LIMIT = 5e10
+"""Most operations on Gram matrices for which all twists of the grid are compared."""
 
 MET = 1.005
 """Ratio of a bound to the estimate below it at which the bound is tight enough."""
@@ -150,8 +153,7 @@ class NormalizedConv2d(NormalizedLayer):
     def smooth_norm(self, weight: Tensor) -> Tensor:
         if self.pointwise:
             return matrix_norm(weight.flatten(1))[0]
-        grids = self.padding.grids(self.image_size, self.kernel_size)
-        return symbol_norm(weight, grids)[0] * self.amplification
+        return symbol_norm(weight, self._grids())[0] * self.amplification
 
     def tightest_bound(self, weight: Tensor) -> Bound:
         weight = weight.detach()
@@ -159,8 +161,7 @@ class NormalizedConv2d(NormalizedLayer):
             upper, lower = matrix_norm(weight.flatten(1))
             return Bound(float(upper), lower, "gram")
         if isinstance(self.padding, CircularPadding) and self.stride == 1:
-            grids = self.padding.grids(self.image_size, self.kernel_size)
-            upper, lower = symbol_norm(weight, grids)
+            upper, lower = symbol_norm(weight, self._grids())
             return Bound(float(upper), lower, "fourier")
         where = (self.image_size, self.stride, self.padding)
         cost = banded_cost(weight, *where)
@@ -185,6 +186,12 @@ class NormalizedConv2d(NormalizedLayer):
             self.padding.taps(n, self.kernel_size, self.stride) for n in self.image_size
         )
         return self.weight, rows, columns
+
+    def _grids(self) -> tuple[Grid, ...]:
+        grids = self.padding.grids(self.image_size, self.kernel_size)
+        work = sum(rows.size * columns.size for rows, columns in grids)
+        # Where there is much to do, the image is large, and all twists are tight.
+        return grids if work * min(self.weight.shape[:2]) ** 3 <= TWIST_LIMIT else grids[-1:]
 
     def extra_repr(self) -> str:
         return (

@@ -83,6 +83,24 @@ def test_the_twisted_grid_is_exact_for_the_laplacian():
     assert float(one) == pytest.approx(8)
 
 
+def test_a_grid_without_a_margin_bounds_nothing():
+    # A control: on a grid of the image's own size taps wrap round onto the image.
+    below = 0
+    for _ in range(20):
+        kernel = torch.randn(2, 2, 3, 3)
+        grids = [(Axis(3, a), Axis(3, b)) for a in (0.0, math.pi) for b in (0.0, math.pi)]
+        below += float(symbol_norm(kernel, tuple(grids))[0]) < spectral(operator(kernel, (3, 3)))
+    assert below > 0
+
+
+def test_wide_layers_use_one_twist(monkeypatch):
+    layer = NormalizedConv2d(3, 5, 3, (9, 8), coeff=0.9)
+    four = float(layer.smooth_norm(layer.weight.detach()))
+    monkeypatch.setattr("iresflow.lipschitz.layers.TWIST_LIMIT", 0)
+    one = float(layer.smooth_norm(layer.weight.detach()))
+    assert four <= one <= 1.1 * four
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 4), (6, 6)])
 def test_circular_convolutions_are_bounded_by_their_norm(size):
     kernel = torch.randn(3, 2, 3, 3)

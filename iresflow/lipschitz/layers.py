@@ -29,7 +29,7 @@ LOOSE_LIMIT = 2e11
 """The same where the DFT ignores a stride or allows for mirrored pixels: up to twice the norm."""
 
 TWIST_LIMIT = 5e10
-"""Most operations on Gram matrices for which all twists of the grid are compared."""
+"""Most operations on Gram matrices for which several twists of the grid are compared."""
 
 MET = 1.005
 """Ratio of a bound to the estimate below it at which the bound is tight enough."""
@@ -153,7 +153,7 @@ class NormalizedConv2d(NormalizedLayer):
     def smooth_norm(self, weight: Tensor) -> Tensor:
         if self.pointwise:
             return matrix_norm(weight.flatten(1))[0]
-        return symbol_norm(weight, self._grids())[0] * self.amplification
+        return symbol_norm(weight, self._grids(2))[0] * self.amplification
 
     def tightest_bound(self, weight: Tensor) -> Bound:
         weight = weight.detach()
@@ -161,7 +161,7 @@ class NormalizedConv2d(NormalizedLayer):
             upper, lower = matrix_norm(weight.flatten(1))
             return Bound(float(upper), lower, "gram")
         if isinstance(self.padding, CircularPadding) and self.stride == 1:
-            upper, lower = symbol_norm(weight, self._grids())
+            upper, lower = symbol_norm(weight, self._grids(1))
             return Bound(float(upper), lower, "fourier")
         where = (self.image_size, self.stride, self.padding)
         cost = banded_cost(weight, *where)
@@ -169,7 +169,7 @@ class NormalizedConv2d(NormalizedLayer):
             bound = banded_bound(weight, *where)
             if bound is not None:
                 return bound
-        upper = float(self.smooth_norm(weight))
+        upper = float(symbol_norm(weight, self._grids(4))[0]) * self.amplification
         estimate = float(self.estimate(weight, SETTLING_ITERATIONS // 5, keep=False))
         if upper <= MET * estimate:
             return Bound(upper, estimate, "fourier")
@@ -187,11 +187,11 @@ class NormalizedConv2d(NormalizedLayer):
         )
         return self.weight, rows, columns
 
-    def _grids(self) -> tuple[Grid, ...]:
-        grids = self.padding.grids(self.image_size, self.kernel_size)
+    def _grids(self, most: int) -> tuple[Grid, ...]:
+        grids = self.padding.grids(self.image_size, self.kernel_size)[:most]
         work = sum(rows.size * columns.size for rows, columns in grids)
         # Where there is much to do, the image is large, and all twists are tight.
-        return grids if work * min(self.weight.shape[:2]) ** 3 <= TWIST_LIMIT else grids[-1:]
+        return grids if work * min(self.weight.shape[:2]) ** 3 <= TWIST_LIMIT else grids[:1]
 
     def extra_repr(self) -> str:
         return (

@@ -73,7 +73,7 @@ class Padding(ABC):
     def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
         """Circular grids on each of which the circular convolution's norm bounds this one's.
 
-        The bound is the smallest of them, times `amplification`.
+        The bound is the smallest of them, times `amplification`; the first grids matter most.
         """
 
     def amplification(self, image_size: tuple[int, int], kernel_size: int) -> float:
@@ -137,11 +137,8 @@ class ZeroPadding(Padding):
     def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
         # With N >= n + k // 2 pixels no tap wraps round from one pixel of the image to another,
         # so the convolution is a compression of the circular one, whatever the wrap-around is
-        # multiplied by. Of the twists the one is best whose frequencies miss the peak by most.
-        rows, columns = (
-            [Axis(n + kernel_size // 2, twist) for twist in (0.0, math.pi)] for n in image_size
-        )
-        return tuple((row, column) for row in rows for column in columns)
+        # multiplied by.
+        return _twisted(*(n + kernel_size // 2 for n in image_size))
 
     # The convolution pads with zeros by itself, without a copy of the image.
 
@@ -211,16 +208,21 @@ class ReflectPadding(Padding):
 
     def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
         # Behind the extension comes a convolution that drops the border: part of a circular one.
-        rows, columns = (
-            [Axis(n + 2 * (kernel_size // 2), twist) for twist in (0.0, math.pi)]
-            for n in image_size
-        )
-        return tuple((row, column) for row in rows for column in columns)
+        return _twisted(*(n + 2 * (kernel_size // 2) for n in image_size))
 
     def amplification(self, image_size: tuple[int, int], kernel_size: int) -> float:
         # The extension's columns are orthogonal: its norm is the root of the most copies.
         copies = [int(torch.bincount(self.sources(n, kernel_size // 2)).max()) for n in image_size]
         return math.sqrt(copies[0] * copies[1]) * (1 + 1e-15)
+
+
+def _twisted(height: int, width: int) -> tuple[Grid, ...]:
+    """All twists of a grid; the best is that whose frequencies miss the peak by most.
+
+    For most layers, random or trained, it is one of the first two.
+    """
+    twists = ((math.pi, math.pi), (0.0, 0.0), (0.0, math.pi), (math.pi, 0.0))
+    return tuple((Axis(height, row), Axis(width, column)) for row, column in twists)
 
 
 def _fold_axis(padded: Tensor, margin: int, axis: int) -> Tensor:

@@ -155,8 +155,8 @@ class CLipSwish(Activation):
     the 1-norm (2 M - 1) / 1.1 over 1.004.
 
     References:
-        Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz et al., 2021), section 3.2
-        and appendix: there the quotient is 1.004 as well. https://arxiv.org/abs/2102.02694
+        Invertible DenseNets with Concatenated LipSwish (Perugachi-Diaz et al., 2021), which
+        divides by 1.004 too. https://arxiv.org/abs/2102.02694
     """
 
     lipschitz = 1.00396504004 / 1.004

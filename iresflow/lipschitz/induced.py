@@ -1,10 +1,11 @@
 r"""Induced norms :math:`\|A\|_{p \to q} = \max \|A x\|_q / \|x\|_p` for p and q of 1, 2, infinity.
 
-A residual block is invertible if its branch contracts in *any* norm (thesis, remark to Theorem
-4.1), and a branch may change the norm between its layers. Exact are the norms from p = 1, the
-largest q-norm of a column, and to q = infinity, the largest norm of a row in the norm dual to p.
-The others but 2 to 2 are NP-hard (Steinberg, Computation of matrix norms, 2005), and bounded by
-the matrix of absolute values and the vector of ones.
+A residual block is invertible if its branch contracts in *any* p-norm (thesis, eq. 4.1 and remark
+4.7), and a branch may change the norm between its layers, as in the mixed norms of Residual Flows
+(Chen et al., 2019, arXiv:1906.02735). Exact are the norms from p = 1, the largest q-norm of a
+column, and to q = infinity, the largest norm of a row in the norm dual to p. The others but 2 to 2
+are NP-hard (Steinberg, Computation of matrix norms, 2005), and bounded by the matrix of absolute
+values and the vector of ones.
 
 All are sums over entries of A. A convolution repeats few entries often: each pair of an output
 row and an input row is linked by one set of taps, so counting the pairs by their sets gives

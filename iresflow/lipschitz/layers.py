@@ -163,23 +163,28 @@ class NormalizedConv2d(NormalizedLayer):
         if isinstance(self.padding, CircularPadding) and self.stride == 1:
             upper, lower = symbol_norm(weight, self._grids(1))
             return Bound(float(upper), lower, "fourier")
-        where = (self.image_size, self.stride, self.padding)
-        cost = banded_cost(weight, *where)
-        if cost <= BANDED_ALWAYS:
-            bound = banded_bound(weight, *where)
-            if bound is not None:
-                return bound
         upper = float(symbol_norm(weight, self._grids(4))[0]) * self.amplification
+        cost = banded_cost(weight, self.image_size, self.stride, self.padding)
+        if cost <= BANDED_ALWAYS:
+            return self._banded_bound(weight, upper)
         estimate = float(self.estimate(weight, SETTLING_ITERATIONS // 5, keep=False))
         if upper <= MET * estimate:
             return Bound(upper, estimate, "fourier")
         loose = self.stride > 1 or self.amplification > 1
-        if BANDED_ALWAYS < cost <= (LOOSE_LIMIT if loose else BANDED_LIMIT):
-            bound = banded_bound(weight, *where)
-            if bound is not None:
-                return bound
+        if cost <= (LOOSE_LIMIT if loose else BANDED_LIMIT):
+            return self._banded_bound(weight, upper)
         estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
         return Bound(upper, estimate, "fourier")
+
+    def _banded_bound(self, weight: Tensor, fourier: float) -> Bound:
+        """The tighter of a factorisation's bound and that by the DFT, which may be exact."""
+        bound = banded_bound(weight, self.image_size, self.stride, self.padding)
+        if bound is None:
+            estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
+            return Bound(fourier, estimate, "fourier")
+        if fourier < bound.upper:
+            return Bound(fourier, bound.estimate, "fourier")
+        return bound
 
     def taps(self) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = (
@@ -191,7 +196,9 @@ class NormalizedConv2d(NormalizedLayer):
         grids = self.padding.grids(self.image_size, self.kernel_size)[:most]
         work = sum(rows.size * columns.size for rows, columns in grids)
         # Where there is much to do, the image is large, and all twists are tight.
-        return grids if work * min(self.weight.shape[:2]) ** 3 <= TWIST_LIMIT else grids[:1]
+        if most == 1 or work * min(self.weight.shape[:2]) ** 3 <= TWIST_LIMIT:
+            return grids
+        return self._grids(most // 2)
 
     def extra_repr(self) -> str:
         return (

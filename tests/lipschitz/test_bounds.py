@@ -6,6 +6,7 @@ from helpers import materialize
 
 from iresflow.lipschitz import (
     Bound,
+    Certified,
     CircularPadding,
     NormalizedConv2d,
     NormalizedDense,
@@ -179,6 +180,20 @@ def test_weights_that_are_not_finite_have_no_bound(value):
         with torch.no_grad():
             layer.weight.view(-1)[0] = value
         assert layer.eval().bound().upper == math.inf
+
+
+@pytest.mark.parametrize("name", sorted(PADDINGS))
+def test_enforcing_the_certified_norm_holds_where_the_fourier_bound_is_exact(name):
+    # Of a delta or an averaging kernel it is: the factorisation's margin is then too much.
+    layer = NormalizedConv2d(
+        1, 1, 3, (6, 5), padding=PADDINGS[name], coeff=0.9, normalization=Certified()
+    )
+    delta = torch.zeros(3, 3)
+    delta[1, 1] = 5
+    for kernel in (delta, torch.ones(3, 3)):
+        layer.weight.data.copy_(kernel)
+        layer.eval().enforce()
+        assert layer.bound().upper <= 0.9
 
 
 def test_composition_multiplies_upwards():

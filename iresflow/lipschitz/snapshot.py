@@ -8,9 +8,10 @@ sums, is off by at most :math:`k\,\epsilon \sum |a_i b_i|` with :math:`\epsilon`
 roundoff (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1), so a linear
 layer's result :math:`Aa` is off by at most :math:`k\,\epsilon\, \||A|\| |a|`. The norm of the
 matrix :math:`|A|` of absolute values is at most the square root of its largest row sum times its
-largest column sum; in the matrix of a convolution each tap occurs at most once a row and column.
-An activation with constant 1 has :math:`|\phi(h)| \le |h| + \sqrt n` and is computed to a few
-eps of that. Each stage passes on the error that came in times its own Lipschitz constant.
+largest column sum; in the matrix of a convolution each tap occurs at most once a row and column,
+or so often as a reflection repeats a pixel, the square of the layer's amplification. An activation
+with constant 1 has :math:`|\phi(h)| \le |h| + \sqrt n` and is computed to a few eps of that. Each
+stage passes on the error that came in times its own Lipschitz constant.
 """
 
 import math
@@ -85,7 +86,8 @@ class Snapshot:
         stages = [replace(stage, weight=stage.weight.to(dtype)) for stage in self._stages]
         gains = [_gain(stage, norm) for stage, norm in zip(stages, self._norms, strict=True)]
         factors = [
-            ACTIVATION_ROUNDING * norm + _product_rounding(stage.weight)
+            ACTIVATION_ROUNDING * norm
+            + _product_rounding(stage.weight) * stage.layer.amplification
             for stage, norm in zip(stages, self._norms, strict=True)
         ]
 

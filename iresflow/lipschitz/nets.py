@@ -15,8 +15,8 @@ from iresflow.lipschitz.induced import NORMS
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.normalization import Normalization
 from iresflow.lipschitz.normalized import NormalizedLayer
-from iresflow.lipschitz.snapshot import Snapshot
 from iresflow.lipschitz.padding import Padding
+from iresflow.lipschitz.snapshot import Snapshot
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]
 

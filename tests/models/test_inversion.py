@@ -254,7 +254,7 @@ def test_a_lipschitz_bound_that_is_false_is_found_out(monkeypatch):
 def test_too_few_steps_fail_by_name():
     for flow in (small_image_flow(), small_image_flow().float()):
         z = torch.randn(3, 32, dtype=next(flow.parameters()).dtype)
-        with pytest.raises(InversionError, match=r"after 3 steps \(block scales\.1\.maps\.1\)"):
+        with pytest.raises(InversionError, match=r"after 3 steps \(block scales\.\d\.maps\.\d\)"):
             flow.invert(z, None, Accuracy(solver=FixedPoint(3)))
 
 

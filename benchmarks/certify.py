@@ -3,7 +3,7 @@
 Prints the ratio of each bound to the true norm (ARPACK on the operator), the time to certify
 flows of 96 blocks with 512 channels, and the time of a training step with either normalisation.
 
-    python benchmarks/bounds.py [--run CHECKPOINT] [--only tightness certify step overshoot]
+    python benchmarks/certify.py [--run CHECKPOINT] [--only tightness certify step overshoot]
 """
 
 import argparse

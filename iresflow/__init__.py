@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from iresflow.bijections import Accuracy
 from iresflow.errors import (
     CertificateWarning,
     CheckpointError,
@@ -23,14 +24,17 @@ from iresflow.models.storage import (
     stored_certificate,
     warn_of_other_weights,
 )
+from iresflow.solvers import FixedPoint
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "CertificateWarning",
     "CheckpointError",
     "DataError",
     "Exact",
+    "FixedPoint",
     "Flow",
     "Geometric",
     "ImageFlow",

@@ -116,6 +116,8 @@ def _parser() -> ArgumentParser:
         help="draws of noise for an importance-weighted bound, 1 for none",
     )
     parser.add_argument("--limit", type=int, default=200, help="rounds at most")
-    parser.add_argument("--batch_size", type=int, default=250, help="samples at a time")
+    parser.add_argument(
+        "--batch-size", "--batch_size", type=int, default=250, help="samples at a time"
+    )
     parser.add_argument("--root", help="directory of the data, where it has moved")
     return parser

@@ -225,7 +225,7 @@ class _BandedGram:
             for _ in range(2):  # once leaves them orthogonal to half of the digits only
                 image = image - (basis[: step + 1] @ image) @ basis[: step + 1]
             size = float(torch.linalg.vector_norm(image))
-            if size < 1e-10 * float(tridiagonal.max()):
+            if size <= 1e-10 * float(tridiagonal.max()):
                 break
             if step < steps - 1:
                 basis[step + 1] = image / size

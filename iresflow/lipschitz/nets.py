@@ -1,5 +1,6 @@
 """The residual branches: chains of activations and norm-bounded linear layers."""
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -97,6 +98,9 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()
         if norm not in NORMS:
             raise ValueError(f"norm must be 1, 2 or infinity, got {norm}")
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+            # A bias that is NaN has no norm, and yet the branch maps everything to NaN.
+            return Bound(math.inf, math.inf, "not finite")
         paths = {norm: Bound(1.0, 1.0, "")}
         for activation, layer in zip(self.activations, self.layers, strict=True):
             steps = layer.bounds()
@@ -127,6 +131,7 @@ class Branch(nn.Module, LipschitzMap):
         return [layer.bias.numel() for layer in self.layers][:-1]
 
     def _stages(self, context: Tensor | None, dtype: torch.dtype | None = None) -> list[Stage]:
+        self._require_bounds()  # also in training: an unknown module would not be applied
         shifts: list[Tensor] = []
         if self.shift is not None and context is not None:
             shifts = list(self.shift(context).split(self._hidden_widths(), dim=1))

@@ -218,7 +218,8 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         return (left * image).sum()
 
     def _weight_key(self) -> int:
-        return hash(self.weight.detach().cpu().numpy().tobytes())
+        data = self.weight.detach().cpu().contiguous().flatten()
+        return hash(data.view(torch.uint8).numpy().tobytes())
 
     def _scale(self, sigma: Tensor) -> Tensor:
         return (self.coeff / sigma.clamp_min(_tiny(sigma))).clamp(max=1)

@@ -10,7 +10,11 @@ from torch import Tensor
 from iresflow.errors import NotContractiveError
 from iresflow.linearization import Linearization
 
-__all__ = ["Kind", "LogDetEstimate", "LogDetEstimator"]
+__all__ = ["EXPANSION", "Kind", "LogDetEstimate", "LogDetEstimator"]
+
+EXPANSION = 1.001
+"""A product that makes a vector longer by more than this factor proves that J is no contraction.
+The thousandth is far above the rounding of a product."""
 
 Kind = Literal["exact", "biased", "unbiased"]
 """What an estimator promises of the mean of its values over probes and series lengths."""
@@ -30,8 +34,9 @@ class LogDetEstimate:
         variance: ``(B,)`` squared nats: the squared standard error of `value` over its probes.
             NaN where one probe tells nothing of it, zero where there are no probes.
         truncation: ``(B,)`` nats, upper bound of what truncation changed in this very estimate,
-            given its probes. Infinite where the linearization has no certified Lipschitz bound,
-            zero where nothing is cut off.
+            given its probes and products without rounding, which comes on top (about 1e-6 of the
+            log-determinant's scale in float32). Infinite where the linearization has no certified
+            Lipschitz bound, zero where nothing is cut off.
         gradient_truncation: ``(B,)``, upper bound of the distance of the surrogate's left vectors
             from :math:`(I + J)^{-\top} v`, relative to :math:`\|v\|`, the largest over probes.
             Zero and infinite as above.

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 
 from iresflow.linearization import Linearization
-from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
+from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 
 __all__ = ["Exact"]
 
@@ -44,8 +44,10 @@ class Exact(LogDetEstimator):
             columns = linearization.jvp(directions).flatten(2)  # (D, B, D), column i first
             matrix = identity + columns.permute(1, 2, 0)
             sign, value = torch.linalg.slogdet(matrix)
-            # Where J is a contraction the determinant is positive (thesis, Lemma 5.4).
-            value = value.masked_fill(sign <= 0, torch.nan)
+            # Where J is a contraction the determinant is positive (thesis, Lemma 5.4), and no
+            # column is longer than 1.
+            longest = columns.norm(dim=2).amax(0)
+            value = value.masked_fill((sign <= 0) | (longest > EXPANSION), torch.nan)
         surrogate = value
         if torch.is_grad_enabled():
             weights = torch.linalg.inv(matrix).transpose(0, 1).reshape(directions.shape)

@@ -16,8 +16,9 @@ v_{m+1} \, dt`, and since v and :math:`v_{m+1}` are orthogonal, with :math:`\|J\
 
 .. math:: |\text{error}| \le |v|^2 h_{m+1,m} \int_0^1 |y(t)| \frac{t L}{1 - t L} dt.
 
-Both integrals are taken by Gauss-Legendre quadrature, of so many nodes that its own error is below
-the rounding; :math:`(I + tH_m)^{-1}` at all nodes grows with m by an LU factorisation.
+Both integrals are taken by Gauss-Legendre quadrature in :math:`s = -\log(1 - tL)`, of so many
+nodes that its own error is below the rounding; :math:`(I + tH_m)^{-1}` at all nodes grows with m
+by an LU factorisation.
 
 References:
     Iterative Methods for Sparse Linear Systems (Saad, 2003), chapter 6. Functions of Matrices
@@ -25,6 +26,7 @@ References:
     (Ubaru et al., 2017) for symmetric matrices. The error bound is derived here.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -34,7 +36,7 @@ import torch
 from torch import Tensor
 
 from iresflow.linearization import Linearization, Products
-from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
+from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_probes, draw_probes, spread, squared_standard_error
 from iresflow.tensors import dot
 
@@ -43,9 +45,6 @@ __all__ = ["Krylov"]
 SHRINK = 0.25
 """Share of a batch that must have finished before it leaves: leaving copies the slopes, for about
 a fifth of the cost of a product."""
-
-EXPANSION = 1.001
-"""A product that makes a unit vector longer than this proves that J is no contraction."""
 
 
 @final
@@ -160,7 +159,8 @@ class _Arnoldi:
         self.growth = torch.zeros_like(self.square)  # the largest |A v_j|
         self.stalled = torch.zeros_like(self.square, dtype=torch.bool)
         self.rest = torch.zeros_like(self.square)  # h_{m+1,m}, or the rounding where that is more
-        self.nodes, self.weights = _legendre(lipschitz, v.device)
+        rule = _rule(UNCERTIFIED if lipschitz is None else lipschitz)
+        self.nodes, self.weights = (numbers.to(v.device) for numbers in rule)
         # The LU factorisation of I + tH at all nodes, (K, B, q), and what follows from it.
         self.lower: list[Tensor] = []  # l_2, l_3, ...: the subdiagonal of L
         self.row: list[Tensor] = []  # the first row of the inverse of U
@@ -219,7 +219,7 @@ class _Arnoldi:
         """The bound where one is certified; else what it is for the growth that was seen."""
         if self.certified is not None:
             return self.error_bound(self.certified)
-        return self.error_bound(self.growth.clamp(max=0.95))
+        return self.error_bound(self.growth.clamp(max=UNCERTIFIED))
 
     def write(self, result: "_Result", index: Tensor, rows: Tensor, step: int) -> None:
         """Writes what the probes ``rows`` (K, B) of the samples ``index`` ended with."""
@@ -265,18 +265,24 @@ class _Arnoldi:
         self.columns = [column[:, :, running] for column in self.columns]
 
 
-def _legendre(lipschitz: float | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    r"""Nodes and weights of the Gauss-Legendre rule on [0, 1], and the node 1 with weight 0.
+UNCERTIFIED = 0.95
+"""What the norm of J is taken to be at most where nothing is certified."""
 
-    What is integrated is analytic but for a pole at :math:`1/L` or farther, so that the error of
-    n nodes falls like :math:`\rho^{-2n}` with the Bernstein ellipse through that pole (Trefethen,
-    2008, Theorem 4.5). Where L is not certified, 32 nodes are for spectra up to 0.95.
+
+@functools.lru_cache(maxsize=64)
+def _rule(lipschitz: float) -> tuple[Tensor, Tensor]:
+    r"""Nodes and weights for integrals over t in [0, 1], and the node 1 with weight 0.
+
+    What is integrated is analytic in t but for poles at :math:`|t| \ge 1/L`, which come close to
+    1 for L near 1. In :math:`s = -\log(1 - tL)`, on :math:`[0, S]`, they keep a distance of
+    :math:`\pi/3` at least. So the error of n nodes falls like :math:`\rho^{-2n}` with the
+    Bernstein ellipse of half-width :math:`\pi/4` (Trefethen, 2008, theorem 4.5).
     """
-    count = 32
-    if lipschitz is not None and lipschitz > 0:
-        pole = 2 / lipschitz - 1  # on the scale of [-1, 1]
-        rate = math.log(pole + math.sqrt(pole**2 - 1))
-        count = min(max(8, math.ceil(18 / rate)), 2000)
+    lipschitz = max(lipschitz, 1e-3)
+    end = -math.log1p(-lipschitz)
+    count = math.ceil(18 / math.asinh(math.pi / 2 / end)) + 4
     x, w = np.polynomial.legendre.leggauss(count)
-    nodes = torch.from_numpy(np.append((x + 1) / 2, 1.0))
-    return nodes.to(device), torch.from_numpy(np.append(w / 2, 0.0)).to(device)
+    s = end * (x + 1) / 2
+    nodes = -np.expm1(-s) / lipschitz
+    weights = end * w / 2 * np.exp(-s) / lipschitz
+    return torch.from_numpy(np.append(nodes, 1.0)), torch.from_numpy(np.append(weights, 0.0))

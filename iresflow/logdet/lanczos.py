@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from iresflow.linearization import Linearization, Products
-from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
+from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_probes, draw_probes, spread, squared_standard_error
 from iresflow.tensors import dot
 
@@ -80,7 +80,7 @@ class Lanczos(LogDetEstimator):
             previous = torch.full_like(process.square, torch.inf)
             while True:
                 process.extend(linearization)
-                upper, lower = process.bracket()
+                upper, lower, slack = process.bracket()
                 gap = (upper - lower) / 2 if process.lipschitz is not None else previous - upper
                 previous = upper
                 if len(process.diagonal) == min(self.steps, v[0, 0].numel()):
@@ -91,7 +91,7 @@ class Lanczos(LogDetEstimator):
             value = ((upper + lower) / 2).masked_fill(process.expands, torch.nan)
             left, residual = process.left()
         dtype = v.dtype
-        half = (upper - lower) / 2 if certified else torch.full_like(upper, torch.inf)
+        half = (upper - lower) / 2 + slack if certified else torch.full_like(upper, torch.inf)
         return LogDetEstimate(
             value=value.to(dtype).mean(0),
             surrogate=linearization.bilinear(left, v).mean(0),
@@ -126,7 +126,7 @@ class _Lanczos:
         """One step: two products, and the next row of the tridiagonal matrix."""
         current = self.basis[-1]
         moved = products.jvp(current)
-        self.expands |= dot(moved, moved) > 1.001**2
+        self.expands |= dot(moved, moved) > EXPANSION**2
         image = current + moved
         self.images.append(image)
         new = image + products.vjp(image)
@@ -147,16 +147,19 @@ class _Lanczos:
         unit = new / spread(below.clamp_min(torch.finfo(new.dtype).tiny), new)
         self.basis.append(unit * spread(~self.stalled, unit))
 
-    def bracket(self) -> tuple[Tensor, Tensor]:
-        """Upper and lower end ``(K, B)``; without a certified bound both are the Gauss rule."""
+    def bracket(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Upper and lower end and their rounding, ``(K, B)``.
+
+        Without a certified bound both ends are the Gauss rule.
+        """
         gauss = self._rule(self._tridiagonal())
         if self.lipschitz is None:
-            return gauss, gauss
+            return gauss, gauss, torch.zeros_like(gauss)
         low, high = (1 - self.lipschitz) ** 2, (1 + self.lipschitz) ** 2
         # Where the space is invariant the Gauss rule is exact, and there is no Radau rule.
         radau = torch.where(self.subdiagonal[-1] > 0, self._rule(self._radau(low)), gauss)
         slack = ROUNDING * self.eps * high / low * self.square
-        return gauss + slack, radau - slack
+        return gauss, radau, slack
 
     def _tridiagonal(self) -> Tensor:
         diagonal = torch.stack(self.diagonal, -1)

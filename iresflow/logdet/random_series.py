@@ -67,13 +67,15 @@ class RandomSeries(LogDetEstimator):
             neumann, weighted, invalid = self._sums(linearization, v, self.exact_terms + lengths)
             invalid |= expands(norms(v), norms(image))
             values = dot(weighted, image).masked_fill(invalid, torch.nan)
-        zero = torch.zeros_like(values[0])
+        # Without a contraction the series need not converge, and nothing is unbiased.
+        known = 0.0 if linearization.lipschitz is not None else torch.inf
+        truncation = torch.full_like(values[0], known)
         return LogDetEstimate(
             value=values.mean(0),
             surrogate=linearization.bilinear(neumann, v).mean(0),
             variance=squared_standard_error(values),
-            truncation=zero,
-            gradient_truncation=zero,
+            truncation=truncation,
+            gradient_truncation=truncation,
             products=(self.exact_terms + lengths).to(v.dtype).mean(0),
         )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from iresflow.linearization import Linearization
-from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
+from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_probes, draw_probes, norms, squared_standard_error
 from iresflow.tensors import dot
 
@@ -99,10 +99,9 @@ def expands(before: Tensor, after: Tensor) -> Tensor:
     """Where a product made a vector longer: a proof that J is no contraction.
 
     Arguments:
-        before, after: Norms of a vector and of its product with J or the transpose. The thousandth
-            that is allowed is far above the rounding of a product.
+        before, after: Norms of a vector and of its product with J or the transpose.
     """
-    return after > 1.001 * before
+    return after > EXPANSION * before
 
 
 def tail_sum(lipschitz: float, order: int) -> float:

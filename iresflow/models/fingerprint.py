@@ -1,6 +1,7 @@
-"""Fingerprints of weights, by which a certificate knows whose it is."""
+"""Fingerprints of models, by which a certificate knows whose it is."""
 
 import hashlib
+import json
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,20 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over all that ``state_dict`` holds, in hexadecimal.
+    """SHA-256 over all that defines a model's map, in hexadecimal.
+
+    That is what ``state_dict`` holds and, of a model that can be stored, the arguments that it was
+    built with, but for its estimator of log-determinants, which does not change the map.
 
     Each entry counts with its name, its kind of number, its shape and its values, in the order of
     the names. Values are widened to 64 bits, which is exact, so the fingerprint tells neither
     the device nor the type of float: it changes only with a value.
     """
     digest = hashlib.sha256()
+    spec = getattr(module, "spec", None)
+    if spec is not None:
+        built = {name: value for name, value in spec.items() if name != "log_det"}
+        digest.update(f"{type(module).__name__} {json.dumps(built, sort_keys=True)}\n".encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}\n".encode())
         if isinstance(value, Tensor):

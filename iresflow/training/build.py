@@ -118,7 +118,8 @@ def _estimator(config: Config) -> LogDetEstimator:
         case "lanczos":
             return Lanczos(s.terms, s.tol, s.probes, s.probe)
         case "random-series":
-            lengths = Poisson(s.rate) if s.lengths == "poisson" else Geometric(s.rate)
+            poisson = s.lengths == "poisson"
+            lengths = Poisson(s.rate or 2.0) if poisson else Geometric(s.rate or 0.5)
             return RandomSeries(lengths, s.exact_terms, s.probes, s.probe)
         case _:
             return PowerSeries(s.terms, s.probes, s.probe, s.tol)

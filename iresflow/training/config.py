@@ -83,8 +83,8 @@ class LogDetConfig:
     """Terms of the random series that are always taken."""
     lengths: Literal["poisson", "geometric"] = "poisson"
     """Distribution of the further terms of the random series."""
-    rate: float = 2.0
-    """Mean of the Poisson distribution, or p of the geometric one."""
+    rate: float | None = None
+    """Mean of the Poisson distribution (null: 2), or p of the geometric one (null: 0.5)."""
     probes: int = 1
     """Random probes for each sample and block."""
     probe: Literal["rademacher", "gaussian"] = "rademacher"
@@ -94,7 +94,7 @@ class LogDetConfig:
         _positive(self, "terms", "probes", "exact_terms", "rate")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or positive, got {self.tol}")
-        if self.lengths == "geometric" and not self.rate < 1:
+        if self.lengths == "geometric" and self.rate is not None and not self.rate < 1:
             raise ValueError(f"rate is p of the geometric distribution, below 1; got {self.rate}")
 
 

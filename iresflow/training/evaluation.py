@@ -21,7 +21,7 @@ class Precision:
         repeated: Samples that a single round draws a second time, to tell the noise of the
             dequantisation from the differences between samples.
         importance_samples: Rounds that are combined to an importance-weighted bound; 1 for none.
-        limit: Rounds at most.
+        limit: Rounds at most for the tolerance; those of an importance-weighted bound are made.
 
     Raises:
         ValueError: a value out of range.

@@ -5,18 +5,22 @@ sample, all of them functions of the seed, the round and the place in the split.
 stopped, stored and taken up again, and their spread shows what the noise does.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from warnings import warn
 
+import torch
 from torch import Tensor
 
 from iresflow.data import Split
+from iresflow.errors import CheckpointError, NonFiniteError
 from iresflow.logdet import Exact, Krylov, LogDetEstimator
 from iresflow.models import ImageFlow, VectorFlow
+from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
-from iresflow.training.build import random_stream
 from iresflow.training.evaluate import batch_of
 from iresflow.training.evaluation import Evaluation, Precision
 from iresflow.training.objectives import unit_of
@@ -55,6 +59,7 @@ def evaluate(
 
     Raises:
         NotContractiveError: a block has no certified Lipschitz bound below 1.
+        NonFiniteError: the model gives NaN for a sample.
         CheckpointError: the state can't be written.
     """
     precision = precision or Precision()
@@ -143,12 +148,21 @@ def _score(
     """Scores, variances over probes and truncation bounds of one batch in one round."""
     seed, row, batch_size = place
     values, context = batch_of(flow, split, first, count)
-    generator = random_stream(seed, row * 1_000_000 + first // batch_size, 2, values.device)
+    # Mixed so that neighbouring seeds share no stream.
+    mixed = hashlib.sha256(f"{seed} {row} {first} {batch_size}".encode()).digest()[:7]
+    generator = torch.Generator(values.device).manual_seed(int.from_bytes(mixed))
     if isinstance(flow, ImageFlow):
         bits = flow.bits_per_dim(values, context, estimator, generator)
-        return bits.values, bits.probe_variance, bits.truncation_bounds
-    result = flow.likelihood(values, context, estimator, generator)
-    return -result.log_prob, result.variance, result.truncation_bound
+        columns = bits.values, bits.probe_variance, bits.truncation_bounds
+    else:
+        result = flow.likelihood(values, context, estimator, generator)
+        columns = -result.log_prob, result.variance, result.truncation_bound
+    if bool(columns[0].isnan().any()):
+        raise NonFiniteError(
+            f"the model gives NaN for {int(columns[0].isnan().sum())} of the samples {first} .. "
+            f"{first + count - 1}: its weights are damaged, or a block is no contraction"
+        )
+    return columns
 
 
 def _estimator(flow: ImageFlow | VectorFlow, precision: Precision) -> LogDetEstimator | None:
@@ -167,11 +181,12 @@ def _estimator(flow: ImageFlow | VectorFlow, precision: Precision) -> LogDetEsti
 def _key(
     flow: ImageFlow | VectorFlow, split: Split, seed: int, batch_size: int, precision: Precision
 ) -> str:
-    """What the scores depend on, as text: another tolerance or limit goes on from the same."""
-    weights = sum(float(t.double().abs().sum()) for t in flow.state_dict().values())
-    data = float(split.values.double().sum())
-    estimator = _estimator(flow, precision)
-    return f"{weights!r} {data!r} {len(split)} {seed} {batch_size} {estimator}"
+    """What the scores depend on, as text: another limit goes on from the same."""
+    data = hashlib.sha256(split.values.contiguous().numpy().tobytes())
+    if split.labels is not None:
+        data.update(split.labels.contiguous().numpy().tobytes())
+    settings = (seed, batch_size, replace(precision, limit=1), _estimator(flow, precision))
+    return f"{fingerprint(flow)} {data.hexdigest()} {settings}"
 
 
 def _save(scores: Scores, state: Path, key: str) -> None:
@@ -179,10 +194,16 @@ def _save(scores: Scores, state: Path, key: str) -> None:
 
 
 def _restored(state: Path, key: str) -> Scores | None:
-    """The scores in a state file, or None where it is missing or of another evaluation."""
+    """The scores in a state file, or None where it is missing, damaged or of another evaluation.
+
+    Warns:
+        UserWarning: it is damaged, and the evaluation starts anew.
+    """
     if not state.is_file():
         return None
-    content = read_file(state).get("evaluation", {})
-    if content.pop("key", None) != key:
+    try:
+        content = dict(read_file(state)["evaluation"])
+        return Scores(**content) if content.pop("key") == key else None
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        warn(f"{state} is damaged: the evaluation starts anew", stacklevel=3)
         return None
-    return Scores(**content)

@@ -201,3 +201,12 @@ def test_composition_multiplies_upwards():
     assert 0.45 <= product.upper < 0.45 + 1e-12
     assert product.estimate == pytest.approx(0.4)
     assert product.method == "svd+gram"
+
+
+def test_an_operator_may_vanish_though_its_kernel_does_not():
+    """On an image one pixel wide the outer columns of a kernel read zeros alone."""
+    layer = NormalizedConv2d(1, 1, 3, (8, 1), coeff=0.9)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[0, 0, 0, 0] = 1.0
+    assert 0 <= layer.raw_bound().upper < 1.1

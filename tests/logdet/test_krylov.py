@@ -193,3 +193,29 @@ def test_settings_out_of_range_are_refused(kind):
     for settings in ({"steps": 0}, {"tol": -1.0}, {"probes": 0}, {"probe": "cauchy"}):
         with pytest.raises(ValueError, match=r"at least 1|positive|unknown"):
             kind(**settings)
+
+
+@pytest.mark.parametrize("gap", [1e-1, 1e-3, 2e-5, 1e-6, 1e-9])
+def test_bounds_hold_for_lipschitz_constants_next_to_one(gap):
+    """Where a pole comes next to the interval: -L I, a rotation, a wide spectrum, and L I."""
+    lipschitz, dim = 1 - gap, 40
+    rotation, _ = torch.linalg.qr(torch.randn(dim, dim))
+    matrices = torch.stack(
+        [-torch.eye(dim), rotation, torch.diag(torch.linspace(-1, 1, dim)), torch.eye(dim)]
+    )
+    linearization = MatrixLinearization(lipschitz * matrices, lipschitz)
+    exact = log_form(torch.eye(dim) + linearization.matrices, probe_of(linearization))
+    # The oracle's own rounding grows with the condition of I + J.
+    rounding = 100 * torch.finfo(torch.float64).eps * dim / gap
+    for estimator in (Krylov(3, tol=0), Krylov(64)):
+        estimate = estimator(linearization, stream())
+        error = (estimate.value - exact).abs()
+        assert bool((error <= estimate.truncation + rounding).all())
+
+
+def test_lanczos_stops_in_float32():
+    """The rounding in the bracket is reported, and does not keep the probes from stopping."""
+    torch.set_default_dtype(torch.float32)
+    linearization = MatrixLinearization(contractions(0.3, dim=30), 0.94)
+    estimate = Lanczos(tol=1e-4)(linearization, stream())
+    assert bool((estimate.products < 30).all())

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from helpers import CLOSED, branch_shape, dense_jacobian, small_branch
+from helpers import CLOSED, MatrixLinearization, branch_shape, dense_jacobian, small_branch
 
-from iresflow import Exact, NotContractiveError, PowerSeries
+from iresflow import Exact, NotContractiveError, PowerSeries, RandomSeries
 from iresflow.linearization import FunctionLinearization
 
 
@@ -164,3 +164,13 @@ def test_one_probe_has_no_standard_error(branch_case):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError):
         PowerSeries(**settings)
+
+
+def test_exact_and_random_series_claim_nothing_of_an_expansion():
+    diagonal = torch.full((2, 20), 0.1)
+    diagonal[0, 0] = 3.0  # the determinant is positive, and the map no contraction
+    diagonal[1, :2] = -2.0
+    linearization = MatrixLinearization(torch.diag_embed(diagonal))
+    assert Exact()(linearization).value.isnan().all()
+    estimate = RandomSeries(probes=2)(linearization)
+    assert estimate.truncation.isinf().all() and estimate.gradient_truncation.isinf().all()

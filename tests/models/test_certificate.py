@@ -9,7 +9,12 @@ from helpers import dense_jacobian, perturb, random_context, small_image_flow, s
 from torch import nn
 
 import iresflow
-from iresflow import CertificateWarning, CheckpointError, UnknownBoundError
+from iresflow import (
+    CertificateWarning,
+    CheckpointError,
+    NotContractiveError,
+    UnknownBoundError,
+)
 from iresflow.bijections import ActNorm, Bijection, Composition, Inverse, MultiScale, ResidualBlock
 from iresflow.lipschitz import (
     ELU,
@@ -433,3 +438,26 @@ def test_a_custom_activation_with_a_constant_is_certified():
     branch = Branch([conv(), conv()], [None, Known()])
     product = branch.layers[0].bound().upper * branch.layers[1].bound().upper
     assert branch.bound().upper == pytest.approx(product, rel=1e-12)
+
+
+def test_a_fingerprint_sees_what_the_weights_do_not_say():
+    """The coefficient scales the same raw weights to another map."""
+    torch.manual_seed(0)
+    one = small_vector_flow(coeff=0.9)
+    other = small_vector_flow(coeff=0.95)
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(one) != fingerprint(other)
+    same = small_vector_flow(coeff=0.9)
+    same.load_state_dict(one.state_dict())
+    assert fingerprint(one) == fingerprint(same)
+
+
+@pytest.mark.parametrize("name", ["bias", "raw_beta"])
+def test_a_branch_with_a_parameter_that_is_no_number_is_not_certified(tmp_path, name):
+    flow = small_image_flow()
+    parameters = [p for n, p in flow.bijection.named_parameters() if n.endswith(name)]
+    with torch.no_grad():
+        parameters[0].fill_(math.nan)
+    assert not flow.certify()
+    with pytest.raises(NotContractiveError):
+        flow.save(tmp_path / "model.pt")

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 
@@ -6,6 +7,8 @@ import torch
 
 from iresflow import Exact, ImageFlow, PowerSeries, VectorFlow
 from iresflow.data import Split, load_dataset
+from iresflow.errors import NonFiniteError
+from iresflow.models.storage import write_file
 from iresflow.training.evaluation import Evaluation, Precision
 from iresflow.training.rounds import Scores
 from iresflow.training.score import evaluate
@@ -216,3 +219,53 @@ def test_evaluation_is_written_as_plain_json(tmp_path):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match="got"):
         Precision(**settings)
+
+
+def stopped(flow, split, state, precision=None):
+    """Leaves a state behind after one batch."""
+
+    def stop(done, planned):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(flow, split, batch_size=5, precision=precision, progress=stop, state=state)
+
+
+def test_state_of_other_weights_or_data_is_not_used(digits_flow, tmp_path):
+    """Sums of weights or of pixels would not see that signs and places have changed."""
+    flow, split = digits_flow
+    state = tmp_path / "evaluation.state"
+    other = copy.deepcopy(flow)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(parameter.flip(0) if parameter.ndim else parameter)
+    other.enforce()
+    stopped(flow, split, state)
+    whole = evaluate(other, split, batch_size=5)
+    assert evaluate(other, split, batch_size=5, state=state) == whole
+    mirrored = Split(split.values.flip(3), None)
+    stopped(flow, split, state)
+    whole = evaluate(flow, mirrored, batch_size=5)
+    assert evaluate(flow, mirrored, batch_size=5, state=state) == whole
+    stopped(flow, split, state, Precision(importance_samples=3))
+    assert evaluate(flow, split, batch_size=5, state=state) == evaluate(flow, split, batch_size=5)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "content"])
+def test_a_damaged_state_is_started_anew(digits_flow, tmp_path, damage):
+    flow, split = digits_flow
+    state = tmp_path / "evaluation.state"
+    if damage == "bytes":
+        state.write_bytes(b"no state")
+    else:
+        write_file({"evaluation": [1]}, state)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert evaluate(flow, split, state=state) == evaluate(flow, split)
+
+
+def test_a_model_that_gives_nan_is_told(digits_flow):
+    flow, split = copy.deepcopy(digits_flow[0]), digits_flow[1]
+    with torch.no_grad():
+        flow.base.mean[0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"NaN for 24 of the samples 0 \.\. 23"):
+        evaluate(flow, split)

@@ -18,6 +18,7 @@ narrow one, whose rounding is relative to d. That is Newton's method, so one cor
 suffices, and the wide type, which is several times dearer, is used twice.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,10 @@ def solve(
         InversionError: a value is not finite, the solver ran out of steps, or two evaluations of g
             lie further apart than the Lipschitz constant allows.
     """
+    if not math.isfinite(lipschitz):
+        raise NotContractiveError(
+            f"{context} has no Lipschitz bound: its parameters hold NaN or infinity"
+        )
     if not lipschitz < 1:
         raise NotContractiveError(
             f"{context} has a certified Lipschitz bound of {lipschitz:.4g}, not below 1: its "

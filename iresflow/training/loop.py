@@ -151,7 +151,10 @@ class Trainer:
         held = self.dataset.validation
         count = min(len(held), self.config.validation_samples)
         split = Split(held.values[:count], _first(held.labels, count))
-        score = evaluate(model, split, precision=Precision(repeated=0))
+        try:
+            score = evaluate(model, split, precision=Precision(repeated=0))
+        except NonFiniteError:
+            raise NonFiniteError(self._advice("the validation score is nan")) from None
         if not (math.isfinite(score.mean) and certificate):
             raise NonFiniteError(self._advice(f"the validation score is {score.mean}"))
         # The best first: killed in between, the run would otherwise believe in one it lacks.

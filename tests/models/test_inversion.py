@@ -221,7 +221,7 @@ def poison_bias(block):
     [
         (expand, NotContractiveError),
         (poison, NotContractiveError),
-        (poison_bias, InversionError),
+        (poison_bias, NotContractiveError),
     ],
 )
 def test_damaged_blocks_fail_by_name(damage, error, dtype):

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from iresflow.linearization import Linearization, Products
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_probes, draw_probes, spread, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes, spread, squared_standard_error
 from iresflow.tensors import dot
 
 __all__ = ["Krylov"]
@@ -79,11 +79,7 @@ class Krylov(LogDetEstimator):
     kind: ClassVar[Kind] = "biased"
 
     def __post_init__(self) -> None:
-        check_probes(self.probes, self.probe)
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not self.tol >= 0:
-            raise ValueError(f"tol must be 0 or positive, got {self.tol}")
+        check_settings(self.probes, self.probe, self.tol, steps=self.steps)
 
     def estimate(
         self, linearization: Linearization, generator: torch.Generator | None

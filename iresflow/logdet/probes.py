@@ -5,20 +5,28 @@ from torch import Tensor
 
 from iresflow.tensors import Probe, dot, gaussian, rademacher
 
-__all__ = ["PROBES", "check_probes", "draw_probes", "norms", "spread", "squared_standard_error"]
+__all__ = ["PROBES", "check_settings", "draw_probes", "norms", "spread", "squared_standard_error"]
 
 PROBES: dict[str, Probe] = {"rademacher": rademacher, "gaussian": gaussian}
 """Distributions of the probes, by name."""
 
 
-def check_probes(probes: int, distribution: str) -> None:
-    """Raises a ValueError for settings that can't be drawn from."""
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
-    if distribution not in PROBES:
-        raise ValueError(
-            f"unknown distribution {distribution!r}; choose one of {', '.join(PROBES)}"
-        )
+def check_settings(probes: int, probe: str, tol: float = 0.0, **counts: int) -> None:
+    """Raises a ValueError for settings of an estimator that are out of range.
+
+    Arguments:
+        probes: Number of probes, at least 1.
+        probe: Name of their distribution.
+        tol: A tolerance, 0 or more.
+        counts: Other numbers that must be at least 1, by their names.
+    """
+    for name, count in {"probes": probes, **counts}.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if not tol >= 0:
+        raise ValueError(f"tol must be 0 or positive, got {tol}")
+    if probe not in PROBES:
+        raise ValueError(f"unknown distribution {probe!r}; choose one of {', '.join(PROBES)}")
 
 
 def draw_probes(

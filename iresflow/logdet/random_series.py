@@ -10,7 +10,7 @@ from iresflow.linearization import Linearization, Products
 from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.lengths import LengthDistribution, Poisson
 from iresflow.logdet.probes import (
-    check_probes,
+    check_settings,
     draw_probes,
     norms,
     spread,
@@ -53,9 +53,7 @@ class RandomSeries(LogDetEstimator):
     kind: ClassVar[Kind] = "unbiased"
 
     def __post_init__(self) -> None:
-        check_probes(self.probes, self.probe)
-        if self.exact_terms < 1:
-            raise ValueError(f"exact_terms must be at least 1, got {self.exact_terms}")
+        check_settings(self.probes, self.probe, exact_terms=self.exact_terms)
 
     def estimate(
         self, linearization: Linearization, generator: torch.Generator | None

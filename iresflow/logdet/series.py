@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_probes, draw_probes, norms, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes, norms, squared_standard_error
 from iresflow.tensors import dot
 
 __all__ = ["PowerSeries", "expands", "tail_sum"]
@@ -54,11 +54,7 @@ class PowerSeries(LogDetEstimator):
     kind: ClassVar[Kind] = "biased"
 
     def __post_init__(self) -> None:
-        check_probes(self.probes, self.probe)
-        if self.terms < 1:
-            raise ValueError(f"terms must be at least 1, got {self.terms}")
-        if not self.tol >= 0:
-            raise ValueError(f"tol must be 0 or positive, got {self.tol}")
+        check_settings(self.probes, self.probe, self.tol, terms=self.terms)
 
     def estimate(
         self, linearization: Linearization, generator: torch.Generator | None

@@ -1,5 +1,6 @@
 """What an estimator of a log-determinant takes and gives."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -80,6 +81,10 @@ class LogDetEstimator(ABC):
             NotContractiveError: the linearization's certified Lipschitz bound is not below 1.
         """
         bound = linearization.lipschitz
+        if bound is not None and not math.isfinite(bound):
+            raise NotContractiveError(
+                "the branch has no Lipschitz bound: its parameters hold NaN or infinity"
+            )
         if bound is not None and not bound < 1:
             raise NotContractiveError(
                 f"the branch has a certified Lipschitz bound of {bound:.4g}, not below 1, so its "

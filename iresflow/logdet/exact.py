@@ -33,9 +33,10 @@ class Exact(LogDetEstimator):
         point = linearization.point
         batch, dim = point.shape[0], point[0].numel()
         if dim > self.limit:
-            gigabytes = batch * dim**2 * point.element_size() / 2**30
+            size = batch * dim**2 * point.element_size()
+            memory = f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.2g} MiB"
             raise ValueError(
-                f"an exact log-determinant in {dim} dimensions needs {gigabytes:.1f} GiB for the "
+                f"an exact log-determinant in {dim} dimensions needs {memory} for the "
                 f"Jacobians of {batch} samples; raise Exact(limit=...) above {dim} if that fits"
             )
         identity = torch.eye(dim, dtype=point.dtype, device=point.device)

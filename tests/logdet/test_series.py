@@ -59,8 +59,11 @@ def test_exact_gradient_agrees_with_autograd_through_the_determinant(branch_case
 
 def test_exact_refuses_dimensions_above_its_limit():
     branch = small_branch("dense")
-    with pytest.raises(ValueError, match=r"5 dimensions needs .* GiB"):
+    with pytest.raises(ValueError, match=r"5 dimensions needs 0\.00038 MiB"):
         Exact(limit=4)(branch.linearize(torch.randn(2, 5)))
+    large = FunctionLinearization(lambda y: y, torch.zeros(2, 20_000))
+    with pytest.raises(ValueError, match=r"20000 dimensions needs 6\.0 GiB"):
+        Exact()(large)
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
@@ -96,6 +99,8 @@ def test_branches_that_are_no_contraction_have_no_estimate(branch_case):
         linearization = FunctionLinearization(branch, x, lipschitz=1.0)
         with pytest.raises(NotContractiveError, match="not below 1"):
             estimator(linearization)
+        with pytest.raises(NotContractiveError, match="NaN or infinity"):
+            estimator(FunctionLinearization(branch, x, lipschitz=float("inf")))
         # Where no bound is known, the products themselves give an expansion away.
         expansion = estimator(FunctionLinearization(lambda y: -1.5 * y, x))
         if isinstance(estimator, PowerSeries) or x[0].numel() % 2:

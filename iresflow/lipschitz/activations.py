@@ -44,12 +44,14 @@ class Activation(nn.Module, ABC):
         """The trainable slope, a positive scalar, or None."""
         return None
 
+    @staticmethod
     @abstractmethod
-    def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         r""":math:`\phi(h)` and :math:`\phi'(h)`, ``(B, width C, ...)`` for h ``(B, C, ...)``."""
 
+    @staticmethod
     @abstractmethod
-    def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         r""":math:`\phi(h)`, :math:`\phi'(h)` and :math:`\phi''(h)`."""
 
     @abstractmethod
@@ -65,12 +67,14 @@ class ELU(Activation):
     def forward(self, h: Tensor) -> Tensor:
         return nn.functional.elu(h)
 
-    def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         slope = h.clamp(max=0).exp()
         return torch.where(h > 0, h, slope - 1), slope
 
-    def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope = self.value_and_slope(h, beta)
+    @staticmethod
+    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope = ELU.value_and_slope(h, beta)
         return value, slope, torch.where(h > 0, torch.zeros_like(h), slope)
 
 
@@ -83,12 +87,14 @@ class Tanh(Activation):
     def forward(self, h: Tensor) -> Tensor:
         return h.tanh()
 
-    def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         value = h.tanh()
         return value, 1 - value.square()
 
-    def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope = self.value_and_slope(h, beta)
+    @staticmethod
+    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope = Tanh.value_and_slope(h, beta)
         return value, slope, -2 * value * slope
 
 
@@ -101,12 +107,14 @@ class Softplus(Activation):
     def forward(self, h: Tensor) -> Tensor:
         return nn.functional.softplus(h, threshold=40)
 
-    def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         # torch's own threshold, 20, is off by 2e-9 in float64, which is far from rounding.
         return nn.functional.softplus(h, threshold=40), h.sigmoid()
 
-    def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope = self.value_and_slope(h, beta)
+    @staticmethod
+    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        value, slope = Softplus.value_and_slope(h, beta)
         return value, slope, slope * (1 - slope)
 
 
@@ -136,10 +144,12 @@ class LipSwish(Activation):
     def forward(self, h: Tensor) -> Tensor:
         return h * torch.sigmoid(self.beta() * h) / 1.1
 
-    def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         return _swish_and_slope(h, beta, 1.1)
 
-    def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         return _swish_jet(h, beta, 1.1)
 
 
@@ -180,11 +190,13 @@ class CLipSwish(Activation):
 
     # As s(-u) = s(u) - u, the second half costs one subtraction.
 
-    def value_and_slope(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         value, slope = _swish_and_slope(h, beta, 1.1 * 1.004)
         return _with_mirror(value, h), _with_mirror(slope, torch.ones_like(h))
 
-    def jet(self, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         value, slope, curvature = _swish_jet(h, beta, 1.1 * 1.004)
         mirrored = _with_mirror(value, h), _with_mirror(slope, torch.ones_like(h))
         return *mirrored, torch.cat([curvature, curvature], dim=1)

@@ -17,7 +17,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from iresflow.linearization import Linearization, Products
 from iresflow.lipschitz.activations import Activation
+from iresflow.lipschitz.convolution import same_layout
 from iresflow.lipschitz.normalized import NormalizedLayer, broadcast_bias
+from iresflow.lipschitz.pointwise import activate, adjoint, scale_adjoint, scale_tangent
 from iresflow.tensors import dot
 
 __all__ = ["ChainLinearization", "Stage", "evaluate_chain"]
@@ -46,7 +48,7 @@ def evaluate_chain(stages: Sequence[Stage], x: Tensor) -> Tensor:
     for stage in stages:
         if stage.activation is not None:
             x, _ = stage.activation.value_and_slope(x, stage.beta)
-        x = stage.layer.multiply(x, stage.weight) + broadcast_bias(stage.bias, x.ndim)
+        x = _apply_layer(stage, x)
     return x
 
 
@@ -75,26 +77,27 @@ class _ChainProducts(Products):
 
     @torch.no_grad()
     def vjp(self, u: Tensor) -> Tensor:
+        shape, u = u.shape, same_layout(u.flatten(0, 1))
         for stage, slope, kernel in zip(
             reversed(self._stages), reversed(self._slopes), reversed(self._kernels), strict=True
         ):
-            u = _stacked(stage.layer.multiply_adjoint, u, kernel)
-            if slope is not None:
-                u = _gathered(u.mul_(slope), stage.activation, 2)
-        return u
+            u = same_layout(stage.layer.multiply_adjoint(u, kernel))
+            if stage.activation is not None and slope is not None:
+                u = scale_adjoint(stage.activation, u, slope)
+        return u.view(shape)
 
     def jvp(self, v: Tensor) -> Tensor:
-        return self.tangents(v)[-1]
+        return self.tangents(v)[-1].view(v.shape)
 
     @torch.no_grad()
     def tangents(self, v: Tensor) -> list[Tensor]:
-        """v, and its images behind each link, each ``(K, B, ...)``."""
-        tangents = [v]
+        """v, and its images behind each link, each ``(K B, ...)``."""
+        tangents = [same_layout(v.flatten(0, 1))]
         for stage, slope in zip(self._stages, self._slopes, strict=True):
             t = tangents[-1]
-            if slope is not None:
-                t = _spread(t, stage.activation, 2) * slope
-            tangents.append(_stacked(stage.layer.multiply, t, stage.weight))
+            if stage.activation is not None and slope is not None:
+                t = scale_tangent(stage.activation, t, slope)
+            tangents.append(same_layout(stage.layer.multiply(t, stage.weight)))
         return tangents
 
     def narrow(self, index: Tensor) -> Products:
@@ -126,15 +129,14 @@ class ChainLinearization(Linearization):
         self._kernels: list[Tensor] = []
         slopes: list[Tensor | None] = []  # phi_i'(h_i)
         with torch.no_grad():
-            x = point.detach()
+            x = same_layout(point.detach())
             for stage in self._stages:
                 self._inputs.append(x)
                 slope = None
                 if stage.activation is not None:
-                    x, slope = stage.activation.value_and_slope(x, stage.beta)
+                    x, slope = activate(stage.activation, x, stage.beta)
                 slopes.append(slope)
-                x = stage.layer.multiply(x, stage.weight)
-                x += broadcast_bias(stage.bias, x.ndim)
+                x = same_layout(_apply_layer(stage, x))
                 self._kernels.append(stage.layer.adjoint_kernel(stage.weight.detach()))
             self._value = x
         self._products = _ChainProducts(self._stages, slopes, self._kernels, lipschitz)
@@ -153,7 +155,7 @@ class ChainLinearization(Linearization):
     def jvp(self, v: Tensor) -> Tensor:
         if self._tangents is None or self._tangents[0] is not v:
             self._tangents = (v, self._products.tangents(v))
-        return self._tangents[1][-1]
+        return self._tangents[1][-1].view(v.shape)
 
     def narrow(self, index: Tensor) -> Products:
         return self._products.narrow(index)
@@ -187,16 +189,10 @@ class _ChainFunction(torch.autograd.Function):
     :math:`s = w^\top t_n` with w and v constant.
 
     Backward, from adjoints :math:`\ell = \partial / \partial h` and
-    :math:`\lambda = \partial / \partial t` behind a linear layer, with
-    :math:`(p, q) = (A^\top \ell, A^\top \lambda)`:
-
-    - :math:`\partial / \partial A = \ell\, \phi(h)^\top + \lambda\, (\phi'(h) t)^\top`,
-    - before the activation, :math:`\ell = \phi'(h) p + \phi''(h)\, t\, q` (summed over the K
-      directions) and :math:`\lambda = \phi'(h) q`,
-    - a concatenated activation repeats t, and adds up the adjoints of its blocks,
-    - for a slope with :math:`\phi_\beta(h) = \phi_1(\beta h) / \beta`:
-      :math:`\partial\phi / \partial\beta = (h \phi' - \phi) / \beta` and
-      :math:`\partial\phi' / \partial\beta = h \phi'' / \beta`.
+    :math:`\lambda = \partial / \partial t` behind a linear layer, stacked along the batch so that
+    each product runs once: :math:`\partial / \partial A = \ell\, \phi(h)^\top + \lambda\,
+    (\phi'(h) t)^\top`, and :math:`(A^\top \ell, A^\top \lambda)` go through the activation as
+    `iresflow.lipschitz.pointwise.adjoint` says.
     """
 
     @staticmethod
@@ -214,7 +210,7 @@ class _ChainFunction(torch.autograd.Function):
         if w is not None and chain._tangents is not None:
             w = w.detach()
             *tangents, image = chain._tangents[1]
-            form = dot(w, image)
+            form = dot(w, image.view(w.shape))
         ctx.save_for_backward(w, *chain._inputs, *tangents, *chain._kernels, *parameters)
         return chain._value.view_as(chain._value), form
 
@@ -227,110 +223,50 @@ class _ChainFunction(torch.autograd.Function):
         w, *saved = ctx.saved_tensors
         inputs, tangents = saved[:count], saved[count : 2 * count]
         kernels, parameters = saved[2 * count : 3 * count], saved[3 * count :]
-        adjoint = _Adjoint.start(w, tangents[0], inputs[0], grad_value, grad_form)
+        batch = len(inputs[0])
+        behind = _start(inputs[0], w, grad_value, grad_form)
         gradients: list[Tensor | None] = []
         for i in reversed(range(count)):
+            stage, h, t = ctx.stages[i], inputs[i], tangents[i]
+            if t is None or len(behind) == batch:
+                t = h[:0]
             _, bias, beta = parameters[3 * i : 3 * i + 3]
-            needed = ctx.needs_input_grad[3 + 3 * i : 6 + 3 * i]
-            stage = adjoint.through(ctx.stages[i], inputs[i], tangents[i], kernels[i], beta)
-            g_bias = _sum_to_bias(stage.bias_adjoint, bias) if needed[1] else None
-            gradients = [stage.weight_gradient, g_bias, stage.beta_gradient, *gradients]
-            adjoint = stage.adjoint
-        return (None, None, adjoint.primal, *gradients)
+            before = stage.layer.multiply_adjoint(behind, kernels[i])
+            if stage.activation is None:
+                entered, g_beta = torch.cat([h, t]), None
+            else:
+                entered, before, g_beta = adjoint(stage.activation, h, t, before, beta)
+            needed = ctx.needs_input_grad[3 + 3 * i : 5 + 3 * i]
+            g_weight = stage.layer.weight_gradient(entered, behind) if needed[0] else None
+            g_bias = _sum_to_bias(behind[:batch], bias) if needed[1] else None
+            gradients = [g_weight, g_bias, g_beta, *gradients]
+            behind = before
+        return (None, None, behind[:batch], *gradients)
 
 
-@dataclass(frozen=True)
-class _Adjoint:
-    """Adjoints of a stage's primal ``(B, ...)`` and of its tangents ``(K, B, ...)`` or None."""
-
-    primal: Tensor
-    tangent: Tensor | None
-
-    @staticmethod
-    def start(
-        w: Tensor | None,
-        v: Tensor | None,
-        point: Tensor,
-        grad_value: Tensor | None,
-        grad_form: Tensor | None,
-    ) -> "_Adjoint":
-        primal = torch.zeros_like(point) if grad_value is None else grad_value
-        if w is None or v is None or grad_form is None:
-            return _Adjoint(primal, None)
-        return _Adjoint(primal, w * grad_form.reshape(*grad_form.shape, *[1] * (w.ndim - 2)))
-
-    def through(
-        self,
-        stage: Stage,
-        h: Tensor,
-        t: Tensor | None,
-        kernel: Tensor,
-        beta: Tensor | None,
-    ) -> "_StageGradient":
-        """The adjoints before a stage with input h and tangents t, and its gradients."""
-        layer, batch = stage.layer, self.primal.shape[0]
-        phi = stage.activation
-        value, slope, curvature = (h, None, None) if phi is None else phi.jet(h, beta)
-        activated, behind = value, self.primal
-        if self.tangent is not None and t is not None:
-            moved = t if slope is None else _spread(t, phi, 2) * slope
-            activated = torch.cat([value, moved.flatten(0, 1)])
-            behind = torch.cat([self.primal, self.tangent.flatten(0, 1)])
-        weight_gradient = layer.weight_gradient(activated, behind)
-        before = layer.multiply_adjoint(behind, kernel)
-        p = before[:batch]
-        q = None
-        if self.tangent is not None and t is not None:
-            q = before[batch:].view(*t.shape[:2], *before.shape[1:])
-        if slope is None or curvature is None:
-            return _StageGradient(_Adjoint(p, q), weight_gradient, self.primal, None)
-        primal = p * slope
-        tangent = None
-        mixed = None
-        if q is not None and t is not None:
-            mixed = (_spread(t, phi, 2) * q).sum(0).mul_(curvature)
-            primal += mixed
-            tangent = _gathered(q * slope, phi, 2)
-        beta_gradient = None
-        if beta is not None:
-            wide = _spread(h, phi, 1)
-            beta_gradient = torch.addcmul(-value, wide, slope).mul_(p)
-            if mixed is not None:
-                beta_gradient.addcmul_(wide, mixed)
-            beta_gradient = beta_gradient.sum() / beta
-        adjoint = _Adjoint(_gathered(primal, phi, 1), tangent)
-        return _StageGradient(adjoint, weight_gradient, self.primal, beta_gradient)
+def _start(
+    point: Tensor, w: Tensor | None, grad_value: Tensor | None, grad_form: Tensor | None
+) -> Tensor:
+    """Adjoints of the chain's value and of its K tangents, ``((1 + K) B, *event)``."""
+    primal = torch.zeros_like(point) if grad_value is None else grad_value
+    if w is None or grad_form is None:
+        return same_layout(primal)
+    tangent = w * grad_form.reshape(*grad_form.shape, *[1] * (w.ndim - 2))
+    return same_layout(torch.cat([primal, tangent.flatten(0, 1)]))
 
 
-@dataclass(frozen=True)
-class _StageGradient:
-    adjoint: _Adjoint
-    weight_gradient: Tensor
-    bias_adjoint: Tensor
-    beta_gradient: Tensor | None
-
-
-def _spread(x: Tensor, activation: Activation | None, channels: int) -> Tensor:
-    """Each entry as often as a concatenated activation has values for it, along the channels."""
-    if activation is None or activation.width == 1:
-        return x
-    return torch.cat([x] * activation.width, dim=channels)
-
-
-def _gathered(x: Tensor, activation: Activation | None, channels: int) -> Tensor:
-    """The adjoint of `_spread`."""
-    if activation is None or activation.width == 1:
-        return x
-    return x.unflatten(channels, (activation.width, -1)).sum(channels)
-
-
-def _stacked(product: Any, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ANN401
-    """Applies a product for batches ``(N, ...)`` to a stack ``(K, B, ...)``."""
-    result = product(x.flatten(0, 1), weight)
-    return result.view(*x.shape[:2], *result.shape[1:])
+def _apply_layer(stage: Stage, x: Tensor) -> Tensor:
+    """The linear layer and its bias, which is narrower than a weight that was widened."""
+    bias = stage.bias.to(stage.weight.dtype)
+    if bias.ndim == 1:
+        return stage.layer.multiply(x, stage.weight, bias)
+    x = stage.layer.multiply(x, stage.weight)
+    return x + broadcast_bias(bias, x.ndim)
 
 
 def _sum_to_bias(adjoint: Tensor, bias: Tensor) -> Tensor:
     """The bias' gradient: summed over pixels, and over samples unless each has its own bias."""
-    pixels = adjoint.flatten(2).sum(2) if adjoint.ndim > 2 else adjoint
-    return pixels if bias.ndim == 2 else pixels.sum(0)
+    pixels = tuple(range(2, adjoint.ndim))
+    if bias.ndim == 2:
+        return adjoint.sum(pixels) if pixels else adjoint
+    return adjoint.sum((0, *pixels))

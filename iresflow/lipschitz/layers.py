@@ -57,8 +57,8 @@ class NormalizedDense(NormalizedLayer):
         nn.init.kaiming_uniform_(weight, a=5**0.5)
         super().__init__(weight, outputs, (outputs,), coeff, normalization or PowerIteration())
 
-    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight)
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def adjoint_kernel(self, weight: Tensor) -> Tensor:
         return weight.mT
@@ -131,8 +131,8 @@ class NormalizedConv2d(NormalizedLayer):
         left_shape = (outputs, *range_size)
         super().__init__(weight, outputs, left_shape, coeff, normalization or PowerIteration())
 
-    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self.padding.convolve(x, weight, self.stride)
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.padding.convolve(x, weight, self.stride, bias)
 
     def adjoint_kernel(self, weight: Tensor) -> Tensor:
         if self.stride > 1:

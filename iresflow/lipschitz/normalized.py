@@ -71,8 +71,8 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     # The operator, for any weight of the layer's shape.
 
     @abstractmethod
-    def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """A x for a batch ``(N, ...)``, without the bias."""
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """A x for a batch ``(N, ...)``, plus a bias ``(D,)`` where one is given."""
 
     @abstractmethod
     def adjoint_kernel(self, weight: Tensor) -> Tensor:
@@ -116,8 +116,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         return self.weight * self._scale(sigma)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.normalized_weight()
-        return self.multiply(x, weight) + broadcast_bias(self.bias, x.ndim)
+        return self.multiply(x, self.normalized_weight(), self.bias)
 
     def train(self, mode: bool = True) -> "NormalizedLayer":
         leaving_training = self.training and not mode
@@ -205,10 +204,9 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         kernel = self.adjoint_kernel(frozen)
         left = self.left.unsqueeze(0)
         with torch.no_grad():
-            for step in range(iterations):
-                right = _normalized(self.multiply_adjoint(left, kernel))
-                if step < iterations - 1:
-                    left = _normalized(self.multiply(right, frozen))
+            for _ in range(iterations - 1):
+                left = _normalized(self.multiply(self.multiply_adjoint(left, kernel), frozen))
+            right = _normalized(self.multiply_adjoint(left, kernel))
         image = self.multiply(right, weight)
         left = _normalized(image.detach())
         if keep:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from iresflow.lipschitz.convolution import convolve_same, same_weight_gradient
+
 __all__ = ["Axis", "CircularPadding", "Grid", "Padding", "ReflectPadding", "ZeroPadding"]
 
 
@@ -93,9 +95,11 @@ class Padding(ABC):
         taps[tap, row, sources[row, tap]] = 1
         return taps
 
-    def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def convolve(
+        self, x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None
+    ) -> Tensor:
         """``(N, C, H, W)`` and ``(D, C, k, k)`` to ``(N, D, H', W')``."""
-        return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, stride=stride)
+        return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, bias, stride=stride)
 
     def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
         """The adjoint for stride 1, of the flipped and transposed kernel ``(C, D, k, k)``."""
@@ -142,13 +146,19 @@ class ZeroPadding(Padding):
 
     # The convolution pads with zeros by itself, without a copy of the image.
 
-    def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+    def convolve(
+        self, x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None
+    ) -> Tensor:
+        if stride == 1:
+            return convolve_same(x, weight, bias)
+        return F.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2)
 
     def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(u, weight, padding=weight.shape[-1] // 2)
+        return convolve_same(u, weight)
 
     def weight_gradient(self, x: Tensor, u: Tensor, shape: torch.Size, stride: int) -> Tensor:
+        if stride == 1:
+            return same_weight_gradient(x, u, shape)
         return conv2d_weight(x, shape, u, stride=stride, padding=shape[-1] // 2)
 
 

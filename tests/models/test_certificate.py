@@ -389,10 +389,12 @@ class Cosine(Activation):
     def forward(self, h):
         return h.cos()
 
-    def value_and_slope(self, h, beta):
+    @staticmethod
+    def value_and_slope(h, beta):
         return h.cos(), -h.sin()
 
-    def jet(self, h, beta):
+    @staticmethod
+    def jet(h, beta):
         return h.cos(), -h.sin(), -h.cos()
 
 

@@ -1,0 +1,89 @@
+r"""Convolutions that keep the size of an image, and the gradients of their kernels.
+
+On a CPU, libraries compute output channels in blocks of sixteen, so a convolution from many
+channels to one costs sixteen times its work. Here, a k x k convolution to few channels is first a
+product of matrices, which gives an image for each of the :math:`k^2` taps, and then the sum of
+these images, shifted; they are small. The same goes for the gradient of its kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+__all__ = ["convolve_same", "same_layout", "same_weight_gradient"]
+
+NARROW = 4
+"""Output channels at most for which the taps are summed up: above, the plain way is faster."""
+
+LARGE = 1 << 18
+"""Entries of the input at least, for each output channel: below, the many small sums cost more."""
+
+SMALL = 1 << 20
+"""Entries of the input at most for which a 1 x 1 convolution is a product of matrices: a library's
+convolution takes longer to be called."""
+
+
+def same_layout(x: Tensor) -> Tensor:
+    """x with its channels last in memory where it is an image: what convolutions are fast in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+
+
+def convolve_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``(N, C, H, W)`` and a kernel ``(D, C, k, k)`` with odd k to ``(N, D, H, W)``.
+
+    Zeros lie beyond the border.
+    """
+    outputs, inputs, side, _ = weight.shape
+    if side == 1 and x.numel() <= SMALL:
+        matrix, pixels = weight.view(outputs, inputs).t(), _pixels(x)
+        y = pixels @ matrix if bias is None else torch.addmm(bias, pixels, matrix)
+        return y.view(len(x), *x.shape[2:], outputs).permute(0, 3, 1, 2)
+    if not _by_taps(x, outputs, side):
+        return F.conv2d(x, weight, bias, padding=side // 2)
+    taps = weight.permute(2, 3, 0, 1).reshape(-1, inputs)
+    batch, _, height, width = x.shape
+    images = torch.mm(taps, _pixels(x).t()).view(-1, outputs, batch, height, width)
+    margin = 2 * (side // 2)
+    y = images.new_zeros(outputs, batch, height + margin, width + margin)
+    # The pixel p + a - side // 2 enters the pixel p through tap a.
+    for image, rows, columns in zip(images, *_shifts(side, height, width), strict=True):
+        y[..., rows, columns] += image
+    y = y[..., margin // 2 : margin // 2 + height, margin // 2 : margin // 2 + width]
+    y = y.transpose(0, 1)
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def same_weight_gradient(x: Tensor, u: Tensor, shape: torch.Size) -> Tensor:
+    """Gradient of the sum of ``u * convolve_same(x, weight)`` for a weight of a shape."""
+    outputs, inputs, side, _ = shape
+    if side == 1 and x.numel() <= SMALL:
+        return torch.mm(_pixels(u).t(), _pixels(x)).view(shape)
+    if not _by_taps(x, outputs, side):
+        return conv2d_weight(x, shape, u, padding=side // 2)
+    height, width = x.shape[2:]
+    padded = F.pad(u.transpose(0, 1), (side // 2,) * 4)
+    images = [
+        padded[..., rows, columns]
+        for rows, columns in zip(*_shifts(side, height, width), strict=True)
+    ]
+    taps = torch.mm(torch.stack(images).view(side * side * outputs, -1), _pixels(x))
+    return taps.view(side, side, outputs, inputs).permute(2, 3, 0, 1).contiguous()
+
+
+def _by_taps(x: Tensor, outputs: int, side: int) -> bool:
+    large = x.numel() >= LARGE * outputs and x.shape[1] >= 16
+    return large and side > 1 and outputs <= NARROW and x.device.type == "cpu"
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """``(N, C, H, W)`` as ``(N H W, C)``, without a copy where the channels are last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _shifts(side: int, height: int, width: int) -> tuple[list[slice], list[slice]]:
+    """Where the image of each tap lies in the padded image."""
+    starts = range(side - 1, -1, -1)
+    rows = [slice(a, a + height) for a in starts for _ in starts]
+    columns = [slice(b, b + width) for _ in starts for b in starts]
+    return rows, columns

@@ -2,8 +2,8 @@ r"""Convolutions that keep the size of an image, and the gradients of their kern
 
 On a CPU, libraries compute output channels in blocks of sixteen, so a convolution from many
 channels to one costs sixteen times its work. Here, a k x k convolution to few channels is first a
-product of matrices, which gives an image for each of the :math:`k^2` taps, and then the sum of
-these images, shifted; they are small. The same goes for the gradient of its kernel.
+1 x 1 convolution, which gives an image for each of the :math:`k^2` taps, and then the sum of these
+images, shifted; they are small. The same goes for the gradient of its kernel.
 """
 
 import torch
@@ -41,16 +41,16 @@ def convolve_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         return y.view(len(x), *x.shape[2:], outputs).permute(0, 3, 1, 2)
     if not _by_taps(x, outputs, side):
         return F.conv2d(x, weight, bias, padding=side // 2)
-    taps = weight.permute(2, 3, 0, 1).reshape(-1, inputs)
+    taps = weight.permute(2, 3, 0, 1).reshape(-1, inputs, 1, 1)
+    images = F.conv2d(x, taps).unflatten(1, (-1, outputs)).unbind(1)
     batch, _, height, width = x.shape
-    images = torch.mm(taps, _pixels(x).t()).view(-1, outputs, batch, height, width)
-    margin = 2 * (side // 2)
-    y = images.new_zeros(outputs, batch, height + margin, width + margin)
-    # The pixel p + a - side // 2 enters the pixel p through tap a.
-    for image, rows, columns in zip(images, *_shifts(side, height, width), strict=True):
-        y[..., rows, columns] += image
-    y = y[..., margin // 2 : margin // 2 + height, margin // 2 : margin // 2 + width]
-    y = y.transpose(0, 1)
+    margin = side // 2
+    y = x.new_zeros(batch, height + 2 * margin, width + 2 * margin, outputs).permute(0, 3, 1, 2)
+    for k, image in enumerate(images):
+        # The pixel p + tap - margin enters the pixel p.
+        top, left = 2 * margin - k // side, 2 * margin - k % side
+        y[..., top : top + height, left : left + width] += image
+    y = y[..., margin : margin + height, margin : margin + width]
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
@@ -61,14 +61,12 @@ def same_weight_gradient(x: Tensor, u: Tensor, shape: torch.Size) -> Tensor:
         return torch.mm(_pixels(u).t(), _pixels(x)).view(shape)
     if not _by_taps(x, outputs, side):
         return conv2d_weight(x, shape, u, padding=side // 2)
-    height, width = x.shape[2:]
-    padded = F.pad(u.transpose(0, 1), (side // 2,) * 4)
-    images = [
-        padded[..., rows, columns]
-        for rows, columns in zip(*_shifts(side, height, width), strict=True)
-    ]
-    taps = torch.mm(torch.stack(images).view(side * side * outputs, -1), _pixels(x))
-    return taps.view(side, side, outputs, inputs).permute(2, 3, 0, 1).contiguous()
+    margin = side // 2
+    padded = F.pad(u.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin))
+    windows = padded.unfold(1, side, 1).unfold(2, side, 1)  # (N, H, W, D, k, k)
+    columns = windows.flip(4, 5).flatten(3).permute(0, 3, 1, 2)
+    taps = conv2d_weight(x, (columns.shape[1], inputs, 1, 1), columns)
+    return taps.view(outputs, side, side, inputs).permute(0, 3, 1, 2).contiguous()
 
 
 def _by_taps(x: Tensor, outputs: int, side: int) -> bool:
@@ -79,11 +77,3 @@ def _by_taps(x: Tensor, outputs: int, side: int) -> bool:
 def _pixels(x: Tensor) -> Tensor:
     """``(N, C, H, W)`` as ``(N H W, C)``, without a copy where the channels are last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _shifts(side: int, height: int, width: int) -> tuple[list[slice], list[slice]]:
-    """Where the image of each tap lies in the padded image."""
-    starts = range(side - 1, -1, -1)
-    rows = [slice(a, a + height) for a in starts for _ in starts]
-    columns = [slice(b, b + width) for _ in starts for b in starts]
-    return rows, columns

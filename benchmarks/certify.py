@@ -105,7 +105,7 @@ def small_flow(normalization: str) -> ImageFlow:
         normalization=normalization,
         factor_out=False,
         alpha=1e-6,
-        log_det=iresflow.PowerSeries(60, tolerance=1e-3),
+        log_det=iresflow.PowerSeries(60, tol=1e-3),
     )
     flow.initialize(flow.dequantize(blobs(512)))
     return flow.train()
@@ -144,7 +144,7 @@ def steps(count: int = 30) -> None:
 def overshoot(count: int = 150) -> None:
     """How far the norms are from the coefficient while power iteration trains."""
     print(f"\nnorm over coefficient of the layers that {count} steps have normalised\n")
-    for name in ("power-iteration", "certified"):
+    for name in ("power-iteration", "bidiagonalization", "certified"):
         flow = small_flow(name)
         optimizer = torch.optim.Adam(flow.parameters(), 5e-3)
         for _ in range(count):

@@ -9,11 +9,6 @@ machine.
     python benchmarks/step.py --only digits --repeats 30
 """
 
-import argparse
-import platform
-import resource
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import iresflow
-from iresflow.commands.memory import keep_freed_memory
 from iresflow.logdet import LogDetEstimator
 
 
@@ -51,7 +45,7 @@ def ours(shape: Shape, log_det: LogDetEstimator, images: Tensor) -> Step:
     )
     flow.initialize(images)
     flow.train()
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         loss = -flow.log_prob(images).mean()
@@ -81,11 +75,9 @@ def reference(shape: Shape, terms: int | None, images: Tensor) -> Step:
                 init_zeros=False,
             )
             layers.append(nf.flows.ActNorm((channels, side, side)))
-            layers.append(
-                nf.flows.Residual(net, n_dist="poisson", lamb=2.0, n_power_series=terms)
-            )
+            layers.append(nf.flows.Residual(net, n_dist="poisson", lamb=2.0, n_power_series=terms))
     model = nn.ModuleList(layers).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     alpha = 0.05
 
     def step() -> None:

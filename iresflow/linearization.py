@@ -61,6 +61,13 @@ class Linearization(Products):
         Its gradient reaches x and the parameters; w and v are constants.
         """
 
+    def reduced(self, dtype: torch.dtype) -> Products:
+        """Products that are computed in a narrow type of float, for directions of that type.
+
+        Here, for maps that have no such form: directions are widened, and results rounded.
+        """
+        return _Widened(self, self.point.dtype, dtype)
+
     def narrow(self, index: Tensor) -> Products:
         # For maps that can't leave samples out: the others are computed, and in vain.
         return _Embedded(self, index)
@@ -128,3 +135,22 @@ class _Embedded(Products):
         whole = x.new_zeros(x.shape[0], *self._whole.point.shape)
         whole[:, self._index] = x
         return whole
+
+
+@final
+class _Widened(Products):
+    """Products for directions of a narrow type, in the type of the map."""
+
+    def __init__(self, products: Products, wide: torch.dtype, dtype: torch.dtype) -> None:
+        self._products = products
+        self._wide = wide
+        self._dtype = dtype
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self._products.vjp(u.to(self._wide)).to(self._dtype)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self._products.jvp(v.to(self._wide)).to(self._dtype)
+
+    def narrow(self, index: Tensor) -> Products:
+        return _Widened(self._products.narrow(index), self._wide, self._dtype)

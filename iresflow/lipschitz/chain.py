@@ -8,7 +8,7 @@ and one adjoint pass, both with plain convolutions: `_ChainFunction`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -100,6 +100,16 @@ class _ChainProducts(Products):
             tangents.append(same_layout(stage.layer.multiply(t, stage.weight)))
         return tangents
 
+    def to(self, dtype: torch.dtype) -> "_ChainProducts":
+        """The same in another type of float."""
+        stages = [
+            replace(s, weight=s.weight.detach().to(dtype), bias=s.bias.detach().to(dtype))
+            for s in self._stages
+        ]
+        slopes = [None if slope is None else slope.to(dtype) for slope in self._slopes]
+        kernels = [kernel.to(dtype) for kernel in self._kernels]
+        return _ChainProducts(stages, slopes, kernels, None)
+
     def narrow(self, index: Tensor) -> Products:
         slopes = [None if slope is None else slope[index] for slope in self._slopes]
         return _ChainProducts(self._stages, slopes, self._kernels, self.lipschitz)
@@ -159,6 +169,9 @@ class ChainLinearization(Linearization):
 
     def narrow(self, index: Tensor) -> Products:
         return self._products.narrow(index)
+
+    def reduced(self, dtype: torch.dtype) -> Products:
+        return self._products.to(dtype)
 
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         if not self._needs_graph():

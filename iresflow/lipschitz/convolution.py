@@ -45,12 +45,14 @@ def convolve_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     images = F.conv2d(x, taps).unflatten(1, (-1, outputs)).unbind(1)
     batch, _, height, width = x.shape
     margin = side // 2
-    y = x.new_zeros(batch, height + 2 * margin, width + 2 * margin, outputs).permute(0, 3, 1, 2)
+    wide = torch.promote_types(x.dtype, torch.float32)  # of all sums, as a library would
+    size = (batch, height + 2 * margin, width + 2 * margin, outputs)
+    y = x.new_zeros(size, dtype=wide).permute(0, 3, 1, 2)
     for k, image in enumerate(images):
         # The pixel p + tap - margin enters the pixel p.
         top, left = 2 * margin - k // side, 2 * margin - k % side
         y[..., top : top + height, left : left + width] += image
-    y = y[..., margin : margin + height, margin : margin + width]
+    y = y[..., margin : margin + height, margin : margin + width].to(x.dtype)
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 

@@ -201,12 +201,43 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
             keep: Whether the next call starts from where this one ends.
         """
         frozen = weight.detach()
-        kernel = self.adjoint_kernel(frozen)
-        left = self.left.unsqueeze(0)
         with torch.no_grad():
+            kernel = self.adjoint_kernel(frozen)
+            left = self.left.unsqueeze(0)
             for _ in range(iterations - 1):
                 left = _normalized(self.multiply(self.multiply_adjoint(left, kernel), frozen))
             right = _normalized(self.multiply_adjoint(left, kernel))
+        return self._stretch(weight, right, keep)
+
+    def bidiagonal_estimate(self, weight: Tensor, *, keep: bool = True) -> Tensor:
+        r"""The norm by two steps of Golub and Kahan's bidiagonalisation; otherwise as `estimate`.
+
+        From the left vector u, :math:`A^\top u` and :math:`A^\top A A^\top u` span a space of
+        right vectors; in its orthonormal basis, A is a lower triangle of two columns, whose
+        largest singular vector is known in closed form (Golub and Kahan, 1965).
+        """
+        frozen = weight.detach()
+        with torch.no_grad():
+            kernel = self.adjoint_kernel(frozen)
+            left = self.left.unsqueeze(0)
+            first = self.multiply_adjoint(left, kernel)
+            upper = torch.linalg.vector_norm(first)
+            first = first / upper.clamp_min(_tiny(upper))
+            beside = self.multiply(first, frozen) - upper * left
+            below = torch.linalg.vector_norm(beside)
+            beside = beside / below.clamp_min(_tiny(below))
+            second = self.multiply_adjoint(beside, kernel)
+            # Where the first vector was right already, the rest is rounding, along the first too.
+            second = second - (first * second).sum() * first
+            lower = torch.linalg.vector_norm(second)
+            second = second / lower.clamp_min(_tiny(lower))
+            # The top eigenvector of [[upper, below], [0, lower]] times its transpose.
+            angle = torch.atan2(2 * below * lower, upper**2 + below**2 - lower**2) / 2
+            right = _normalized(angle.cos() * first + angle.sin() * second)
+        return self._stretch(weight, right, keep)
+
+    def _stretch(self, weight: Tensor, right: Tensor, keep: bool) -> Tensor:
+        """The norm of A times a unit vector, with A's gradient; the image is the next start."""
         image = self.multiply(right, weight)
         left = _normalized(image.detach())
         if keep:

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from iresflow.logdet.base import LogDetEstimate, LogDetEstimator
 from iresflow.logdet.exact import Exact
 from iresflow.logdet.krylov import Krylov
 from iresflow.logdet.lanczos import Lanczos
 from iresflow.logdet.lengths import Geometric, LengthDistribution, Poisson
 from iresflow.logdet.random_series import RandomSeries
+from iresflow.logdet.reduced import ReducedPrecision
 from iresflow.logdet.series import PowerSeries
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "Poisson",
     "PowerSeries",
     "RandomSeries",
+    "ReducedPrecision",
     "estimator_from_dict",
     "estimator_to_dict",
 ]
@@ -35,6 +39,7 @@ ESTIMATORS: dict[str, type[LogDetEstimator]] = {
     "lanczos": Lanczos,
     "power-series": PowerSeries,
     "random-series": RandomSeries,
+    "reduced-precision": ReducedPrecision,
 }
 """The estimators by the names that configurations and checkpoints use."""
 
@@ -44,6 +49,10 @@ LENGTHS: dict[str, type[LengthDistribution]] = {"geometric": Geometric, "poisson
 
 def estimator_to_dict(estimator: LogDetEstimator) -> dict[str, Any]:
     """The estimator as plain values, for a checkpoint."""
+    if isinstance(estimator, ReducedPrecision):
+        inner = estimator_to_dict(estimator.estimator)
+        dtype = str(estimator.dtype).removeprefix("torch.")
+        return {"name": _name(ESTIMATORS, estimator), "estimator": inner, "dtype": dtype}
     values = asdict(estimator)  # type: ignore[call-overload]
     if isinstance(estimator, RandomSeries):
         lengths = estimator.distribution
@@ -61,6 +70,9 @@ def estimator_from_dict(settings: Mapping[str, Any]) -> LogDetEstimator:
     if estimator is RandomSeries:
         lengths, parameters = _pick(LENGTHS, "distribution of lengths", rest["distribution"])
         rest["distribution"] = lengths(**parameters)
+    elif estimator is ReducedPrecision:
+        inner = estimator_from_dict(rest["estimator"])
+        return ReducedPrecision(inner, getattr(torch, rest["dtype"]))
     elif estimator is PowerSeries:
         # As files of version 0.1.0 named them.
         names = {"distribution": "probe", "tolerance": "tol"}

@@ -1,0 +1,82 @@
+"""Series products in a narrow type of float, where the hardware is fast in it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from iresflow.linearization import Linearization, Products
+from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
+
+__all__ = ["ReducedPrecision"]
+
+
+@final
+@dataclass(frozen=True)
+class ReducedPrecision(LogDetEstimator):
+    r"""An estimator whose vector-Jacobian products are computed in a narrow type of float.
+
+    For training. The first product of a series, :math:`J v`, and the gradient's own passes stay
+    in the type of the model, and so does every sum; the products with :math:`J^\top` carry the
+    narrow type's rounding, so no truncation bound is proven.
+
+    Arguments:
+        estimator: What is estimated, and from how many products.
+        dtype: The narrow type.
+    """
+
+    estimator: LogDetEstimator
+    dtype: torch.dtype = torch.bfloat16
+    kind: ClassVar[Kind] = "biased"
+
+    def estimate(
+        self, linearization: Linearization, generator: torch.Generator | None
+    ) -> LogDetEstimate:
+        return self.estimator.estimate(_Reduced(linearization, self.dtype), generator)
+
+
+@final
+class _Reduced(Linearization):
+    """A linearization whose `vjp` runs in a narrow type."""
+
+    lipschitz = None  # so that no estimator proves anything from products that are rounded so
+
+    def __init__(self, linearization: Linearization, dtype: torch.dtype) -> None:
+        self.point = linearization.point
+        self._linearization = linearization
+        self._products = _ReducedProducts(linearization, linearization.reduced(dtype), dtype)
+
+    @property
+    def value(self) -> Tensor:
+        return self._linearization.value
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self._products.vjp(u)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self._linearization.jvp(v)
+
+    def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
+        return self._linearization.bilinear(w, v)
+
+    def narrow(self, index: Tensor) -> Products:
+        return self._products.narrow(index)
+
+
+@final
+class _ReducedProducts(Products):
+    def __init__(self, wide: Products, narrow: Products, dtype: torch.dtype) -> None:
+        self._wide = wide
+        self._narrow = narrow
+        self._dtype = dtype
+
+    def vjp(self, u: Tensor) -> Tensor:
+        return self._narrow.vjp(u.to(self._dtype)).to(u.dtype)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        return self._wide.jvp(v)
+
+    def narrow(self, index: Tensor) -> Products:
+        narrow = self._narrow.narrow(index)
+        return _ReducedProducts(self._wide.narrow(index), narrow, self._dtype)

@@ -8,7 +8,8 @@ from iresflow import CheckpointError, NonFiniteError
 from iresflow.data import Split, load_dataset
 from iresflow.errors import RunError
 from iresflow.training import loop
-from iresflow.training.build import Batches, build_dataset, build_model, resolve_device
+from iresflow.training.batches import Batches
+from iresflow.training.build import build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model, load_training
 from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
 from iresflow.training.evaluate import reconstruct

@@ -1,4 +1,4 @@
-"""What each process of the tests in `test_processes` runs: worker.py SCENARIO DIRECTORY."""
+"""What each process of `training/test_processes` runs: worker.py SCENARIO DIRECTORY."""
 
 import os
 import signal
@@ -60,9 +60,10 @@ def agree(processes: Processes, directory: Path) -> None:
     trainer = new_trainer(directory, processes)
     trainer.train()
     torch.save(trainer.flow.state_dict(), directory / f"equal-{processes.rank}.pt")
-    torch.save(trainer.average.state_dict(), directory / f"average-{processes.rank}.pt")
+    if processes.main:
+        torch.save(trainer.average.state_dict(), directory / "average.pt")
 
-    trainer = new_trainer(directory, processes, accumulate=2)
+    trainer = new_trainer(directory, processes, accumulate=2, validate_every=8)
     trainer.train()
     torch.save(trainer.flow.state_dict(), directory / f"accumulated-{processes.rank}.pt")
 

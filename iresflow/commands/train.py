@@ -14,7 +14,7 @@ from iresflow.data import Dataset
 from iresflow.errors import RunError, TrainingInterrupted
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model
-from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config
 from iresflow.training.evaluate import RECONSTRUCTED, reconstruct
 from iresflow.training.loop import Trainer, own_shares
@@ -154,13 +154,11 @@ def _report(
     run: RunDirectory, dataset: Dataset, device: torch.device, processes: Processes
 ) -> None:
     """Scores the best checkpoint on the test split, once, and says where everything lies."""
-    processes.on_main(lambda: _report_alone(run, dataset, device))
-
-
-def _report_alone(run: RunDirectory, dataset: Dataset, device: torch.device) -> None:
-    path = find_checkpoint(run.path, "best")
-    model, progress = load_model(path, device)
-    score = evaluate(model, dataset.test)
+    path = processes.on_main(lambda: find_checkpoint(run.path, "best"))
+    model, progress = load_for_all(path, device, processes)
+    score = evaluate(model, dataset.test, processes=processes)
+    if not processes.main:
+        return
     score.write(
         run.path / "evaluation.json", split="test", checkpoint=str(path), step=progress.step
     )

@@ -162,6 +162,7 @@ class Trainer:
             TrainingInterrupted: on Ctrl-C or SIGTERM, behind a step and with a checkpoint.
             LostProcessError: another process has ended.
             RunError: processes hold different data.
+            ValueError: the data holds NaN or infinity.
         """
         start, main = self.progress.step, self.processes.main
         self._start_alike()
@@ -332,9 +333,12 @@ class Trainer:
 
     def _start_alike(self) -> None:
         """Initialises a new model, and makes sure that all processes have the same."""
+        data = self.dataset.train.values
+        if data.is_floating_point() and not bool(data.isfinite().all()):
+            raise ValueError("the training data holds NaN or infinity")
         if self.processes.count > 1:
-            data = self.dataset.train.values.contiguous()
-            self.processes.require_same(zlib.crc32(data.numpy()), "the training data")
+            digest = zlib.crc32(data.contiguous().numpy())
+            self.processes.require_same(digest, "the training data")
         if self.progress.step == 0:
             self._initialize()
         for model in (self.flow, self.average.module):

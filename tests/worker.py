@@ -10,14 +10,17 @@ import torch
 from iresflow.cli import EXPECTED
 from iresflow.cli import main as command
 from iresflow.commands.arguments import fail
-from iresflow.data import load_dataset
+from iresflow.data import Split, load_dataset
 from iresflow.errors import DataError, NonFiniteError, TrainingInterrupted
 from iresflow.training import loop
 from iresflow.training.build import build_model
+from iresflow.training.checkpoint import load_for_all
 from iresflow.training.config import Config, LogDetConfig, ModelConfig, TrainingConfig
+from iresflow.training.evaluation import Evaluation, Precision
 from iresflow.training.loop import Trainer
 from iresflow.training.processes import Alone, Processes, join_processes
 from iresflow.training.runs import RunDirectory
+from iresflow.training.score import evaluate
 
 SIGNAL_AT, BAD_AT, KILLED_AT = 2, 4, 5
 
@@ -44,6 +47,13 @@ def new_trainer(directory: Path, processes: Processes | None = None, **training)
     return Trainer(flow, dataset, config.training, run, flip=True, processes=processes)
 
 
+def score_of(model, dataset, processes: Processes) -> Evaluation:
+    """An evaluation in several rounds, of batches that are no multiple of two."""
+    split = Split(dataset.test.values[:33])
+    precision = Precision(tol=1e-3, limit=3)
+    return evaluate(model, split, batch_size=7, precision=precision, processes=processes)
+
+
 def on_objective(action) -> None:
     """Calls something with the trainer's step before each objective."""
     objective = loop.evaluate_objective
@@ -62,6 +72,10 @@ def agree(processes: Processes, directory: Path) -> None:
     torch.save(trainer.flow.state_dict(), directory / f"equal-{processes.rank}.pt")
     if processes.main:
         torch.save(trainer.average.state_dict(), directory / "average.pt")
+
+    model, _ = load_for_all(trainer.run.checkpoint("last"), trainer.device, processes)
+    score = score_of(model, trainer.dataset, processes)
+    (directory / f"score-{processes.rank}").write_text(repr(score))
 
     trainer = new_trainer(directory, processes, accumulate=2, validate_every=8)
     trainer.train()

@@ -13,8 +13,9 @@ import worker
 
 import iresflow
 from iresflow.cli import main
+from iresflow.data import load_dataset
 from iresflow.errors import RunError
-from iresflow.training.checkpoint import load_training
+from iresflow.training.checkpoint import load_model, load_training
 from iresflow.training.processes import SIZES, Alone, join_processes
 from iresflow.training.runs import RunDirectory
 
@@ -98,6 +99,16 @@ def test_two_processes_give_the_average_and_the_metrics_of_one(together, alone):
     ]
     ours, theirs = ([float(x) for x in re.findall(r'bits/dim": ([\d.]+)', text)] for text in lines)
     assert len(ours) >= 6 and ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_two_processes_give_the_score_of_one(together):
+    model, _ = load_model(
+        together[0] / "0000-run" / "checkpoints" / "last.pt", torch.device("cpu")
+    )
+    score = worker.score_of(model, load_dataset("digits"), Alone())
+    assert score.rounds == 3
+    for rank in (0, 1):
+        assert (together[0] / f"score-{rank}").read_text() == repr(score)
 
 
 def test_a_signal_to_one_process_ends_both_behind_the_same_step(together):

@@ -144,6 +144,11 @@ class _Team(Processes):
         self._state = PartialState(cpu=on_cpu or not accelerator, timeout=PATIENCE)
         self.rank = self._state.process_index
         self.count = self._state.num_processes
+        if self.count == 1:
+            raise RunError(
+                f"the launcher has started several processes, but {self._state.device} can't be "
+                f"shared by them: {ON_CPU}=1 puts all of them on the CPU"
+            )
         self._told = False
 
     def device(self, name: str) -> torch.device:
@@ -223,6 +228,7 @@ def join_processes() -> Iterator[Processes]:
 
     Raises:
         LostProcessError: another process has ended without a word.
+        RunError: the device knows no way to share a model.
     """
     if max(int(os.environ.get(name) or 1) for name in SIZES) <= 1:
         yield Alone()

@@ -58,6 +58,12 @@ def new_trainer(tmp_path, guard=None, **settings):
     return Trainer(flow, dataset, config.training, run, flip=True, guard=guard)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than the steps."""
+    monkeypatch.setattr(loop.Recorder, "pictures", lambda *_: None)
+
+
 @pytest.fixture
 def float32(float64_and_seed):
     torch.set_default_dtype(torch.float32)
@@ -90,7 +96,8 @@ def test_a_step_waits_for_nothing(tmp_path, float32, monkeypatch, accumulate):
     trainer.optimizer.step = unwatched
     monkeypatch.setattr(loop.Trainer, "_step", watched)
     trainer.train()
-    assert counts == [[]] * 5
+    assert counts[1:] == [[]] * 4
+    assert len(counts[0]) <= 1  # a constant of the logit, the first time in a process
 
 
 def test_a_tolerance_waits_once_a_term(tmp_path, float32):
@@ -215,8 +222,7 @@ def test_gradients_of_parts_add_up_to_that_of_the_batch(tmp_path):
 def test_training_in_parts_gives_the_weights_of_whole_batches(tmp_path, name):
     settings = {"name": name, "terms": 6, "tol": 0.0}
     whole, parts = (
-        new_trainer(tmp_path, training={"accumulate": n, "validate_every": 8}, **settings)
-        for n in (1, 3)
+        new_trainer(tmp_path, training={"accumulate": n, "steps": 4}, **settings) for n in (1, 3)
     )
     for trainer in (whole, parts):
         trainer.train()

@@ -105,6 +105,8 @@ def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path, monkeypa
 def test_an_echo_of_a_signal_is_no_second_one(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
+    # A shell starts what runs in its background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with interrupt.deferred_interrupt(echo=2.0) as asked:
         signal.raise_signal(signal.SIGINT)
         now[0] = 1.0
@@ -117,6 +119,7 @@ def test_an_echo_of_a_signal_is_no_second_one(monkeypatch):
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):  # a person who asks twice means it
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_data_that_is_not_finite_is_refused_before_the_first_step(moons, tmp_path):

@@ -11,6 +11,7 @@ from iresflow.errors import (
     DataError,
     InversionError,
     InversionWarning,
+    LostProcessError,
     NonFiniteError,
     NotContractiveError,
     NotInitializedError,
@@ -30,6 +31,7 @@ EXPECTED = (
     CheckpointError,
     DataError,
     InversionError,
+    LostProcessError,
     NonFiniteError,
     NotContractiveError,
     NotInitializedError,
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         fail("interrupted", code=130)
     except EXPECTED as error:
-        fail(str(error))
+        fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
 
 
 def _print_warning(

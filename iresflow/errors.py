@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "InversionError",
     "InversionWarning",
+    "LostProcessError",
     "NonFiniteError",
     "NotContractiveError",
     "NotInitializedError",
@@ -75,6 +76,10 @@ class DataError(RuntimeError):
 
 class RunError(RuntimeError):
     """A run directory can't be used: it exists, is missing, or holds another experiment."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the same run has ended, or can't be reached any more."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):

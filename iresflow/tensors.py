@@ -6,9 +6,12 @@ K vectors for each sample, as the estimators and the linearizations exchange the
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from iresflow.streams import Stream, draw
 
 __all__ = [
     "Probe",
@@ -17,12 +20,13 @@ __all__ = [
     "gaussian",
     "norm_per_sample",
     "rademacher",
+    "reduced_precision",
     "sum_per_sample",
     "wide_norm",
     "widest",
 ]
 
-Probe = Callable[[int, Tensor, torch.Generator | None], Tensor]
+Probe = Callable[[int, Tensor, Stream | None], Tensor]
 """Draws ``(K, B, *event)`` probes with mean zero and identity covariance for a batch."""
 
 
@@ -51,29 +55,42 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(2).sum(2)
 
 
-def rademacher(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def rademacher(count: int, like: Tensor, generator: Stream | None = None) -> Tensor:
     """Probes with independent entries -1 or 1, shape ``(count, *like.shape)``.
 
     Of all distributions with independent entries, this one gives Hutchinson's trace estimate the
     smallest variance (Avron and Toledo, 2011).
     """
-    size = (count, *like.shape)
-    bits = torch.randint(0, 2, size, generator=generator, device=like.device, dtype=torch.int8)
+    sampler = partial(torch.randint, 0, 2, device=like.device, dtype=torch.int8)
+    bits = draw(sampler, (count, *like.shape), generator, batch=1)
     return bits.to(like.dtype).mul_(2).sub_(1)
 
 
-def gaussian(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def gaussian(count: int, like: Tensor, generator: Stream | None = None) -> Tensor:
     """Probes with independent standard normal entries, shape ``(count, *like.shape)``."""
-    size = (count, *like.shape)
-    return torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
+    sampler = partial(torch.randn, device=like.device, dtype=like.dtype)
+    return draw(sampler, (count, *like.shape), generator, batch=1)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Turns TF32 off on a GPU: its ten bits of mantissa would break bounds made for float32."""
+    with _tf32(False):
+        yield
+
+
+@contextmanager
+def reduced_precision() -> Iterator[None]:
+    """Turns TF32 on for products and convolutions in float32, on GPUs that have it."""
+    with _tf32(True):
+        yield
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
     try:
         yield
     finally:

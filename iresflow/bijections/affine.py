@@ -35,6 +35,7 @@ class ActNorm(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.initialized: Tensor
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self._read: tuple[Tensor, int] | None = None
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -66,7 +67,7 @@ class ActNorm(Bijection):
         return z, (self.log_scale.sum() * pixels).expand(x.shape[0])
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if not self.initialized:
+        if not self._is_initialized():
             if not self.training:
                 raise NotInitializedError(_message("used"))
             self.initialize(x)
@@ -75,7 +76,7 @@ class ActNorm(Bijection):
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
-        if not self.initialized:
+        if not self._is_initialized():
             raise NotInitializedError(_message("inverted"))
         # A division by the very number that `transform` multiplies with: in a wider type than the
         # parameters' the two are inverse to each other up to that type's rounding.
@@ -93,6 +94,20 @@ class ActNorm(Bijection):
         logs = self.log_scale.detach().double()
         log_det = float(logs.sum()) * (dim // len(logs))
         return Stretch.scaling(float(logs.min()), float(logs.max()), log_det)
+
+    def _is_initialized(self) -> bool:
+        """What the buffer says, read from its device only where it has been written to since.
+
+        The host would wait for a GPU at every layer of every step otherwise.
+        """
+        buffer = self.initialized
+        if buffer.is_inference():  # such tensors count no writes
+            return bool(buffer)
+        if self._read is None or self._read[0] is not buffer or self._read[1] != buffer._version:
+            if not buffer:
+                return False
+            self._read = buffer, buffer._version
+        return True
 
     @staticmethod
     def _spread(parameter: Tensor, like: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """From integers to the real line: dequantisation, and maps of the unit interval."""
 
 import math
+from functools import lru_cache, partial
 from typing import final
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.lipschitz.stretch import Stretch
+from iresflow.streams import Stream, draw
 from iresflow.tensors import sum_per_sample, wide_norm
 
 __all__ = ["Center", "Logit", "dequantize", "quantize"]
@@ -18,14 +20,15 @@ ROUNDING = 8.0
 
 
 def dequantize(
-    images: Tensor, levels: int, *, dtype: torch.dtype, generator: torch.Generator | None = None
+    images: Tensor, levels: int, *, dtype: torch.dtype, generator: Stream | None = None
 ) -> Tensor:
     """Integers 0 .. levels - 1 to floats in [0, 1): ``(integer + u) / levels``, u uniform there.
 
     Uniform dequantisation makes the density's likelihood a lower bound of the integers' (thesis,
     Lemma 5.10; Theis et al., 2016).
     """
-    noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=dtype)
+    sampler = partial(torch.rand, device=images.device, dtype=dtype)
+    noise = draw(sampler, images.shape, generator, batch=0)
     x = (images.to(dtype) + noise) / levels
     # In float32, 255 + 0.99999997 rounds to 256: the largest float below 1 stays inside.
     return x.clamp_(max=1 - torch.finfo(dtype).eps / 2)
@@ -35,6 +38,12 @@ def quantize(x: Tensor, levels: int) -> Tensor:
     """Floats to the integers that they dequantise, clamped; ``uint8`` up to 256 levels."""
     integers = (x * levels).floor().clamp(0, levels - 1)
     return integers.to(torch.uint8 if levels <= 256 else torch.int32)
+
+
+@lru_cache
+def _log_in(dtype: torch.dtype, value: float) -> float:
+    """A logarithm with the rounding of a type, on the host: a GPU would have to be waited for."""
+    return float(torch.tensor(value, dtype=dtype, device="cpu").log())
 
 
 @final
@@ -65,8 +74,7 @@ class Logit(Bijection):
         z = self.transform(x)
         # d logit(s) / ds = 1 / (s (1 - s)) and s = sigmoid(z).
         slope = F.softplus(z) + F.softplus(-z)
-        scale = torch.log(x.new_tensor(1 - 2 * self.alpha))
-        return z, sum_per_sample(slope + scale)
+        return z, sum_per_sample(slope + _log_in(x.dtype, 1 - 2 * self.alpha))
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         s = self.alpha + (1 - 2 * self.alpha) * x

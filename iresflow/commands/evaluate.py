@@ -11,11 +11,12 @@ from tqdm import tqdm
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.data import Dataset, Split
 from iresflow.errors import RunError
-from iresflow.training.build import build_dataset, resolve_device
-from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.build import build_dataset
+from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import DataConfig
 from iresflow.training.evaluate import RECONSTRUCTED, reconstruct
 from iresflow.training.evaluation import Precision
+from iresflow.training.processes import Processes, join_processes
 from iresflow.training.score import evaluate
 
 __all__ = ["dataset_of_run", "main"]
@@ -33,6 +34,10 @@ def dataset_of_run(run: str, root: str | None) -> Dataset:
     Raises:
         RunError: ``run`` is not a run directory.
     """
+    return build_dataset(*_data_config(run, root))
+
+
+def _data_config(run: str, root: str | None) -> tuple[DataConfig, int]:
     file = Path(run) / "config.yaml"
     if not file.is_file():
         raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
@@ -40,12 +45,17 @@ def dataset_of_run(run: str, root: str | None) -> Dataset:
     data = DataConfig(**values["data"])
     if root is not None:
         data.root = root
-    return build_dataset(data, values["seed"])
+    return data, values["seed"]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns 0 if the tolerance was met, or none was asked for."""
-    options = parse(_parser(), arguments)
+    with join_processes() as processes:
+        return _evaluate(arguments, processes)
+
+
+def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
+    options = processes.on_main(lambda: parse(_parser(), arguments))
     if options.n is not None and options.n < 1 or options.batch_size < 1:
         raise ValueError("--n and --batch_size must be at least 1")
     precision = Precision(
@@ -54,15 +64,17 @@ def main(arguments: Sequence[str]) -> int:
         importance_samples=options.importance_samples,
         limit=options.limit,
     )
-    path = find_checkpoint(options.run, options.checkpoint)
-    model, step = load_model(path, resolve_device(options.device))
-    split: Split = getattr(dataset_of_run(options.run, options.root), options.split)
+    path = processes.on_main(lambda: find_checkpoint(options.run, options.checkpoint))
+    model, step = load_for_all(path, processes.device(options.device), processes)
+    config = processes.on_main(lambda: _data_config(options.run, options.root))
+    dataset = processes.one_by_one(lambda: build_dataset(*config))
+    split: Split = getattr(dataset, options.split)
     count = min(options.n or len(split), len(split))
     split = Split(split.values[:count], None if split.labels is None else split.labels[:count])
     whole = options.split == "test" and options.n is None
     name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
     file = Path(options.run) / f"{name}.json"
-    with tqdm(total=count, unit="sample", disable=None) as bar:
+    with tqdm(total=count, unit="sample", disable=None if processes.main else True) as bar:
 
         def progress(done: int, planned: int) -> None:
             bar.total = max(done, planned)
@@ -77,12 +89,16 @@ def main(arguments: Sequence[str]) -> int:
                 precision=precision,
                 progress=progress,
                 state=file.with_suffix(".state"),
+                processes=processes,
             )
         except KeyboardInterrupt:
             bar.close()
             kept = file.with_suffix(".state")
-            print(f"stopped, and kept in {kept}: the same command goes on", file=sys.stderr)
+            if processes.main:
+                print(f"stopped, and kept in {kept}: the same command goes on", file=sys.stderr)
             return 130
+    if not processes.main:
+        return 0 if score.met else 1
     score.write(file, split=options.split, checkpoint=str(path), step=step.step)
     print(f"{options.split:<10} {score}")
     if options.tol is not None:

@@ -13,11 +13,12 @@ from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
 from iresflow.errors import RunError, TrainingInterrupted
 from iresflow.models import ImageFlow, VectorFlow
-from iresflow.training.build import build_dataset, build_model, resolve_device
-from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.build import build_dataset, build_model
+from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config
 from iresflow.training.evaluate import RECONSTRUCTED, reconstruct
-from iresflow.training.loop import Trainer
+from iresflow.training.loop import Trainer, own_shares
+from iresflow.training.processes import Processes, join_processes
 from iresflow.training.runs import RunDirectory
 from iresflow.training.score import evaluate
 
@@ -30,27 +31,46 @@ on two CPU cores. Every value of a config file can be overridden: --model.hidden
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
-    config, resumed = _configure(arguments)
+    with join_processes() as processes:
+        return _train(arguments, processes)
+
+
+def _train(arguments: Sequence[str], processes: Processes) -> int:
+    config, resumed = processes.on_main(lambda: _configure(arguments))
     keep_freed_memory()
-    device = resolve_device(config.device)
-    dataset = build_dataset(config.data, config.seed)
+    device = processes.device(config.device)
+    # One process of a machine downloads what is missing.
+    dataset = processes.one_by_one(lambda: build_dataset(config.data, config.seed))
     torch.manual_seed(config.seed)
     flow = build_model(config, dataset).to(device)
-    run = resumed or RunDirectory.create(config.runs, config.name or config.data.name)
-    trainer = Trainer(flow, dataset, config.training, run, seed=config.seed, flip=config.data.flip)
+    own_shares(config.training, len(dataset.train), processes)  # its errors come before the run
+    run = resumed or processes.on_main(
+        lambda: RunDirectory.create(config.runs, config.name or config.data.name)
+    )
+    trainer = Trainer(
+        flow,
+        dataset,
+        config.training,
+        run,
+        seed=config.seed,
+        flip=config.data.flip,
+        processes=processes,
+    )
     if resumed:
         trainer.resume()
-    run.write_config(config.to_dict())
-    _announce(run, dataset, flow, trainer, device)
+    if processes.main:
+        run.write_config(config.to_dict())
+        _announce(run, dataset, flow, trainer, processes)
     try:
         trainer.train()
     except TrainingInterrupted:
-        print(
-            f"\ninterrupted at step {trainer.progress.step}, saved. Go on: "
-            f"python train.py --resume {run.path}"
-        )
+        if processes.main:
+            print(
+                f"\ninterrupted at step {trainer.progress.step}, saved. Go on: "
+                f"python train.py --resume {run.path}"
+            )
         return 130
-    _report(run, dataset, device)
+    _report(run, dataset, device, processes)
     return 0
 
 
@@ -113,27 +133,32 @@ def _announce(
     dataset: Dataset,
     flow: ImageFlow | VectorFlow,
     trainer: Trainer,
-    device: torch.device,
+    processes: Processes,
 ) -> None:
     shape = " x ".join(map(str, dataset.shape))
     levels = f", {dataset.levels} grey levels" if dataset.levels else ""
     parameters = sum(p.numel() for p in flow.parameters())
+    team = "" if processes.count == 1 else f", {processes.count} processes"
     print(
         f"run         {run.path}\n"
         f"data        {dataset.name}, {shape}{levels}: {len(dataset.train)} train, "
         f"{len(dataset.validation)} validation, {len(dataset.test)} test\n"
         f"model       {len(list(flow.blocks()))} residual blocks, {parameters:,} parameters, "
-        f"{device}\n"
+        f"{trainer.device}{team}\n"
         f"steps       {trainer.progress.step} of {trainer.config.steps}",
         flush=True,
     )
 
 
-def _report(run: RunDirectory, dataset: Dataset, device: torch.device) -> None:
+def _report(
+    run: RunDirectory, dataset: Dataset, device: torch.device, processes: Processes
+) -> None:
     """Scores the best checkpoint on the test split, once, and says where everything lies."""
-    path = find_checkpoint(run.path, "best")
-    model, progress = load_model(path, device)
-    score = evaluate(model, dataset.test)
+    path = processes.on_main(lambda: find_checkpoint(run.path, "best"))
+    model, progress = load_for_all(path, device, processes)
+    score = evaluate(model, dataset.test, processes=processes)
+    if not processes.main:
+        return
     score.write(
         run.path / "evaluation.json", split="test", checkpoint=str(path), step=progress.step
     )

@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-import torch
 from torch import Tensor
 
 from iresflow.errors import NotContractiveError
 from iresflow.linearization import Linearization
+from iresflow.streams import Stream
 
 __all__ = ["EXPANSION", "Kind", "LogDetEstimate", "LogDetEstimator"]
 
@@ -69,7 +69,7 @@ class LogDetEstimator(ABC):
 
     @final
     def __call__(
-        self, linearization: Linearization, generator: torch.Generator | None = None
+        self, linearization: Linearization, generator: Stream | None = None
     ) -> LogDetEstimate:
         """The estimate at the linearization's points.
 
@@ -94,7 +94,5 @@ class LogDetEstimator(ABC):
         return self.estimate(linearization, generator)
 
     @abstractmethod
-    def estimate(
-        self, linearization: Linearization, generator: torch.Generator | None
-    ) -> LogDetEstimate:
+    def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         """The estimate, for a branch that is not known to be no contraction."""

@@ -7,6 +7,7 @@ import torch
 
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
+from iresflow.streams import Stream
 
 __all__ = ["Exact"]
 
@@ -27,9 +28,7 @@ class Exact(LogDetEstimator):
     limit: int = 4096
     kind: ClassVar[Kind] = "exact"
 
-    def estimate(
-        self, linearization: Linearization, generator: torch.Generator | None
-    ) -> LogDetEstimate:
+    def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         point = linearization.point
         batch, dim = point.shape[0], point[0].numel()
         if dim > self.limit:

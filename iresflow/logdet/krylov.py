@@ -38,6 +38,7 @@ from torch import Tensor
 from iresflow.linearization import Linearization, Products
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_settings, draw_probes, spread, squared_standard_error
+from iresflow.streams import Stream
 from iresflow.tensors import dot
 
 __all__ = ["Krylov"]
@@ -81,9 +82,7 @@ class Krylov(LogDetEstimator):
     def __post_init__(self) -> None:
         check_settings(self.probes, self.probe, self.tol, steps=self.steps)
 
-    def estimate(
-        self, linearization: Linearization, generator: torch.Generator | None
-    ) -> LogDetEstimate:
+    def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
         with torch.no_grad():
             result = _Result.empty(v)

@@ -3,10 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
+
+from iresflow.streams import Stream, draw
 
 __all__ = ["Geometric", "LengthDistribution", "Poisson"]
 
@@ -22,10 +25,11 @@ class LengthDistribution(ABC):
         """P(N >= k) for k = 0, 1, ... as long as it is above the smallest random float."""
 
     @final
-    def draw(self, size: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Independent draws, int64, on the generator's device (the CPU for None)."""
-        device = "cpu" if generator is None else generator.device
-        u = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
+    def draw(self, size: tuple[int, ...], generator: Stream | None) -> Tensor:
+        """Independent draws ``(..., B)``, int64, on the generator's device (the CPU for None)."""
+        device = torch.device("cpu") if generator is None else generator.device
+        sampler = partial(torch.rand, device=device, dtype=torch.float64)
+        u = draw(sampler, size, generator, batch=-1)
         # N >= k if u lies below P(N >= k), for one u and all k: the inverse of the distribution.
         tail = self.survival()[1:].to(device)
         return torch.searchsorted(tail.flip(0), u, right=True).neg().add(len(tail))

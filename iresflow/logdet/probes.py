@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from iresflow.streams import Stream
 from iresflow.tensors import Probe, dot, gaussian, rademacher
 
 __all__ = ["PROBES", "check_settings", "draw_probes", "norms", "spread", "squared_standard_error"]
@@ -29,9 +30,7 @@ def check_settings(probes: int, probe: str, tol: float = 0.0, **counts: int) -> 
         raise ValueError(f"unknown distribution {probe!r}; choose one of {', '.join(PROBES)}")
 
 
-def draw_probes(
-    distribution: str, probes: int, point: Tensor, generator: torch.Generator | None
-) -> Tensor:
+def draw_probes(distribution: str, probes: int, point: Tensor, generator: Stream | None) -> Tensor:
     """``(K, B, *event)`` probes for points ``(B, *event)``."""
     return PROBES[distribution](probes, point.detach(), generator)
 

@@ -17,6 +17,7 @@ from iresflow.logdet.probes import (
     squared_standard_error,
 )
 from iresflow.logdet.series import expands
+from iresflow.streams import Stream
 from iresflow.tensors import dot
 
 __all__ = ["RandomSeries"]
@@ -60,9 +61,7 @@ class RandomSeries(LogDetEstimator):
     def __post_init__(self) -> None:
         check_settings(self.probes, self.probe, exact_terms=self.exact_terms)
 
-    def estimate(
-        self, linearization: Linearization, generator: torch.Generator | None
-    ) -> LogDetEstimate:
+    def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
         with torch.no_grad():
             lengths = self.distribution.draw(tuple(v.shape[:2]), generator).to(v.device)

@@ -6,9 +6,16 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization
+from iresflow.linearization import Linearization, Products
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_settings, draw_probes, norms, squared_standard_error
+from iresflow.logdet.probes import (
+    check_settings,
+    draw_probes,
+    norms,
+    spread,
+    squared_standard_error,
+)
+from iresflow.streams import Stream
 from iresflow.tensors import dot
 
 __all__ = ["PowerSeries", "expands", "tail_sum"]
@@ -35,8 +42,9 @@ class PowerSeries(LogDetEstimator):
         terms: n, at least 1.
         probes: Number of probes K for each sample.
         probe: Name of their distribution, ``rademacher`` or ``gaussian``.
-        tol: Where above 0, terms are added only until the last one is below this many nats
-            per dimension for every sample; the truncation bound is that of the terms taken.
+        tol: Where above 0, each probe of each sample stops by itself, as soon as its last term
+            is below this many nats per dimension: no estimate depends on the other samples of its
+            batch. The truncation bound is that of the terms taken.
 
     Raises:
         ValueError: terms or probes below 1, a negative tolerance, or an unknown distribution.
@@ -56,39 +64,64 @@ class PowerSeries(LogDetEstimator):
     def __post_init__(self) -> None:
         check_settings(self.probes, self.probe, self.tol, terms=self.terms)
 
-    def estimate(
-        self, linearization: Linearization, generator: torch.Generator | None
-    ) -> LogDetEstimate:
+    def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
-        enough = self.tol * v[0, 0].numel()
         with torch.no_grad():
             image = linearization.jvp(v)
-            slope, size, start = norms(image), norms(v), norms(v)
-            invalid = expands(start, slope)
-            u, taken = v, 1
-            neumann, weighted = v.clone(), v.clone()
-            while taken < self.terms:
-                if enough and float((size * slope).max()) / taken < enough:
-                    break
-                u = linearization.vjp(u)
-                sign = -1 if taken % 2 else 1
-                neumann.add_(u, alpha=sign)
-                weighted.add_(u, alpha=sign / (taken + 1))
-                taken += 1
-                before, size = size, norms(u)
-                invalid |= expands(before, size)
-            values = dot(weighted, image).masked_fill(invalid, torch.nan)  # (K, B)
+            sums = self._sums(linearization, v, norms(image))
+            values = dot(sums.weighted, image).masked_fill(sums.invalid, torch.nan)  # (K, B)
         bound = linearization.lipschitz
-        tail = torch.inf if bound is None else tail_sum(bound, taken)
         rest = torch.inf if bound is None else bound / (1 - bound)
         return LogDetEstimate(
             value=values.mean(0),
-            surrogate=linearization.bilinear(neumann, v).mean(0),
+            surrogate=linearization.bilinear(sums.neumann, v).mean(0),
             variance=squared_standard_error(values),
-            truncation=_times((size * slope).mean(0), tail),
-            gradient_truncation=_times((size / start).amax(0), rest),
-            products=torch.full_like(values[0], taken),
+            truncation=_times(sums.last, _tails(bound, sums.taken)).mean(0),
+            gradient_truncation=_times(sums.size / norms(v), rest).amax(0),
+            products=sums.taken.mean(0),
         )
+
+    def _sums(self, products: Products, v: Tensor, slope: Tensor) -> "_Sums":
+        """The sums over the terms of each probe ``(K, B, *event)``, with :math:`|J v|`."""
+        size, enough = norms(v), self.tol * v[0, 0].numel()
+        invalid = expands(size, slope)
+        taken, running = torch.ones_like(size), torch.ones_like(size, dtype=torch.bool)
+        neumann, weighted, u = v.clone(), v.clone(), v
+        for term in range(2, self.terms + 1):
+            if enough:
+                running = running & (size * slope >= enough * (term - 1))
+                if not bool(running.any()):
+                    break
+            u = products.vjp(u)
+            longer = norms(u)
+            invalid |= running & expands(size, longer)
+            size = torch.where(running, longer, size)
+            taken += running
+            # Probes that have stopped are multiplied on, and their terms not added.
+            sign = spread(running.to(u.dtype).mul_(1 if term % 2 else -1), u)
+            neumann.addcmul_(u, sign)
+            weighted.addcmul_(u, sign, value=1 / term)
+        return _Sums(neumann, weighted, size, size * slope, taken, invalid)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a power series gives for each probe.
+
+    Attributes:
+        neumann, weighted: The Neumann sum and the series sum, ``(K, B, *event)``.
+        size: The norm of the last power's product with the probe, ``(K, B)``.
+        last: The bound of the last term's absolute value times its order, ``(K, B)``.
+        taken: The number of terms, ``(K, B)``.
+        invalid: Where J was seen to expand, ``(K, B)``.
+    """
+
+    neumann: Tensor
+    weighted: Tensor
+    size: Tensor
+    last: Tensor
+    taken: Tensor
+    invalid: Tensor
 
 
 def expands(before: Tensor, after: Tensor) -> Tensor:
@@ -113,6 +146,16 @@ def tail_sum(lipschitz: float, order: int) -> float:
             return total + rest
 
 
-def _times(x: Tensor, factor: float) -> Tensor:
+def _tails(lipschitz: float | None, taken: Tensor) -> float | Tensor:
+    """`tail_sum` behind each number of terms; infinite where no bound is known."""
+    if lipschitz is None:
+        return torch.inf
+    tails = torch.empty_like(taken)
+    for order in taken.unique().tolist():
+        tails[taken == order] = tail_sum(lipschitz, int(order))
+    return tails
+
+
+def _times(x: Tensor, factor: float | Tensor) -> Tensor:
     """x times a factor that may be infinite, without 0 times infinity."""
     return torch.where(x == 0, x, x * factor)

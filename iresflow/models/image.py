@@ -25,6 +25,7 @@ from iresflow.logdet import LogDetEstimator, PowerSeries, estimator_to_dict
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
 from iresflow.models.names import check_names
+from iresflow.streams import Stream
 
 __all__ = ["BitsPerDim", "ImageFlow"]
 
@@ -163,7 +164,7 @@ class ImageFlow(Flow):
         assert isinstance(self.bijection, MultiScale)
         return self.bijection.split(z)
 
-    def dequantize(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def dequantize(self, images: Tensor, generator: Stream | None = None) -> Tensor:
         """Integers ``(B, C, H, W)`` in 0 .. levels - 1 to floats in [0, 1).
 
         Raises:

@@ -1,14 +1,10 @@
 """From a configuration and its data to a model and its batches."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import final
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iresflow.data import Dataset, Split
+from iresflow.data import Dataset
 from iresflow.data import load_dataset as load_named
 from iresflow.logdet import (
     Exact,
@@ -22,32 +18,23 @@ from iresflow.logdet import (
 )
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.config import Config, DataConfig
+from iresflow.training.processes import Alone
 
 __all__ = [
-    "Batches",
     "build_dataset",
     "build_model",
     "class_context",
-    "random_stream",
     "resolve_device",
 ]
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is a GPU where there is one.
+    """The device of that name for one process; ``auto`` is a GPU where there is one.
 
     Raises:
         ValueError: an unknown device, or one that this machine lacks.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} can't be used here: {reason}") from None
-    return device
+    return Alone().device(name)
 
 
 def build_dataset(config: DataConfig, seed: int) -> Dataset:
@@ -130,55 +117,3 @@ def class_context(labels: Tensor | None, context_dim: int, like: Tensor) -> Tens
     if context_dim == 0 or labels is None:
         return None
     return F.one_hot(labels.to(like.device), context_dim).to(like.dtype)
-
-
-def random_stream(seed: int, step: int, purpose: int, device: torch.device) -> torch.Generator:
-    """The random stream of one step for one purpose.
-
-    Streams depend on seed, step and purpose alone, so a resumed run draws what the uninterrupted
-    one would have drawn, and nothing of them needs to be stored.
-    """
-    mixed = ((seed * 1_000_003 + step) * 8 + purpose) % 2**63
-    return torch.Generator(device).manual_seed(mixed)
-
-
-@final
-@dataclass(frozen=True)
-class Batches:
-    """Batches of a split in a shuffled order, each a function of the seed and the step alone.
-
-    Arguments:
-        split: The samples.
-        size: Samples in a batch; smaller splits give smaller batches.
-        seed: Of the order.
-        device: Where the batches shall be.
-        flip: Whether images are mirrored with probability 1/2.
-    """
-
-    split: Split
-    size: int
-    seed: int
-    device: torch.device
-    flip: bool = False
-
-    def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The batches of the steps ``step``, ``step + 1``, ... without end: values and labels."""
-        count = min(self.size, len(self.split))
-        per_epoch = len(self.split) // count
-        values = self.split.values.to(self.device)
-        labels = None if self.split.labels is None else self.split.labels.to(self.device)
-        epoch, order = -1, torch.empty(0)
-        while True:
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                stream = random_stream(self.seed, epoch, 0, torch.device("cpu"))
-                order = torch.randperm(len(self.split), generator=stream).to(self.device)
-            first = step % per_epoch * count
-            index = order[first : first + count]
-            batch = values[index]
-            if self.flip:
-                stream = random_stream(self.seed, step, 1, self.device)
-                mirrored = torch.rand(count, generator=stream, device=self.device) < 0.5
-                batch = torch.where(mirrored.view(-1, 1, 1, 1), batch.flip(-1), batch)
-            yield batch, None if labels is None else labels[index]
-            step += 1

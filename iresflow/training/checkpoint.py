@@ -22,11 +22,13 @@ from iresflow.models.storage import (
     warn_of_other_weights,
     write_file,
 )
+from iresflow.training.processes import Processes
 
 __all__ = [
     "Progress",
     "find_checkpoint",
     "load_certified",
+    "load_for_all",
     "load_model",
     "load_training",
     "save_checkpoint",
@@ -107,6 +109,14 @@ def load_model(path: Path, device: torch.device) -> tuple[ImageFlow | VectorFlow
     model, progress, certificate = load_certified(path, device)
     warn_of_other_weights(model, certificate, path)
     return model, progress
+
+
+def load_for_all(
+    path: Path, device: torch.device, processes: Processes
+) -> tuple[ImageFlow | VectorFlow, Progress]:
+    """As `load_model`, in each of several processes; the main one reads the file."""
+    model, progress = processes.on_main(lambda: load_model(path, torch.device("cpu")))
+    return model.to(device), progress
 
 
 def load_certified(

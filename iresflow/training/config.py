@@ -107,7 +107,11 @@ class TrainingConfig:
     minutes: float | None = None
     """Stop after this many minutes of training, if the steps take longer; null for no limit."""
     batch_size: int = 64
-    """Samples in a step."""
+    """Samples in a step, over all processes."""
+    accumulate: int = 1
+    """Parts that each process splits its samples of a step in, to compute them one by one."""
+    precision: Literal["float32", "tf32"] = "float32"
+    """Of products in training steps on NVIDIA GPUs; all else is in float32 at least."""
     optimizer: Literal["adam", "adamax"] = "adam"
     """Optimiser."""
     learning_rate: float = 5e-3
@@ -129,6 +133,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "minutes", "batch_size", "learning_rate", "clip_norm")
+        _positive(self, "accumulate")
         _positive(self, "validate_every", "validation_samples", "log_every")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")

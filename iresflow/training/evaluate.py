@@ -9,6 +9,7 @@ from torch import Tensor
 from iresflow.bijections import Accuracy
 from iresflow.data import Split
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
+from iresflow.tensors import full_precision
 from iresflow.training.build import class_context
 
 __all__ = ["RECONSTRUCTED", "Reconstruction", "batch_of", "reconstruct"]
@@ -42,6 +43,7 @@ class Reconstruction:
 
 
 @torch.no_grad()
+@full_precision()
 def reconstruct(
     flow: ImageFlow | VectorFlow,
     split: Split,

@@ -14,10 +14,9 @@ from iresflow.plots import image_grid, save_figure, save_grid, scatter_figure
 from iresflow.training.build import class_context
 from iresflow.training.evaluate import reconstruct
 from iresflow.training.evaluation import Evaluation
-from iresflow.training.objectives import Objective
 from iresflow.training.runs import RunDirectory
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "Silent"]
 
 GRID = 36
 """Images in a sample grid."""
@@ -54,16 +53,15 @@ class Recorder:
     ) -> None:
         self._writer.close()
 
-    def count(self, objective: Objective, gradient_norm: Tensor, seconds: float) -> None:
-        """Takes in the numbers of one step, without waiting for the device."""
-        parts = [objective.loss, objective.log_base, objective.log_det, gradient_norm]
-        self._sums.append(torch.stack([part.detach().float() for part in parts]))
+    def count(self, numbers: Tensor, seconds: float) -> None:
+        """Takes in the numbers of one step (see `Step`), without waiting for the device."""
+        self._sums.append(numbers.float())
         self._seconds += seconds
 
     def log(self, step: int, rate: float) -> str:
         """Writes the means since the last call; returns a few words for the progress bar."""
         count = len(self._sums)
-        loss, log_base, log_det, norm = torch.stack(self._sums).mean(0).tolist()
+        loss, log_base, log_det, *_, norm = torch.stack(self._sums).mean(0).tolist()
         milliseconds = 1000 * self._seconds / count
         self._sums, self._seconds = [], 0.0
         self._write(
@@ -131,3 +129,21 @@ class Recorder:
                 self._writer.add_text(key, value, step)
             else:
                 self._writer.add_scalar(key, value, step)
+
+
+@final
+class Silent:
+    """The recorder of a process that is not the main one."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def count(self, numbers: Tensor, seconds: float) -> None:
+        """Forgets the numbers."""
+
+    def log(self, step: int, rate: float) -> str:
+        """Writes nothing."""
+        return ""

@@ -40,15 +40,25 @@ class Scores:
 
     def put(self, row: int, first: int, *columns: Tensor) -> None:
         """Writes values, variances and truncations of a batch of a round."""
-        if row >= len(self.values):
-            blank = torch.full((1, self.values.shape[1]), torch.nan, dtype=torch.float64)
-            self.values, self.variances, self.truncations = (
-                torch.cat([old, blank]) for old in (self.values, self.variances, self.truncations)
-            )
+        self._extend(row + 1)
         for table, column in zip(
             (self.values, self.variances, self.truncations), columns, strict=True
         ):
             table[row, first : first + len(column)] = column.double().cpu()
+
+    def fill(self, other: "Scores") -> None:
+        """Takes over what another one has and this one has not."""
+        self._extend(len(other.values))
+        new = ~other.truncations.isnan()
+        for name in ("values", "variances", "truncations"):
+            getattr(self, name)[: len(new)][new] = getattr(other, name)[new]
+
+    def _extend(self, rows: int) -> None:
+        missing = max(rows - len(self.values), 0)
+        blank = torch.full((missing, self.values.shape[1]), torch.nan, dtype=torch.float64)
+        self.values, self.variances, self.truncations = (
+            torch.cat([old, blank]) for old in (self.values, self.variances, self.truncations)
+        )
 
     @property
     def rounds(self) -> int:

@@ -21,9 +21,11 @@ from iresflow.logdet import Exact, Krylov, LogDetEstimator
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
+from iresflow.tensors import full_precision
 from iresflow.training.evaluate import batch_of
 from iresflow.training.evaluation import Evaluation, Precision
 from iresflow.training.objectives import unit_of
+from iresflow.training.processes import Alone, Processes
 from iresflow.training.rounds import Scores
 
 __all__ = ["evaluate"]
@@ -32,9 +34,10 @@ TRUNCATION_SHARE = 0.1
 """The part of a tolerance that the truncation of series may take; the rest is for the probes."""
 
 SAVE_EVERY = 4
-"""Batches between two writes of the state, and one more when the evaluation is stopped."""
+"""Batches of a process between two writes of the state, and one more when it is stopped."""
 
 
+@full_precision()
 def evaluate(
     flow: ImageFlow | VectorFlow,
     split: Split,
@@ -44,6 +47,7 @@ def evaluate(
     precision: Precision | None = None,
     progress: Callable[[int, int], object] = lambda done, planned: None,
     state: Path | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Scores a model in eval mode on all samples of a split.
 
@@ -56,40 +60,52 @@ def evaluate(
         progress: Called behind each batch with the batches done and those planned so far.
         state: A file that keeps what is computed when the evaluation is stopped, and that the next
             call with the same arguments goes on from; removed at the end. None for none.
+        processes: Those that score the split together, batch by batch in turn. All of them call
+            this, and get the same result.
 
     Raises:
         NotContractiveError: a block has no certified Lipschitz bound below 1.
         NonFiniteError: the model gives NaN for a sample.
         CheckpointError: the state can't be written.
+        LostProcessError: another process has ended.
     """
-    precision = precision or Precision()
+    precision, processes = precision or Precision(), processes or Alone()
     scores, key = Scores.empty(len(split)), _key(flow, split, seed, batch_size, precision)
     if state is not None:
-        scores = _restored(state, key) or scores
+        scores = processes.on_main(lambda: _restored(state, key)) or scores
     noisy = isinstance(flow, ImageFlow)
     if not noisy:
         precision = replace(precision, repeated=0)  # there is no noise to tell apart
 
+    def exchange() -> None:
+        for other in processes.gather(scores) if processes.count > 1 else ():
+            scores.fill(other)
+
     def summary() -> Evaluation:
+        exchange()
         result = scores.summary(unit_of(flow), noisy=noisy)
         return replace(result, probes=precision.probes, seed=seed, tol=precision.tol)
 
     estimator = _estimator(flow, precision)
-    unsaved = 0
+    unsaved, keeps = 0, state is not None and processes.main
+    schedule = _schedule(scores, batch_size, precision, summary)
     try:
-        for row, first, count, planned in _schedule(scores, batch_size, precision, summary):
-            columns = _score(flow, split, first, count, estimator, (seed, row, batch_size))
-            scores.put(row, first, *columns)
+        for turn, (row, first, count, planned) in enumerate(schedule):
             unsaved += 1
-            if state is not None and unsaved >= SAVE_EVERY:
-                _save(scores, state, key)
+            if turn % processes.count == processes.rank:
+                columns = _score(flow, split, first, count, estimator, (seed, row, batch_size))
+                scores.put(row, first, *columns)
+                progress(int((~scores.truncations.isnan()).sum()), planned)
+            if state is not None and unsaved >= SAVE_EVERY * processes.count:
+                exchange()
+                if keeps:
+                    _save(scores, state, key)
                 unsaved = 0
-            progress(int((~scores.truncations.isnan()).sum()), planned)
     except BaseException:
-        if state is not None and unsaved:
+        if keeps and unsaved:
             _save(scores, state, key)
         raise
-    if state is not None:
+    if keeps:
         state.unlink(missing_ok=True)
     result, k = summary(), precision.importance_samples
     if k > 1:

@@ -1,9 +1,17 @@
 import pytest
 import torch
-from helpers import CLOSED, MatrixLinearization, branch_shape, dense_jacobian, small_branch
+from helpers import (
+    CLOSED,
+    MatrixLinearization,
+    branch_shape,
+    contractions,
+    dense_jacobian,
+    small_branch,
+)
 
 from iresflow import Exact, NotContractiveError, PowerSeries, RandomSeries
 from iresflow.linearization import FunctionLinearization
+from iresflow.streams import PartialStream
 
 
 @pytest.fixture(params=["conv", "dense"])
@@ -179,3 +187,24 @@ def test_exact_and_random_series_claim_nothing_of_an_expansion():
     assert Exact()(linearization).value.isnan().all()
     estimate = RandomSeries(probes=2)(linearization)
     assert estimate.truncation.isinf().all() and estimate.gradient_truncation.isinf().all()
+
+
+def test_a_sample_stops_by_itself_and_never_by_its_batch():
+    matrices = contractions(0.9, batch=6, dim=12)
+    matrices *= torch.tensor([0.02, 0.2, 0.5, 0.8, 1.0, 0.1])[:, None, None]
+    estimator = PowerSeries(200, tol=1e-6)
+    together = estimator(MatrixLinearization(matrices, 0.95), torch.Generator().manual_seed(3))
+    assert len(together.products.unique()) >= 4
+    for sample in range(6):
+        stream = PartialStream(torch.Generator().manual_seed(3), whole=6, first=sample)
+        alone = estimator(MatrixLinearization(matrices[sample : sample + 1], 0.95), stream)
+        for name in ("value", "surrogate", "truncation", "gradient_truncation", "products"):
+            a, b = getattr(alone, name)[0], getattr(together, name)[sample]
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14, msg=name)
+    long = PowerSeries(2000)(MatrixLinearization(matrices), torch.Generator().manual_seed(3))
+    assert bool(((together.value - long.value).abs() <= together.truncation + 1e-12).all())
+
+
+def test_without_a_tolerance_all_terms_are_taken():
+    estimate = PowerSeries(7)(MatrixLinearization(contractions(1e-3), 0.5))
+    assert bool((estimate.products == 7).all())

@@ -1,5 +1,6 @@
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ import torch
 from iresflow import CheckpointError, NonFiniteError
 from iresflow.data import Split, load_dataset
 from iresflow.errors import RunError
-from iresflow.training import loop
-from iresflow.training.build import Batches, build_dataset, build_model, resolve_device
+from iresflow.training import interrupt, loop
+from iresflow.training.batches import Batches
+from iresflow.training.build import build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model, load_training
 from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
 from iresflow.training.evaluate import reconstruct
@@ -98,6 +100,37 @@ def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path, monkeypa
     assert rest.progress.step == 4  # the step in which the signal came was finished
     rest.train()
     assert_same_weights(weights(rest), weights(whole))
+
+
+def test_an_echo_of_a_signal_is_no_second_one(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
+    # A shell starts what runs in its background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with interrupt.deferred_interrupt(echo=2.0) as asked:
+        signal.raise_signal(signal.SIGINT)
+        now[0] = 1.0
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.is_set()
+        now[0] = 3.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with interrupt.deferred_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):  # a person who asks twice means it
+            signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_data_that_is_not_finite_is_refused_before_the_first_step(moons, tmp_path):
+    values = moons.train.values.clone()
+    values[3, 1] = torch.nan
+    config = tiny()
+    config.model.blocks, config.log_det.name = (2,), "exact"
+    spoiled = replace(moons, train=Split(values, moons.train.labels))
+    trainer = new_trainer(config, spoiled, RunDirectory.create(tmp_path, "nan"))
+    with pytest.raises(ValueError, match="training data holds NaN"):
+        trainer.train()
 
 
 def test_validation_and_checkpoints_do_not_change_the_weights(digits, tmp_path):

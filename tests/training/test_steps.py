@@ -1,0 +1,305 @@
+"""What a step reads, what it keeps out of the weights, and batches that are computed in parts."""
+
+import copy
+import math
+
+import pytest
+import torch
+import worker
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from iresflow import NonFiniteError, NotInitializedError
+from iresflow.bijections import ActNorm
+from iresflow.data import Split, load_dataset
+from iresflow.training import batches as batches_module
+from iresflow.training import loop
+from iresflow.training.batches import Batches, Resident, Share, Streamed, placement_for
+from iresflow.training.build import build_model
+from iresflow.training.checkpoint import load_training
+from iresflow.training.config import TrainingConfig
+from iresflow.training.guard import Deferred, Immediate, guard_for
+from iresflow.training.loop import PRECISIONS, Trainer, own_shares
+from iresflow.training.processes import Alone
+from iresflow.training.runs import RunDirectory
+
+CPU = torch.device("cpu")
+
+WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "item", "equal", "masked_select"}
+"""Operations whose result, or its shape, the host must wait for."""
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations that a host would wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+        self.paused = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean = name == "index" and any(
+            t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1]
+        )
+        if (name in WAITING or boolean) and not self.paused:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def new_trainer(tmp_path, guard=None, **settings):
+    """A trainer of `worker`, whose options of the log-determinant may be others."""
+    config = worker.configuration(**settings.pop("training", {}))
+    for name, value in settings.items():
+        setattr(config.log_det, name, value)
+    dataset = load_dataset("digits")
+    torch.manual_seed(0)
+    flow = build_model(config, dataset)
+    run = RunDirectory.create(tmp_path, "run")
+    return Trainer(flow, dataset, config.training, run, flip=True, guard=guard)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than the steps."""
+    monkeypatch.setattr(loop.Recorder, "pictures", lambda *_: None)
+
+
+@pytest.fixture
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+# What a step waits for.
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_waits_for_nothing(tmp_path, float32, monkeypatch, accumulate):
+    trainer = new_trainer(
+        tmp_path, Deferred(CPU), tol=0, training={"accumulate": accumulate, "steps": 5}
+    )
+    waits, step, counts = Waits(), loop.Trainer._step, []
+
+    def watched(self, *arguments):
+        before = len(waits.names)
+        with waits:
+            result = step(self, *arguments)
+        counts.append(waits.names[before:])
+        return result
+
+    update = trainer.optimizer.step
+
+    def unwatched():
+        waits.paused = True  # its counters of steps are tensors of the host
+        update()
+        waits.paused = False
+
+    trainer.optimizer.step = unwatched
+    monkeypatch.setattr(loop.Trainer, "_step", watched)
+    trainer.train()
+    assert counts[1:] == [[]] * 4
+    assert len(counts[0]) <= 1  # a constant of the logit, the first time in a process
+
+
+def test_a_tolerance_waits_once_a_term(tmp_path, float32):
+    """A control, and the only wait that an option brings."""
+    trainer = new_trainer(tmp_path, Deferred(CPU), training={"steps": 1})
+    trainer._start_alike()
+    trainer.flow.train()
+    with Waits() as waits:
+        trainer._gradients(*next(trainer.batches.from_step(0)))
+    assert 3 <= len(waits.names) <= 2 + 2 * 12
+
+
+def test_an_actnorm_reads_its_state_again_where_it_was_written():
+    layer, x = ActNorm(3).eval(), torch.randn(8, 3)
+    fresh = copy.deepcopy(layer.state_dict())
+    layer.initialize(x)
+    layer(x)
+    with Waits() as waits:
+        layer(x)
+        layer.inverse(x)
+    assert not [name for name in waits.names if name in ("is_nonzero", "nonzero")]
+    layer.load_state_dict(fresh)
+    with pytest.raises(NotInitializedError):
+        layer(x)
+    trained = ActNorm(3).eval()
+    trained.load_state_dict({**fresh, "initialized": torch.tensor(True)})
+    trained(x)
+    copied = copy.deepcopy(trained)
+    copied.initialized = torch.tensor(False)
+    with pytest.raises(NotInitializedError):
+        copied(x)
+    with torch.inference_mode():
+        made = ActNorm(3).eval()
+        with pytest.raises(NotInitializedError):
+            made(x)
+        made.initialize(x)
+        made(x)
+
+
+# What a step keeps out of the weights.
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("guard", [Immediate, lambda: Deferred(CPU)], ids=["at once", "later"])
+def test_a_bad_step_changes_no_weight_and_is_named(
+    tmp_path, float32, monkeypatch, guard, where, optimizer
+):
+    settings = {"steps": 10, "validate_every": 3, "log_every": 100, "optimizer": optimizer}
+    good = new_trainer(tmp_path, training={**settings, "steps": 5})
+    good.train()
+    trainer = new_trainer(tmp_path, guard(), training=settings)
+    objective = loop.evaluate_objective
+
+    def spoiled(*arguments):
+        result = objective(*arguments)
+        if trainer.progress.step != 5:
+            return result
+        if where == "loss":
+            return type(result)(result.loss * math.inf, result.log_base, result.log_det)
+        result.loss.register_hook(lambda gradient: gradient * math.nan)
+        return result
+
+    monkeypatch.setattr(loop, "evaluate_objective", spoiled)
+    what = "the loss is inf" if where == "loss" else "the gradient's norm is nan"
+    with pytest.raises(NonFiniteError, match=rf"{what} at step 5; the last good .*last\.pt"):
+        trainer.train()
+    for a, b in zip(trainer.flow.parameters(), good.flow.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for model in (trainer.flow, trainer.average.module):
+        assert all(bool(p.isfinite().all()) for p in model.parameters())
+    state, progress = load_training(trainer.run.checkpoint("last"))
+    assert progress.step == 3
+    assert all(bool(t.isfinite().all()) for t in state["average"].values())
+    assert "NaN" not in trainer.run.metrics_file.read_text()
+
+
+def test_a_deferred_guard_changes_nothing_of_a_good_run(tmp_path, float32):
+    at_once = new_trainer(tmp_path, Immediate())
+    later = new_trainer(tmp_path, Deferred(CPU))
+    for trainer in (at_once, later):
+        trainer.train()
+    for key, value in at_once.flow.state_dict().items():
+        assert torch.equal(value, later.flow.state_dict()[key]), key
+    lines = [t.run.metrics_file.read_text().split('"train/steps_per') for t in (at_once, later)]
+    assert lines[0][0] == lines[1][0]
+
+
+def test_a_time_limit_ends_a_deferred_run_with_a_validation(tmp_path, float32):
+    trainer = new_trainer(
+        tmp_path, Deferred(CPU), training={"minutes": 1e-9, "steps": 50, "validate_every": 50}
+    )
+    trainer.train()
+    assert 1 <= trainer.progress.step <= 2
+    assert load_training(trainer.run.checkpoint("last"))[1].step == trainer.progress.step
+
+
+def test_guards_are_chosen_by_device():
+    assert isinstance(guard_for(CPU), Immediate)
+    assert not Immediate().settle() and not Deferred(CPU).settle()
+
+
+# Batches in parts.
+
+
+def test_gradients_of_parts_add_up_to_that_of_the_batch(tmp_path):
+    trainers = [new_trainer(tmp_path, training={"accumulate": n}) for n in (1, 4)]
+    gradients, numbers, norms = [], [], []
+    for trainer in trainers:
+        trainer._start_alike()
+        trainer.flow.train()
+        numbers.append(trainer._gradients(*next(trainer.batches.from_step(3))))
+        gradients.append([p.grad for p in trainer.flow.parameters()])
+        norms.append({k: v for k, v in trainer.flow.named_buffers() if k.endswith("sigma")})
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(numbers[0], numbers[1], rtol=1e-12, atol=0)
+    assert all(torch.equal(norms[0][key], norms[1][key]) for key in norms[0])
+
+
+@pytest.mark.parametrize("name", ["power-series", "random-series", "krylov", "exact"])
+def test_training_in_parts_gives_the_weights_of_whole_batches(tmp_path, name):
+    settings = {"name": name, "terms": 6, "tol": 0.0}
+    whole, parts = (
+        new_trainer(tmp_path, training={"accumulate": n, "steps": 4}, **settings) for n in (1, 3)
+    )
+    for trainer in (whole, parts):
+        trainer.train()
+    for key, value in whole.flow.state_dict().items():
+        torch.testing.assert_close(
+            parts.flow.state_dict()[key], value, rtol=1e-8, atol=1e-10, msg=key
+        )
+
+
+def test_shares_are_even_and_cover_the_batch():
+    shares = Share.split(10, 4)
+    assert [share.size for share in shares] == [2, 3, 2, 3]
+    assert [i for share in shares for i in range(10)[share.rows]] == list(range(10))
+    assert sum(share.weight for share in shares) == pytest.approx(1, abs=1e-15)
+    generator = torch.Generator()
+    assert Share.split(10, 1)[0].stream(generator) is generator
+    assert shares[1].stream(generator).first == 2
+    with pytest.raises(ValueError, match="batch of 3 can't be split in 4: training.batch_size"):
+        Share.split(3, 4)
+
+
+def test_processes_own_consecutive_shares():
+    class Third(Alone):
+        rank, count = 2, 3
+
+    config = TrainingConfig(batch_size=12, accumulate=2)
+    assert own_shares(config, 100, Third()) == Share.split(12, 6)[4:]
+    with pytest.raises(ValueError, match="batch of 5"):
+        own_shares(config, 5, Third())
+    with pytest.raises(ValueError, match="accumulate must be above 0"):
+        TrainingConfig(accumulate=0)
+
+
+@pytest.mark.parametrize("placement", [Resident, Streamed])
+def test_rows_of_batches_are_rows_wherever_the_data_lies(placement):
+    digits = load_dataset("digits").train
+    settings = {"size": 10, "seed": 1, "device": CPU, "flip": True}
+    whole = Batches(digits, **settings).from_step(7)
+    part = Batches(digits, **settings, placement=placement).from_step(7, slice(3, 8))
+    for _ in range(3):
+        (values, labels), (some, few) = next(whole), next(part)
+        assert torch.equal(some, values[3:8]) and torch.equal(few, labels[3:8])
+        assert some.dtype == torch.uint8
+
+
+def test_data_streams_from_the_host_where_a_gpu_is_too_small(monkeypatch):
+    values = Split(torch.zeros(100, 1, 8, 8, dtype=torch.uint8)).values
+    assert placement_for(values, CPU) is Resident
+    for free, expected in ((4 * values.nbytes, Resident), (4 * values.nbytes - 4, Streamed)):
+        monkeypatch.setattr(
+            batches_module.torch.cuda, "mem_get_info", lambda device, free=free: (free, 0)
+        )
+        assert placement_for(values, torch.device("cuda")) is expected
+
+
+# Precision.
+
+
+def test_precision_holds_in_steps_and_is_put_back():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    for name, allowed in (("float32", False), ("tf32", True)):
+        with PRECISIONS[name]():
+            assert cudnn.allow_tf32 is allowed and matmul.allow_tf32 is allowed
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == before
+
+
+def test_evaluation_and_reconstruction_never_use_reduced_precision(tmp_path, float32, monkeypatch):
+    trainer = new_trainer(tmp_path, training={"precision": "tf32", "steps": 2})
+    seen = []
+    original = type(trainer.flow)._map
+
+    def watched(self, *arguments):
+        seen.append((self.training, torch.backends.cuda.matmul.allow_tf32))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(type(trainer.flow), "_map", watched)
+    trainer.train()
+    assert {tf32 for training, tf32 in seen if training} == {True}
+    assert {tf32 for training, tf32 in seen if not training} == {False}

@@ -1,0 +1,142 @@
+"""What each process of `training/test_processes` runs: worker.py SCENARIO DIRECTORY."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from iresflow.cli import EXPECTED
+from iresflow.cli import main as command
+from iresflow.commands.arguments import fail
+from iresflow.data import Split, load_dataset
+from iresflow.errors import DataError, NonFiniteError, TrainingInterrupted
+from iresflow.training import loop
+from iresflow.training.build import build_model
+from iresflow.training.checkpoint import load_for_all
+from iresflow.training.config import Config, LogDetConfig, ModelConfig, TrainingConfig
+from iresflow.training.evaluation import Evaluation, Precision
+from iresflow.training.loop import Trainer
+from iresflow.training.processes import Alone, Processes, join_processes
+from iresflow.training.runs import RunDirectory
+from iresflow.training.score import evaluate
+
+SIGNAL_AT, BAD_AT, KILLED_AT = 2, 4, 5
+
+
+def configuration(**training) -> Config:
+    """Batches that can't be split evenly, mirrored images, series of many lengths."""
+    settings = {"steps": 8, "batch_size": 9, "validate_every": 4, "validation_samples": 8}
+    return Config(
+        model=ModelConfig(blocks=(1, 1), hidden=4),
+        log_det=LogDetConfig(terms=12, tol=1e-4),
+        training=TrainingConfig(
+            **{**settings, "log_every": 2, "warmup_steps": 2, "learning_rate": 0.02, **training}
+        ),
+    )
+
+
+def new_trainer(directory: Path, processes: Processes | None = None, **training) -> Trainer:
+    config, dataset = configuration(**training), load_dataset("digits")
+    processes = processes or Alone()
+    # Each process starts from other weights: those of the main one count.
+    torch.manual_seed(processes.rank)
+    run = processes.on_main(lambda: RunDirectory.create(directory, "run"))
+    flow = build_model(config, dataset)
+    return Trainer(flow, dataset, config.training, run, flip=True, processes=processes)
+
+
+def score_of(model, dataset, processes: Processes) -> Evaluation:
+    """An evaluation in several rounds, of batches that are no multiple of two."""
+    split = Split(dataset.test.values[:33])
+    precision = Precision(tol=1e-3, limit=3)
+    return evaluate(model, split, batch_size=7, precision=precision, processes=processes)
+
+
+def on_objective(action) -> None:
+    """Calls something with the trainer's step before each objective."""
+    objective = loop.evaluate_objective
+
+    def acting(*arguments):
+        return action(objective(*arguments))
+
+    loop.evaluate_objective = acting
+
+
+def agree(processes: Processes, directory: Path) -> None:
+    """Several runs of two processes, and an error in one of them at the end."""
+    original = loop.evaluate_objective
+    trainer = new_trainer(directory, processes)
+    trainer.train()
+    torch.save(trainer.flow.state_dict(), directory / f"equal-{processes.rank}.pt")
+    if processes.main:
+        torch.save(trainer.average.state_dict(), directory / "average.pt")
+
+    model, _ = load_for_all(trainer.run.checkpoint("last"), trainer.device, processes)
+    score = score_of(model, trainer.dataset, processes)
+    (directory / f"score-{processes.rank}").write_text(repr(score))
+
+    trainer = new_trainer(directory, processes, accumulate=2, validate_every=8)
+    trainer.train()
+    torch.save(trainer.flow.state_dict(), directory / f"accumulated-{processes.rank}.pt")
+
+    def interrupt(objective):
+        if processes.rank == 1 and trainer.progress.step == SIGNAL_AT:
+            signal.raise_signal(signal.SIGTERM)
+        return objective
+
+    trainer = new_trainer(directory, processes)
+    on_objective(interrupt)
+    try:
+        trainer.train()
+    except TrainingInterrupted:
+        (directory / f"interrupted-{processes.rank}").write_text(str(trainer.progress.step))
+    loop.evaluate_objective = original
+
+    def spoil(objective):
+        if processes.rank == 1 and trainer.progress.step == BAD_AT:
+            return type(objective)(objective.loss * torch.nan, *list(vars(objective).values())[1:])
+        return objective
+
+    trainer = new_trainer(directory, processes)
+    on_objective(spoil)
+    try:
+        trainer.train()
+    except NonFiniteError as error:
+        (directory / f"bad-{processes.rank}").write_text(str(error))
+    loop.evaluate_objective = original
+
+    if processes.rank == 1:
+        raise DataError("the second process has no data")
+    processes.gather(None)
+
+
+def die() -> int:
+    """``iresflow train`` with a second process that is killed in the middle of a step."""
+    steps = []
+
+    def kill(objective):
+        steps.append(None)
+        if os.environ["RANK"] == "1" and len(steps) > KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return objective
+
+    on_objective(kill)
+    return command(["train", *sys.argv[2:]])
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    if sys.argv[1] == "die":
+        return die()
+    try:
+        with join_processes() as processes:
+            agree(processes, Path(sys.argv[2]))
+    except EXPECTED as error:
+        fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+r"""The driver that inverts :math:`y = x + g(x)` for a contraction g, sample by sample.
+
+The driver owns the loop, the tolerance, the error bounds, the check for finite values, and which
+samples still run; a `Solver` only proposes the next iterate.
+
+**What is certified.** With a certified :math:`L \ge \operatorname{Lip}(g)`, :math:`L < 1`, and the
+residual :math:`r = y - g(x) - x`, the solution :math:`x^*` obeys :math:`|x - x^*| \le |r| / (1 -
+L)`, and the fixed-point iterate :math:`x + r` obeys :math:`|x + r - x^*| \le L |r| / (1 - L)` (both
+from the proof of Lemma 4.5 of the thesis), however x was found. So that iterate is what is
+returned, with that bound. The rounding of r itself, for which the map gives a bound, is added to
+r, so the error is certified as it was computed.
+
+**Why no proposal can do harm.** The fixed-point step :math:`x + r` always leaves a residual of at
+most :math:`L |r|`. The driver keeps the best point so far. A proposal further from it than
+:math:`|r| / (1 - L)`, the radius of the ball that holds the solution, is not evaluated (nor one
+that is not finite): the fixed-point step takes its place. An evaluated proposal that leaves more
+than :math:`L |r|` is dropped, and the fixed-point step from the best point is next. So of any two
+evaluations in a row at least one shrinks the residual by L: the worst case is twice that of the
+plain iteration, and :math:`2 k + 1` evaluations leave at most :math:`L^k` of the residual.
+
+**Two types of float.** In float32 the bound is far above the error. So a map may come in two types.
+The driver iterates in the narrow one until the residual is down to what rounding makes of it, then
+refines as one refines the solution of a linear system (Higham, *Accuracy and Stability of Numerical
+Algorithms*, chapter 12): the wide type forms the residual and certifies, and the correction d of
+:math:`d + J d = r` is solved in the narrow one, whose rounding is relative to d. That is Newton's
+method, so one correction mostly suffices, and the wide type, which is several times dearer, is
+used twice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from iresflow.errors import InversionError, NotContractiveError
+from iresflow.solvers.base import Arithmetic, Solution, Solver, product_map
+from iresflow.tensors import full_precision, norm_per_sample
+
+__all__ = ["solve"]
+
+STAGNATION = 0.9
+"""A fixed-point step that keeps more than this share of the residual no longer shrinks it."""
+
+NOISE = 3.0
+"""What rounding leaves of a residual in practice, in eps times the size of g, and 1 / 3 of that
+times the size of x: the narrow type goes no further. Twice what trained branches of convolutions
+have. It is about effort only: what is certified counts a proven bound of the rounding."""
+
+
+@torch.no_grad()
+@full_precision()
+def solve(
+    arithmetics: Sequence[Arithmetic],
+    y: Tensor,
+    *,
+    lipschitz: float,
+    tol: float,
+    solver: Solver,
+    context: str = "the map",
+) -> Solution:
+    """Solves x + g(x) = y for each sample to a certified error of at most tol.
+
+    A sample stops as soon as its *bound* is below tol, or when its residual is down to the
+    rounding of its own evaluation and no longer shrinks; it then no longer costs anything.
+
+    Arguments:
+        arithmetics: The contraction in one type of float, or in a narrow one and a wide one, both
+            roundings of the same map. The last one certifies.
+        y: ``(B, *event)``.
+        lipschitz: Certified upper bound of its Lipschitz constant.
+        tol: Largest distance from the solution, Euclidean. 0 asks for all that the format allows.
+        solver: Proposes the iterates. Its ``max_steps`` count the evaluations of g in both types;
+            a correction may take as many products with J.
+        context: What is being inverted, for messages.
+
+    Raises:
+        NotContractiveError: lipschitz is not below 1.
+        InversionError: a value is not finite, the solver ran out of steps, or two evaluations of g
+            lie further apart than the Lipschitz constant allows.
+    """
+    if not math.isfinite(lipschitz):
+        raise NotContractiveError(
+            f"{context} has no Lipschitz bound: its parameters hold NaN or infinity"
+        )
+    if not lipschitz < 1:
+        raise NotContractiveError(
+            f"{context} has a certified Lipschitz bound of {lipschitz:.4g}, not below 1: its "
+            "inverse need not exist. Call flow.enforce(), which rescales the layers"
+        )
+    if not bool(torch.isfinite(y).all()):
+        raise InversionError(_not_finite("what is to be inverted", context, 0))
+    *narrow, wide = arithmetics
+    task = _Task(lipschitz, tol, solver, context)
+    steps = torch.zeros(len(y), dtype=torch.long, device=y.device)
+    if not narrow:
+        return _iterate(task, wide, y, y, steps, certify=True)
+    x = _iterate(task, narrow[0], y, y, steps, certify=False).value
+    if narrow[0].linearize is None:
+        return _iterate(task, wide, y, x, steps, certify=True)
+    return _refine(task, narrow[0], wide, y, x, steps)
+
+
+@final
+@dataclass(frozen=True)
+class _Task:
+    """Attributes as the arguments of `solve`."""
+
+    lipschitz: float
+    tol: float
+    solver: Solver
+    context: str
+
+    def bounds(self, size: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+        """The bound of the error of x + r for a residual of a size, and its floor."""
+        slack = 1 - self.lipschitz
+        floor = rounding / slack
+        return self.lipschitz * size / slack + floor, floor
+
+    def check(self, finite: bool, excess: Tensor, violated: bool, step: int) -> None:
+        """Raises what an evaluation has shown.
+
+        Arguments:
+            finite: Whether all residuals are.
+            excess: What images lie further apart than the bound allows, ``(N,)``.
+            violated: Whether any does.
+            step: The number of the evaluation.
+        """
+        if not finite:
+            raise InversionError(_not_finite("the residual", self.context, step))
+        if violated:
+            raise InversionError(
+                f"{self.context} is no contraction: two points have images that lie "
+                f"{float(excess.max()):.3g} further apart than a Lipschitz bound of "
+                f"{self.lipschitz:.6f} allows. The bound is not that of the weights that act"
+            )
+
+    def out_of_steps(self, missed: int, count: int, size: Tensor | None) -> InversionError:
+        known = size is not None and bool(torch.isfinite(size).all())
+        largest = f"largest residual {float(size.max()):.3g}, " if known else ""
+        name = type(self.solver).__name__
+        return InversionError(
+            f"{missed} of {count} samples missed the tolerance {self.tol:.3g} after "
+            f"{self.solver.max_steps} steps ({self.context}): {largest}certified Lipschitz bound "
+            f"{self.lipschitz:.6f}. Allow more steps (Accuracy(solver={name}(max_steps=...))) or "
+            "a larger tolerance"
+        )
+
+
+@final
+class _Results:
+    """What is known of the samples that are done."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.value = like.clone()
+        self.error, self.floor = (like.new_full((len(like),), torch.inf) for _ in "ab")
+
+    def settle(self, rows: Tensor, value: Tensor, bound: Tensor, floor: Tensor) -> None:
+        self.value[rows] = value
+        self.error[rows] = bound
+        self.floor[rows] = floor
+
+
+@final
+@dataclass
+class _Point:
+    """Where samples were evaluated: x, r, its size, and the bound of the rounding of r."""
+
+    x: Tensor
+    residual: Tensor
+    size: Tensor
+    rounding: Tensor
+
+    def at(self, rows: Tensor) -> "_Point":
+        return _Point(self.x[rows], self.residual[rows], self.size[rows], self.rounding[rows])
+
+    def where(self, mask: Tensor, other: "_Point") -> "_Point":
+        """This point where the mask holds, the other elsewhere."""
+        wide = _spread(mask, self.x)
+        return _Point(
+            torch.where(wide, self.x, other.x),
+            torch.where(wide, self.residual, other.residual),
+            torch.where(mask, self.size, other.size),
+            torch.where(mask, self.rounding, other.rounding),
+        )
+
+
+def _evaluate(
+    arithmetic: Arithmetic, target: Tensor, scale: Tensor, x: Tensor, rows: Tensor
+) -> _Point:
+    """The point x, for the samples with indices ``rows``; scale is the size of the target."""
+    image, magnitude = arithmetic.g(x, rows)
+    residual = (target - image).sub_(x)
+    # Two roundings when the residual is formed, two when the next iterate is, and those
+    # of the norms: all below 2 eps (|x| + |y|) and eps |g|, which g's own bound doubles.
+    eps = torch.finfo(arithmetic.dtype).eps
+    rounding = (2 * eps) * (norm_per_sample(x) + scale + magnitude)
+    return _Point(x, residual, norm_per_sample(residual), rounding)
+
+
+def _iterate(
+    task: _Task,
+    arithmetic: Arithmetic,
+    y: Tensor,
+    x: Tensor,
+    steps: Tensor,
+    *,
+    certify: bool,
+) -> Solution:
+    """Solves in one arithmetic from x on, and adds to the steps.
+
+    With ``certify`` the rounding counts into the error; without, a residual that is as small as
+    rounding commonly makes it will do.
+    """
+    target, x = y.to(arithmetic.dtype), x.to(arithmetic.dtype)
+    eps, lipschitz = torch.finfo(arithmetic.dtype).eps, task.lipschitz
+    results, proposer = _Results(x), task.solver.begin()
+    rows = torch.arange(len(x), device=x.device)
+    scale = norm_per_sample(target)
+    plain = torch.ones_like(rows, dtype=torch.bool)  # the start is held against nothing
+    best = last = None
+    budget = task.solver.max_steps - (int(steps.max()) if len(x) else 0)
+    for step in range(1, budget + 1):
+        if len(rows) == 0:
+            break
+        point = _evaluate(arithmetic, target, scale, x, rows)
+        steps[rows] += 1
+        move = change = None
+        excess = torch.zeros_like(point.size)
+        held = stuck = torch.zeros_like(plain)
+        if last is not None and best is not None:
+            move, change = point.x - last.x, point.residual - last.residual
+            # The image moved by what the point and the residual did not.
+            excess = norm_per_sample(move + change) - lipschitz * norm_per_sample(move)
+            excess = excess - point.rounding - last.rounding
+            held = point.size <= lipschitz * best.size
+            stuck = plain & (point.size >= max(STAGNATION, lipschitz) * best.size)
+        bound, floor = task.bounds(point.size, point.rounding)
+        reached = bound <= task.tol if certify else bound - floor <= task.tol
+        done = reached | (stuck & (point.size <= point.rounding)) | (point.size == 0)
+        if not certify:
+            size_of_x = norm_per_sample(x)
+            noise = NOISE * norm_per_sample(target - x) + size_of_x
+            done = done | (point.size <= eps * noise)
+        kept = held | plain
+        flags = torch.stack(
+            [torch.isfinite(point.size).all(), (excess > 0).any(), done.any(), kept.all()]
+        )
+        finite, violated, some_done, all_kept = flags.tolist()  # the one wait for the device
+        task.check(finite, excess, violated, step)
+        best = point if best is None or all_kept else point.where(kept, best)
+        last = point
+        if some_done:
+            results.settle(
+                rows[done], point.x[done] + point.residual[done], bound[done], floor[done]
+            )
+            keep = ~done
+            rows, target, scale, kept = rows[keep], target[keep], scale[keep], kept[keep]
+            best = last.at(keep) if best is last else best.at(keep)
+            last = best if all_kept else last.at(keep)
+            proposer.keep(keep)
+            if move is not None and change is not None:
+                move, change = move[keep], change[keep]
+        x, plain = _next(task, proposer.propose(last.residual, move, change), last, best, kept)
+    if len(rows):
+        raise task.out_of_steps(len(rows), len(y), None if last is None else last.size)
+    return Solution(results.value, steps, results.error, results.floor)
+
+
+def _next(
+    task: _Task, proposal: Tensor | None, last: _Point, best: _Point, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The next points, and which of them are fixed-point steps from the best ones.
+
+    Arguments:
+        proposal: A move from the last points, or None for none.
+        kept: Which of the last points are the best ones.
+    """
+    step = best.x + best.residual
+    if proposal is None:
+        return step, torch.ones_like(kept)
+    # False where the proposal is not finite.
+    usable = kept & (norm_per_sample(proposal) <= last.size / (1 - task.lipschitz))
+    return torch.where(_spread(usable, step), last.x + proposal, step), ~usable
+
+
+def _refine(
+    task: _Task, narrow: Arithmetic, wide: Arithmetic, y: Tensor, x: Tensor, steps: Tensor
+) -> Solution:
+    """Certifies x in the wide arithmetic, with corrections from the narrow one where due."""
+    target, x = y.to(wide.dtype), x.to(wide.dtype)
+    results = _Results(x)
+    rows = torch.arange(len(x), device=x.device)
+    scale = norm_per_sample(target)
+    last: _Point | None = None
+    budget = task.solver.max_steps - (int(steps.max()) if len(x) else 0)
+    for step in range(1, budget + 1):
+        if len(rows) == 0:
+            break
+        point = _evaluate(wide, target, scale, x, rows)
+        steps[rows] += 1
+        excess, stuck = torch.zeros_like(point.size), torch.zeros_like(rows, dtype=torch.bool)
+        poor = stuck
+        if last is not None:
+            move, change = point.x - last.x, point.residual - last.residual
+            excess = norm_per_sample(move + change) - task.lipschitz * norm_per_sample(move)
+            excess = excess - point.rounding - last.rounding
+            stuck = point.size >= max(STAGNATION, task.lipschitz) * last.size
+            # Newton's method may overshoot, a fixed-point step never does.
+            poor = point.size > task.lipschitz * last.size
+        bound, floor = task.bounds(point.size, point.rounding)
+        done = (bound <= task.tol) | (stuck & (point.size <= point.rounding)) | (point.size == 0)
+        flags = torch.stack([torch.isfinite(point.size).all(), (excess > 0).any(), done.any()])
+        finite, violated, some_done = flags.tolist()
+        task.check(finite, excess, violated, step)
+        if some_done:
+            results.settle(
+                rows[done], point.x[done] + point.residual[done], bound[done], floor[done]
+            )
+            keep = ~done
+            rows, target, scale, poor = rows[keep], target[keep], scale[keep], poor[keep]
+            point = point.at(keep)
+        if len(rows):
+            move = _correction(task, narrow, point, rows, steps)
+            x = point.x + torch.where(_spread(poor, point.x), point.residual, move)
+        last = point
+    if len(rows):
+        raise task.out_of_steps(len(rows), len(y), None if last is None else last.size)
+    return Solution(results.value, steps, results.error, results.floor)
+
+
+def _correction(
+    task: _Task, narrow: Arithmetic, point: _Point, rows: Tensor, steps: Tensor
+) -> Tensor:
+    """d of d + J d = r, to half of the tolerance."""
+    assert narrow.linearize is not None
+    products = narrow.linearize(point.x.to(narrow.dtype), rows)
+    linear = Arithmetic(product_map(lambda p, v: p.jvp(v), products, len(rows)), narrow.dtype)
+    half = _Task(task.lipschitz, task.tol / 2, task.solver, task.context)
+    used = torch.ones_like(rows)  # the linearization costs as much as an evaluation
+    residual = point.residual
+    solution = _iterate(half, linear, residual, residual, used, certify=False)
+    steps[rows] += used
+    return solution.value.to(point.x.dtype)
+
+
+def _spread(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _not_finite(what: str, context: str, step: int) -> str:
+    return (
+        f"{what} is not finite at step {step} ({context}): the input or the weights hold NaN or "
+        "infinity"
+    )

@@ -19,6 +19,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 __all__ = ["Axis", "CircularPadding", "Grid", "Padding", "ReflectPadding", "ZeroPadding"]
 
+SCATTER = 4
+"""From so many input channels for each output channel on, scattering is the faster convolution."""
+
 
 @final
 @dataclass(frozen=True)
@@ -143,9 +146,13 @@ class ZeroPadding(Padding):
     # The convolution pads with zeros by itself, without a copy of the image.
 
     def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        if stride == 1 and _gathers_too_much(weight):
+            return _scattered(x, weight)
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
 
     def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
+        if _gathers_too_much(weight):
+            return _scattered(u, weight)
         return F.conv2d(u, weight, padding=weight.shape[-1] // 2)
 
     def weight_gradient(self, x: Tensor, u: Tensor, shape: torch.Size, stride: int) -> Tensor:
@@ -214,6 +221,23 @@ class ReflectPadding(Padding):
         # The extension's columns are orthogonal: its norm is the root of the most copies.
         copies = [int(torch.bincount(self.sources(n, kernel_size // 2)).max()) for n in image_size]
         return math.sqrt(copies[0] * copies[1]) * (1 + 1e-15)
+
+
+def _gathers_too_much(weight: Tensor) -> bool:
+    """Whether torch would copy far more than it computes: it has no float64 kernel for a CPU.
+
+    It then gathers k^2 copies of the input, where the output may be a small part of that.
+    """
+    outputs, inputs, side, _ = weight.shape
+    on_cpu = weight.dtype == torch.float64 and weight.device.type == "cpu"
+    return on_cpu and side > 1 and inputs >= SCATTER * outputs
+
+
+def _scattered(x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution with zeros beyond the border, each pixel's share added to its neighbours."""
+    outputs, inputs, side, _ = weight.shape
+    taps = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(outputs * side * side, inputs)
+    return F.fold(torch.matmul(taps, x.flatten(2)), x.shape[-2:], side, padding=side // 2)
 
 
 def _twisted(height: int, width: int) -> tuple[Grid, ...]:

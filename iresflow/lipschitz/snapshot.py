@@ -11,19 +11,22 @@ matrix :math:`|A|` of absolute values is at most the square root of its largest 
 largest column sum; in the matrix of a convolution each tap occurs at most once a row and column,
 or so often as a reflection repeats a pixel, the square of the layer's amplification. An activation
 with constant 1 has :math:`|\phi(h)| \le |h| + \sqrt n` and is computed to a few eps of that. Each
-stage passes on the error that came in times its own Lipschitz constant.
+stage passes on the error that came in times its own Lipschitz constant. All of these sizes are
+bounded in advance by :math:`\alpha |x| + \gamma` with constants of the weights, so a bound costs
+the norm of x, and no look at what lies between.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from iresflow.linearization import Linearization
-from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
+from iresflow.lipschitz.chain import ChainLinearization, Stage
+from iresflow.lipschitz.normalized import broadcast_bias
 from iresflow.tensors import norm_per_sample
 
 __all__ = ["Snapshot"]
@@ -31,6 +34,10 @@ __all__ = ["Snapshot"]
 ACTIVATION_ROUNDING = 8.0
 """Error of a computed activation, in units of eps (|h| + sqrt n): a sigmoid or exponential to a
 few units in the last place, and the rounding of its argument."""
+
+CACHED = {4: 2**22, 8: 2**20}
+"""Bytes of one hidden tensor, for numbers of 4 and 8 bytes, beyond which a batch is evaluated in
+pieces: it then stays in a CPU's cache. Convolutions in float32 have more to do at each start."""
 
 
 @final
@@ -83,31 +90,102 @@ class Snapshot:
             the batch, which pick their rows of the context. It gives g and, ``(N,)``, an upper
             bound of the norm of its rounding error in units of eps.
         """
-        stages = [replace(stage, weight=stage.weight.to(dtype)) for stage in self._stages]
-        gains = [_gain(stage, norm) for stage, norm in zip(stages, self._norms, strict=True)]
-        factors = [
-            ACTIVATION_ROUNDING * norm
-            + _product_rounding(stage.weight) * stage.layer.amplification
-            for stage, norm in zip(stages, self._norms, strict=True)
+        links = [
+            _Link(stage, stage.weight.to(dtype), norm)
+            for stage, norm in zip(self._stages, self._norms, strict=True)
         ]
 
         @torch.no_grad()
         def evaluate(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            rounding = x.new_zeros(len(x))
-            entering = norm_per_sample(x)
-            for stage, gain, factor in zip(stages, gains, factors, strict=True):
-                entering += math.sqrt(math.prod(x.shape[1:]))
-                x = evaluate_chain([_rows(stage, index)], x)
-                leaving = norm_per_sample(x)
-                rounding = gain * rounding + factor * entering + leaving
-                entering = leaving
-            return x, rounding
+            count = _pieces(links, x)
+            if count == 1:
+                return _through(links, x, index)
+            parts = zip(x.chunk(count), index.chunk(count), strict=True)
+            values, roundings = zip(*(_through(links, *part) for part in parts), strict=True)
+            return torch.cat(values), torch.cat(roundings)
 
         return evaluate
 
 
-def _gain(stage: Stage, norm: float) -> float:
-    return norm if stage.activation is None else norm * stage.activation.lipschitz
+@final
+class _Link:
+    """A stage in one type of float, with what it does to sizes and rounding errors.
+
+    Arguments:
+        stage: Of the snapshot.
+        weight: Its weight in that type.
+        norm: Certified bound of the layer's operator norm.
+    """
+
+    def __init__(self, stage: Stage, weight: Tensor, norm: float) -> None:
+        self.weight = weight
+        self._stage = stage
+        self._norm = norm
+        constant = 1.0 if stage.activation is None else stage.activation.lipschitz
+        self._gain = norm * constant
+        self._factor = ACTIVATION_ROUNDING * norm + (
+            _product_rounding(weight) * stage.layer.amplification
+        )
+        bias = stage.bias.detach().double()
+        # A scalar, or one for each sample where a context shifts the bias.
+        self._bias: Tensor | float = float(bias.norm())
+        if bias.ndim == 2:
+            self._bias = norm_per_sample(bias).to(weight.dtype)
+
+    def __call__(self, x: Tensor, index: Tensor) -> Tensor:
+        stage = _rows(self._stage, index)
+        if stage.activation is not None:
+            x = stage.activation(x)
+        x = stage.layer.multiply(x, self.weight)
+        return x.add_(broadcast_bias(stage.bias, x.ndim))
+
+    def pass_on(self, sizes: "_Sizes", entries: int, pixels: int, index: Tensor) -> "_Sizes":
+        """The sizes behind the link, for so many entries of its input and pixels of its output."""
+        bias = self._bias if isinstance(self._bias, float) else self._bias[index]
+        entering = sizes.offset + math.sqrt(entries)
+        slope = self._norm * sizes.slope
+        offset = self._norm * entering + math.sqrt(pixels) * bias
+        return _Sizes(
+            slope,
+            offset,
+            self._gain * sizes.rounding_slope + self._factor * sizes.slope + slope,
+            self._gain * sizes.rounding_offset + self._factor * entering + offset,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class _Sizes:
+    """Bounds ``slope * |x| + offset`` of a link's input, and of its rounding in units of eps."""
+
+    slope: float = 1.0
+    offset: Tensor | float = 0.0
+    rounding_slope: float = 0.0
+    rounding_offset: Tensor | float = 0.0
+
+    def as_computed(self, eps: float) -> "_Sizes":
+        """With the rounding counted into the size."""
+        slope = self.slope + eps * self.rounding_slope
+        return replace(self, slope=slope, offset=self.offset + eps * self.rounding_offset)
+
+
+def _through(links: Sequence[_Link], x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The chain's value, and the bound of its rounding in units of eps."""
+    size, sizes, eps = norm_per_sample(x), _Sizes(), torch.finfo(x.dtype).eps
+    for link in links:
+        entries = math.prod(x.shape[1:])
+        x = link(x, index)
+        sizes = link.pass_on(sizes, entries, math.prod(x.shape[2:]), index).as_computed(eps)
+    return x, sizes.rounding_slope * size + sizes.rounding_offset
+
+
+def _pieces(links: Sequence[_Link], x: Tensor) -> int:
+    """In how many pieces a batch is evaluated: on a CPU, such as fit into its cache."""
+    if x.device.type != "cpu":
+        return 1
+    widest = max(link.weight.shape[0] for link in links)
+    size = len(x) * widest * math.prod(x.shape[2:]) * x.element_size()
+    return max(1, math.ceil(size / CACHED[x.element_size()]))
 
 
 def _product_rounding(weight: Tensor) -> float:

@@ -49,6 +49,9 @@ NOISE = 3.0
 times the size of x: the narrow type goes no further. Twice what trained branches of convolutions
 have. It is about effort only: what is certified counts a proven bound of the rounding."""
 
+NEAR = 1.5
+"""A bound of at most so many tolerances mostly meets it behind one more fixed-point step."""
+
 
 @torch.no_grad()
 @full_precision()
@@ -211,11 +214,12 @@ def _iterate(
 ) -> Solution:
     """Solves in one arithmetic from x on, and adds to the steps.
 
-    With ``certify`` the rounding counts into the error; without, a residual that is as small as
-    rounding commonly makes it will do.
+    With ``certify`` the rounding counts into the error. Without, a sample ends one evaluation
+    earlier, at a point whose residual is only expected to be small enough, or as small as rounding
+    commonly makes it: whoever certifies evaluates that point.
     """
     target, x = y.to(arithmetic.dtype), x.to(arithmetic.dtype)
-    eps, lipschitz = torch.finfo(arithmetic.dtype).eps, task.lipschitz
+    lipschitz = task.lipschitz
     results, proposer = _Results(x), task.solver.begin()
     rows = torch.arange(len(x), device=x.device)
     scale = norm_per_sample(target)
@@ -228,45 +232,54 @@ def _iterate(
         point = _evaluate(arithmetic, target, scale, x, rows)
         steps[rows] += 1
         move = change = None
-        excess = torch.zeros_like(point.size)
-        held = stuck = torch.zeros_like(plain)
+        excess, rate = torch.zeros_like(point.size), torch.full_like(point.size, lipschitz)
+        kept, stuck = plain, torch.zeros_like(plain)
         if last is not None and best is not None:
             move, change = point.x - last.x, point.residual - last.residual
-            # The image moved by what the point and the residual did not.
-            excess = norm_per_sample(move + change) - lipschitz * norm_per_sample(move)
-            excess = excess - point.rounding - last.rounding
-            held = point.size <= lipschitz * best.size
+            excess = _excess(task, move, change, point, last)
+            kept = plain | (point.size <= lipschitz * best.size)
             stuck = plain & (point.size >= max(STAGNATION, lipschitz) * best.size)
+            rate = torch.where(kept, (point.size / last.size).clamp(max=lipschitz), rate)
         bound, floor = task.bounds(point.size, point.rounding)
-        reached = bound <= task.tol if certify else bound - floor <= task.tol
-        done = reached | (stuck & (point.size <= point.rounding)) | (point.size == 0)
-        if not certify:
-            size_of_x = norm_per_sample(x)
-            noise = NOISE * norm_per_sample(target - x) + size_of_x
-            done = done | (point.size <= eps * noise)
-        kept = held | plain
-        flags = torch.stack(
-            [torch.isfinite(point.size).all(), (excess > 0).any(), done.any(), kept.all()]
-        )
-        finite, violated, some_done, all_kept = flags.tolist()  # the one wait for the device
+        done = (stuck & (point.size <= point.rounding)) | (point.size == 0)
+        if certify:
+            done = done | (bound <= task.tol)
+        else:
+            noise = _noise(arithmetic, target, x)
+            expected, _ = task.bounds(rate * point.size, torch.zeros_like(noise))
+            done = done | (expected <= task.tol) | (rate * point.size <= noise)
+        flags = [torch.isfinite(point.size).all(), (excess > 0).any(), done.any(), kept.all()]
+        # The one wait for the device.
+        finite, violated, some_done, all_kept = torch.stack(flags).tolist()
         task.check(finite, excess, violated, step)
         best = point if best is None or all_kept else point.where(kept, best)
         last = point
+        proposal = proposer.propose(point.residual, move, change)
+        x, plain = _next(task, proposal, last, best, kept)
         if some_done:
-            results.settle(
-                rows[done], point.x[done] + point.residual[done], bound[done], floor[done]
-            )
+            value = point.x[done] + point.residual[done] if certify else x[done]
+            results.settle(rows[done], value, bound[done], floor[done])
             keep = ~done
-            rows, target, scale, kept = rows[keep], target[keep], scale[keep], kept[keep]
-            best = last.at(keep) if best is last else best.at(keep)
+            rows, target, scale, x, plain = (t[keep] for t in (rows, target, scale, x, plain))
+            best = best.at(keep)
             last = best if all_kept else last.at(keep)
             proposer.keep(keep)
-            if move is not None and change is not None:
-                move, change = move[keep], change[keep]
-        x, plain = _next(task, proposer.propose(last.residual, move, change), last, best, kept)
     if len(rows):
         raise task.out_of_steps(len(rows), len(y), None if last is None else last.size)
     return Solution(results.value, steps, results.error, results.floor)
+
+
+def _excess(task: _Task, move: Tensor, change: Tensor, point: _Point, last: _Point) -> Tensor:
+    """By how much two images lie further apart than allowed, ``(N,)``, beyond all rounding."""
+    # The image moved by what the point and the residual did not.
+    moved = norm_per_sample(move + change)
+    return moved - task.lipschitz * norm_per_sample(move) - point.rounding - last.rounding
+
+
+def _noise(arithmetic: Arithmetic, target: Tensor, x: Tensor) -> Tensor:
+    """The size of a residual that is nothing but rounding, as a rule, ``(N,)``."""
+    eps = torch.finfo(arithmetic.dtype).eps
+    return eps * (NOISE * norm_per_sample(target - x) + norm_per_sample(x))
 
 
 def _next(
@@ -305,10 +318,8 @@ def _refine(
         poor = stuck
         if last is not None:
             move, change = point.x - last.x, point.residual - last.residual
-            excess = norm_per_sample(move + change) - task.lipschitz * norm_per_sample(move)
-            excess = excess - point.rounding - last.rounding
+            excess = _excess(task, move, change, point, last)
             stuck = point.size >= max(STAGNATION, task.lipschitz) * last.size
-            # Newton's method may overshoot, a fixed-point step never does.
             poor = point.size > task.lipschitz * last.size
         bound, floor = task.bounds(point.size, point.rounding)
         done = (bound <= task.tol) | (stuck & (point.size <= point.rounding)) | (point.size == 0)
@@ -322,28 +333,30 @@ def _refine(
             keep = ~done
             rows, target, scale, poor = rows[keep], target[keep], scale[keep], poor[keep]
             point = point.at(keep)
-        if len(rows):
-            move = _correction(task, narrow, point, rows, steps)
-            x = point.x + torch.where(_spread(poor, point.x), point.residual, move)
+            bound = bound[keep]
+        # Newton's method may overshoot, a fixed-point step never does, and may be all that is due.
+        newton = ~(poor | (bound <= NEAR * task.tol))
+        x = point.x + point.residual
+        if bool(newton.any()):
+            x[newton] = _corrected(task, narrow, point.at(newton), rows[newton], steps)
         last = point
     if len(rows):
         raise task.out_of_steps(len(rows), len(y), None if last is None else last.size)
     return Solution(results.value, steps, results.error, results.floor)
 
 
-def _correction(
+def _corrected(
     task: _Task, narrow: Arithmetic, point: _Point, rows: Tensor, steps: Tensor
 ) -> Tensor:
-    """d of d + J d = r, to half of the tolerance."""
+    """The points x + d with d of d + J d = r, for the samples with indices ``rows``."""
     assert narrow.linearize is not None
     products = narrow.linearize(point.x.to(narrow.dtype), rows)
     linear = Arithmetic(product_map(lambda p, v: p.jvp(v), products, len(rows)), narrow.dtype)
-    half = _Task(task.lipschitz, task.tol / 2, task.solver, task.context)
     used = torch.ones_like(rows)  # the linearization costs as much as an evaluation
     residual = point.residual
-    solution = _iterate(half, linear, residual, residual, used, certify=False)
+    solution = _iterate(task, linear, residual, residual, used, certify=False)
     steps[rows] += used
-    return solution.value.to(point.x.dtype)
+    return point.x + solution.value.to(point.x.dtype)
 
 
 def _spread(mask: Tensor, like: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ that is not finite): the fixed-point step takes its place. An evaluated proposal
 than :math:`L |r|` is dropped, and the fixed-point step from the best point is next. So of any two
 evaluations in a row at least one shrinks the residual by L: the worst case is twice that of the
 plain iteration, and :math:`2 k + 1` evaluations leave at most :math:`L^k` of the residual.
+A correction (below) that leaves more than :math:`L |r|` is dropped too, for good: the wide type
+then goes on alone, from the best point, with proposals of which the same holds.
 
 **Two types of float.** In float32 the bound is far above the error. So a map may come in two types.
 The driver iterates in the narrow one until the residual is down to what rounding makes of it, then
@@ -254,11 +256,14 @@ def _iterate(
         task.check(finite, excess, violated, step)
         best = point if best is None or all_kept else point.where(kept, best)
         last = point
-        proposal = proposer.propose(point.residual, move, change)
+        proposal, trusted = proposer.propose(point.residual, move, change), kept & ~plain
         x, plain = _next(task, proposal, last, best, kept)
         if some_done:
-            value = point.x[done] + point.residual[done] if certify else x[done]
-            results.settle(rows[done], value, bound[done], floor[done])
+            value = point.x + point.residual
+            if not certify:
+                # Nobody has evaluated it: only whose last proposal was good is trusted.
+                value = torch.where(_spread(trusted, x), x, value)
+            results.settle(rows[done], value[done], bound[done], floor[done])
             keep = ~done
             rows, target, scale, x, plain = (t[keep] for t in (rows, target, scale, x, plain))
             best = best.at(keep)
@@ -308,41 +313,68 @@ def _refine(
     rows = torch.arange(len(x), device=x.device)
     scale = norm_per_sample(target)
     last: _Point | None = None
-    budget = task.solver.max_steps - (int(steps.max()) if len(x) else 0)
-    for step in range(1, budget + 1):
-        if len(rows) == 0:
-            break
+    left: list[tuple[Tensor, Tensor]] = []  # rows that no correction helps, and their best points
+    step = 0
+    while len(rows):
+        step += 1
         point = _evaluate(wide, target, scale, x, rows)
         steps[rows] += 1
-        excess, stuck = torch.zeros_like(point.size), torch.zeros_like(rows, dtype=torch.bool)
-        poor = stuck
+        excess, poor = torch.zeros_like(point.size), torch.zeros_like(rows, dtype=torch.bool)
         if last is not None:
             move, change = point.x - last.x, point.residual - last.residual
             excess = _excess(task, move, change, point, last)
-            stuck = point.size >= max(STAGNATION, task.lipschitz) * last.size
+            # Newton's method may overshoot, a fixed-point step never does.
             poor = point.size > task.lipschitz * last.size
         bound, floor = task.bounds(point.size, point.rounding)
-        done = (bound <= task.tol) | (stuck & (point.size <= point.rounding)) | (point.size == 0)
-        flags = torch.stack([torch.isfinite(point.size).all(), (excess > 0).any(), done.any()])
-        finite, violated, some_done = flags.tolist()
+        done = (bound <= task.tol) | (poor & (point.size <= point.rounding)) | (point.size == 0)
+        flags = [torch.isfinite(point.size).all(), (excess > 0).any(), done.any(), poor.any()]
+        flags.append(steps.max() > task.solver.max_steps)
+        finite, violated, some_done, some_poor, late = torch.stack(flags).tolist()
         task.check(finite, excess, violated, step)
+        if late:
+            raise task.out_of_steps(int((~done).sum()), len(y), point.size)
         if some_done:
-            results.settle(
-                rows[done], point.x[done] + point.residual[done], bound[done], floor[done]
-            )
-            keep = ~done
-            rows, target, scale, poor = rows[keep], target[keep], scale[keep], poor[keep]
+            value = point.x[done] + point.residual[done]
+            results.settle(rows[done], value, bound[done], floor[done])
+        keep = ~done
+        if some_poor and last is not None:
+            dropped = poor & keep
+            left.append((rows[dropped], last.x[dropped] + last.residual[dropped]))
+            keep = keep & ~poor
+        if some_done or some_poor:
+            rows, target, scale, bound = rows[keep], target[keep], scale[keep], bound[keep]
             point = point.at(keep)
-            bound = bound[keep]
-        # Newton's method may overshoot, a fixed-point step never does, and may be all that is due.
-        newton = ~(poor | (bound <= NEAR * task.tol))
+        # One more fixed-point step may be all that is due.
+        newton = bound > NEAR * task.tol
         x = point.x + point.residual
         if bool(newton.any()):
             x[newton] = _corrected(task, narrow, point.at(newton), rows[newton], steps)
         last = point
-    if len(rows):
-        raise task.out_of_steps(len(rows), len(y), None if last is None else last.size)
+    if left:
+        rows = torch.cat([some for some, _ in left])
+        start = torch.cat([x for _, x in left])
+        _finish(task, wide, y, start, rows, steps, results)
     return Solution(results.value, steps, results.error, results.floor)
+
+
+def _finish(
+    task: _Task,
+    wide: Arithmetic,
+    y: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    steps: Tensor,
+    results: _Results,
+) -> None:
+    """Solves for the samples with indices ``rows`` from x on in the wide arithmetic alone."""
+
+    def some(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return wide.g(points, rows[index])
+
+    used = steps[rows]
+    part = _iterate(task, Arithmetic(some, wide.dtype), y[rows], x, used, certify=True)
+    results.settle(rows, part.value, part.error, part.floor)
+    steps[rows] = part.steps
 
 
 def _corrected(

@@ -30,6 +30,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "Anderson",
+    "Broyden",
     "CertificateWarning",
     "CheckpointError",
     "DataError",

@@ -4,29 +4,29 @@ The driver owns the loop, the tolerance, the error bounds, the check for finite 
 samples still run; a `Solver` only proposes the next iterate.
 
 **What is certified.** With a certified :math:`L \ge \operatorname{Lip}(g)`, :math:`L < 1`, and the
-residual :math:`r = y - g(x) - x`, the solution :math:`x^*` obeys :math:`|x - x^*| \le |r| / (1 -
-L)`, and the fixed-point iterate :math:`x + r` obeys :math:`|x + r - x^*| \le L |r| / (1 - L)` (both
-from the proof of Lemma 4.5 of the thesis), however x was found. So that iterate is what is
-returned, with that bound. The rounding of r itself, for which the map gives a bound, is added to
-r, so the error is certified as it was computed.
+residual :math:`r = y - g(x) - x`, the solution :math:`x^*` obeys
+:math:`|x - x^*| \le |r| / (1 - L)`, and the fixed-point iterate :math:`x + r` obeys
+:math:`|x + r - x^*| \le L |r| / (1 - L)` (both from the proof of Lemma 4.5 of the thesis), however
+x was found. So that iterate is what is returned, with that bound. The rounding of r itself, for
+which the map gives a bound, is added to r, so the error is certified as it was computed.
 
 **Why no proposal can do harm.** The fixed-point step :math:`x + r` always leaves a residual of at
 most :math:`L |r|`. The driver keeps the best point so far. A proposal further from it than
 :math:`|r| / (1 - L)`, the radius of the ball that holds the solution, is not evaluated (nor one
 that is not finite): the fixed-point step takes its place. An evaluated proposal that leaves more
 than :math:`L |r|` is dropped, and the fixed-point step from the best point is next. So of any two
-evaluations in a row at least one shrinks the residual by L: the worst case is twice that of the
-plain iteration, and :math:`2 k + 1` evaluations leave at most :math:`L^k` of the residual.
-A correction (below) that leaves more than :math:`L |r|` is dropped too, for good: the wide type
-then goes on alone, from the best point, with proposals of which the same holds.
+evaluations in a row at least one shrinks the residual by L: :math:`2 k + 1` evaluations leave at
+most :math:`L^k` of it, and the worst case is twice that of the plain iteration. A correction
+(below) that leaves more than :math:`L |r|` is dropped too, for good: the wide type then goes on
+alone, from the best point, with proposals of which the same holds.
 
-**Two types of float.** In float32 the bound is far above the error. So a map may come in two types.
-The driver iterates in the narrow one until the residual is down to what rounding makes of it, then
-refines as one refines the solution of a linear system (Higham, *Accuracy and Stability of Numerical
-Algorithms*, chapter 12): the wide type forms the residual and certifies, and the correction d of
-:math:`d + J d = r` is solved in the narrow one, whose rounding is relative to d. That is Newton's
-method, so one correction mostly suffices, and the wide type, which is several times dearer, is
-used twice.
+**Two types of float.** In float32 the bound is far above the error. So a map may come in two
+types. The driver iterates in the narrow one until the residual is down to what rounding makes of
+it, then refines as one refines the solution of a linear system (Higham, *Accuracy and Stability of
+Numerical Algorithms*, chapter 12): the wide type forms the residual and certifies, and the
+correction d of :math:`d + J d = r` is solved in the narrow one, whose rounding is relative to d.
+That is Newton's method, so one correction mostly suffices, and the wide type, which is several
+times dearer, is used twice.
 """
 
 import math

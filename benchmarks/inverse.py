@@ -2,12 +2,12 @@
 
 For each model and solver: evaluations of each residual branch in the model's own float and in
 float64, linearizations and products with the Jacobian, all for each sample and block; the seconds
-that the whole inverse takes (with its certificate, and the measurement of its residual by a forward
-pass in float64), and the largest certified error of a block.
+that the whole inverse takes (with its certificate, and its residual, measured by a forward pass in
+float64), and the largest certified error of a block.
 
-The race is against the fixed-point inverse of `normflows` (the published implementation of residual
-flows) on the same blocks: same architecture, same weights, same latents, same threads, in turns. It
-has no certificate, so its error is measured against our inverse. It is timed without the
+The race is against the fixed-point inverse of `normflows` (the published implementation of
+residual flows) on the same blocks: same architecture, same weights, same latents, same threads, in
+turns. It has no certificate, so its error is measured against our inverse. It is timed without the
 log-determinant, and with it, as its flows compute it whenever they sample.
 
 Without runs, small models are trained on the digits first, one for each coefficient.

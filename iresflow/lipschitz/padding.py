@@ -96,9 +96,11 @@ class Padding(ABC):
         taps[tap, row, sources[row, tap]] = 1
         return taps
 
-    def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        """``(N, C, H, W)`` and ``(D, C, k, k)`` to ``(N, D, H', W')``."""
-        return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, stride=stride)
+    def convolve(
+        self, x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None
+    ) -> Tensor:
+        """``(N, C, H, W)`` and ``(D, C, k, k)`` to ``(N, D, H', W')``, plus a bias ``(D,)``."""
+        return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, bias, stride=stride)
 
     def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
         """The adjoint for stride 1, of the flipped and transposed kernel ``(C, D, k, k)``."""
@@ -145,10 +147,13 @@ class ZeroPadding(Padding):
 
     # The convolution pads with zeros by itself, without a copy of the image.
 
-    def convolve(self, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def convolve(
+        self, x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None
+    ) -> Tensor:
         if stride == 1 and _gathers_too_much(weight):
-            return _scattered(x, weight)
-        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+            result = _scattered(x, weight)
+            return result if bias is None else result + bias[:, None, None]
+        return F.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2)
 
     def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
         if _gathers_too_much(weight):

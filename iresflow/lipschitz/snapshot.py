@@ -22,10 +22,13 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from iresflow.linearization import Linearization
+from iresflow.lipschitz.activations import LipSwish
 from iresflow.lipschitz.chain import ChainLinearization, Stage
+from iresflow.lipschitz.layers import NormalizedConv2d
 from iresflow.lipschitz.normalized import broadcast_bias
 from iresflow.tensors import norm_per_sample
 
@@ -90,18 +93,34 @@ class Snapshot:
             the batch, which pick their rows of the context. It gives g and, ``(N,)``, an upper
             bound of the norm of its rounding error in units of eps.
         """
+        factors = [_factors(stage) for stage in self._stages]
+        behind = [before for before, _ in factors[1:]] + [1.0]
         links = [
-            _Link(stage, stage.weight.to(dtype), norm)
-            for stage, norm in zip(self._stages, self._norms, strict=True)
+            _Link(stage, norm, dtype, own, then)
+            for stage, norm, own, then in zip(
+                self._stages, self._norms, factors, behind, strict=True
+            )
         ]
+        bounds: dict[torch.Size, _Sizes] = {}
+
+        def through(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            size, event = norm_per_sample(x), x.shape[1:]
+            x = x if factors[0][0] == 1 else x * factors[0][0]
+            shapes = [event]
+            for link in links:
+                x = link(x, index)
+                shapes.append(x.shape[1:])
+            if event not in bounds:
+                bounds[event] = _sizes(links, shapes, torch.finfo(dtype).eps)
+            return x, bounds[event].rounding(size, index)
 
         @torch.no_grad()
         def evaluate(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             count = _pieces(links, x)
             if count == 1:
-                return _through(links, x, index)
+                return through(x, index)
             parts = zip(x.chunk(count), index.chunk(count), strict=True)
-            values, roundings = zip(*(_through(links, *part) for part in parts), strict=True)
+            values, roundings = zip(*(through(*part) for part in parts), strict=True)
             return torch.cat(values), torch.cat(roundings)
 
         return evaluate
@@ -113,38 +132,50 @@ class _Link:
 
     Arguments:
         stage: Of the snapshot.
-        weight: Its weight in that type.
         norm: Certified bound of the layer's operator norm.
+        dtype: The type.
+        factors: Of this stage, as `_factors` gives them: its input comes multiplied by the first.
+        then: What its output is to be multiplied by.
     """
 
-    def __init__(self, stage: Stage, weight: Tensor, norm: float) -> None:
-        self.weight = weight
-        self._stage = stage
+    def __init__(
+        self,
+        stage: Stage,
+        norm: float,
+        dtype: torch.dtype,
+        factors: tuple[float, float],
+        then: float,
+    ) -> None:
+        weight, bias = stage.weight.to(dtype), stage.bias.detach()
+        self._layer = stage.layer
+        self._activation = stage.activation
+        self._folded = factors != (1.0, 1.0)
+        self.weight = weight * (factors[1] * then) if self._folded or then != 1 else weight
+        self._bias = bias.to(dtype) * then
         self._norm = norm
-        constant = 1.0 if stage.activation is None else stage.activation.lipschitz
-        self._gain = norm * constant
-        self._factor = ACTIVATION_ROUNDING * norm + (
-            _product_rounding(weight) * stage.layer.amplification
-        )
-        bias = stage.bias.detach().double()
-        # A scalar, or one for each sample where a context shifts the bias.
-        self._bias: Tensor | float = float(bias.norm())
-        if bias.ndim == 2:
-            self._bias = norm_per_sample(bias).to(weight.dtype)
+        self._gain = norm * (1.0 if stage.activation is None else stage.activation.lipschitz)
+        self._factor = ACTIVATION_ROUNDING * norm
+        self._factor += _product_rounding(weight) * stage.layer.amplification
+        # A number, or one for each sample where a context shifts the bias.
+        wide = bias.double()
+        self._shift = norm_per_sample(wide).to(dtype) if bias.ndim == 2 else float(wide.norm())
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        stage = _rows(self._stage, index)
-        if stage.activation is not None:
-            x = stage.activation(x)
-        x = stage.layer.multiply(x, self.weight)
-        return x.add_(broadcast_bias(stage.bias, x.ndim))
+        if self._folded:
+            x = F.silu(x)
+        elif self._activation is not None:
+            x = self._activation(x)
+        layer, bias = self._layer, self._bias
+        if isinstance(layer, NormalizedConv2d) and bias.ndim == 1:
+            return layer.padding.convolve(x, self.weight, layer.stride, bias)
+        bias = bias if bias.ndim == 1 else bias[index]
+        return layer.multiply(x, self.weight).add_(broadcast_bias(bias, x.ndim))
 
-    def pass_on(self, sizes: "_Sizes", entries: int, pixels: int, index: Tensor) -> "_Sizes":
+    def pass_on(self, sizes: "_Sizes", entries: int, pixels: int) -> "_Sizes":
         """The sizes behind the link, for so many entries of its input and pixels of its output."""
-        bias = self._bias if isinstance(self._bias, float) else self._bias[index]
         entering = sizes.offset + math.sqrt(entries)
         slope = self._norm * sizes.slope
-        offset = self._norm * entering + math.sqrt(pixels) * bias
+        offset = self._norm * entering + math.sqrt(pixels) * self._shift
         return _Sizes(
             slope,
             offset,
@@ -156,7 +187,10 @@ class _Link:
 @final
 @dataclass(frozen=True)
 class _Sizes:
-    """Bounds ``slope * |x| + offset`` of a link's input, and of its rounding in units of eps."""
+    """Bounds ``slope * |x| + offset`` of a link's input, and of its rounding in units of eps.
+
+    Offsets are numbers, or ``(B,)`` where a context shifts each sample's biases.
+    """
 
     slope: float = 1.0
     offset: Tensor | float = 0.0
@@ -168,15 +202,31 @@ class _Sizes:
         slope = self.slope + eps * self.rounding_slope
         return replace(self, slope=slope, offset=self.offset + eps * self.rounding_offset)
 
+    def rounding(self, size: Tensor, index: Tensor) -> Tensor:
+        """The bound ``(N,)`` for points of a size, of samples with these indices."""
+        offset = self.rounding_offset
+        if isinstance(offset, Tensor):
+            offset = offset[index]
+        return self.rounding_slope * size + offset
 
-def _through(links: Sequence[_Link], x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The chain's value, and the bound of its rounding in units of eps."""
-    size, sizes, eps = norm_per_sample(x), _Sizes(), torch.finfo(x.dtype).eps
-    for link in links:
-        entries = math.prod(x.shape[1:])
-        x = link(x, index)
-        sizes = link.pass_on(sizes, entries, math.prod(x.shape[2:]), index).as_computed(eps)
-    return x, sizes.rounding_slope * size + sizes.rounding_offset
+
+def _sizes(links: Sequence[_Link], shapes: Sequence[torch.Size], eps: float) -> _Sizes:
+    """Behind all links, for the shapes in front of each and behind the last."""
+    sizes = _Sizes()
+    for link, before, behind in zip(links, shapes, shapes[1:], strict=False):
+        sizes = link.pass_on(sizes, before.numel(), behind[1:].numel()).as_computed(eps)
+    return sizes
+
+
+def _factors(stage: Stage) -> tuple[float, float]:
+    r"""Factors a and b with :math:`\phi(h) = b \operatorname{silu}(a h)`; both 1 where none are.
+
+    The neighbouring weights take them in, so that the activation is one pass over memory.
+    """
+    if not isinstance(stage.activation, LipSwish) or stage.beta is None:
+        return 1.0, 1.0
+    beta = float(stage.beta)
+    return (beta, 1 / (1.1 * beta)) if 1e-3 < beta < 1e3 else (1.0, 1.0)
 
 
 def _pieces(links: Sequence[_Link], x: Tensor) -> int:
@@ -193,7 +243,8 @@ def _product_rounding(weight: Tensor) -> float:
     sizes = weight.detach().abs()
     row = float(sizes.flatten(1).sum(1).max())
     column = float(sizes.transpose(0, 1).flatten(1).sum(1).max())
-    return (weight[0].numel() + 1) * math.sqrt(row * column)
+    # One for the bias, two for the factors that the weight has taken in.
+    return (weight[0].numel() + 3) * math.sqrt(row * column)
 
 
 def _rows(stage: Stage, index: Tensor) -> Stage:

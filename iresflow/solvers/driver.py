@@ -31,14 +31,21 @@ times dearer, is used twice.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
 
 from iresflow.errors import InversionError, NotContractiveError
 from iresflow.solvers.base import Arithmetic, Solution, Solver, product_map
+from iresflow.solvers.points import (
+    Point,
+    Results,
+    Task,
+    evaluate,
+    excess_of_images,
+    not_finite,
+    spread,
+)
 from iresflow.tensors import full_precision, norm_per_sample
 
 __all__ = ["solve"]
@@ -96,9 +103,9 @@ def solve(
             "inverse need not exist. Call flow.enforce(), which rescales the layers"
         )
     if not bool(torch.isfinite(y).all()):
-        raise InversionError(_not_finite("what is to be inverted", context, 0))
+        raise InversionError(not_finite("what is to be inverted", context, 0))
     *narrow, wide = arithmetics
-    task = _Task(lipschitz, tol, solver, context)
+    task = Task(lipschitz, tol, solver, context)
     steps = torch.zeros(len(y), dtype=torch.long, device=y.device)
     if not narrow:
         return _iterate(task, wide, y, y, steps, certify=True)
@@ -108,105 +115,8 @@ def solve(
     return _refine(task, narrow[0], wide, y, x, steps)
 
 
-@final
-@dataclass(frozen=True)
-class _Task:
-    """Attributes as the arguments of `solve`."""
-
-    lipschitz: float
-    tol: float
-    solver: Solver
-    context: str
-
-    def bounds(self, size: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
-        """The bound of the error of x + r for a residual of a size, and its floor."""
-        slack = 1 - self.lipschitz
-        floor = rounding / slack
-        return self.lipschitz * size / slack + floor, floor
-
-    def check(self, finite: bool, excess: Tensor, violated: bool, step: int) -> None:
-        """Raises what an evaluation has shown.
-
-        Arguments:
-            finite: Whether all residuals are.
-            excess: What images lie further apart than the bound allows, ``(N,)``.
-            violated: Whether any does.
-            step: The number of the evaluation.
-        """
-        if not finite:
-            raise InversionError(_not_finite("the residual", self.context, step))
-        if violated:
-            raise InversionError(
-                f"{self.context} is no contraction: two points have images that lie "
-                f"{float(excess.max()):.3g} further apart than a Lipschitz bound of "
-                f"{self.lipschitz:.6f} allows. The bound is not that of the weights that act"
-            )
-
-    def out_of_steps(self, missed: int, count: int, size: Tensor | None) -> InversionError:
-        known = size is not None and bool(torch.isfinite(size).all())
-        largest = f"largest residual {float(size.max()):.3g}, " if known else ""
-        name = type(self.solver).__name__
-        return InversionError(
-            f"{missed} of {count} samples missed the tolerance {self.tol:.3g} after "
-            f"{self.solver.max_steps} steps ({self.context}): {largest}certified Lipschitz bound "
-            f"{self.lipschitz:.6f}. Allow more steps (Accuracy(solver={name}(max_steps=...))) or "
-            "a larger tolerance"
-        )
-
-
-@final
-class _Results:
-    """What is known of the samples that are done."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.value = like.clone()
-        self.error, self.floor = (like.new_full((len(like),), torch.inf) for _ in "ab")
-
-    def settle(self, rows: Tensor, value: Tensor, bound: Tensor, floor: Tensor) -> None:
-        self.value[rows] = value
-        self.error[rows] = bound
-        self.floor[rows] = floor
-
-
-@final
-@dataclass
-class _Point:
-    """Where samples were evaluated: x, r, its size, and the bound of the rounding of r."""
-
-    x: Tensor
-    residual: Tensor
-    size: Tensor
-    rounding: Tensor
-
-    def at(self, rows: Tensor) -> "_Point":
-        return _Point(self.x[rows], self.residual[rows], self.size[rows], self.rounding[rows])
-
-    def where(self, mask: Tensor, other: "_Point") -> "_Point":
-        """This point where the mask holds, the other elsewhere."""
-        wide = _spread(mask, self.x)
-        return _Point(
-            torch.where(wide, self.x, other.x),
-            torch.where(wide, self.residual, other.residual),
-            torch.where(mask, self.size, other.size),
-            torch.where(mask, self.rounding, other.rounding),
-        )
-
-
-def _evaluate(
-    arithmetic: Arithmetic, target: Tensor, scale: Tensor, x: Tensor, rows: Tensor
-) -> _Point:
-    """The point x, for the samples with indices ``rows``; scale is the size of the target."""
-    image, magnitude = arithmetic.g(x, rows)
-    residual = (target - image).sub_(x)
-    # Two roundings when the residual is formed, two when the next iterate is, and those
-    # of the norms: all below 2 eps (|x| + |y|) and eps |g|, which g's own bound doubles.
-    eps = torch.finfo(arithmetic.dtype).eps
-    rounding = (2 * eps) * (norm_per_sample(x) + scale + magnitude)
-    return _Point(x, residual, norm_per_sample(residual), rounding)
-
-
 def _iterate(
-    task: _Task,
+    task: Task,
     arithmetic: Arithmetic,
     y: Tensor,
     x: Tensor,
@@ -222,7 +132,7 @@ def _iterate(
     """
     target, x = y.to(arithmetic.dtype), x.to(arithmetic.dtype)
     lipschitz = task.lipschitz
-    results, proposer = _Results(x), task.solver.begin()
+    results, proposer = Results(x), task.solver.begin()
     rows = torch.arange(len(x), device=x.device)
     scale = norm_per_sample(target)
     plain = torch.ones_like(rows, dtype=torch.bool)  # the start is held against nothing
@@ -231,14 +141,14 @@ def _iterate(
     for step in range(1, budget + 1):
         if len(rows) == 0:
             break
-        point = _evaluate(arithmetic, target, scale, x, rows)
+        point = evaluate(arithmetic, target, scale, x, rows)
         steps[rows] += 1
         move = change = None
         excess, rate = torch.zeros_like(point.size), torch.full_like(point.size, lipschitz)
         kept, stuck = plain, torch.zeros_like(plain)
         if last is not None and best is not None:
             move, change = point.x - last.x, point.residual - last.residual
-            excess = _excess(task, move, change, point, last)
+            excess = excess_of_images(task, move, change, point, last)
             kept = plain | (point.size <= lipschitz * best.size)
             stuck = plain & (point.size >= max(STAGNATION, lipschitz) * best.size)
             rate = torch.where(kept, (point.size / last.size).clamp(max=lipschitz), rate)
@@ -262,7 +172,7 @@ def _iterate(
             value = point.x + point.residual
             if not certify:
                 # Nobody has evaluated it: only whose last proposal was good is trusted.
-                value = torch.where(_spread(trusted, x), x, value)
+                value = torch.where(spread(trusted, x), x, value)
             results.settle(rows[done], value[done], bound[done], floor[done])
             keep = ~done
             rows, target, scale, x, plain = (t[keep] for t in (rows, target, scale, x, plain))
@@ -274,13 +184,6 @@ def _iterate(
     return Solution(results.value, steps, results.error, results.floor)
 
 
-def _excess(task: _Task, move: Tensor, change: Tensor, point: _Point, last: _Point) -> Tensor:
-    """By how much two images lie further apart than allowed, ``(N,)``, beyond all rounding."""
-    # The image moved by what the point and the residual did not.
-    moved = norm_per_sample(move + change)
-    return moved - task.lipschitz * norm_per_sample(move) - point.rounding - last.rounding
-
-
 def _noise(arithmetic: Arithmetic, target: Tensor, x: Tensor) -> Tensor:
     """The size of a residual that is nothing but rounding, as a rule, ``(N,)``."""
     eps = torch.finfo(arithmetic.dtype).eps
@@ -288,7 +191,7 @@ def _noise(arithmetic: Arithmetic, target: Tensor, x: Tensor) -> Tensor:
 
 
 def _next(
-    task: _Task, proposal: Tensor | None, last: _Point, best: _Point, kept: Tensor
+    task: Task, proposal: Tensor | None, last: Point, best: Point, kept: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The next points, and which of them are fixed-point steps from the best ones.
 
@@ -301,28 +204,28 @@ def _next(
         return step, torch.ones_like(kept)
     # False where the proposal is not finite.
     usable = kept & (norm_per_sample(proposal) <= last.size / (1 - task.lipschitz))
-    return torch.where(_spread(usable, step), last.x + proposal, step), ~usable
+    return torch.where(spread(usable, step), last.x + proposal, step), ~usable
 
 
 def _refine(
-    task: _Task, narrow: Arithmetic, wide: Arithmetic, y: Tensor, x: Tensor, steps: Tensor
+    task: Task, narrow: Arithmetic, wide: Arithmetic, y: Tensor, x: Tensor, steps: Tensor
 ) -> Solution:
     """Certifies x in the wide arithmetic, with corrections from the narrow one where due."""
     target, x = y.to(wide.dtype), x.to(wide.dtype)
-    results = _Results(x)
+    results = Results(x)
     rows = torch.arange(len(x), device=x.device)
     scale = norm_per_sample(target)
-    last: _Point | None = None
+    last: Point | None = None
     left: list[tuple[Tensor, Tensor]] = []  # rows that no correction helps, and their best points
     step = 0
     while len(rows):
         step += 1
-        point = _evaluate(wide, target, scale, x, rows)
+        point = evaluate(wide, target, scale, x, rows)
         steps[rows] += 1
         excess, poor = torch.zeros_like(point.size), torch.zeros_like(rows, dtype=torch.bool)
         if last is not None:
             move, change = point.x - last.x, point.residual - last.residual
-            excess = _excess(task, move, change, point, last)
+            excess = excess_of_images(task, move, change, point, last)
             # Newton's method may overshoot, a fixed-point step never does.
             poor = point.size > task.lipschitz * last.size
         bound, floor = task.bounds(point.size, point.rounding)
@@ -358,13 +261,13 @@ def _refine(
 
 
 def _finish(
-    task: _Task,
+    task: Task,
     wide: Arithmetic,
     y: Tensor,
     x: Tensor,
     rows: Tensor,
     steps: Tensor,
-    results: _Results,
+    results: Results,
 ) -> None:
     """Solves for the samples with indices ``rows`` from x on in the wide arithmetic alone."""
 
@@ -378,7 +281,7 @@ def _finish(
 
 
 def _corrected(
-    task: _Task, narrow: Arithmetic, point: _Point, rows: Tensor, steps: Tensor
+    task: Task, narrow: Arithmetic, point: Point, rows: Tensor, steps: Tensor
 ) -> Tensor:
     """The points x + d with d of d + J d = r, for the samples with indices ``rows``."""
     assert narrow.linearize is not None
@@ -389,14 +292,3 @@ def _corrected(
     solution = _iterate(task, linear, residual, residual, used, certify=False)
     steps[rows] += used
     return point.x + solution.value.to(point.x.dtype)
-
-
-def _spread(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _not_finite(what: str, context: str, step: int) -> str:
-    return (
-        f"{what} is not finite at step {step} ({context}): the input or the weights hold NaN or "
-        "infinity"
-    )

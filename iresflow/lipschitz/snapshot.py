@@ -38,9 +38,11 @@ ACTIVATION_ROUNDING = 8.0
 """Error of a computed activation, in units of eps (|h| + sqrt n): a sigmoid or exponential to a
 few units in the last place, and the rounding of its argument."""
 
-CACHED = {4: 2**22, 8: 2**20}
-"""Bytes of one hidden tensor, for numbers of 4 and 8 bytes, beyond which a batch is evaluated in
-pieces: it then stays in a CPU's cache. Convolutions in float32 have more to do at each start."""
+CACHED = {torch.float64: 2**20}
+"""Bytes of one hidden tensor beyond which a batch is evaluated in pieces, which then stay in a
+CPU's cache; `CACHED_ELSE` in other types, whose convolutions have more to do at each start."""
+
+CACHED_ELSE = 2**22
 
 
 @final
@@ -235,7 +237,7 @@ def _pieces(links: Sequence[_Link], x: Tensor) -> int:
         return 1
     widest = max(link.weight.shape[0] for link in links)
     size = len(x) * widest * math.prod(x.shape[2:]) * x.element_size()
-    return max(1, math.ceil(size / CACHED[x.element_size()]))
+    return max(1, math.ceil(size / CACHED.get(x.dtype, CACHED_ELSE)))
 
 
 def _product_rounding(weight: Tensor) -> float:

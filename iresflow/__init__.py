@@ -24,12 +24,14 @@ from iresflow.models.storage import (
     stored_certificate,
     warn_of_other_weights,
 )
-from iresflow.solvers import FixedPoint
+from iresflow.solvers import Anderson, Broyden, FixedPoint
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accuracy",
+    "Anderson",
+    "Broyden",
     "CertificateWarning",
     "CheckpointError",
     "DataError",

@@ -19,7 +19,7 @@ from iresflow.errors import InversionWarning
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.stretch import Stretch
 from iresflow.logdet.base import LogDetEstimate
-from iresflow.solvers import FixedPoint, Solver
+from iresflow.solvers import Anderson, Solver
 from iresflow.tensors import widest
 
 __all__ = ["Accuracy", "Bijection", "Composition", "Inverse", "LogDet", "warn_of_floor"]
@@ -36,7 +36,10 @@ class Accuracy:
     Attributes:
         tol: Largest certified Euclidean error of each residual block's inverse, in the units of
             the block's input. 0 asks for all that the floating-point format allows.
-        solver: The solver of the blocks.
+        solver: The solver of the blocks. Anderson acceleration takes the fewest evaluations of
+            all that we have, on every trained model that we tried, and never more than twice those
+            of `FixedPoint` at worst. It remembers ten tensors of a sample's size, less than one
+            hidden layer of a branch.
         residual: Largest measured Euclidean distance of a flow's F(x) from the latent z. None for
             ``tol`` or 1e-5 in root mean square over the D dimensions, ``1e-5 * sqrt(D)``,
             whichever is larger.
@@ -46,7 +49,7 @@ class Accuracy:
     """
 
     tol: float = 1e-5
-    solver: Solver = FixedPoint()
+    solver: Solver = Anderson()
     residual: float | None = None
 
     def __post_init__(self) -> None:
@@ -63,7 +66,8 @@ class Inverse:
 
     Attributes:
         value: x, ``(B, *event)``.
-        steps: Evaluations of residual branches, summed over the blocks, ``(B,)``.
+        steps: Evaluations of residual branches and products with their Jacobians, summed over the
+            blocks, ``(B,)``.
         error: The largest certified error of any one block's inverse, ``(B,)``, Euclidean. It is
             above the tolerance only where rounding allows no better, and then at most twice
             `floor`.

@@ -19,6 +19,10 @@ NARROW = 4
 LARGE = 1 << 18
 """Entries of the input at least, for each output channel: below, the many small sums cost more."""
 
+SCATTER = 4
+"""From so many input channels for each output channel on, scattering is the faster convolution in
+float64, where a library copies the pixels of each window."""
+
 SMALL = 1 << 20
 """Entries of the input at most for which a 1 x 1 convolution is a product of matrices: a library's
 convolution takes longer to be called."""
@@ -35,10 +39,13 @@ def convolve_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     Zeros lie beyond the border.
     """
     outputs, inputs, side, _ = weight.shape
-    if side == 1 and x.numel() <= SMALL:
+    if side == 1 and x.numel() <= SMALL and x.stride(1) == 1:
         matrix, pixels = weight.view(outputs, inputs).t(), _pixels(x)
         y = pixels @ matrix if bias is None else torch.addmm(bias, pixels, matrix)
         return y.view(len(x), *x.shape[2:], outputs).permute(0, 3, 1, 2)
+    if _scatters(x, weight):
+        y = _scattered(x, weight)
+        return y if bias is None else y + bias.view(-1, 1, 1)
     if not _by_taps(x, outputs, side):
         return F.conv2d(x, weight, bias, padding=side // 2)
     taps = weight.permute(2, 3, 0, 1).reshape(-1, inputs, 1, 1)
@@ -54,6 +61,20 @@ def convolve_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         y[..., top : top + height, left : left + width] += image
     y = y[..., margin : margin + height, margin : margin + width].to(x.dtype)
     return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def _scatters(x: Tensor, weight: Tensor) -> bool:
+    """Whether the plain convolution would gather each pixel :math:`k^2` times, for few sums."""
+    outputs, inputs, side, _ = weight.shape
+    double = x.dtype == torch.float64 and x.device.type == "cpu"
+    return double and side > 1 and inputs >= SCATTER * outputs and x.stride(1) != 1
+
+
+def _scattered(x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution, each pixel's share added to its neighbours."""
+    outputs, inputs, side, _ = weight.shape
+    taps = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(outputs * side * side, inputs)
+    return F.fold(torch.matmul(taps, x.flatten(2)), x.shape[-2:], side, padding=side // 2)
 
 
 def same_weight_gradient(x: Tensor, u: Tensor, shape: torch.Size) -> Tensor:

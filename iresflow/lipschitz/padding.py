@@ -98,7 +98,7 @@ class Padding(ABC):
     def convolve(
         self, x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None
     ) -> Tensor:
-        """``(N, C, H, W)`` and ``(D, C, k, k)`` to ``(N, D, H', W')``."""
+        """``(N, C, H, W)`` and ``(D, C, k, k)`` to ``(N, D, H', W')``, plus a bias ``(D,)``."""
         return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, bias, stride=stride)
 
     def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:

@@ -11,19 +11,26 @@ matrix :math:`|A|` of absolute values is at most the square root of its largest 
 largest column sum; in the matrix of a convolution each tap occurs at most once a row and column,
 or so often as a reflection repeats a pixel, the square of the layer's amplification. An activation
 with constant 1 has :math:`|\phi(h)| \le |h| + \sqrt n` and is computed to a few eps of that. Each
-stage passes on the error that came in times its own Lipschitz constant.
+stage passes on the error that came in times its own Lipschitz constant. All of these sizes are
+bounded in advance by :math:`\alpha |x| + \gamma` with constants of the weights, so a bound costs
+the norm of x, and no look at what lies between.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from iresflow.linearization import Linearization
-from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
+from iresflow.lipschitz.activations import LipSwish
+from iresflow.lipschitz.chain import ChainLinearization, Stage
+from iresflow.lipschitz.convolution import same_layout
+from iresflow.lipschitz.layers import NormalizedConv2d
+from iresflow.lipschitz.normalized import broadcast_bias
 from iresflow.tensors import norm_per_sample
 
 __all__ = ["Snapshot"]
@@ -31,6 +38,12 @@ __all__ = ["Snapshot"]
 ACTIVATION_ROUNDING = 8.0
 """Error of a computed activation, in units of eps (|h| + sqrt n): a sigmoid or exponential to a
 few units in the last place, and the rounding of its argument."""
+
+CACHED = {torch.float64: 2**20}
+"""Bytes of one hidden tensor beyond which a batch is evaluated in pieces, which then stay in a
+CPU's cache; `CACHED_ELSE` in other types, whose convolutions have more to do at each start."""
+
+CACHED_ELSE = 2**22
 
 
 @final
@@ -83,31 +96,150 @@ class Snapshot:
             the batch, which pick their rows of the context. It gives g and, ``(N,)``, an upper
             bound of the norm of its rounding error in units of eps.
         """
-        stages = [replace(stage, weight=stage.weight.to(dtype)) for stage in self._stages]
-        gains = [_gain(stage, norm) for stage, norm in zip(stages, self._norms, strict=True)]
-        factors = [
-            ACTIVATION_ROUNDING * norm
-            + _product_rounding(stage.weight) * stage.layer.amplification
-            for stage, norm in zip(stages, self._norms, strict=True)
+        factors = [_factors(stage) for stage in self._stages]
+        behind = [before for before, _ in factors[1:]] + [1.0]
+        links = [
+            _Link(stage, norm, dtype, own, then)
+            for stage, norm, own, then in zip(
+                self._stages, self._norms, factors, behind, strict=True
+            )
         ]
+        bounds: dict[torch.Size, _Sizes] = {}
+
+        def through(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            size, event = norm_per_sample(x), x.shape[1:]
+            x = same_layout(x) if dtype == torch.float32 else x
+            x = x if factors[0][0] == 1 else x * factors[0][0]
+            shapes = [event]
+            for link in links:
+                x = link(x, index)
+                shapes.append(x.shape[1:])
+            if event not in bounds:
+                bounds[event] = _sizes(links, shapes, torch.finfo(dtype).eps)
+            return x, bounds[event].rounding(size, index)
 
         @torch.no_grad()
         def evaluate(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            rounding = x.new_zeros(len(x))
-            entering = norm_per_sample(x)
-            for stage, gain, factor in zip(stages, gains, factors, strict=True):
-                entering += math.sqrt(math.prod(x.shape[1:]))
-                x = evaluate_chain([_rows(stage, index)], x)
-                leaving = norm_per_sample(x)
-                rounding = gain * rounding + factor * entering + leaving
-                entering = leaving
-            return x, rounding
+            count = _pieces(links, x)
+            if count == 1:
+                return through(x, index)
+            parts = zip(x.chunk(count), index.chunk(count), strict=True)
+            values, roundings = zip(*(through(*part) for part in parts), strict=True)
+            return torch.cat(values), torch.cat(roundings)
 
         return evaluate
 
 
-def _gain(stage: Stage, norm: float) -> float:
-    return norm if stage.activation is None else norm * stage.activation.lipschitz
+@final
+class _Link:
+    """A stage in one type of float, with what it does to sizes and rounding errors.
+
+    Arguments:
+        stage: Of the snapshot.
+        norm: Certified bound of the layer's operator norm.
+        dtype: The type.
+        factors: Of this stage, as `_factors` gives them: its input comes multiplied by the first.
+        then: What its output is to be multiplied by.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        norm: float,
+        dtype: torch.dtype,
+        factors: tuple[float, float],
+        then: float,
+    ) -> None:
+        weight, bias = stage.weight.to(dtype), stage.bias.detach()
+        self._layer = stage.layer
+        self._activation = stage.activation
+        self._folded = factors != (1.0, 1.0)
+        self.weight = weight * (factors[1] * then) if self._folded or then != 1 else weight
+        self._bias = bias.to(dtype) * then
+        self._norm = norm
+        self._gain = norm * (1.0 if stage.activation is None else stage.activation.lipschitz)
+        self._factor = ACTIVATION_ROUNDING * norm
+        self._factor += _product_rounding(weight) * stage.layer.amplification
+        # A number, or one for each sample where a context shifts the bias.
+        wide = bias.double()
+        self._shift = norm_per_sample(wide).to(dtype) if bias.ndim == 2 else float(wide.norm())
+
+    def __call__(self, x: Tensor, index: Tensor) -> Tensor:
+        if self._folded:
+            x = F.silu(x)
+        elif self._activation is not None:
+            x = self._activation(x)
+        layer, bias = self._layer, self._bias
+        if isinstance(layer, NormalizedConv2d) and bias.ndim == 1:
+            return layer.padding.convolve(x, self.weight, layer.stride, bias)
+        bias = bias if bias.ndim == 1 else bias[index]
+        return layer.multiply(x, self.weight).add_(broadcast_bias(bias, x.ndim))
+
+    def pass_on(self, sizes: "_Sizes", entries: int, pixels: int) -> "_Sizes":
+        """The sizes behind the link, for so many entries of its input and pixels of its output."""
+        entering = sizes.offset + math.sqrt(entries)
+        slope = self._norm * sizes.slope
+        offset = self._norm * entering + math.sqrt(pixels) * self._shift
+        return _Sizes(
+            slope,
+            offset,
+            self._gain * sizes.rounding_slope + self._factor * sizes.slope + slope,
+            self._gain * sizes.rounding_offset + self._factor * entering + offset,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class _Sizes:
+    """Bounds ``slope * |x| + offset`` of a link's input, and of its rounding in units of eps.
+
+    Offsets are numbers, or ``(B,)`` where a context shifts each sample's biases.
+    """
+
+    slope: float = 1.0
+    offset: Tensor | float = 0.0
+    rounding_slope: float = 0.0
+    rounding_offset: Tensor | float = 0.0
+
+    def as_computed(self, eps: float) -> "_Sizes":
+        """With the rounding counted into the size."""
+        slope = self.slope + eps * self.rounding_slope
+        return replace(self, slope=slope, offset=self.offset + eps * self.rounding_offset)
+
+    def rounding(self, size: Tensor, index: Tensor) -> Tensor:
+        """The bound ``(N,)`` for points of a size, of samples with these indices."""
+        offset = self.rounding_offset
+        if isinstance(offset, Tensor):
+            offset = offset[index]
+        return self.rounding_slope * size + offset
+
+
+def _sizes(links: Sequence[_Link], shapes: Sequence[torch.Size], eps: float) -> _Sizes:
+    """Behind all links, for the shapes in front of each and behind the last."""
+    sizes = _Sizes()
+    for link, before, behind in zip(links, shapes, shapes[1:], strict=False):
+        sizes = link.pass_on(sizes, before.numel(), behind[1:].numel()).as_computed(eps)
+    return sizes
+
+
+def _factors(stage: Stage) -> tuple[float, float]:
+    r"""Factors a and b with :math:`\phi(h) = b \operatorname{silu}(a h)`; both 1 where none are.
+
+    The neighbouring weights take them in, so that the activation is one pass over memory.
+    """
+    if not isinstance(stage.activation, LipSwish) or stage.beta is None:
+        return 1.0, 1.0
+    beta = float(stage.beta)
+    return (beta, 1 / (1.1 * beta)) if 1e-3 < beta < 1e3 else (1.0, 1.0)
+
+
+def _pieces(links: Sequence[_Link], x: Tensor) -> int:
+    """In how many pieces a batch is evaluated: on a CPU, such as fit into its cache."""
+    if x.device.type != "cpu":
+        return 1
+    widest = max(link.weight.shape[0] for link in links)
+    size = len(x) * widest * math.prod(x.shape[2:]) * x.element_size()
+    return max(1, math.ceil(size / CACHED.get(x.dtype, CACHED_ELSE)))
 
 
 def _product_rounding(weight: Tensor) -> float:
@@ -115,7 +247,8 @@ def _product_rounding(weight: Tensor) -> float:
     sizes = weight.detach().abs()
     row = float(sizes.flatten(1).sum(1).max())
     column = float(sizes.transpose(0, 1).flatten(1).sum(1).max())
-    return (weight[0].numel() + 1) * math.sqrt(row * column)
+    # One for the bias, two for the factors that the weight has taken in.
+    return (weight[0].numel() + 3) * math.sqrt(row * column)
 
 
 def _rows(stage: Stage, index: Tensor) -> Stage:

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from iresflow.solvers.base import Solver
+from iresflow.solvers.base import Proposer, Solver
 
 __all__ = ["FixedPoint"]
 
@@ -28,10 +28,16 @@ class FixedPoint(Solver):
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
 
-    def start(self, x: Tensor) -> tuple[Tensor, ...]:
-        return ()
+    def begin(self) -> Proposer:
+        return _Plain()
 
-    def step(
-        self, x: Tensor, residual: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return x + residual, state
+
+@final
+class _Plain(Proposer):
+    def propose(
+        self, residual: Tensor, move: Tensor | None, change: Tensor | None
+    ) -> Tensor | None:
+        return None
+
+    def keep(self, rows: Tensor) -> None:
+        pass

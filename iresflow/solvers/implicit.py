@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iresflow.linearization import Linearization
-from iresflow.solvers.base import Arithmetic, Solver, product_map, solve
+from iresflow.solvers.base import Arithmetic, Solver, product_map
+from iresflow.solvers.driver import solve
 from iresflow.tensors import norm_per_sample
 
 __all__ = ["attach"]

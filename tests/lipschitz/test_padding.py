@@ -44,3 +44,17 @@ def test_images_too_small_for_their_padding_are_refused():
         NormalizedConv2d(1, 1, 3, (4, 1), padding=ReflectPadding(), coeff=0.9)
     with pytest.raises(ValueError, match="at least as many, got 1 x 4"):
         NormalizedConv2d(1, 1, 5, (1, 4), padding=CircularPadding(), coeff=0.9)
+
+
+@pytest.mark.parametrize("side", [3, 5])
+def test_scattering_is_the_same_convolution(side):
+    """float64 on a CPU, with many more input than output channels, in both directions."""
+    weight, x = torch.randn(2, 9, side, side), torch.randn(3, 9, 6, 5)
+    bias = torch.randn(2)
+    padding = ZeroPadding()
+    expected = F.conv2d(x, weight, bias, padding=side // 2)
+    ours = padding.convolve(x, weight, 1, bias)
+    torch.testing.assert_close(ours, expected, rtol=CLOSED, atol=CLOSED)
+    assert not torch.equal(ours, expected)  # it did go another way
+    adjoint = padding.convolve_adjoint(x, weight)
+    torch.testing.assert_close(adjoint, expected - bias[:, None, None], rtol=CLOSED, atol=CLOSED)

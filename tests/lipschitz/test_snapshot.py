@@ -5,6 +5,7 @@ import torch
 from helpers import CLOSED, branch_shape, small_branch
 
 from iresflow.lipschitz import ACTIVATIONS
+from iresflow.lipschitz import snapshot as snapshots
 
 KINDS = ["conv", "dense"]
 
@@ -74,3 +75,28 @@ def test_a_snapshot_in_training_is_of_one_set_of_weights():
     assert snapshot.lipschitz == branch.bound().upper
     with torch.no_grad():
         torch.testing.assert_close(value, branch(x), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_in_pieces_is_the_same(kind, monkeypatch):
+    """With a context, whose rows and rounding bounds follow the samples."""
+    branch = small_branch(kind, context_dim=3)
+    x, index = torch.randn(7, *branch_shape(kind)), torch.randperm(9)[:7]
+    evaluate = branch.snapshot(torch.randn(9, 3)).evaluator(torch.float64)
+    whole = evaluate(x, index)
+    monkeypatch.setattr(snapshots, "CACHED", {torch.float64: 1000})
+    for a, b in zip(evaluate(x, index), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert len(set(whole[1].tolist())) == 7
+
+
+def test_lipswish_is_folded_into_the_weights():
+    """With slopes of its own in each layer, up to such as can't be folded."""
+    for raw in (0.5, 3.0, -6.0, -12.0):
+        branch = small_branch("conv")
+        with torch.no_grad():
+            for factor, activation in enumerate(branch.activations, 1):
+                activation.raw_beta.fill_(raw / factor)
+        x = torch.randn(4, *branch_shape("conv"))
+        ours, _ = branch.snapshot().evaluator(torch.float64)(x, torch.arange(4))
+        torch.testing.assert_close(ours, branch(x).detach(), rtol=1e-12, atol=1e-12)

@@ -16,6 +16,8 @@ from iresflow import (
     tensors,
 )
 from iresflow.bijections import Accuracy, Composition, MultiScale, ResidualBlock
+from iresflow.lipschitz import ACTIVATIONS, NormalizedLayer, chain, conv_branch, dense_branch
+from iresflow.logdet import Exact, Krylov, PowerSeries
 from iresflow.models import inversion
 from iresflow.solvers import FixedPoint
 
@@ -284,3 +286,83 @@ def test_a_saved_float32_model_keeps_its_claims(tmp_path):
     back = loaded.invert(z)
     exact = exact_inverse(loaded.bijection, z.double())
     assert bool((distance(back.value, exact) <= back.worst_case).all())
+
+
+# What an inverse costs.
+
+
+@pytest.mark.parametrize("name", sorted(FLOWS))
+def test_sampling_never_computes_a_log_determinant(name, monkeypatch):
+    """Nor what it consists of: vector-Jacobian products."""
+    flow = FLOWS[name]()
+    context = random_context(flow, 4)
+    counts = {"estimates": 0, "products": 0}
+
+    def counted(key, function):
+        def call(*arguments, **settings):
+            counts[key] += 1
+            return function(*arguments, **settings)
+
+        return call
+
+    for estimator in (Exact, Krylov, PowerSeries):
+        monkeypatch.setattr(estimator, "__call__", counted("estimates", estimator.__call__))
+    for module, kind in ((chain, "_ChainProducts"), (chain, "ChainLinearization")):
+        product = getattr(module, kind).vjp
+        monkeypatch.setattr(getattr(module, kind), "vjp", counted("products", product))
+    flow.sample(4, context)
+    flow.invert(latents(flow, 4)[0], context)
+    assert counts == {"estimates": 0, "products": 0}
+    flow.sample_and_log_prob(4, context)  # the control: here they are due
+    assert counts["estimates"] > 0
+
+
+def slow_block(kind, coeff, width=12):
+    """A block that contracts about as slowly as its bound allows, in some directions.
+
+    The first and the last layer are a rotation and its inverse, with factors from -1 to 1 between
+    them, and the hidden values lie where the activation is steepest.
+    """
+    settings = {"activation": ACTIVATIONS["lipswish"], "coeff": coeff, "activate_input": False}
+    if kind == "dense":
+        branch = dense_branch(width, width, **settings)
+    else:
+        branch = conv_branch(width, width, (3, 2), **settings)
+    rotation = torch.linalg.qr(torch.randn(width, width)).Q
+    matrices = (rotation, torch.eye(width), rotation.mT * torch.linspace(-1, 1, width))
+    with torch.no_grad():
+        for layer, matrix in zip(branch.layers, matrices, strict=True):
+            weight = torch.zeros_like(layer.weight)
+            side = 1 if weight.ndim == 2 else weight.shape[-1]
+            weight.view(width, width, -1)[..., side * side // 2] = matrix
+            layer.weight.copy_(weight)
+            layer.bias.fill_(2.4)
+    branch.eval().enforce()
+    return ResidualBlock(branch).eval()
+
+
+@pytest.mark.parametrize(("coeff", "share"), [(0.9, 0.6), (0.95, 0.55), (0.99, 0.5)])
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_the_default_solver_takes_about_half_of_the_evaluations_or_less(kind, coeff, share):
+    """Of the plain iteration, to the same certified error: in float64 alone, and after float32."""
+    for dtype in (torch.float64, torch.float32):
+        block = slow_block(kind, coeff).to(dtype)
+        z = torch.randn(20, *((12,) if kind == "dense" else (12, 3, 2)))
+        fast = block.invert(z, None, Accuracy())
+        plain = block.invert(z, None, Accuracy(solver=FixedPoint()))
+        assert bool((fast.error <= 1e-5).all()) and bool((plain.error <= 1e-5).all())
+        assert int(fast.steps.sum()) <= share * int(plain.steps.sum())
+
+
+def test_weights_are_normalised_once_for_a_solve(monkeypatch):
+    flow = small_image_flow(blocks=(1, 2)).float()
+    calls = []
+    plain = NormalizedLayer.normalized_weight
+    monkeypatch.setattr(
+        NormalizedLayer, "normalized_weight", lambda self: calls.append(self) or plain(self)
+    )
+    z = torch.randn(5, 32, dtype=torch.float32)
+    back = flow.invert(z)
+    layers = sum(len(block.branch.layers) for _, block in flow.blocks())
+    # Once for the solve, and once for the measured residual.
+    assert int(back.sweeps.max()) == 1 and len(calls) == 2 * layers

@@ -1,0 +1,273 @@
+"""What an inverse costs: the solvers on trained models, and a race against normflows.
+
+For each model and solver: evaluations of each residual branch in the model's own float and in
+float64, linearizations and products with the Jacobian, all for each sample and block; the seconds
+that the whole inverse takes (with its certificate, and its residual, measured by a forward pass in
+float64), and the largest certified error of a block.
+
+The race is against the fixed-point inverse of `normflows` (the published implementation of
+residual flows) on the same blocks: same architecture, same weights, same latents, same threads, in
+turns. It has no certificate, so its error is measured against our inverse. It is timed without the
+log-determinant, and with it, as its flows compute it whenever they sample.
+
+Without runs, small models are trained on the digits first, one for each coefficient.
+
+    python benchmarks/inverse.py
+    python benchmarks/inverse.py runs/0000-mnist-small --n 100
+"""
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iresflow import Anderson, Broyden, FixedPoint, Flow, ImageFlow, PowerSeries
+from iresflow.bijections import Accuracy, ResidualBlock
+from iresflow.commands.memory import keep_freed_memory
+from iresflow.data import load_dataset
+from iresflow.linearization import Products
+from iresflow.lipschitz.snapshot import Snapshot
+from iresflow.training.checkpoint import find_checkpoint, load_model
+
+SOLVERS = {"fixed point": FixedPoint(), "Broyden": Broyden(), "Anderson": Anderson()}
+
+
+class Counted(Products):
+    """Products with Jacobians that are counted, by samples."""
+
+    def __init__(self, whole: Products, counts: dict[str, int]) -> None:
+        self._whole = whole
+        self._counts = counts
+
+    def vjp(self, u: Tensor) -> Tensor:
+        self._counts["products"] += u.shape[1]
+        return self._whole.vjp(u)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        self._counts["products"] += v.shape[1]
+        return self._whole.jvp(v)
+
+    def narrow(self, index: Tensor) -> Products:
+        return Counted(self._whole.narrow(index), self._counts)
+
+
+@contextmanager
+def counting() -> Iterator[dict[str, int]]:
+    """Counts evaluations of branches in inverses, and products with their Jacobians."""
+    counts = {"narrow": 0, "wide": 0, "products": 0}
+    evaluator, linearize = Snapshot.evaluator, Snapshot.linearize
+
+    def counted(snapshot: Snapshot, dtype: torch.dtype) -> Callable:
+        evaluate = evaluator(snapshot, dtype)
+        kind = "narrow" if dtype == snapshot.dtype else "wide"
+
+        def call(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            counts[kind] += len(x)
+            return evaluate(x, index)
+
+        return call
+
+    def linearized(snapshot: Snapshot, x: Tensor, index: Tensor | None = None) -> Products:
+        counts["products"] += len(x)  # a linearization evaluates the branch once
+        return Counted(linearize(snapshot, x, index), counts)
+
+    Snapshot.evaluator, Snapshot.linearize = counted, linearized
+    try:
+        yield counts
+    finally:
+        Snapshot.evaluator, Snapshot.linearize = evaluator, linearize
+
+
+def in_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds that calls take, one after another and all over again, behind one of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def spread(seconds: list[float]) -> str:
+    """Median, and from the fastest to the slowest."""
+    middle = statistics.median(seconds)
+    return f"{middle:7.3f} ({min(seconds):.3f} .. {max(seconds):.3f})"
+
+
+def compare(name: str, flow: Flow, z: Tensor, repeats: int) -> None:
+    """A row for each solver."""
+    blocks = [block for _, block in flow.blocks()]
+    share = 1 / (len(z) * len(blocks))
+    seconds = in_turns(
+        {s: lambda s=s: flow.invert(z, None, Accuracy(solver=SOLVERS[s])) for s in SOLVERS},
+        repeats,
+    )
+    largest = max(block.branch.bound().upper for block in blocks)
+    base = 0.0
+    for solver, times in seconds.items():
+        with counting() as counts:
+            result = flow.invert(z, None, Accuracy(solver=SOLVERS[solver]))
+        total = sum(counts.values()) * share
+        assert abs(total - float(result.steps.double().mean()) / len(blocks)) < 1e-6
+        base = base or total
+        plain = statistics.median(seconds["fixed point"])
+        print(
+            f"{name:<16} {largest:7.4f}  {solver:<12}"
+            f"{counts['narrow'] * share:8.2f} {counts['products'] * share:9.2f} "
+            f"{counts['wide'] * share:8.2f} {total:7.2f} {total / base:6.2f}   {spread(times)} "
+            f"{statistics.median(times) / plain:6.2f}   {float(result.block_error.max()):.1e}",
+            flush=True,
+        )
+
+
+def reference(block: ResidualBlock, shape: tuple[int, ...]) -> torch.nn.Module:
+    """The block of normflows with the same weights, its norms estimated for long enough."""
+    import normflows
+    from normflows.nets.lipschitz import LipschitzCNN
+
+    branch = block.branch
+    layers = list(branch.layers)
+    channels = [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)]
+    sides = [layer.kernel_size for layer in layers]
+    # Their weights are divided by what exceeds the coefficient; ours are below it already.
+    net = LipschitzCNN(channels, sides, lipschitz_const=0.999, init_zeros=False)
+    net(torch.zeros(1, *shape))
+    convolutions = [m for m in net.net if hasattr(m, "weight")]
+    swishes = [m for m in net.net if not hasattr(m, "weight")]
+    for ours, theirs in zip(layers, convolutions, strict=True):
+        theirs.weight.data.copy_(ours.normalized_weight())
+        theirs.bias.data.copy_(ours.bias)
+        theirs.compute_weight(True, n_iterations=100)
+    for ours, theirs in zip(branch.activations, swishes, strict=True):
+        if hasattr(ours, "raw_beta"):
+            theirs.beta.data.copy_(ours.raw_beta)
+    if not hasattr(branch.activations[0], "raw_beta"):
+        net.net = net.net[1:]
+    return normflows.flows.Residual(net, reverse=False).iresblock.eval()
+
+
+def race(name: str, flow: Flow, z: Tensor, repeats: int) -> None:
+    """The reference against us, on the inputs that the blocks have in our inverse."""
+    seen: list[tuple[ResidualBlock, Tensor, Tensor]] = []
+
+    def recorded(block: ResidualBlock) -> Callable:
+        plain = block.invert
+
+        def invert(y: Tensor, *rest: object) -> object:
+            result = plain(y, *rest)
+            seen.append((block, y, result.value))
+            return result
+
+        return invert
+
+    blocks = [block for _, block in flow.blocks()]
+    for block in blocks:
+        block.invert = recorded(block)
+    ours = flow.invert(z)
+    for block in blocks:
+        del block.invert
+    peers = [(reference(b, tuple(y.shape[1:])), y.to(z.dtype), x) for b, y, x in seen]
+    evaluations = [0]
+    for peer, y, _ in peers:
+        peer.nnet.register_forward_hook(lambda *_: evaluations.__setitem__(0, evaluations[0] + 1))
+        mine = next(b for b, v, _ in seen if torch.equal(v.to(z.dtype), y))
+        assert torch.allclose(peer.nnet(y), mine.branch(y), atol=1e-3), "not the same map"
+    start = torch.zeros(len(z), 1)
+    calls = {
+        "iresflow, certified": lambda: flow.invert(z),
+        "normflows, x alone": lambda: [peer.inverse(y) for peer, y, _ in peers],
+        "normflows, as it samples": lambda: [peer.inverse(y, start) for peer, y, _ in peers],
+    }
+    seconds = in_turns(calls, repeats)
+    evaluations[0] = 0
+    errors = [(peer.inverse(y).double() - x).flatten(1).norm(dim=1).max() for peer, y, x in peers]
+    print(f"\n{name}: {len(z)} samples, {len(peers)} blocks")
+    details = {
+        "iresflow, certified": f"certified error of a block {float(ours.block_error.max()):.1e}",
+        "normflows, x alone": f"error of a block {float(max(errors)):.1e}, "
+        f"{evaluations[0] / len(peers):.1f} evaluations",
+        "normflows, as it samples": "with the log-determinant's series",
+    }
+    first = statistics.median(seconds["iresflow, certified"])
+    for case, times in seconds.items():
+        ratio = statistics.median(times) / first
+        print(f"{case:<26} {spread(times)}  x {ratio:5.2f}   {details[case]}", flush=True)
+
+
+def trained(coeff: float, steps: int) -> Flow:
+    """A model of the digits, as in ``configs/digits.yaml`` but for its coefficient."""
+    torch.manual_seed(0)
+    images = load_dataset("digits").train.values
+    series = PowerSeries(60, tol=1e-3)
+    settings = {"levels": 17, "coeff": coeff, "factor_out": False, "log_det": series}
+    flow = ImageFlow((1, 8, 8), (4, 4), 32, **settings)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3, betas=(0.9, 0.99))
+    generator = torch.Generator().manual_seed(0)
+    flow.initialize(flow.dequantize(images[:512], generator))
+    for step in range(1, steps + 1):
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1, step / 100)
+        batch = images[torch.randint(len(images), (64,), generator=generator)]
+        loss = -flow.log_prob(flow.dequantize(batch, generator), generator=generator).mean()
+        optimizer.zero_grad()
+        (loss / (64 * math.log(2))).backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        optimizer.step()
+    flow.eval().enforce()
+    return flow
+
+
+def models(options: argparse.Namespace) -> Iterator[tuple[str, Flow]]:
+    """The models of the runs, or some that are trained here."""
+    for run in options.runs:
+        flow, _ = load_model(find_checkpoint(run), torch.device("cpu"))
+        yield Path(run).name[-16:], flow
+    for coeff in [] if options.runs else options.coeff:
+        print(f"training {options.steps} steps with coeff {coeff} ...", flush=True)
+        yield f"digits {coeff}", trained(coeff, options.steps)
+
+
+def main() -> None:
+    """Prints the table and the races."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", help="run directories or checkpoints")
+    parser.add_argument("--n", type=int, default=100, help="samples")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=400, help="of the models trained here")
+    parser.add_argument("--coeff", type=float, nargs="+", default=[0.9, 0.95, 0.99])
+    parser.add_argument("--no-race", action="store_true", help="without normflows")
+    options = parser.parse_args()
+    keep_freed_memory()
+    flows = dict(models(options))
+    print(
+        f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; "
+        f"{options.n} samples, {options.repeats} repeats in turns; tolerance 1e-5 a block\n\n"
+        f"{'':<16} {'':7}  {'':<12}{'evaluations of each branch':>34}\n"
+        f"{'model':<16} {'Lip(g)':>7}  {'solver':<12}{'own float':>8} {'products':>8} "
+        f"{'float64':>8} {'all':>7} {'ratio':>6}   {'seconds':>7} {'':16} {'ratio':>6}   error <="
+    )
+    with torch.no_grad():
+        latents = {
+            name: flow.base.sample(options.n, generator=torch.Generator().manual_seed(0))
+            for name, flow in flows.items()
+        }
+        for name, flow in flows.items():
+            compare(name, flow, latents[name], options.repeats)
+        if not options.no_race:
+            print(f"\nrace against normflows {version('normflows')}, seconds")
+            for name, flow in flows.items():
+                if isinstance(flow, ImageFlow):
+                    race(name, flow, latents[name], options.repeats)
+
+
+if __name__ == "__main__":
+    main()

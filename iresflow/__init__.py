@@ -16,7 +16,17 @@ from iresflow.errors import (
     NotInitializedError,
     UnknownBoundError,
 )
-from iresflow.logdet import Exact, Geometric, Krylov, Lanczos, Poisson, PowerSeries, RandomSeries
+from iresflow.lipschitz import compile_kernels
+from iresflow.logdet import (
+    Exact,
+    Geometric,
+    Krylov,
+    Lanczos,
+    Poisson,
+    PowerSeries,
+    RandomSeries,
+    ReducedPrecision,
+)
 from iresflow.models import Flow, ImageFlow, StoredModel, VectorFlow
 from iresflow.models.storage import (
     model_from_payload,
@@ -50,8 +60,10 @@ __all__ = [
     "Poisson",
     "PowerSeries",
     "RandomSeries",
+    "ReducedPrecision",
     "UnknownBoundError",
     "VectorFlow",
+    "compile_kernels",
     "load",
 ]
 

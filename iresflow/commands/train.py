@@ -12,6 +12,7 @@ from iresflow.commands.arguments import new_parser, parse
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
 from iresflow.errors import RunError, TrainingInterrupted
+from iresflow.lipschitz import compile_kernels
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 def _train(arguments: Sequence[str], processes: Processes) -> int:
     config, resumed = processes.on_main(lambda: _configure(arguments))
     keep_freed_memory()
+    compile_kernels(config.training.compile)
     device = processes.device(config.device)
     # One process of a machine downloads what is missing.
     dataset = processes.one_by_one(lambda: build_dataset(config.data, config.seed))

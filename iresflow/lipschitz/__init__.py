@@ -10,10 +10,12 @@ from iresflow.lipschitz.activations import (
     Tanh,
 )
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
+from iresflow.lipschitz.kernels import compile_kernels
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.nets import Branch, conv_branch, dense_branch
 from iresflow.lipschitz.normalization import (
     NORMALIZATIONS,
+    Bidiagonalization,
     Certified,
     Normalization,
     PowerIteration,
@@ -27,6 +29,7 @@ __all__ = [
     "ELU",
     "NORMALIZATIONS",
     "Activation",
+    "Bidiagonalization",
     "Bound",
     "Branch",
     "CLipSwish",
@@ -45,6 +48,7 @@ __all__ = [
     "Softplus",
     "Tanh",
     "ZeroPadding",
+    "compile_kernels",
     "conv_branch",
     "dense_branch",
 ]

@@ -13,13 +13,16 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-__all__ = ["Kernel", "compile_kernels", "kernels_compile"]
+__all__ = ["Kernel", "compile_kernels", "compiles", "kernels_compile"]
 
 logger = logging.getLogger(__name__)
 
 WARM_UP = 1 << 20
 """Entries of the tensors that a kernel is compiled with: it keeps the number of threads that suits
 them, and large tensors matter."""
+
+LARGE = 150_000
+"""Entries of a tensor for which compiling pays: smaller ones gain less than it costs."""
 
 VARIANTS = 32
 """Variants of one kernel at most: types of float, and numbers of directions (0, 1, more)."""
@@ -44,6 +47,11 @@ def compile_kernels(enabled: bool = True) -> None:
 def kernels_compile() -> bool:
     """Whether pointwise kernels are compiled when they are next called."""
     return _State.enabled
+
+
+def compiles(x: Tensor) -> bool:
+    """Whether kernels for tensors of this size are to be compiled."""
+    return _State.enabled and x.numel() >= LARGE
 
 
 @final

@@ -10,8 +10,8 @@ from iresflow.lipschitz.banded import banded_bound, banded_cost
 from iresflow.lipschitz.bounds import Bound, matrix_norm
 from iresflow.lipschitz.normalization import (
     SETTLING_ITERATIONS,
+    Bidiagonalization,
     Normalization,
-    PowerIteration,
 )
 from iresflow.lipschitz.normalized import NormalizedLayer
 from iresflow.lipschitz.padding import CircularPadding, Grid, Padding, ZeroPadding
@@ -42,7 +42,7 @@ class NormalizedDense(NormalizedLayer):
     Arguments:
         inputs, outputs: n and m.
         coeff: The norm's upper limit, in (0, 1).
-        normalization: What training divides the weight by; `PowerIteration` by default.
+        normalization: What training divides the weight by; `Bidiagonalization` by default.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class NormalizedDense(NormalizedLayer):
     ) -> None:
         weight = torch.empty(outputs, inputs)
         nn.init.kaiming_uniform_(weight, a=5**0.5)
-        super().__init__(weight, outputs, (outputs,), coeff, normalization or PowerIteration())
+        super().__init__(weight, outputs, (outputs,), coeff, normalization or Bidiagonalization())
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -95,7 +95,7 @@ class NormalizedConv2d(NormalizedLayer):
         stride: Of the convolution.
         padding: What it reads beyond the border; `ZeroPadding` by default.
         coeff: The norm's upper limit, in (0, 1).
-        normalization: What training divides the weight by; `PowerIteration` by default.
+        normalization: What training divides the weight by; `Bidiagonalization` by default.
 
     Raises:
         ValueError: the kernel size is even, coeff is not in (0, 1), or the image is too small for
@@ -129,7 +129,7 @@ class NormalizedConv2d(NormalizedLayer):
         self.iteration_size = (1, 1) if self.pointwise else image_size
         range_size = tuple((n - 1) // stride + 1 for n in self.iteration_size)
         left_shape = (outputs, *range_size)
-        super().__init__(weight, outputs, left_shape, coeff, normalization or PowerIteration())
+        super().__init__(weight, outputs, left_shape, coeff, normalization or Bidiagonalization())
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return self.padding.convolve(x, weight, self.stride, bias)

@@ -172,7 +172,7 @@ def conv_branch(
         image_size: Height and width in pixels.
         activation: The class of the activations.
         coeff: Upper limit of each layer's operator norm.
-        normalization: What training divides the weights by; `PowerIteration` by default.
+        normalization: What training divides the weights by; `Bidiagonalization` by default.
         padding: What the 3 x 3 convolutions read beyond the border; `ZeroPadding` by default.
         activate_input: Whether an activation stands before the first layer, as in all blocks but
             the first of a model.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iresflow.lipschitz.activations import Activation
-from iresflow.lipschitz.kernels import Kernel, kernels_compile
+from iresflow.lipschitz.kernels import Kernel, compiles
 
 __all__ = ["PointwiseAdjoint", "activate", "adjoint", "scale_adjoint", "scale_tangent"]
 
@@ -35,7 +35,7 @@ class PointwiseAdjoint(NamedTuple):
 def activate(phi: Activation, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
     r""":math:`\phi(h)` and :math:`\phi'(h)` for h ``(B, C, ...)``, without a graph."""
     kernel = _value_kernel(type(phi))
-    if phi.width > 1 or not kernels_compile():
+    if phi.width > 1 or not compiles(h):
         return kernel.function(h, beta)
     value, slope = kernel(_vector(h), beta)
     return _shaped(value, h), _shaped(slope, h)
@@ -66,7 +66,7 @@ def adjoint(
     batch = len(h)
     kernel = _adjoint_kernel(type(phi))
     p, q = behind[:batch], behind[batch:]
-    if phi.width > 1 or not kernels_compile():
+    if phi.width > 1 or not compiles(h):
         t, q = (x.view(len(t) // batch, batch, *x.shape[1:]) for x in (t, q))
         return PointwiseAdjoint(*kernel.function(h, t, p, q, beta))
     stack = (len(t) // batch, 1, h.numel())

@@ -88,7 +88,7 @@ class ImageFlow(Flow):
         context_dim: Dimension of the context, 0 for none.
         activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
-        normalization: What training divides the weights by: estimates by ``power-iteration``, or
+        normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
         factor_out: Whether half of the channels go to the latent behind each scale.
         alpha: The logit's distance from 0 and 1; 0 centres the pixels instead.
@@ -118,7 +118,7 @@ class ImageFlow(Flow):
         context_dim: int = 0,
         activation: str = "lipswish",
         coeff: float = 0.97,
-        normalization: str = "power-iteration",
+        normalization: str = "bidiagonalization",
         factor_out: bool = True,
         alpha: float = 0.05,
         learned_prior: bool = True,

@@ -26,7 +26,7 @@ class VectorFlow(Flow):
         context_dim: Dimension of the context, 0 for none.
         activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
-        normalization: What training divides the weights by: estimates by ``power-iteration``, or
+        normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
         learned_prior: Whether mean and variance of the latent are trained; a context then moves
             them too.
@@ -53,7 +53,7 @@ class VectorFlow(Flow):
         context_dim: int = 0,
         activation: str = "lipswish",
         coeff: float = 0.97,
-        normalization: str = "power-iteration",
+        normalization: str = "bidiagonalization",
         learned_prior: bool = False,
         log_det: LogDetEstimator | None = None,
     ) -> None:

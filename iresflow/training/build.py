@@ -15,9 +15,10 @@ from iresflow.logdet import (
     Poisson,
     PowerSeries,
     RandomSeries,
+    ReducedPrecision,
 )
 from iresflow.models import ImageFlow, VectorFlow
-from iresflow.training.config import Config, DataConfig
+from iresflow.training.config import Config, DataConfig, LogDetConfig
 from iresflow.training.processes import Alone
 
 __all__ = [
@@ -96,7 +97,18 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
 
 
 def _estimator(config: Config) -> LogDetEstimator:
-    s = config.log_det
+    estimator = _full_estimator(config.log_det)
+    if config.training.precision != "mixed":
+        return estimator
+    if isinstance(estimator, Exact):
+        raise ValueError(
+            "training.precision mixed computes series in bfloat16, and log_det.name is exact: "
+            "set training.precision to float32 or tf32"
+        )
+    return ReducedPrecision(estimator)
+
+
+def _full_estimator(s: LogDetConfig) -> LogDetEstimator:
     match s.name:
         case "exact":
             return Exact()

@@ -52,7 +52,9 @@ class ModelConfig:
     """Activation of the branches."""
     coeff: float = 0.98
     """Upper limit of each layer's operator norm, between 0 and 1."""
-    normalization: Literal["power-iteration", "certified"] = "power-iteration"
+    normalization: Literal["bidiagonalization", "power-iteration", "certified"] = (
+        "bidiagonalization"
+    )
     """Norm that training divides weights by; certified costs more and holds in every step."""
     factor_out: bool = False
     """Whether half of the channels go to the latent behind each scale (images)."""
@@ -110,8 +112,10 @@ class TrainingConfig:
     """Samples in a step, over all processes."""
     accumulate: int = 1
     """Parts that each process splits its samples of a step in, to compute them one by one."""
-    precision: Literal["float32", "tf32"] = "float32"
-    """Of products in training steps on NVIDIA GPUs; all else is in float32 at least."""
+    precision: Literal["float32", "tf32", "mixed"] = "float32"
+    """Of products in training steps: tf32 on NVIDIA GPUs; mixed: bfloat16 in the series alone."""
+    compile: bool = True
+    """Whether pointwise kernels of large tensors are compiled, where there is a compiler."""
     optimizer: Literal["adam", "adamax"] = "adam"
     """Optimiser."""
     learning_rate: float = 5e-3

@@ -38,12 +38,13 @@ __all__ = ["Trainer", "Validation", "learning_rate", "own_shares"]
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     # The second moment of the Residual Flow code; Adamax keeps its paper's.
-    "adam": partial(Adam, betas=(0.9, 0.99)),
+    "adam": partial(Adam, betas=(0.9, 0.99), fused=True),
     "adamax": Adamax,
 }
 
 PRECISIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "float32": full_precision,
+    "mixed": full_precision,  # the narrow type is the estimator's
     "tf32": reduced_precision,
 }
 

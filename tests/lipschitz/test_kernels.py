@@ -1,0 +1,127 @@
+"""Compiled pointwise kernels: the same numbers, no recompilation, and a fallback that is told."""
+
+import logging
+
+import pytest
+import torch
+from helpers import branch_shape, small_branch
+
+from iresflow.lipschitz import kernels, pointwise
+from iresflow.lipschitz.kernels import Kernel, compile_kernels, kernels_compile
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Kernels of tensors of any size compile, and are forgotten afterwards."""
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    pointwise._value_kernel.cache_clear()
+    pointwise._adjoint_kernel.cache_clear()
+    compile_kernels()
+    yield
+    compile_kernels(False)
+    pointwise._value_kernel.cache_clear()
+    pointwise._adjoint_kernel.cache_clear()
+
+
+def gradients(branch, x, w, v):
+    linearization = branch.linearize(x)
+    form = linearization.bilinear(w, v)
+    loss = (linearization.value**3).sum() + (form * torch.arange(1.0, 1 + len(x))).sum()
+    return torch.autograd.grad(loss, [x, *branch.parameters()])
+
+
+def inputs(kind, batch, directions):
+    shape = branch_shape(kind)
+    generator = torch.Generator().manual_seed(batch + directions)
+    x = torch.randn(batch, *shape, generator=generator).requires_grad_()
+    w, v = torch.randn(2, directions, batch, *shape, generator=generator)
+    return x, w, v
+
+
+def compiler_works():
+    compile_kernels()
+    kernel = Kernel(lambda x, y: x + y)
+    kernel(torch.ones(1, 4), torch.ones(1, 4))
+    works = kernels_compile()
+    compile_kernels(False)
+    return works
+
+
+def test_compiled_kernels_give_the_same_gradients_without_recompiling(compiled):
+    if not compiler_works():
+        pytest.skip("no compiler on this machine")
+    compile_kernels()
+    branch = small_branch("conv", "lipswish", 0)
+    counters = torch._dynamo.utils.counters["stats"]
+    counts = []
+    for batch in (4, 2, 7):
+        for directions in (1, 2, 3):
+            arguments = inputs("conv", batch, directions)
+            ours = gradients(branch, *arguments)
+            compile_kernels(False)
+            expected = gradients(branch, *arguments)
+            compile_kernels()
+            for a, b in zip(ours, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        counts.append(counters["unique_graphs"])
+    # One graph for each kind of kernel and number of directions; batches add none.
+    assert counts[0] == counts[1] == counts[2] > 0
+    assert kernels_compile()
+
+
+def test_without_a_compiler_the_functions_run_unfused_and_it_is_logged(
+    compiled, monkeypatch, caplog
+):
+    def fails(*args, **kwargs):
+        def call(*operands):
+            raise RuntimeError("no C++ compiler was found\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
+    branch = small_branch("conv", "elu", 0)
+    arguments = inputs("conv", 3, 1)
+    with caplog.at_level(logging.WARNING, logger="iresflow"):
+        ours = gradients(branch, *arguments)
+    (record,) = caplog.records  # once, not for every kernel
+    assert record.message.endswith("pointwise kernels run unfused: no C++ compiler was found")
+    assert not kernels_compile()
+    for a, b in zip(ours, gradients(branch, *arguments), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_small_tensors_are_not_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: pytest.fail("compiled"))
+    compile_kernels()
+    try:
+        gradients(small_branch("conv", "lipswish", 0), *inputs("conv", 3, 1))
+    finally:
+        compile_kernels(False)
+
+
+@pytest.mark.parametrize("products", [1, 4])
+def test_a_step_takes_four_products_a_layer_and_one_for_each_of_the_series(products, monkeypatch):
+    """Forward, tangent, the adjoints of both in one, the weight's gradient of both in one."""
+    branch = small_branch("conv", "lipswish", 0).eval()
+    branch.bound()  # takes products of its own, once
+    calls = []
+    for name in ("multiply", "multiply_adjoint", "weight_gradient"):
+        method = getattr(type(branch.layers[0]), name)
+
+        def counted(self, *args, method=method, name=name):
+            calls.append(name)
+            return method(self, *args)
+
+        monkeypatch.setattr(type(branch.layers[0]), name, counted)
+    x, w, v = inputs("conv", 3, 1)
+    linearization = branch.linearize(x)
+    u = v
+    for _ in range(products):
+        u = linearization.vjp(u)
+    form = linearization.bilinear(w, v)
+    leaves = [x, *branch.parameters()]
+    torch.autograd.grad(linearization.value.sum() + form.sum(), leaves)
+    layers = len(branch.layers)
+    assert calls.count("multiply") == 2 * layers
+    assert calls.count("multiply_adjoint") == (1 + products) * layers
+    assert calls.count("weight_gradient") == layers

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from helpers import branch_shape, small_branch
+
+from iresflow.linearization import FunctionLinearization
+from iresflow.logdet import (
+    Krylov,
+    PowerSeries,
+    RandomSeries,
+    ReducedPrecision,
+    estimator_from_dict,
+    estimator_to_dict,
+)
+
+
+def estimate(estimator, kind="conv", function=False):
+    torch.manual_seed(0)
+    branch = small_branch(kind, "lipswish", 0)
+    x = torch.randn(4, *branch_shape(kind), generator=torch.Generator().manual_seed(1))
+    linearization = FunctionLinearization(branch, x) if function else branch.linearize(x)
+    result = estimator(linearization, torch.Generator().manual_seed(0))
+    gradient = torch.autograd.grad(result.surrogate.sum(), list(branch.parameters()))
+    return result, torch.cat([g.flatten() for g in gradient])
+
+
+@pytest.mark.parametrize("function", [False, True])
+@pytest.mark.parametrize("estimator", [PowerSeries(6), RandomSeries(), Krylov(4, tol=0)])
+def test_a_narrow_type_changes_value_and_gradient_by_its_rounding(estimator, function):
+    wide, expected = estimate(estimator, function=function)
+    narrow, gradient = estimate(ReducedPrecision(estimator), function=function)
+    assert narrow.value.dtype == wide.value.dtype
+    error = (gradient - expected).norm() / expected.norm()
+    # A rounding of 2^-9 in each of few products; none at all would mean that nothing was narrow.
+    assert 1e-7 < error < 2e-2
+    assert (narrow.value - wide.value).abs().max() < 2e-2 * wide.value.abs().max() + 1e-2
+
+
+def test_nothing_is_proven_from_narrow_products():
+    branch = small_branch("dense", "elu", 0).eval()
+    linearization = branch.linearize(torch.randn(3, *branch_shape("dense")))
+    assert PowerSeries(4)(linearization).truncation.isfinite().all()
+    assert ReducedPrecision(PowerSeries(4))(linearization).truncation.isinf().all()
+
+
+def test_it_is_stored_with_its_estimator():
+    estimator = ReducedPrecision(RandomSeries(exact_terms=3))
+    assert estimator_from_dict(estimator_to_dict(estimator)) == estimator

@@ -123,32 +123,29 @@ class ChainLinearization(Linearization):
         stages: The links, first to last; range and domain have the same shape.
         point: Where to linearize, ``(B, *event)``.
         lipschitz: A certified bound of the chain's Lipschitz constant, or None.
+        recompute: Whether the backward pass computes the hidden tensors anew, instead of keeping
+            them: two more products a layer, for memory that no longer grows with the layers.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], point: Tensor, lipschitz: float | None = None
+        self,
+        stages: Sequence[Stage],
+        point: Tensor,
+        lipschitz: float | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         self.point = point
         self.lipschitz = lipschitz
+        self.recompute = recompute
         self._stages = tuple(stages)
-        self._inputs: list[Tensor] = []  # h_i, what enters each stage
         self._tangents: tuple[Tensor, list[Tensor]] | None = (
             None  # v, and A.. D.. v before stage i
         )
         self._attached: Tensor | None = None
-        self._kernels: list[Tensor] = []
-        slopes: list[Tensor | None] = []  # phi_i'(h_i)
         with torch.no_grad():
-            x = same_layout(point.detach())
-            for stage in self._stages:
-                self._inputs.append(x)
-                slope = None
-                if stage.activation is not None:
-                    x, slope = activate(stage.activation, x, stage.beta)
-                slopes.append(slope)
-                x = same_layout(_apply_layer(stage, x))
-                self._kernels.append(stage.layer.adjoint_kernel(stage.weight.detach()))
-            self._value = x
+            self._inputs, slopes, self._value = _primal(self._stages, point.detach())
+            self._kernels = [s.layer.adjoint_kernel(s.weight.detach()) for s in self._stages]
         self._products = _ChainProducts(self._stages, slopes, self._kernels, lipschitz)
 
     @property
@@ -224,7 +221,11 @@ class _ChainFunction(torch.autograd.Function):
             w = w.detach()
             *tangents, image = chain._tangents[1]
             form = dot(w, image.view(w.shape))
-        ctx.save_for_backward(w, *chain._inputs, *tangents, *chain._kernels, *parameters)
+        hidden: list[Tensor | None] = [*chain._inputs, *tangents]
+        ctx.recompute = chain.recompute
+        if chain.recompute:
+            hidden = [chain._inputs[0], tangents[0]]
+        ctx.save_for_backward(w, *chain._kernels, *parameters, *hidden)
         return chain._value.view_as(chain._value), form
 
     @staticmethod
@@ -234,8 +235,11 @@ class _ChainFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         count = len(ctx.stages)
         w, *saved = ctx.saved_tensors
-        inputs, tangents = saved[:count], saved[count : 2 * count]
-        kernels, parameters = saved[2 * count : 3 * count], saved[3 * count :]
+        kernels, parameters = saved[:count], saved[count : 4 * count]
+        hidden = saved[4 * count :]
+        if ctx.recompute:
+            hidden = _recomputed(ctx.stages, kernels, *hidden)
+        inputs, tangents = hidden[:count], hidden[count:]
         batch = len(inputs[0])
         behind = _start(inputs[0], w, grad_value, grad_form)
         gradients: list[Tensor | None] = []
@@ -255,6 +259,33 @@ class _ChainFunction(torch.autograd.Function):
             gradients = [g_weight, g_bias, g_beta, *gradients]
             behind = before
         return (None, None, behind[:batch], *gradients)
+
+
+def _primal(
+    stages: Sequence[Stage], x: Tensor
+) -> tuple[list[Tensor], list[Tensor | None], Tensor]:
+    """What enters each stage, h_i; the slopes of the activations there; and g(x)."""
+    x = same_layout(x)
+    inputs: list[Tensor] = []
+    slopes: list[Tensor | None] = []
+    for stage in stages:
+        inputs.append(x)
+        slope = None
+        if stage.activation is not None:
+            x, slope = activate(stage.activation, x, stage.beta)
+        slopes.append(slope)
+        x = same_layout(_apply_layer(stage, x))
+    return inputs, slopes, x
+
+
+def _recomputed(
+    stages: Sequence[Stage], kernels: Sequence[Tensor], point: Tensor, v: Tensor | None
+) -> list[Tensor | None]:
+    """What enters each stage and, where there are tangents v ``(K B, ...)``, theirs."""
+    inputs, slopes, _ = _primal(stages, point)
+    if v is None:
+        return [*inputs, *[None] * len(inputs)]
+    return [*inputs, *_ChainProducts(stages, slopes, kernels, None).tangents(v[None])[:-1]]
 
 
 def _start(

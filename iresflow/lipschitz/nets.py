@@ -34,6 +34,9 @@ class Branch(nn.Module, LipschitzMap):
         activations: One in front of each layer; None for none.
         context_dim: Dimension of the context, 0 for none.
 
+    Attributes:
+        recompute: Whether the backward pass computes hidden tensors anew instead of keeping them.
+
     Raises:
         ValueError: the two lists differ in length.
     """
@@ -53,6 +56,7 @@ class Branch(nn.Module, LipschitzMap):
             )
         self.layers = nn.ModuleList(layers)
         self.activations = nn.ModuleList([a or nn.Identity() for a in activations])
+        self.recompute = False
         self.shift: nn.Linear | None = None
         if context_dim:
             self.shift = nn.Linear(context_dim, sum(self._hidden_widths()), bias=False)
@@ -68,7 +72,8 @@ class Branch(nn.Module, LipschitzMap):
         every step and the norms are estimates, it knows none.
         """
         lipschitz = None if self.training else self.bound().upper
-        return ChainLinearization(self._stages(context, x.dtype), x, lipschitz)
+        stages = self._stages(context, x.dtype)
+        return ChainLinearization(stages, x, lipschitz, recompute=self.recompute)
 
     def snapshot(self, context: Tensor | None = None) -> Snapshot:
         """The branch with its weights normalised once, for many evaluations of one map.

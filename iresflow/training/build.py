@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iresflow.bijections import MultiScale, ResidualBlock
 from iresflow.data import Dataset
 from iresflow.data import load_dataset as load_named
 from iresflow.logdet import (
@@ -66,6 +67,27 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
             f"model.conditional needs labels, and {dataset.name} has none"
             + (": sort the images into one folder a class" if dataset.name == "folder" else "")
         )
+    flow = _new_flow(config, dataset, context_dim)
+    _recompute(flow, config.training.recompute)
+    return flow
+
+
+def _recompute(flow: ImageFlow | VectorFlow, scales: tuple[int, ...]) -> None:
+    bijection = flow.bijection
+    parts = list(bijection.scales) if isinstance(bijection, MultiScale) else [bijection]
+    for scale in scales:
+        if not 0 <= scale < len(parts):
+            raise ValueError(
+                f"training.recompute names scale {scale}; this model has the scales 0 to "
+                f"{len(parts) - 1}"
+            )
+        for module in parts[scale].modules():
+            if isinstance(module, ResidualBlock):
+                module.branch.recompute = True
+
+
+def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow | VectorFlow:
+    model = config.model
     if dataset.levels is None:
         if config.data.flip:
             raise ValueError(f"data.flip mirrors images, and {dataset.name} holds vectors")

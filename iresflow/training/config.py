@@ -112,6 +112,8 @@ class TrainingConfig:
     """Samples in a step, over all processes."""
     accumulate: int = 1
     """Parts that each process splits its samples of a step in, to compute them one by one."""
+    recompute: tuple[int, ...] = ()
+    """Scales (0 is the finest) whose hidden tensors are computed anew in the backward pass."""
     precision: Literal["float32", "tf32", "mixed"] = "float32"
     """Of products in training steps: tf32 on NVIDIA GPUs; mixed: bfloat16 in the series alone."""
     compile: bool = True
@@ -166,4 +168,5 @@ class Config:
         """Plain values, as they stand in a YAML file."""
         values = asdict(self)
         values["model"]["blocks"] = list(self.model.blocks)
+        values["training"]["recompute"] = list(self.training.recompute)
         return values

@@ -58,6 +58,32 @@ def test_gradients_agree_with_autograd(kind, activation, value_first, context_di
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", [False, True])
+def test_hidden_tensors_that_are_computed_anew_give_the_same_gradients_from_less_memory(
+    kind, form
+):
+    branch, x, context, w, v = branch_and_inputs(kind, "lipswish")
+
+    def gradients(recompute):
+        branch.recompute = recompute
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: saved.append(t.numel()) or t, lambda t: t
+        ):
+            linearization = branch.linearize(x, context)
+            loss = linearization.bilinear(w, v).sum() if form else 0
+            loss = loss + (linearization.value**2).sum()
+        leaves = [x, *branch.parameters()]
+        return torch.autograd.grad(loss, leaves), sum(saved)
+
+    kept, much = gradients(False)
+    anew, little = gradients(True)
+    for a, b in zip(anew, kept, strict=True):
+        assert torch.equal(a, b)
+    assert little < much
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_either_output_alone_has_the_right_gradient(kind):
     branch, x, context, w, v = branch_and_inputs(kind, "lipswish")
     reference = FunctionLinearization(lambda y: branch(y, context), x)

@@ -19,7 +19,9 @@ def estimate(estimator, kind="conv", function=False):
     x = torch.randn(4, *branch_shape(kind), generator=torch.Generator().manual_seed(1))
     linearization = FunctionLinearization(branch, x) if function else branch.linearize(x)
     result = estimator(linearization, torch.Generator().manual_seed(0))
-    gradient = torch.autograd.grad(result.surrogate.sum(), list(branch.parameters()))
+    gradient = torch.autograd.grad(
+        result.surrogate.sum(), list(branch.parameters()), materialize_grads=True
+    )
     return result, torch.cat([g.flatten() for g in gradient])
 
 

@@ -11,7 +11,9 @@ from iresflow.errors import (
     DataError,
     InversionError,
     InversionWarning,
+    LinearProgramError,
     NonFiniteError,
+    NoPreimageError,
     NotContractiveError,
     NotInitializedError,
     RunError,
@@ -24,12 +26,15 @@ VERBS = {
     "sample": "draw samples, reconstructions or interpolations",
     "evaluate": "score a trained model on its test split",
     "certify": "print the certified Lipschitz bounds; exit code 0 only if certified",
+    "relu": "what an ordinary ReLU network throws away: preimage, stability, frames, inversion",
 }
 
 EXPECTED = (
     CheckpointError,
     DataError,
     InversionError,
+    LinearProgramError,
+    NoPreimageError,
     NonFiniteError,
     NotContractiveError,
     NotInitializedError,

@@ -15,10 +15,28 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-__all__ = ["AffineMap", "ConvolutionMap", "DenseMap", "IdentityMap", "Matrix"]
+__all__ = ["AffineMap", "ConvolutionMap", "DenseMap", "IdentityMap", "Matrix", "as_array"]
 
 Matrix = np.ndarray | sparse.csr_array
 """A real matrix ``(m, n)``, dense or sparse."""
+
+
+def as_array(values: object, name: str, dimensions: int) -> np.ndarray:
+    """Values as a float64 array of that many dimensions, dense.
+
+    Raises:
+        ValueError: another shape, or values that are not finite.
+    """
+    dense = values.toarray() if hasattr(values, "toarray") else values
+    if hasattr(dense, "detach"):
+        dense = dense.detach().cpu()
+    array = np.asarray(dense, dtype=float)
+    if array.ndim != dimensions:
+        kind = {1: "vector", 2: "matrix"}[dimensions]
+        raise ValueError(f"{name} has shape {array.shape}; allowed is a {kind}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are not finite")
+    return array
 
 
 class AffineMap(ABC):

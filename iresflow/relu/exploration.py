@@ -12,22 +12,15 @@ import torch
 
 from iresflow.errors import LinearProgramError, NoPreimageError
 from iresflow.relu.affine import as_array
-from iresflow.relu.network import Layer
 from iresflow.relu.preimage import Preimage
 from iresflow.relu.programs import Program, solve_program
-from iresflow.relu.systems import BOX, Between, layer_system
 
 __all__ = [
-    "Attack",
     "Farthest",
     "farthest_in_preimage",
-    "invariance_attack",
     "preimage_box",
     "sample_preimage",
 ]
-
-SAME = 1e-6
-"""Largest difference of activations that count as identical."""
 
 PARALLEL = 1e-12
 """Speed towards a wall below which a line never reaches it."""
@@ -137,72 +130,6 @@ def sample_preimage(
         u += step * way
         slack = np.maximum(slack - step * speed, 0)
     return hull.point + u @ hull.basis.T
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Attack:
-    """An input with the activations of another one.
-
-    Attributes:
-        x: The input, ``(n,)``.
-        difference: The largest difference of an activation from those of the original.
-        likeness: The inner product of x with the target, and of the original with it.
-    """
-
-    x: np.ndarray
-    difference: float
-    likeness: tuple[float, float]
-
-
-def invariance_attack(
-    layer: Layer,
-    x: np.ndarray | torch.Tensor,
-    target: np.ndarray | torch.Tensor,
-    *,
-    prior: Between = BOX,
-) -> Attack:
-    """An input that a layer can't tell from x, as much like a target as possible.
-
-    Maximises the inner product with the target over the preimage of the layer's output at x,
-    within the prior (ICLR version, appendix A7; its ``y < 0`` can only mean y = 0).
-
-    Arguments:
-        layer: The first layer of a network.
-        x: An input, ``(n,)`` or the shape that the layer takes.
-        target: Another one; the objective c of the program, likewise.
-        prior: The unit box, for images.
-
-    Raises:
-        ValueError: shapes that don't fit, values that are not finite, an x outside of the prior.
-        LinearProgramError: the solver gave up, or its answer has activations that differ by more
-            than 1e-6 in a forward pass.
-    """
-    size = layer.affine.in_size
-    own, wanted = (
-        as_array(np.asarray(values).reshape(-1), name, 1)
-        for values, name in ((x, "x"), (target, "target"))
-    )
-    if len(own) != size or len(wanted) != size:
-        raise ValueError(f"x and target have {len(own)} and {len(wanted)} entries; allowed {size}")
-    low, high = prior.limits(size)
-    if (own < low).any() or (own > high).any():
-        raise ValueError(f"x lies outside of the prior: from {own.min():.3g} to {own.max():.3g}")
-    y = _forward(layer, own)
-    system = layer_system(layer, y, prior)
-    program = Program(-wanted, below=system.below, equal=system.equal, bounds=(low, high))
-    solved = solve_program(program)
-    if solved.x is None:
-        raise LinearProgramError(f"the attack's program, which x solves, ended {solved.status}")
-    found = np.clip(solved.x, low, high)
-    difference = float(np.abs(_forward(layer, found) - y).max())
-    if not difference <= SAME:
-        raise LinearProgramError(f"the attack's activations differ by {difference:.2g}")
-    return Attack(found, difference, (float(found @ wanted), float(own @ wanted)))
-
-
-def _forward(layer: Layer, x: np.ndarray) -> np.ndarray:
-    return layer(torch.from_numpy(x)[None])[0].numpy()
 
 
 @final

@@ -25,7 +25,7 @@ from iresflow.errors import NoPreimageError
 from iresflow.relu.affine import Matrix, as_array
 from iresflow.relu.omnidirectional import Omnidirectionality, is_omnidirectional
 from iresflow.relu.programs import Program, solve_program
-from iresflow.relu.ranks import CLEAR, ZERO, decompose
+from iresflow.relu.ranks import CLEAR, ZERO, clearly_injective, decompose
 from iresflow.relu.systems import ANYTHING, Between, System, preimage_system
 
 __all__ = ["Kind", "Preimage", "classify_preimage", "classify_system"]
@@ -126,8 +126,10 @@ def classify_system(system: System, member: np.ndarray | None = None) -> Preimag
         wrong = system.violation(member)
         if not wrong <= CONTRADICTION * scale:
             raise ValueError(f"member is not in the preimage: a row is violated by {wrong:.2g}")
-    parts = decompose(matrix)
     blank = Preimage(Kind.UNCERTAIN, "", system=system)
+    if member is not None and clearly_injective(matrix):
+        return _point(blank, member, matrix[:0], ())
+    parts = decompose(matrix)
     if not parts.certain:
         return replace(blank, reason="the rank of the active rows is within the tolerance")
     start = parts.solve(side)

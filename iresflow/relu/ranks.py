@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 from scipy import linalg
 
-__all__ = ["CLEAR", "ZERO", "Decomposition", "decompose"]
+__all__ = ["CLEAR", "ZERO", "Decomposition", "clearly_injective", "decompose"]
 
 ZERO = 1e-12
 """Relative singular value up to which one is zero: about the rounding of a decomposition."""
@@ -82,3 +82,16 @@ def decompose(matrix: np.ndarray) -> Decomposition:
         return Decomposition(tall @ left, values, right)
     left, values, right = linalg.svd(matrix, full_matrices=columns > rows)
     return Decomposition(left[:, : len(values)], values, right)
+
+
+def clearly_injective(matrix: np.ndarray) -> bool:
+    """A cheap proof that the columns of a matrix ``(m, n)`` are independent, or False for unknown.
+
+    By the eigenvalues of the Gram matrix, whose rounding hides relative singular values below
+    about 1e-7.
+    """
+    rows, columns = matrix.shape
+    if rows < columns or columns == 0:
+        return columns == 0
+    values = linalg.eigvalsh(matrix.T @ matrix)
+    return bool(values[0] > (100 * CLEAR) ** 2 * values[-1])

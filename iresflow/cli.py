@@ -17,6 +17,7 @@ from iresflow.errors import (
     NotContractiveError,
     NotInitializedError,
     RunError,
+    SpectrumError,
 )
 
 __all__ = ["main"]
@@ -40,6 +41,7 @@ EXPECTED = (
     NotInitializedError,
     OSError,  # a full disk, a directory without permission
     RunError,
+    SpectrumError,
     ValueError,
 )
 """What a person can cause, and so gets one clear line for. All else is a bug, with its trace."""

@@ -17,6 +17,7 @@ __all__ = [
     "NotContractiveError",
     "NotInitializedError",
     "RunError",
+    "SpectrumError",
     "TrainingInterrupted",
     "UnknownBoundError",
     "UnsupportedNetworkError",
@@ -109,3 +110,7 @@ class NoPreimageError(RuntimeError):
 
 class LinearProgramError(RuntimeError):
     """A linear program ended without an answer: at a limit of the solver or of its digits."""
+
+
+class SpectrumError(RuntimeError):
+    """Lanczos iterations for singular values ended without convergence."""

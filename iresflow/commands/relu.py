@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
-from time import perf_counter
+from time import perf_counter, process_time
 from types import ModuleType
 
 import torch
@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from iresflow.commands.arguments import fail, new_parser, parse
+from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset, Split
 from iresflow.relu.experiments.base import Report, Samples
 from iresflow.training.build import build_dataset
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     mirrored = [section for section, config in configs.items() if config.flip]
     if mirrored:
         fail(f"{mirrored[0]}.flip: only flows train on mirrored images", code=2)
+    keep_freed_memory()
     torch.manual_seed(settings.seed)
     data = {
         section: _samples(build_dataset(config, settings.seed))
@@ -60,9 +62,10 @@ def main(arguments: Sequence[str]) -> int:
     used = {**asdict(settings), **{section: asdict(c) for section, c in configs.items()}}
     (path / "config.yaml").write_text(yaml.safe_dump(used, sort_keys=False))
     print(f"run         {path}", flush=True)
-    began = perf_counter()
+    began, computed = perf_counter(), process_time()
     experiment.run(settings, data, Report(path, f"iresflow relu {name}"))
-    print(f"took        {(perf_counter() - began) / 60:.1f} minutes")
+    minutes, of_cpu = (perf_counter() - began) / 60, (process_time() - computed) / 60
+    print(f"took        {minutes:.1f} minutes, {of_cpu:.1f} of processor time")
     print(f"results     {path / 'results.md'}, results.json, and the figures beside them")
     return 0
 

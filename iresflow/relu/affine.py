@@ -15,10 +15,28 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-__all__ = ["AffineMap", "ConvolutionMap", "DenseMap", "IdentityMap", "Matrix"]
+__all__ = ["AffineMap", "ConvolutionMap", "DenseMap", "IdentityMap", "Matrix", "as_array"]
 
 Matrix = np.ndarray | sparse.csr_array
 """A real matrix ``(m, n)``, dense or sparse."""
+
+
+def as_array(values: object, name: str, dimensions: int) -> np.ndarray:
+    """Values as a float64 array of that many dimensions, dense.
+
+    Raises:
+        ValueError: another shape, or values that are not finite.
+    """
+    dense = values.toarray() if hasattr(values, "toarray") else values
+    if hasattr(dense, "detach"):
+        dense = dense.detach().cpu()
+    array = np.asarray(dense, dtype=float)
+    if array.ndim != dimensions:
+        kind = {1: "vector", 2: "matrix"}[dimensions]
+        raise ValueError(f"{name} has shape {array.shape}; allowed is a {kind}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are not finite")
+    return array
 
 
 class AffineMap(ABC):
@@ -64,6 +82,10 @@ class AffineMap(ABC):
         """A, shape ``(m, n)``, as a dense array."""
         matrix = self.matrix()
         return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+PART = 32
+"""Images that are convolved in one go, where there are many."""
 
 
 @final
@@ -137,7 +159,14 @@ class ConvolutionMap(AffineMap):
         self.bias = bias.to("cpu", torch.float64).repeat_interleave(pixels)
 
     def product(self, x: Tensor) -> Tensor:
-        return self._convolve(x.unflatten(1, self.in_shape)).flatten(1)
+        images = x.unflatten(1, self.in_shape)
+        if self._groups > 1 or len(x) < PART:
+            return self._convolve(images).flatten(1)
+        # For many images: torch's float64 convolution is several times slower.
+        result = x.new_empty(len(x), self.out_size)
+        for part, into in zip(images.split(PART), result.split(PART), strict=True):
+            into.copy_(self._multiply(part).flatten(1))
+        return result
 
     def adjoint(self, u: Tensor) -> Tensor:
         zero = u.new_zeros(len(u), self.in_size)
@@ -189,3 +218,10 @@ class ConvolutionMap(AffineMap):
             dilation=self._dilation,
             groups=self._groups,
         )
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """`_convolve` of a part of a batch as one matrix product, into ``(B, out, places)``."""
+        patches = F.unfold(
+            self._pad(x), self.weight.shape[-2:], dilation=self._dilation, stride=self._stride
+        )
+        return self.weight.flatten(1) @ patches

@@ -49,12 +49,14 @@ class Solved:
         x: The solution, ``(n,)``; None where there is none.
         value: The smallest cost; infinite where there is none, and minus that where unbounded.
         below_duals: Of the rows of ``below``, at most 0; None where there are none.
+        equal_duals: Of the rows of ``equal``; None where there are none.
     """
 
     status: Literal["optimal", "infeasible", "unbounded"]
     x: np.ndarray | None
     value: float
     below_duals: np.ndarray | None = None
+    equal_duals: np.ndarray | None = None
 
     @property
     def optimal(self) -> bool:
@@ -99,8 +101,13 @@ def solve_program(
         )
         status = STATUS.get(result.status)
         if status == "optimal":
-            duals = None if below is None else result.ineqlin.marginals
-            return Solved(status, result.x, float(result.fun), duals)
+            return Solved(
+                status,
+                result.x,
+                float(result.fun),
+                None if below is None else result.ineqlin.marginals,
+                None if equal is None else result.eqlin.marginals,
+            )
         if status is not None:
             return Solved(status, None, np.inf if status == "infeasible" else -np.inf)
     raise LinearProgramError(f"HiGHS ended with: {result.message}")

@@ -42,7 +42,8 @@ class ErrorBound:
 def norm_constant(matrix: np.ndarray, order: float) -> float:
     """A c > 0 with ``|A a| >= c |a|`` for all a, in the norm of that order, or 0.
 
-    One over the norm of the pseudo-inverse, which is a left inverse: |a| = |A^+ A a| <= |A^+| |A a|.
+    One over the norm of the pseudo-inverse, which is a left inverse:
+    |a| = |A^+ A a| <= |A^+| |A a|.
 
     Arguments:
         matrix: A, ``(m, k)``.

@@ -56,8 +56,6 @@ class Settings:
     """Factor of the penalty in the objective."""
     sigma: float = 0.1
     """Standard deviation of the noise of randomised smoothing."""
-    learning_rate: float = 0.01
-    """Of Adam."""
     iris_dimensions: int = 3
     """Principal components of Iris that are kept, 4 for all."""
     iris_hidden: int = 27
@@ -68,6 +66,8 @@ class Settings:
     """Passes over the flowers."""
     iris_batch_size: int = 16
     """Flowers in a step."""
+    iris_learning_rate: float = 0.01
+    """Of Adam."""
     iris_patience: int = 1000
     """Points for which alpha* has to stay the same."""
     mnist_samples: int = 20_000
@@ -76,6 +76,8 @@ class Settings:
     """Passes over the images."""
     mnist_batch_size: int = 128
     """Images in a step."""
+    mnist_learning_rate: float = 0.001
+    """Of Adam."""
     mnist_patience: int = 20
     """Points for which alpha* has to stay the same."""
     max_points: int = 4096
@@ -134,7 +136,8 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
     bounds: dict[str, tuple[FrameBounds, FrameBounds]] = {}
     curves: dict[str, dict[str, list[Trained]]] = {}
     images: tuple[Tensor, Reconstruction, Reconstruction] | None = None
-    for samples, runs in ((iris_samples(settings), settings.iris_runs), (data["mnist"], 1)):
+    images_of, mean, deviation = standardise(data["mnist"])
+    for samples, runs in ((iris_samples(settings), settings.iris_runs), (images_of, 1)):
         name = "iris" if samples.name == "iris" else "mnist"
         curves[name] = {}
         for redundancy in settings.redundancies:
@@ -163,8 +166,16 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
     report.figure("figure-3", accuracy_figure(_accuracies(settings, curves)))
     assert images is not None
     shape = data["mnist"].test.shape[1:]
-    report.figure("figure-4", image_figure(images[0], images[1].x, images[2].x, shape))
+    pictures = (deviation * x + mean for x in (images[0], images[1].x, images[2].x))
+    report.figure("figure-4", image_figure(*pictures, shape))
     report.figure("figure-5", bounds_figure(bounds))
+
+
+def standardise(samples: Samples) -> tuple[Samples, float, float]:
+    """Images with mean 0 and deviation 1 over all training pixels, and both numbers."""
+    mean, deviation = float(samples.train.mean()), float(samples.train.std())
+    train, test = ((part - mean) / deviation for part in (samples.train, samples.test))
+    return replace(samples, train=train, test=test), mean, deviation
 
 
 def iris_samples(settings: Settings) -> Samples:
@@ -206,7 +217,7 @@ def _train(
     training = Training(
         epochs=settings.iris_epochs if small else settings.mnist_epochs,
         batch_size=settings.iris_batch_size if small else settings.mnist_batch_size,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.iris_learning_rate if small else settings.mnist_learning_rate,
         seed=settings.seed + index,
     )
     torch.manual_seed(settings.seed + index)

@@ -109,6 +109,7 @@ def invert_layer(
     *,
     epsilon: float | None = None,
     growth: float = 2.0,
+    patience: int = 1,
     max_steps: int = 20,
     lower: float = -np.inf,
     tolerance: float = TOLERANCE,
@@ -126,6 +127,8 @@ def invert_layer(
         epsilon: The first threshold, a guess of the largest noise: above 0. By default 1e-6 of
             the largest observation, which is for observations without noise.
         growth: alpha, above 1.
+        patience: Thresholds in a row without a smaller error that end the sequence; the paper's
+            algorithm has 1.
         max_steps: Programs at most.
         lower: What each entry of z is at least, such as 0 for the output of a ReLU.
         tolerance: Errors up to this share of the largest observation count as none.
@@ -140,8 +143,11 @@ def invert_layer(
     method = InfinityNorm() if method is None else method
     scale = float(np.abs(values).max()) or 1.0
     epsilon = FIRST_EPSILON * scale if epsilon is None else epsilon
-    _check_numbers(epsilon, growth, max_steps, lower, tolerance)
-    search = _Search(layer, values, method, lower, tolerance * scale)
+    _check_numbers(epsilon, growth, lower, tolerance)
+    for name, value in (("patience", patience), ("max_steps", max_steps)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; allowed is 1 or more")
+    search = _Search(layer, values, method, lower, tolerance * scale, patience)
     while len(search.steps) < max_steps and search.advance(epsilon):
         epsilon *= growth
         while search.unchanged(epsilon):
@@ -156,7 +162,13 @@ class _Search:
     """The sequence of programs for one observation."""
 
     def __init__(
-        self, layer: Layer, x: np.ndarray, method: LayerMethod, lower: float, tolerance: float
+        self,
+        layer: Layer,
+        x: np.ndarray,
+        method: LayerMethod,
+        lower: float,
+        tolerance: float,
+        patience: int,
     ) -> None:
         self.layer, self.x, self.method = layer, x, method
         self.lower, self.tolerance = lower, tolerance
@@ -165,6 +177,7 @@ class _Search:
         self.best: tuple[Step, np.ndarray] | None = None
         self.best_squares: LeastSquares | None = None
         self.misfit = 0.0
+        self._patience = self._left = patience
         self._ranges: Ranges | None = None
         self._pattern = np.zeros(len(x), dtype=bool)
         self._basis: Basis | None = None
@@ -198,7 +211,9 @@ class _Search:
         if self.method.fits:
             self.misfit = max(self.misfit, objective)
         if self.best is not None and error >= self.best[0].error:
-            return False
+            self._left -= 1
+            return self._left > 0
+        self._left = self._patience
         self.best, self.best_squares = (step, z), squares
         return error > self.tolerance
 
@@ -252,15 +267,11 @@ class _Search:
         return float(np.linalg.norm(output - self.x, self.method.order))
 
 
-def _check_numbers(
-    epsilon: float, growth: float, max_steps: int, lower: float, tolerance: float
-) -> None:
+def _check_numbers(epsilon: float, growth: float, lower: float, tolerance: float) -> None:
     if not 0 < epsilon < np.inf:
         raise ValueError(f"epsilon is {epsilon}; allowed is a number above 0")
     if not 1 < growth < np.inf:
         raise ValueError(f"growth is {growth}; allowed is a number above 1")
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}; allowed is 1 or more")
     if np.isnan(lower) or lower == np.inf:
         raise ValueError(f"lower is {lower}; allowed is a number, or -infinity for none")
     if not 0 < tolerance < 1:

@@ -56,6 +56,7 @@ def invert_network(
     *,
     epsilon: float | Sequence[float] | None = None,
     growth: float = 2.0,
+    patience: int = 1,
     max_steps: int = 20,
     ranges: bool = True,
 ) -> NetworkInversion:
@@ -68,7 +69,7 @@ def invert_network(
         epsilon: The first threshold of each layer, in the order of the network, or that of the
             last layer; then the others are twice the spread that the layer behind left, and for
             `Relaxed` 1e-6 of their observation. See `invert_layer`.
-        growth: See `invert_layer`.
+        growth, patience: See `invert_layer`.
         max_steps: Programs of one layer at most.
         ranges: Whether to use that the output of a ReLU is not negative. The paper's programs do
             not; with noise the codes found are better by it.
@@ -93,6 +94,7 @@ def invert_network(
             method,
             epsilon=_threshold(thresholds[index], observation, found, method),
             growth=growth,
+            patience=patience,
             max_steps=max_steps,
             lower=0.0 if above_zero else -np.inf,
         )

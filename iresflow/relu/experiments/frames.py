@@ -70,9 +70,9 @@ class Settings:
     """Of Adam."""
     iris_patience: int = 1000
     """Points for which alpha* has to stay the same."""
-    mnist_samples: int = 20_000
+    mnist_samples: int = 10_000
     """Training images."""
-    mnist_epochs: int = 10
+    mnist_epochs: int = 6
     """Passes over the images."""
     mnist_batch_size: int = 128
     """Images in a step."""
@@ -80,9 +80,9 @@ class Settings:
     """Of Adam."""
     mnist_patience: int = 20
     """Points for which alpha* has to stay the same."""
-    max_points: int = 4096
+    max_points: int = 2048
     """Points at most that an estimate of alpha* draws."""
-    points: int = 500
+    points: int = 300
     """Test images whose active rows are decomposed and reconstructed from."""
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class Autoencoder:
     hidden: tuple[int, ...] = (60,)
     encoder: int = 400
     slope: float = 0.0
-    deviation: float = 0.2
+    deviation: float = 0.1
 
 
 class _Model(nn.Module):
@@ -51,7 +51,7 @@ class _Model(nn.Module):
         nn.init.constant_(self.decoder[-2].bias, 0.1)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The negative evidence lower bound of images ``(B, n)`` up to a constant, ``(B,)`` nats."""
+        """The negative evidence lower bound of images ``(B, n)``, up to a constant, ``(B,)``."""
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
         code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
         misfit = (self.decoder(code) - x).square().sum(1) / (2 * self.deviation**2)

@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     print(
-        "CPU ms a problem: median [quartiles], and the medians' ratio, of the slowest quartile too\n"
+        "CPU ms a problem: median [quartiles]; ratio: median and lower quartile\n"
     )
     print(
         f"{'k':>4} {'noise':>6} {'method':<11} {'programs':>8} {'ours':>26} {'plain linprog':>26} "

@@ -14,7 +14,7 @@ from scipy import linalg
 from iresflow.relu.observation import Ranges
 from iresflow.relu.warm import Basis, basis_of
 
-__all__ = ["infinity_basis", "one_norm_basis"]
+__all__ = ["infinity_basis", "one_norm_basis", "relaxed_basis"]
 
 BASIC, LOWER, UPPER = 0, 1, 2
 
@@ -23,6 +23,9 @@ ORDERS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 
 ROUNDS = 5
 """Reweighted problems for p = 1."""
+
+PRICES = (3.0, 10.0, 30.0, 100.0)
+"""What a row beyond its limit costs on the way to the relaxed program, over one before it."""
 
 FLOOR = 1e-4
 """Smallest misfit, as a share of the largest, that a weight is divided by for p = 1."""
@@ -101,6 +104,50 @@ def one_norm_basis(
     unknowns = np.concatenate([np.where(free, BASIC, LOWER), over, under])
     assert len(unknowns) == size + len(value) + int(pattern.sum())
     return basis_of(unknowns, states)
+
+
+def relaxed_basis(
+    matrix: np.ndarray, x: np.ndarray, ranges: Ranges, z: np.ndarray, lower: float
+) -> Basis | None:
+    """A basis for the rows of `Relaxed`, the unknowns of which are z alone.
+
+    The program presses each row against the limit on the side of its observation, as hard as that
+    is large: a sum of weighted distances, minimised by reweighting with a steep price on what is
+    beyond a limit.
+
+    Arguments:
+        matrix: A, ``(n, k)``.
+        x: The observation, ``(n,)``, no less than 0 for ReLU.
+        ranges: Of `Relaxed.ranges`.
+        z: The least-squares point, ``(k,)``.
+        lower: Of each entry of z.
+
+    Returns:
+        None where there are too few rows to choose from.
+    """
+    sign = np.where(x >= 0, 1.0, -1.0)
+    target = np.where(x >= 0, ranges.high, ranges.low)
+    force = np.abs(x)
+    z = np.maximum(z, lower)
+    for price in PRICES:
+        slack = sign * (target - matrix @ z)
+        near = np.maximum(np.abs(slack), FLOOR * max(np.abs(slack).max(), 1e-300))
+        weights = np.where(slack > 0, force, price * (force + force.mean())) / near
+        gradient = -matrix.T @ (weights * sign * slack)
+        free = (z > lower) | (gradient < 0)
+        z[free] += _newton(matrix[:, free], weights, gradient[free])
+        z = np.maximum(z, lower)
+    free = z > lower
+    count = int(free.sum())
+    if len(x) < count:
+        return None
+    slack = np.abs(target - matrix @ z)
+    near = np.argsort(slack)[: int(1.3 * count) + 10]
+    floor = 0.01 * slack[near[-1]] + 1e-300
+    tight = near[_independent(matrix[near][:, free] / (slack[near] + floor)[:, None], count)]
+    states = np.full(len(x), BASIC)
+    states[tight] = np.where(sign[tight] > 0, UPPER, LOWER)
+    return basis_of(np.where(free, BASIC, LOWER), states)
 
 
 def _approach(

@@ -16,7 +16,7 @@ from iresflow.relu.layer_programs import InfinityNorm, LayerMethod
 from iresflow.relu.network import Layer
 from iresflow.relu.observation import Ranges, check_layer, check_observation, observed_ranges
 from iresflow.relu.start import LeastSquares, consistent, least_squares
-from iresflow.relu.warm import Basis, WarmSolution, solve_ranged
+from iresflow.relu.warm import Basis, Simplex, WarmSolution, solve_ranged
 
 __all__ = ["LayerInversion", "Step", "as_observation", "invert_layer"]
 
@@ -179,6 +179,8 @@ class _Search:
         self.misfit = 0.0
         self._patience = self._left = patience
         self._ranges: Ranges | None = None
+        self._observed: Ranges | None = None
+        self._squares: LeastSquares | None = None
         self._pattern = np.zeros(len(x), dtype=bool)
         self._basis: Basis | None = None
 
@@ -190,7 +192,10 @@ class _Search:
         """Solves the next program; returns whether another one may be better."""
         began = perf_counter()
         observed = observed_ranges(self.layer, self.x, epsilon)
-        squares = least_squares(self.layer, self.matrix, observed)
+        if self._squares is None or not observed.same(self._observed):
+            self._observed = observed
+            self._squares = least_squares(self.layer, self.matrix, observed)
+        squares = self._squares
         ranges = self.method.ranges(self.layer, self.x, epsilon)
         if consistent(self.matrix, observed, squares.z, self.lower, self.tolerance):
             # Of the relaxed program this is the solution with epsilon = 0.
@@ -245,11 +250,15 @@ class _Search:
             # Thresholds grow, so no row gets a lower limit that has none now.
             self._pattern = np.isfinite(ranges.low)
         matrix = self.layer.affine.matrix()
-        if not sparse.issparse(matrix):
-            guess = self.method.start(matrix, ranges, self._pattern, z, self.lower)
-            self._basis = self._basis if guess is None else guess
+        basis, simplex = self._basis, self.method.simplex
+        # Other rows are active then, so the old basis is a worse start than a new guess; where
+        # only the limits have moved it is a better one.
+        if not sparse.issparse(matrix) and (basis is None or self.method.fits):
+            guess = self.method.start(matrix, self.x, ranges, self._pattern, z, self.lower)
+            if guess is not None:
+                basis, simplex = guess, Simplex.PRIMAL
         program = self.method.program(self.matrix, self.x, ranges, self._pattern, self.lower)
-        solution = solve_ranged(program, self._basis, self.method.simplex)
+        solution = solve_ranged(program, basis, simplex)
         self._basis = solution.basis
         return solution
 

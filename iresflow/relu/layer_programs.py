@@ -11,7 +11,7 @@ from typing import ClassVar, final
 import numpy as np
 from scipy import sparse
 
-from iresflow.relu.crash import infinity_basis, one_norm_basis
+from iresflow.relu.crash import infinity_basis, one_norm_basis, relaxed_basis
 from iresflow.relu.network import Layer
 from iresflow.relu.observation import Ranges, observed_ranges
 from iresflow.relu.warm import Basis, RangedProgram, Simplex
@@ -26,7 +26,8 @@ class LayerMethod(ABC):
         name: For tables.
         order: Of the norm in which reconstruction errors are compared: 1 or infinity.
         fits: Whether the objective is the size of the misfit, so that 0 proves a point optimal.
-        simplex: What goes on from the basis of the program with the epsilon before.
+        simplex: What goes on from the basis of the program with the epsilon before, where no
+            better start is known.
     """
 
     name: ClassVar[str]
@@ -60,13 +61,19 @@ class LayerMethod(ABC):
 
     @abstractmethod
     def start(
-        self, matrix: np.ndarray, ranges: Ranges, pattern: np.ndarray, z: np.ndarray, lower: float
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
     ) -> Basis | None:
-        """A basis to start the first program from, or None for the solver's own.
+        """A basis to start from with the primal simplex method, or None for the solver's own.
 
         Arguments:
             matrix: A, ``(n, k)``.
-            ranges, pattern, lower: As of `program`.
+            x, ranges, pattern, lower: As of `program`.
             z: The least-squares point on the active rows, ``(k,)``.
         """
 
@@ -109,7 +116,13 @@ class InfinityNorm(LayerMethod):
         )
 
     def start(
-        self, matrix: np.ndarray, ranges: Ranges, pattern: np.ndarray, z: np.ndarray, lower: float
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
     ) -> Basis | None:
         return infinity_basis(matrix, ranges, pattern, z, lower)
 
@@ -153,7 +166,13 @@ class OneNorm(LayerMethod):
         )
 
     def start(
-        self, matrix: np.ndarray, ranges: Ranges, pattern: np.ndarray, z: np.ndarray, lower: float
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
     ) -> Basis | None:
         return one_norm_basis(matrix, ranges, pattern, z, lower)
 
@@ -191,9 +210,8 @@ class Relaxed(LayerMethod):
         lower: float,
     ) -> RangedProgram:
         size = matrix.shape[1]
-        weights = np.maximum(x, 0) if np.isneginf(ranges.low).all() else x
         return RangedProgram(
-            -(matrix.T @ weights),
+            -(matrix.T @ _weights(x, ranges)),
             matrix,
             ranges.low,
             ranges.high,
@@ -202,6 +220,17 @@ class Relaxed(LayerMethod):
         )
 
     def start(
-        self, matrix: np.ndarray, ranges: Ranges, pattern: np.ndarray, z: np.ndarray, lower: float
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
     ) -> Basis | None:
-        return None
+        return relaxed_basis(matrix, _weights(x, ranges), ranges, z, lower)
+
+
+def _weights(x: np.ndarray, ranges: Ranges) -> np.ndarray:
+    """What the rows are weighed with: below a ReLU there are no lower limits, and no negatives."""
+    return np.maximum(x, 0) if np.isneginf(ranges.low).all() else x

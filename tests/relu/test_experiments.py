@@ -59,9 +59,9 @@ def test_stability_writes_tables_and_figures(tmp_path):
     run = tmp_path / "0000-mine"
     results = json.loads((run / "results.json").read_text())
     tables = {"mlp-stages", "networks", "counting", "convolutional-stages"}
-    assert set(results) == tables | {"convolutional-stages-whole"}
+    assert set(results) == tables | {"convolutional-whole-stages"}
     assert len(list(run.glob("*.png"))) == 9
-    whole = [row for row in results["convolutional-stages-whole"] if row["network"] == "WideCIFAR"]
+    whole = [row for row in results["convolutional-whole-stages"] if row["network"] == "WideCIFAR"]
     assert [row["output units"] for row in whole[::2]] == [2048, 1024, 1024, 512, 512, 256]
     assert all(row["non-zero singular values"] <= 64 for row in whole)
     moved = results["convolutional-stages"]

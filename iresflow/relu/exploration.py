@@ -12,7 +12,7 @@ import torch
 
 from iresflow.errors import LinearProgramError, NoPreimageError
 from iresflow.relu.affine import as_array
-from iresflow.relu.preimage import Preimage
+from iresflow.relu.preimage import Kind, Preimage
 from iresflow.relu.programs import Program, Solved, solve_costs, solve_program
 
 __all__ = [
@@ -106,12 +106,8 @@ def sample_preimage(
     hull = _Hull.of(preimage)
     if count < 1 or steps < 1 or (reach is not None and not reach > 0):
         raise ValueError(f"count={count}, steps={steps}, reach={reach}; all must be above 0")
-    if (
-        reach is None
-        and (preimage.ray is not None or preimage.omnidirectional is None)
-        and (hull.basis.shape[1])
-    ):
-        raise ValueError("an unbounded preimage has no uniform distribution: give a reach")
+    if reach is None and preimage.kind not in (Kind.BOUNDED, Kind.SINGLETON):
+        raise ValueError(f"an {preimage.kind} preimage has no uniform distribution: give a reach")
     generator = generator or np.random.default_rng(0)
     u = np.zeros((count, hull.basis.shape[1]))
     slack = np.broadcast_to(hull.side, (count, len(hull.side))).copy()

@@ -4,7 +4,7 @@ All of it happens in the coordinates u of the affine hull, x = point + basis u, 
 hold by themselves and programs have few unknowns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 
 from iresflow.errors import LinearProgramError, NoPreimageError
 from iresflow.relu.affine import as_array
-from iresflow.relu.preimage import Preimage
-from iresflow.relu.programs import Program, solve_program
+from iresflow.relu.preimage import Kind, Preimage
+from iresflow.relu.programs import Program, Solved, solve_costs, solve_program
 
 __all__ = [
     "Farthest",
@@ -66,11 +66,12 @@ def preimage_box(preimage: Preimage) -> tuple[np.ndarray, np.ndarray]:
     """
     hull = _Hull.of(preimage)
     low, high = hull.point.copy(), hull.point.copy()
-    for i in np.flatnonzero(np.linalg.norm(hull.basis, axis=1) > PARALLEL):
-        unit = np.zeros(len(low))
-        unit[i] = 1
-        high[i] = hull.farthest(unit).value
-        low[i] = -hull.farthest(-unit).value
+    moving = np.flatnonzero(np.linalg.norm(hull.basis, axis=1) > PARALLEL)
+    for limit, sign in ((low, 1), (high, -1)):
+        # Neighbours have similar rows, so that one corner is near to the next.
+        solutions = solve_costs(hull.program(), sign * hull.basis[moving])
+        for i, solved in zip(moving, solutions, strict=True):
+            limit[i] += sign * _feasible(solved).value
     return low, high
 
 
@@ -105,12 +106,8 @@ def sample_preimage(
     hull = _Hull.of(preimage)
     if count < 1 or steps < 1 or (reach is not None and not reach > 0):
         raise ValueError(f"count={count}, steps={steps}, reach={reach}; all must be above 0")
-    if (
-        reach is None
-        and (preimage.ray is not None or preimage.omnidirectional is None)
-        and (hull.basis.shape[1])
-    ):
-        raise ValueError("an unbounded preimage has no uniform distribution: give a reach")
+    if reach is None and preimage.kind not in (Kind.BOUNDED, Kind.SINGLETON):
+        raise ValueError(f"an {preimage.kind} preimage has no uniform distribution: give a reach")
     generator = generator or np.random.default_rng(0)
     u = np.zeros((count, hull.basis.shape[1]))
     slack = np.broadcast_to(hull.side, (count, len(hull.side))).copy()
@@ -155,15 +152,24 @@ class _Hull:
         side = np.maximum(slack[seeing] / norms, 0)
         return cls(preimage.point, preimage.basis, rows / norms[:, None], side)
 
+    def program(self) -> Program:
+        """The constraints on u."""
+        below = (self.rows, self.side) if len(self.rows) else None
+        return Program(np.zeros(self.basis.shape[1]), below=below)
+
     def farthest(self, direction: np.ndarray) -> Farthest:
         cost = -(self.basis.T @ direction)
         if np.linalg.norm(cost) <= PARALLEL * np.linalg.norm(direction):
             return Farthest(float(self.point @ direction), self.point)
-        below = (self.rows, self.side) if len(self.rows) else None
-        solved = solve_program(Program(cost, below=below))
-        if solved.status == "infeasible":
-            raise LinearProgramError("a program that u = 0 solves ended infeasible")
+        solved = _feasible(solve_program(replace(self.program(), cost=cost)))
         if solved.x is None:
             return Farthest(np.inf, None)
         point = self.point + self.basis @ solved.x
         return Farthest(float(point @ direction), point)
+
+
+def _feasible(solved: Solved) -> Solved:
+    """What was solved; u = 0 is feasible, so anything else is the solver's fault."""
+    if solved.status == "infeasible":
+        raise LinearProgramError("a program that u = 0 solves ended infeasible")
+    return solved

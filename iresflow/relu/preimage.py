@@ -123,6 +123,8 @@ def classify_system(system: System, member: np.ndarray | None = None) -> Preimag
     matrix, side = system.equal
     scale = 1.0 + float(np.abs(side).max(initial=0.0))
     if member is not None:
+        if len(member) != system.size:
+            raise ValueError(f"member has shape {member.shape}; allowed is ({system.size},)")
         wrong = system.violation(member)
         if not wrong <= CONTRADICTION * scale:
             raise ValueError(f"member is not in the preimage: a row is violated by {wrong:.2g}")

@@ -144,9 +144,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print(
-        "CPU ms a problem: median [quartiles]; ratio: median and lower quartile\n"
-    )
+    print("CPU ms a problem: median [quartiles]; ratio: median and lower quartile\n")
     print(
         f"{'k':>4} {'noise':>6} {'method':<11} {'programs':>8} {'ours':>26} {'plain linprog':>26} "
         f"{'ratio':>7} {'quartile':>9}"

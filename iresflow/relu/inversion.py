@@ -68,7 +68,7 @@ class LayerInversion:
             the inequalities of the other rows could; ``uncertain`` is a rank that numbers of this
             precision don't decide.
         in_range: Whether a noiseless layer gives the observation: ``yes`` if z does, ``no`` if
-            the program proves that nothing does (a misfit above the tolerance).
+            the program proves that nothing above ``lower`` does (a misfit above the tolerance).
         spread: The standard deviation of z's entries that the misfit of the active rows makes
             likely, were it independent noise: an estimate, not a bound; infinite where the
             active rows don't determine z.
@@ -235,7 +235,9 @@ class _Search:
         assert squares is not None
         if step.error <= self.tolerance:
             in_range = "yes"
-        elif self.misfit > self.tolerance or (self.layer.slope == 0 and self.x.min() < 0):
+        elif self.misfit > self.tolerance or (
+            self.layer.slope == 0 and self.x.min() < -self.tolerance
+        ):
             in_range = "no"
         else:
             in_range = "unknown"

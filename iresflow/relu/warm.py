@@ -1,8 +1,8 @@
 """Linear programs that are solved again and again with small changes, by HiGHS with warm starts.
 
-`iresflow.relu.programs` solves one program through scipy. Here a program goes to HiGHS directly,
-since scipy neither takes a basis nor gives one: a sequence of programs that differ little then
-costs little more than its first.
+`iresflow.relu.programs` solves single programs, and many of equal constraints. Here a program
+starts from any basis, one of a program before or a guess: scipy neither takes a basis nor gives
+one.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from iresflow.errors import LinearProgramError
+from iresflow.relu.programs import OUTCOMES
 
 __all__ = ["Basis", "RangedProgram", "Simplex", "WarmSolution", "basis_of", "solve_ranged"]
 
@@ -25,12 +26,6 @@ ROW_STATES = (
     highspy.HighsBasisStatus.kLower,
     highspy.HighsBasisStatus.kUpper,
 )
-
-STATUS: dict[highspy.HighsModelStatus, Literal["optimal", "infeasible", "unbounded"]] = {
-    highspy.HighsModelStatus.kOptimal: "optimal",
-    highspy.HighsModelStatus.kInfeasible: "infeasible",
-    highspy.HighsModelStatus.kUnbounded: "unbounded",
-}
 
 TOLERANCE = 1e-9
 """Largest violation of a constraint, primal and dual; HiGHS allows 1e-10 and more."""
@@ -132,14 +127,14 @@ def solve_ranged(
         solver.setOptionValue("simplex_strategy", simplex.value)
         solver.setBasis(start)
     solver.run()
-    status = STATUS.get(solver.getModelStatus())
+    status = OUTCOMES.get(solver.getModelStatus())
     if status is None:
         # A warm start may run into numerical trouble that a cold one doesn't have.
         solver.clearSolver()
         solver.setOptionValue("simplex_strategy", Simplex.DUAL.value)
         solver.setOptionValue("presolve", "on")
         solver.run()
-        status = STATUS.get(solver.getModelStatus())
+        status = OUTCOMES.get(solver.getModelStatus())
     if status is None:
         name = solver.modelStatusToString(solver.getModelStatus())
         raise LinearProgramError(f"HiGHS ended with: {name}")

@@ -1,4 +1,4 @@
-"""Bias estimation and reconstruction from one ReLU layer, on Iris and MNIST.
+"""Bias estimation and reconstruction from one ReLU layer, on Iris and on images.
 
 Draws figures 2 to 5 and table 1 of H. Eckert, D. Haider, M. Ehler, P. Balazs, "Invertibility of
 ReLU-Layers: A Practical Approach", IJCCI 2024.
@@ -32,7 +32,7 @@ from iresflow.relu.training import Training, accuracy, classification_loss, fit
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
-DATA = {"mnist": {"name": "mnist"}}
+DATA = {"images": {"name": "mnist"}}
 
 PAPER_ERROR = {"iris": (0.84, 2.02), "mnist": (0.79, 1.63)}
 """Table 1 of the paper: mean reconstruction errors with and without the penalty."""
@@ -70,15 +70,15 @@ class Settings:
     """Of Adam."""
     iris_patience: int = 1000
     """Points for which alpha* has to stay the same."""
-    mnist_samples: int = 10_000
+    image_samples: int = 10_000
     """Training images."""
-    mnist_epochs: int = 6
+    image_epochs: int = 6
     """Passes over the images."""
-    mnist_batch_size: int = 128
+    image_batch_size: int = 128
     """Images in a step."""
-    mnist_learning_rate: float = 0.001
+    image_learning_rate: float = 0.001
     """Of Adam."""
-    mnist_patience: int = 20
+    image_patience: int = 20
     """Points for which alpha* has to stay the same."""
     max_points: int = 2048
     """Points at most that an estimate of alpha* draws."""
@@ -92,7 +92,7 @@ class Settings:
             )
         if not 1 <= self.iris_dimensions <= 4:
             raise ValueError(f"iris_dimensions={self.iris_dimensions}; allowed is 1 to 4")
-        for name in ("iris_runs", "points", "mnist_samples"):
+        for name in ("iris_runs", "points", "image_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; allowed is 1 or more")
 
@@ -123,8 +123,8 @@ def quick(settings: Settings) -> Settings:
         settings,
         iris_runs=min(settings.iris_runs, 2),
         iris_epochs=min(settings.iris_epochs, 20),
-        mnist_samples=min(settings.mnist_samples, 1500),
-        mnist_epochs=min(settings.mnist_epochs, 2),
+        image_samples=min(settings.image_samples, 1500),
+        image_epochs=min(settings.image_epochs, 2),
         max_points=min(settings.max_points, 256),
         points=min(settings.points, 16),
     )
@@ -136,9 +136,9 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
     bounds: dict[str, tuple[FrameBounds, FrameBounds]] = {}
     curves: dict[str, dict[str, list[Trained]]] = {}
     images: tuple[Tensor, Reconstruction, Reconstruction] | None = None
-    images_of, mean, deviation = standardise(data["mnist"])
+    images_of, mean, deviation = standardise(data["images"])
     for samples, runs in ((iris_samples(settings), settings.iris_runs), (images_of, 1)):
-        name = "iris" if samples.name == "iris" else "mnist"
+        name = samples.name
         curves[name] = {}
         for redundancy in settings.redundancies:
             curves[name][f"m/n = {redundancy}"] = [
@@ -154,18 +154,19 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
         for kind, networks in (("approx. invertible", held), ("unregularised", plain)):
             found = [_reconstruct(trained.network, points) for trained in networks]
             row = _table_row(name, kind, networks, found, points)
-            row["paper"] = PAPER_ERROR[name][0 if networks is held else 1]
+            paper = PAPER_ERROR.get(name, (None, None))
+            row["paper"] = paper[0 if networks is held else 1]
             rows.append(row)
             pair.append(found)
         bounds[name] = (pair[0][0][1], pair[1][0][1])
-        if name == "mnist":
+        if name != "iris":
             images = points, pair[0][0][0], pair[1][0][0]
         report.figure(f"figure-2-{name}", share_figure(_shares(settings, curves[name]), name))
     report.table("table-1", rows, "Mean reconstruction error on test points, 2-norm.")
     _write_shares(settings, curves, report)
     report.figure("figure-3", accuracy_figure(_accuracies(settings, curves)))
     assert images is not None
-    shape = data["mnist"].test.shape[1:]
+    shape = data["images"].test.shape[1:]
     pictures = (deviation * x + mean for x in (images[0], images[1].x, images[2].x))
     report.figure("figure-4", image_figure(*pictures, shape))
     report.figure("figure-5", bounds_figure(bounds))
@@ -211,13 +212,13 @@ def _train(
 ) -> Trained:
     labels, test_labels = samples.labels()
     small = samples.name == "iris"
-    count = len(samples.train) if small else settings.mnist_samples
+    count = len(samples.train) if small else settings.image_samples
     inputs, labels = samples.train.flatten(1)[:count], labels[:count]
     test = samples.test.flatten(1)
     training = Training(
-        epochs=settings.iris_epochs if small else settings.mnist_epochs,
-        batch_size=settings.iris_batch_size if small else settings.mnist_batch_size,
-        learning_rate=settings.iris_learning_rate if small else settings.mnist_learning_rate,
+        epochs=settings.iris_epochs if small else settings.image_epochs,
+        batch_size=settings.iris_batch_size if small else settings.image_batch_size,
+        learning_rate=settings.iris_learning_rate if small else settings.image_learning_rate,
         seed=settings.seed + index,
     )
     torch.manual_seed(settings.seed + index)
@@ -236,7 +237,7 @@ def _train(
             weight,
             inputs,
             sigma=settings.sigma,
-            patience=settings.iris_patience if small else settings.mnist_patience,
+            patience=settings.iris_patience if small else settings.image_patience,
             max_samples=settings.max_points,
             generator=stream,
             progress=False,

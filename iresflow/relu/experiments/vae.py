@@ -20,14 +20,14 @@ class Autoencoder:
         latent: Dimension k of the code.
         hidden: Hidden units of the decoder.
         encoder: Hidden units of the encoder, which nobody inverts.
-        slope: Negative slope of the decoder's hidden layers; its output is always ReLU.
+        slope: Negative slope of the decoder's layers, the last one included; 0 for ReLU.
         deviation: Of the Gaussian whose likelihood the squared error is.
     """
 
     latent: int = 20
     hidden: tuple[int, ...] = (60,)
     encoder: int = 400
-    slope: float = 0.0
+    slope: float = 0.2
     deviation: float = 0.1
 
 
@@ -41,11 +41,8 @@ class _Model(nn.Module):
         parts: list[nn.Module] = []
         widths = (sizes.latent, *sizes.hidden, pixels)
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            last = after is widths[-1]
-            parts += [
-                nn.Linear(before, after),
-                nn.LeakyReLU(sizes.slope) if sizes.slope and not last else nn.ReLU(),
-            ]
+            activation = nn.LeakyReLU(sizes.slope) if sizes.slope else nn.ReLU()
+            parts += [nn.Linear(before, after), activation]
         self.decoder = nn.Sequential(*parts)
         # A pixel that is 0 everywhere at the start would get no gradient ever.
         nn.init.constant_(self.decoder[-2].bias, 0.1)  # type: ignore[arg-type]
@@ -59,8 +56,14 @@ class _Model(nn.Module):
         return misfit + divergence
 
 
-def train_autoencoder(sizes: Autoencoder, images: Tensor, training: Training) -> nn.Sequential:
-    """Trains on images ``(N, n)`` in [0, 1]; returns the decoder, in eval mode.
+def train_autoencoder(
+    sizes: Autoencoder, images: Tensor, training: Training
+) -> tuple[nn.Sequential, nn.Sequential]:
+    """Trains on images ``(N, n)`` in [0, 1].
+
+    Returns:
+        The encoder, whose output begins with the k means of the code, and the decoder, in eval
+        mode.
 
     Raises:
         NonFiniteError: the loss is not finite.
@@ -71,4 +74,4 @@ def train_autoencoder(sizes: Autoencoder, images: Tensor, training: Training) ->
         return module(batch[0]).mean()
 
     fit(model, (images,), loss, training, title="autoencoder")
-    return model.decoder.eval()
+    return model.encoder.eval(), model.decoder.eval()

@@ -72,9 +72,9 @@ class Settings:
     """Points for which alpha* has to stay the same."""
     image_samples: int = 10_000
     """Training images."""
-    image_epochs: int = 10
+    image_epochs: int = 6
     """Passes over the images."""
-    image_batch_size: int = 64
+    image_batch_size: int = 128
     """Images in a step."""
     image_learning_rate: float = 0.001
     """Of Adam."""

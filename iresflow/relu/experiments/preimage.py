@@ -70,6 +70,7 @@ def quick(settings: Settings) -> Settings:
 def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None:
     """Runs the experiments, one after the other."""
     images = data["images"]
+    images.labels()  # raises before anything is computed
     draw_circles(report, settings.resolution, settings.seed)
     rows = []
     training = Training(

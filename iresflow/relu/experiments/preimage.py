@@ -55,7 +55,7 @@ def quick(settings: Settings) -> Settings:
     return replace(
         settings,
         resolution=min(settings.resolution, 40),
-        hidden=tuple(min(width, 600) for width in settings.hidden),
+        hidden=tuple(min(width, 1800) for width in settings.hidden),
         epochs=min(settings.epochs, 2),
         batch_size=min(settings.batch_size, 100),
         samples=min(settings.samples, 20),

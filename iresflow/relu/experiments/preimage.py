@@ -30,10 +30,10 @@ class Settings:
     """Points along each side of the plane (thesis, figure 3.1)."""
     hidden: tuple[int, ...] = (3500, 784)
     """Hidden layers of the network whose first layer's preimages are classified (table 2)."""
-    epochs: int = 5
-    """Passes over the data of its training."""
+    epochs: int = 2
+    """Passes over the data of its training; the paper has 25, in batches of 1000."""
     batch_size: int = 200
-    """Samples in a step of it: as many steps as the paper's 25 passes in batches of 1000."""
+    """Samples in a step of it."""
     samples: int = 250
     """Test images whose preimage is classified."""
     attacked: tuple[int, ...] = (100,) * 10

@@ -31,7 +31,10 @@ PROJECTIONS = 300
 """Projections that are tried before the program."""
 
 LEAST = 1e-3
-"""Share of the largest weight that the smallest one must have to end them."""
+"""Share of the largest entry that the smallest one must have to end them."""
+
+RELAXATION = 1.9
+"""Length of a step, in distances from the set; below 2."""
 
 NEARLY = 1e-6
 """Up to this, a product in a direction from the solver is made exactly zero, if it can be."""
@@ -83,12 +86,13 @@ def is_omnidirectional(matrix: Matrix) -> Omnidirectionality:
         return _dependent(unit, parts)
     if len(unit) <= count:  # as many independent rows as dimensions (corollary 6)
         return _refuted(unit, np.linalg.solve(unit, -np.ones(count)))
-    w = _by_projections(unit, parts)
-    if w is None:
+    w, x = _by_projections(unit, parts)
+    if w is None and x is None:
         proposed, x = _largest_weight(unit)
         w = _checked(unit, parts, proposed)
-        if w is None:
-            return _refuted(unit, x)
+    if w is None:
+        assert x is not None
+        return _refuted(unit, x)
     weights = np.ones(len(a))
     weights[rows] = w / norms[rows]
     return Omnidirectionality(True, weights=weights, margin=float(w.min()))
@@ -112,19 +116,26 @@ def _dependent(unit: np.ndarray, parts: Decomposition) -> Omnidirectionality:
     return Omnidirectionality(False, direction=parts.right[-1].copy())
 
 
-def _by_projections(unit: np.ndarray, parts: Decomposition) -> np.ndarray | None:
-    """Weights that prove it, where they are found cheaply, else None, which says nothing.
+def _by_projections(
+    unit: np.ndarray, parts: Decomposition
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Weights w that prove it, or x with A x < 0; neither where they are not found cheaply.
 
-    Over-relaxed projections in turn onto the null space of the transpose and onto w >= 1: all of
-    them cost a tenth of one program of hundreds of unknowns.
+    Over-relaxed projections, in turn onto w >= 1 and onto the null space of the transpose, and
+    likewise of v = -A x onto v >= 1 and onto the range. By Stiemke's theorem only one of the two
+    has a goal. All of them cost a tenth of one program of hundreds of unknowns.
     """
-    w = np.ones(len(unit))
+    w = v = np.ones(len(unit))
     for _ in range(PROJECTIONS):
         w = w - parts.left @ (parts.left.T @ w)
         if w.min() > LEAST * w.max():
-            return _checked(unit, parts, w / w.max())
-        w = w + 1.9 * np.maximum(1 - w, 0)
-    return None
+            return _checked(unit, parts, w / w.max()), None
+        v = parts.left @ (parts.left.T @ v)
+        if v.min() > LEAST * v.max():
+            return None, -parts.solve(v)
+        w = w + RELAXATION * np.maximum(1 - w, 0)
+        v = v + RELAXATION * np.maximum(1 - v, 0)
+    return None, None
 
 
 def _largest_weight(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

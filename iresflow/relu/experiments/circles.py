@@ -62,7 +62,7 @@ def draw_circles(report: Report, resolution: int, seed: int) -> None:
         f"of side {2 * EXTENT:g}, {resolution} x {resolution} points. Without an active neuron "
         "there is no singular value, and the condition stands as 0.",
     )
-    figure = Figure(figsize=(13, 8.4), layout="constrained")
+    figure = Figure(figsize=(13, 7.4), layout="constrained")
     for part, (name, plane) in zip(figure.subfigures(2, 1), maps.items(), strict=True):
         plane.draw(part, name, points, labels)
     report.figure("circles", figure, "Two circles: prediction, preimage and condition")

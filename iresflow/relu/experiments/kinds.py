@@ -52,12 +52,11 @@ def count_kinds(
                 "active units": int(active[index]),
                 "kind": str(found.kind),
                 "dimension": found.dimension,
-                "margin": found.omnidirectional.margin if found.omnidirectional else None,
             }
         )
     counts = np.array([row["active units"] for row in rows])
     kinds = np.array([row["kind"] for row in rows])
-    report.table("kinds", rows, "One image a row; margin: the smallest weight of the certificate.")
+    report.table("kinds", rows, "One image a row.")
     strip = _strip(counts, kinds, active, size)
     report.numbers(
         "strip",

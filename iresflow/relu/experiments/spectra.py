@@ -35,7 +35,9 @@ class Spectra:
 
     def median(self, index: int) -> np.ndarray:
         """The median over samples of each singular value of a stage, falling; zeros included."""
-        return np.median([spectrum.values for spectrum in self.spectra[index]], axis=0)
+        values = [spectrum.values for spectrum in self.spectra[index]]
+        # Of an even number the lower one: the mean of a zero and a value would be neither.
+        return np.quantile(values, 0.5, axis=0, method="lower")
 
     def condition(self, index: int) -> float:
         """The median condition number of a stage."""

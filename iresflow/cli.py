@@ -11,11 +11,14 @@ from iresflow.errors import (
     DataError,
     InversionError,
     InversionWarning,
+    LinearProgramError,
     LostProcessError,
     NonFiniteError,
+    NoPreimageError,
     NotContractiveError,
     NotInitializedError,
     RunError,
+    SpectrumError,
 )
 
 __all__ = ["main"]
@@ -25,6 +28,7 @@ VERBS = {
     "sample": "draw samples, reconstructions or interpolations",
     "evaluate": "score a trained model on its test split",
     "certify": "print the certified Lipschitz bounds; exit code 0 only if certified",
+    "relu": "what an ordinary ReLU network throws away: preimage, stability, frames, inversion",
 }
 
 EXPECTED = (
@@ -32,11 +36,14 @@ EXPECTED = (
     DataError,
     InversionError,
     LostProcessError,
+    LinearProgramError,
+    NoPreimageError,
     NonFiniteError,
     NotContractiveError,
     NotInitializedError,
     OSError,  # a full disk, a directory without permission
     RunError,
+    SpectrumError,
     ValueError,
 )
 """What a person can cause, and so gets one clear line for. All else is a bug, with its trace."""

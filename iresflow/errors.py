@@ -12,12 +12,16 @@ __all__ = [
     "InversionError",
     "InversionWarning",
     "LostProcessError",
+    "LinearProgramError",
+    "NoPreimageError",
     "NonFiniteError",
     "NotContractiveError",
     "NotInitializedError",
     "RunError",
+    "SpectrumError",
     "TrainingInterrupted",
     "UnknownBoundError",
+    "UnsupportedNetworkError",
 ]
 
 
@@ -84,3 +88,34 @@ class LostProcessError(RuntimeError):
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was asked to stop, and did so behind a step, with a checkpoint written."""
+
+
+class UnsupportedNetworkError(ValueError):
+    """A network can't be read as a chain of piecewise linear layers.
+
+    Arguments:
+        layer: The layer's name in the network.
+        kind: What the layer is.
+        reason: What is wrong with it, and what is allowed.
+    """
+
+    def __init__(self, layer: str, kind: str, reason: str) -> None:
+        super().__init__(layer, kind, reason)
+        self.layer = layer
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"layer {self.layer} ({self.kind}) {self.reason}"
+
+
+class NoPreimageError(RuntimeError):
+    """No input of a layer gives the output whose preimage was asked for."""
+
+
+class LinearProgramError(RuntimeError):
+    """A linear program ended without an answer: at a limit of the solver or of its digits."""
+
+
+class SpectrumError(RuntimeError):
+    """Lanczos iterations for singular values ended without convergence."""

@@ -18,6 +18,7 @@ RANKS = {
     "logdet": 3,
     "data": 3,
     "plots": 3,
+    "relu": 3,
     "bijections": 4,
     "models": 5,
     "analysis": 6,
@@ -69,3 +70,13 @@ def test_base_modules_import_no_sibling():
 def test_every_part_has_a_rank():
     parts = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert parts == set(RANKS)
+
+
+def test_methods_of_relu_know_no_experiment():
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {module}"
+        for file in (ROOT / "relu").glob("*.py")
+        for module in imported_modules(file)
+        if module.startswith("iresflow.relu.experiments")
+    ]
+    assert not wrong

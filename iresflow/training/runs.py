@@ -10,7 +10,28 @@ import yaml
 
 from iresflow.errors import RunError
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "new_directory"]
+
+
+def new_directory(parent: str | Path, name: str) -> Path:
+    """Makes the directory ``0000-name`` below a parent, with the next free number.
+
+    Raises:
+        RunError: it can't be made.
+    """
+    parent = Path(parent)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "run"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1 + max(
+            (int(p.name[:4]) for p in parent.iterdir() if re.match(r"\d{4}-", p.name)),
+            default=-1,
+        )
+        path = parent / f"{number:04d}-{slug}"
+        path.mkdir()
+    except OSError as error:
+        raise RunError(f"could not make a run directory in {parent}: {error}") from None
+    return path
 
 
 @final
@@ -31,16 +52,8 @@ class RunDirectory:
         Raises:
             RunError: it can't be made.
         """
-        parent = Path(parent)
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "run"
+        path = new_directory(parent, name)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            number = 1 + max(
-                (int(p.name[:4]) for p in parent.iterdir() if re.match(r"\d{4}-", p.name)),
-                default=-1,
-            )
-            path = parent / f"{number:04d}-{slug}"
-            path.mkdir()
             (path / "samples").mkdir()
             (path / "checkpoints").mkdir()
         except OSError as error:

@@ -1,0 +1,10 @@
+"""The papers' experiments on ReLU networks; the methods know nothing of them.
+
+Each module is one experiment of ``iresflow relu`` and has
+
+- ``Settings``, a keyword-only dataclass of what a person can set, ``seed`` among it,
+- ``DATA``, for each section of the configuration that names a data set, its default fields, such
+  as ``{"mnist": {"name": "mnist"}}``,
+- ``quick(settings)``, the settings cut down to a run within a minute,
+- ``run(settings, data, report)``, where ``data`` holds `Samples` under the names of ``DATA``.
+"""

@@ -1,0 +1,289 @@
+"""The input of one layer from its noisy output, by linear programs.
+
+The layers are those of `iresflow.relu.network`; how whole networks are inverted is in
+`iresflow.relu.layerwise`.
+"""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal, final
+
+import numpy as np
+from scipy import sparse
+from torch import Tensor
+
+from iresflow.relu.layer_programs import InfinityNorm, LayerMethod
+from iresflow.relu.network import Layer
+from iresflow.relu.observation import Ranges, check_layer, check_observation, observed_ranges
+from iresflow.relu.start import LeastSquares, consistent, least_squares
+from iresflow.relu.warm import Basis, Simplex, WarmSolution, solve_ranged
+
+__all__ = ["LayerInversion", "Step", "as_observation", "invert_layer"]
+
+FIRST_EPSILON = 1e-6
+"""Of the largest observation: the threshold to begin with, where none is given."""
+
+TOLERANCE = 1e-8
+"""Of the largest observation: reconstruction errors up to this are rounding."""
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """One program of the sequence of growing thresholds.
+
+    Attributes:
+        epsilon: The threshold.
+        status: ``optimal``, ``infeasible`` or ``unbounded``.
+        objective: delta (l-infinity), the sum of the slacks (l1), or minus the correlation; NaN
+            without a solution, or where least squares gave that of the relaxed program.
+        error: Norm of the layer's output minus the observation; NaN without a solution.
+        iterations: Of the simplex method; 0 where least squares already met all rows.
+        seconds: Wall time.
+    """
+
+    epsilon: float
+    status: Literal["optimal", "infeasible", "unbounded"]
+    objective: float
+    error: float
+    iterations: int
+    seconds: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayerInversion:
+    """What was found of a layer's input.
+
+    Attributes:
+        layer: The layer's name.
+        status: ``optimal`` if a program had a solution; else how the last one ended.
+        z: The input found, ``(k,)``; None without one.
+        epsilon: The threshold that it was found with.
+        objective: Of its program, see `Step`.
+        error: Norm of the layer's output there minus the observation: the l-infinity norm for
+            that program, else l1.
+        active: Rows whose piece of the activation counted as known, ``(n,)`` bool.
+        determined: Whether the active rows have full column rank, and so fix z: with ``no`` only
+            the inequalities of the other rows could; ``uncertain`` is a rank that numbers of this
+            precision don't decide.
+        in_range: Whether a noiseless layer gives the observation: ``yes`` if z does, ``no`` if
+            the program proves that nothing above ``lower`` does (a misfit above the tolerance).
+        spread: The standard deviation of z's entries that the misfit of the active rows makes
+            likely, were it independent noise: an estimate, not a bound; infinite where the
+            active rows don't determine z.
+        steps: All programs.
+    """
+
+    layer: str
+    status: Literal["optimal", "infeasible", "unbounded"]
+    z: np.ndarray | None
+    epsilon: float
+    objective: float
+    error: float
+    active: np.ndarray
+    determined: Literal["yes", "no", "uncertain"]
+    in_range: Literal["yes", "no", "unknown"]
+    spread: float
+    steps: tuple[Step, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all programs."""
+        return sum(step.seconds for step in self.steps)
+
+
+def as_observation(layer: Layer, x: Tensor | np.ndarray) -> np.ndarray:
+    """An output of a layer as float64 ``(n,)``. Errors: `check_observation`."""
+    if isinstance(x, Tensor):
+        x = x.detach().to("cpu").numpy()
+    values = np.asarray(x, dtype=np.float64)
+    check_observation(layer, values)
+    return values
+
+
+def invert_layer(
+    layer: Layer,
+    x: Tensor | np.ndarray,
+    method: LayerMethod | None = None,
+    *,
+    epsilon: float | None = None,
+    growth: float = 2.0,
+    patience: int = 1,
+    max_steps: int = 20,
+    lower: float = -np.inf,
+    tolerance: float = TOLERANCE,
+) -> LayerInversion:
+    """Finds z with layer(z) near an observation (Algorithms 1 to 3).
+
+    A sequence of programs with thresholds epsilon, growth epsilon, ... until the reconstruction
+    error no longer falls; the best is returned. A threshold that leaves the program as it was is
+    passed over. A z that meets all rows without error needs no program: it is optimal.
+
+    Arguments:
+        layer: With a negative slope from 0 to 1.
+        x: The observation, ``(n,)``.
+        method: By default `InfinityNorm`.
+        epsilon: The first threshold, a guess of the largest noise: above 0. By default 1e-6 of
+            the largest observation, which is for observations without noise.
+        growth: alpha, above 1.
+        patience: Thresholds in a row without a smaller error that end the sequence; the paper's
+            algorithm has 1.
+        max_steps: Programs at most.
+        lower: What each entry of z is at least, such as 0 for the output of a ReLU.
+        tolerance: Errors up to this share of the largest observation count as none.
+
+    Raises:
+        ValueError: an observation that doesn't fit or is not finite, or another argument that is
+            out of range.
+        LinearProgramError: HiGHS ended without an answer.
+    """
+    values = as_observation(layer, x)
+    check_layer(layer)
+    method = InfinityNorm() if method is None else method
+    scale = float(np.abs(values).max()) or 1.0
+    epsilon = FIRST_EPSILON * scale if epsilon is None else epsilon
+    _check_numbers(epsilon, growth, lower, tolerance)
+    for name, value in (("patience", patience), ("max_steps", max_steps)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; allowed is 1 or more")
+    search = _Search(layer, values, method, lower, tolerance * scale, patience)
+    while len(search.steps) < max_steps and search.advance(epsilon):
+        epsilon *= growth
+        while search.unchanged(epsilon):
+            epsilon *= growth
+            if epsilon > growth * scale:
+                return search.result()
+    return search.result()
+
+
+@final
+class _Search:
+    """The sequence of programs for one observation."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        x: np.ndarray,
+        method: LayerMethod,
+        lower: float,
+        tolerance: float,
+        patience: int,
+    ) -> None:
+        self.layer, self.x, self.method = layer, x, method
+        self.lower, self.tolerance = lower, tolerance
+        self.matrix = sparse.csc_array(layer.affine.matrix())
+        self.steps: list[Step] = []
+        self.best: tuple[Step, np.ndarray] | None = None
+        self.best_squares: LeastSquares | None = None
+        self.misfit = 0.0
+        self._patience = self._left = patience
+        self._ranges: Ranges | None = None
+        self._observed: Ranges | None = None
+        self._squares: LeastSquares | None = None
+        self._pattern = np.zeros(len(x), dtype=bool)
+        self._basis: Basis | None = None
+
+    def unchanged(self, epsilon: float) -> bool:
+        """Whether the last program would only be repeated."""
+        return self.method.ranges(self.layer, self.x, epsilon).same(self._ranges)
+
+    def advance(self, epsilon: float) -> bool:
+        """Solves the next program; returns whether another one may be better."""
+        began = perf_counter()
+        observed = observed_ranges(self.layer, self.x, epsilon)
+        if self._squares is None or not observed.same(self._observed):
+            self._observed = observed
+            self._squares = least_squares(self.layer, self.matrix, observed)
+        squares = self._squares
+        ranges = self.method.ranges(self.layer, self.x, epsilon)
+        if consistent(self.matrix, observed, squares.z, self.lower, self.tolerance):
+            # Of the relaxed program this is the solution with epsilon = 0.
+            status, z, iterations = "optimal", squares.z, 0
+            objective = 0.0 if self.method.fits else np.nan
+        else:
+            solution = self._solve(ranges, squares.z)
+            status, objective = solution.status, solution.objective
+            iterations = solution.iterations
+            z = None if solution.values is None else solution.values[: self.matrix.shape[1]]
+        error = np.nan if z is None else self._error(z)
+        step = Step(epsilon, status, objective, error, iterations, perf_counter() - began)
+        self.steps.append(step)
+        self._ranges = ranges
+        if z is None:
+            # Directions that improve for ever do so whatever the threshold.
+            return status != "unbounded"
+        if self.method.fits:
+            self.misfit = max(self.misfit, objective)
+        if self.best is not None and error >= self.best[0].error:
+            self._left -= 1
+            return self._left > 0
+        self._left = self._patience
+        self.best, self.best_squares = (step, z), squares
+        return error > self.tolerance
+
+    def result(self) -> LayerInversion:
+        last = self.steps[-1]
+        if self.best is None:
+            none = np.zeros(len(self.x), dtype=bool)
+            return LayerInversion(
+                self.layer.name, last.status, None, last.epsilon, last.objective, np.nan, none,
+                "no", "unknown", np.nan, tuple(self.steps),
+            )  # fmt: skip
+        step, z = self.best
+        squares = self.best_squares
+        assert squares is not None
+        if step.error <= self.tolerance:
+            in_range = "yes"
+        elif self.misfit > self.tolerance or (
+            self.layer.slope == 0 and self.x.min() < -self.tolerance
+        ):
+            in_range = "no"
+        else:
+            in_range = "unknown"
+        return LayerInversion(
+            self.layer.name, "optimal", z, step.epsilon, step.objective, step.error,
+            squares.active, squares.determined, in_range, self._spread(z, squares),
+            tuple(self.steps),
+        )  # fmt: skip
+
+    def _solve(self, ranges: Ranges, z: np.ndarray) -> WarmSolution:
+        if self._basis is None:
+            # Thresholds grow, so no row gets a lower limit that has none now.
+            self._pattern = np.isfinite(ranges.low)
+        matrix = self.layer.affine.matrix()
+        basis, simplex = self._basis, self.method.simplex
+        # Other rows are active then, so the old basis is a worse start than a new guess; where
+        # only the limits have moved it is a better one.
+        if not sparse.issparse(matrix) and (basis is None or self.method.fits):
+            guess = self.method.start(matrix, self.x, ranges, self._pattern, z, self.lower)
+            if guess is not None:
+                basis, simplex = guess, Simplex.PRIMAL
+        program = self.method.program(self.matrix, self.x, ranges, self._pattern, self.lower)
+        solution = solve_ranged(program, basis, simplex)
+        self._basis = solution.basis
+        return solution
+
+    def _spread(self, z: np.ndarray, squares: LeastSquares) -> float:
+        if squares.determined == "no":
+            return np.inf
+        ranges = observed_ranges(self.layer, self.x, self.best[0].epsilon if self.best else 0.0)
+        misfit = ((self.matrix @ z - ranges.low) / ranges.low_rate)[squares.active]
+        free = max(1, len(misfit) - len(z))
+        return float(np.linalg.norm(misfit) / np.sqrt(free) * squares.gain)
+
+    def _error(self, z: np.ndarray) -> float:
+        output = self.matrix @ z + self.layer.affine.bias.numpy()
+        output = np.where(output > 0, output, self.layer.slope * output)
+        return float(np.linalg.norm(output - self.x, self.method.order))
+
+
+def _check_numbers(epsilon: float, growth: float, lower: float, tolerance: float) -> None:
+    if not 0 < epsilon < np.inf:
+        raise ValueError(f"epsilon is {epsilon}; allowed is a number above 0")
+    if not 1 < growth < np.inf:
+        raise ValueError(f"growth is {growth}; allowed is a number above 1")
+    if np.isnan(lower) or lower == np.inf:
+        raise ValueError(f"lower is {lower}; allowed is a number, or -infinity for none")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}; allowed is 0 to 1, both excluded")

@@ -1,0 +1,236 @@
+"""The linear programs that invert one layer: l-infinity, l1 and relaxed.
+
+From Q. Lei, A. Jalal, I. S. Dhillon, A. G. Dimakis, "Inverting Deep Generative Models, One Layer
+at a Time", NeurIPS 2019, as its supplement states them.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+from scipy import sparse
+
+from iresflow.relu.crash import infinity_basis, one_norm_basis, relaxed_basis
+from iresflow.relu.network import Layer
+from iresflow.relu.observation import Ranges, observed_ranges
+from iresflow.relu.warm import Basis, RangedProgram, Simplex
+
+__all__ = ["InfinityNorm", "LayerMethod", "OneNorm", "Relaxed"]
+
+
+class LayerMethod(ABC):
+    """How the input of one layer is found from its output.
+
+    Attributes:
+        name: For tables.
+        order: Of the norm in which reconstruction errors are compared: 1 or infinity.
+        fits: Whether the objective is the size of the misfit, so that 0 proves a point optimal.
+        simplex: What goes on from the basis of the program with the epsilon before, where no
+            better start is known.
+    """
+
+    name: ClassVar[str]
+    order: ClassVar[float]
+    fits: ClassVar[bool]
+    simplex: ClassVar[Simplex]
+
+    @abstractmethod
+    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
+        """The limits of A z that the program asks for."""
+
+    @abstractmethod
+    def program(
+        self,
+        matrix: sparse.csc_array,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        lower: float,
+    ) -> RangedProgram:
+        """The program, the first unknowns of which are z.
+
+        Arguments:
+            matrix: A, ``(n, k)``.
+            x: The observation, ``(n,)``.
+            ranges: Of `ranges`.
+            pattern: Rows ``(n,)`` bool whose lower limits have a place in the program, finite or
+                not: programs with the same pattern have the same shapes.
+            lower: Of each entry of z, or -infinity.
+        """
+
+    @abstractmethod
+    def start(
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
+    ) -> Basis | None:
+        """A basis to start from with the primal simplex method, or None for the solver's own.
+
+        Arguments:
+            matrix: A, ``(n, k)``.
+            x, ranges, pattern, lower: As of `program`.
+            z: The least-squares point on the active rows, ``(k,)``.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class InfinityNorm(LayerMethod):
+    """Minimise delta, where all rows are met up to delta (Algorithm 1)."""
+
+    name = "l-infinity"
+    order = np.inf
+    fits = True
+    simplex = Simplex.PRIMAL
+
+    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
+        return observed_ranges(layer, x, epsilon)
+
+    def program(
+        self,
+        matrix: sparse.csc_array,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        lower: float,
+    ) -> RangedProgram:
+        count, size = matrix.shape
+        rest = matrix.tocsr()[pattern]
+        rates = np.concatenate([-ranges.high_rate, ranges.low_rate[pattern]])
+        rows = sparse.hstack(
+            [sparse.vstack([matrix, rest]), sparse.csc_array(rates[:, None])], format="csc"
+        )
+        low = ranges.low[pattern]
+        return RangedProgram(
+            np.append(np.zeros(size), 1.0),
+            rows,
+            np.concatenate([np.full(count, -np.inf), low]),
+            np.concatenate([ranges.high, np.full(len(low), np.inf)]),
+            np.append(np.full(size, lower), 0.0),
+            np.full(size + 1, np.inf),
+        )
+
+    def start(
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
+    ) -> Basis | None:
+        return infinity_basis(matrix, ranges, pattern, z, lower)
+
+
+@final
+@dataclass(frozen=True)
+class OneNorm(LayerMethod):
+    """Minimise the sum of one non-negative slack a row (Algorithm 2).
+
+    A slack e for both sides of a row is one of them at a time: above, q, or below, p. So a row is
+    low <= A z - b q + a p <= high, one instead of two.
+    """
+
+    name = "l1"
+    order = 1.0
+    fits = True
+    simplex = Simplex.PRIMAL
+
+    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
+        return observed_ranges(layer, x, epsilon)
+
+    def program(
+        self,
+        matrix: sparse.csc_array,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        lower: float,
+    ) -> RangedProgram:
+        count, size = matrix.shape
+        above = sparse.diags_array(-ranges.high_rate, format="csc")
+        below = sparse.diags_array(ranges.low_rate, format="csc")[:, np.flatnonzero(pattern)]
+        slacks = count + below.shape[1]
+        return RangedProgram(
+            np.concatenate([np.zeros(size), np.ones(slacks)]),
+            sparse.hstack([matrix, above, below], format="csc"),
+            ranges.low,
+            ranges.high,
+            np.concatenate([np.full(size, lower), np.zeros(slacks)]),
+            np.full(size + slacks, np.inf),
+        )
+
+    def start(
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
+    ) -> Basis | None:
+        return one_norm_basis(matrix, ranges, pattern, z, lower)
+
+
+@final
+@dataclass(frozen=True)
+class Relaxed(LayerMethod):
+    """Maximise the correlation with the observation below it (Algorithm 3, and eq. 9).
+
+    For ReLU: max sum_i max(0, x_i) w_i z subject to w_i z <= x_i + epsilon. For LeakyReLU of
+    slope c: max x^T W z subject to min(x_i - epsilon, 0) / c <= w_i z <= max(x_i + epsilon, 0).
+    """
+
+    name = "relaxed"
+    order = 1.0
+    fits = False
+    simplex = Simplex.DUAL
+
+    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
+        bias, slope = layer.affine.bias.numpy(), layer.slope
+        ones = np.ones(len(x))
+        none = np.zeros(len(x), dtype=bool)
+        if slope == 0:
+            x = np.maximum(x, 0.0)  # as in observed_ranges
+            return Ranges(np.full(len(x), -np.inf), x + epsilon - bias, ones, ones, none)
+        low = np.minimum(x - epsilon, 0) / slope
+        return Ranges(low - bias, np.maximum(x + epsilon, 0) - bias, ones, ones, none)
+
+    def program(
+        self,
+        matrix: sparse.csc_array,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        lower: float,
+    ) -> RangedProgram:
+        size = matrix.shape[1]
+        return RangedProgram(
+            -(matrix.T @ _weights(x, ranges)),
+            matrix,
+            ranges.low,
+            ranges.high,
+            np.full(size, lower),
+            np.full(size, np.inf),
+        )
+
+    def start(
+        self,
+        matrix: np.ndarray,
+        x: np.ndarray,
+        ranges: Ranges,
+        pattern: np.ndarray,
+        z: np.ndarray,
+        lower: float,
+    ) -> Basis | None:
+        return relaxed_basis(matrix, _weights(x, ranges), ranges, z, lower)
+
+
+def _weights(x: np.ndarray, ranges: Ranges) -> np.ndarray:
+    """What the rows are weighed with: below a ReLU there are no lower limits, and no negatives."""
+    return np.maximum(x, 0) if np.isneginf(ranges.low).all() else x

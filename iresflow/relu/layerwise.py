@@ -1,0 +1,202 @@
+"""The latent code of a generative ReLU network from its output, one layer at a time.
+
+From the last layer backwards, each input that was found is the observation of the layer before
+(Q. Lei, A. Jalal, I. S. Dhillon, A. G. Dimakis, "Inverting Deep Generative Models, One Layer at a
+Time", NeurIPS 2019).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal, final
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from iresflow.relu.constants import ErrorBound, bound_error
+from iresflow.relu.inversion import FIRST_EPSILON, LayerInversion, as_observation, invert_layer
+from iresflow.relu.layer_programs import InfinityNorm, LayerMethod
+from iresflow.relu.network import Layer, Network
+from iresflow.relu.observation import check_layer, observed_ranges
+
+__all__ = ["NetworkInversion", "error_bounds", "invert_network"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class NetworkInversion:
+    """What was found of a network's input.
+
+    Attributes:
+        status: ``optimal`` if every layer was inverted; else how the failing one ended.
+        z: The input found, ``(k,)``; None if a layer failed.
+        error: Norm of the network's output there minus the observation, in the method's norm; NaN
+            without z.
+        determined: ``yes`` if every layer's active rows have full rank; ``no`` if one has not.
+        layers: Of the layers inverted, from the last one backwards.
+        observations: What each of these was inverted from, ``(n_i,)``.
+        seconds: Wall time.
+    """
+
+    status: Literal["optimal", "infeasible", "unbounded"]
+    z: np.ndarray | None
+    error: float
+    determined: Literal["yes", "no", "uncertain"]
+    layers: tuple[LayerInversion, ...]
+    observations: tuple[np.ndarray, ...]
+    seconds: float
+
+
+def invert_network(
+    network: Network,
+    x: Tensor | np.ndarray,
+    method: LayerMethod | None = None,
+    *,
+    epsilon: float | Sequence[float] | None = None,
+    growth: float = 2.0,
+    patience: int = 1,
+    max_steps: int = 20,
+    ranges: bool = True,
+) -> NetworkInversion:
+    """Inverts a network layer by layer, from the last one backwards.
+
+    Arguments:
+        network: Layers with negative slopes from 0 to 1.
+        x: The observation, ``(n,)``.
+        method: `InfinityNorm` (the default), `OneNorm` or `Relaxed`.
+        epsilon: The first threshold of each layer, in the order of the network, or that of the
+            last layer; then the others are twice the spread that the layer behind left, and for
+            `Relaxed` 1e-6 of their observation. See `invert_layer`.
+        growth, patience: See `invert_layer`.
+        max_steps: Programs of one layer at most.
+        ranges: Whether to use that the output of a ReLU is not negative. The paper's programs do
+            not; with noise the codes found are better by it.
+
+    Raises:
+        ValueError: as `invert_layer`, or another number of thresholds than layers.
+        LinearProgramError: HiGHS ended without an answer.
+    """
+    method = InfinityNorm() if method is None else method
+    for layer in network.layers:
+        check_layer(layer)
+    observation = as_observation(network.layers[-1], x)
+    thresholds = _thresholds(network, epsilon)
+    began = perf_counter()
+    found: list[LayerInversion] = []
+    observations: list[np.ndarray] = []
+    for index in reversed(range(len(network.layers))):
+        above_zero = ranges and index > 0 and network.layers[index - 1].slope == 0
+        inversion = invert_layer(
+            network.layers[index],
+            observation,
+            method,
+            epsilon=_threshold(thresholds[index], observation, found, method),
+            growth=growth,
+            patience=patience,
+            max_steps=max_steps,
+            lower=0.0 if above_zero else -np.inf,
+        )
+        found.append(inversion)
+        observations.append(observation)
+        if inversion.z is None:
+            break
+        observation = inversion.z
+    last = found[-1]
+    error = np.nan if last.z is None else output_error(network, last.z, observations[0], method)
+    return NetworkInversion(
+        last.status,
+        last.z,
+        error,
+        _together([inversion.determined for inversion in found]),
+        tuple(found),
+        tuple(observations),
+        perf_counter() - began,
+    )
+
+
+def output_error(network: Network, z: np.ndarray, x: np.ndarray, method: LayerMethod) -> float:
+    """Norm of the network's output at z minus x, in the method's norm."""
+    output = network(torch.from_numpy(z)[None])[0].numpy()
+    return float(np.linalg.norm(output - x, method.order))
+
+
+def error_bounds(
+    network: Network,
+    inversion: NetworkInversion,
+    noise: float,
+    *,
+    order: float = np.inf,
+    exact: bool = False,
+) -> tuple[ErrorBound, ...]:
+    """Theorem 3: the bounds of Lemma 2 from the last layer backwards, each the noise of the next.
+
+    Arguments:
+        network: That was inverted.
+        inversion: By `InfinityNorm` for order infinity, by `OneNorm` for order 1.
+        noise: Norm of the noise of the observation.
+        order: Infinity or 1.
+        exact: Whether to compute the best constants by linear programs; only for infinity.
+
+    Returns:
+        A bound for each layer of ``inversion.layers``; the last one is that of the code. It is
+        proven if ``holds`` of all.
+
+    Raises:
+        ValueError: as `bound_error`.
+    """
+    bounds: list[ErrorBound] = []
+    for layer, found, observation in zip(
+        reversed(network.layers), inversion.layers, inversion.observations, strict=False
+    ):
+        if found.z is None:
+            break
+        matrix, misfit = _active(layer, found, observation, order)
+        bound = bound_error(
+            matrix, order=order, noise=noise, misfit=misfit, epsilon=found.epsilon, exact=exact
+        )
+        bounds.append(bound)
+        noise = min(bound.lemma, bound.posterior)
+    return tuple(bounds)
+
+
+def _active(
+    layer: Layer, found: LayerInversion, observation: np.ndarray, order: float
+) -> tuple[np.ndarray, float]:
+    """The active rows times the slopes of their pieces, and the norm of their misfit."""
+    assert found.z is not None
+    ranges = observed_ranges(layer, observation, found.epsilon)
+    rows = np.flatnonzero(ranges.active)
+    full = layer.affine.matrix()
+    matrix = full[rows].toarray() if sparse.issparse(full) else full[rows]
+    rates = ranges.low_rate[rows]
+    misfit = (matrix @ found.z - ranges.low[rows]) / rates
+    return matrix / rates[:, None], float(np.linalg.norm(misfit, order)) if len(rows) else 0.0
+
+
+def _threshold(
+    asked: float | None,
+    observation: np.ndarray,
+    found: Sequence[LayerInversion],
+    method: LayerMethod,
+) -> float | None:
+    # The threshold of the relaxed program moves its solution by as much, so it starts from little.
+    if asked is not None or not found or not method.fits or not np.isfinite(found[-1].spread):
+        return asked
+    return max(2 * found[-1].spread, FIRST_EPSILON * float(np.abs(observation).max()) or 1e-6)
+
+
+def _thresholds(network: Network, epsilon: float | Sequence[float] | None) -> list[float | None]:
+    count = len(network.layers)
+    if epsilon is None or isinstance(epsilon, float | int):
+        return [None] * (count - 1) + [epsilon]
+    if len(epsilon) != count:
+        raise ValueError(f"{len(epsilon)} thresholds for {count} layers; allowed is one for each")
+    return list(epsilon)
+
+
+def _together(parts: list[Literal["yes", "no", "uncertain"]]) -> Literal["yes", "no", "uncertain"]:
+    if "no" in parts:
+        return "no"
+    return "uncertain" if "uncertain" in parts else "yes"

@@ -1,0 +1,265 @@
+r"""What kind of set a layer maps to one output (thesis, theorem 3.3; the papers' theorem 4).
+
+With :math:`O` an orthonormal basis of the null space of the active rows and :math:`x_0` a solution
+of the equations, the preimage is :math:`\{x_0 + O u : \bar G u \le \bar h\}` with
+:math:`\bar G = G O` and :math:`\bar h = h - G x_0`. It is
+
+- a singleton if there is no u, or if some rows of (G, h) are omnidirectional for a point,
+- bounded if and only if :math:`\bar G` is omnidirectional, and else holds a ray.
+
+Rows that hold with equality in the whole preimage are found by linear programs: the radius of the
+largest ball within is maximised, and where that is zero, its multipliers are positive weights
+:math:`\lambda` with :math:`\bar G^\top \lambda = 0` and :math:`\bar h^\top \lambda = 0`, so that
+those rows are equations too. That repeats in the smaller space until a ball is found. If the
+space shrinks to a point, the rows together are the omnidirectional ones of theorem 3.3 ii.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import final
+
+import numpy as np
+import torch
+
+from iresflow.errors import NoPreimageError
+from iresflow.relu.affine import Matrix, as_array
+from iresflow.relu.omnidirectional import Omnidirectionality, is_omnidirectional
+from iresflow.relu.programs import Program, solve_program
+from iresflow.relu.ranks import CLEAR, ZERO, clearly_injective, decompose
+from iresflow.relu.systems import ANYTHING, Between, System, preimage_system
+
+__all__ = ["Kind", "Preimage", "classify_preimage", "classify_system"]
+
+FLAT = 1e-8
+"""Radius of a ball up to which it is none, relative to 1 + |x|; the solver works to 1e-10."""
+
+THICK = 1e-6
+"""Radius, relative to 1 + |x|, from which on a ball is one; between the two it is uncertain."""
+
+WEIGHT = 1e-6
+"""Share of the largest multiplier from which on a row is one that limits the ball."""
+
+CONTRADICTION = 1e-6
+"""Misfit of the active rows, relative to the output, from which on they have no solution."""
+
+
+class Kind(StrEnum):
+    """What a preimage is."""
+
+    EMPTY = "empty"
+    SINGLETON = "singleton"
+    BOUNDED = "bounded"
+    UNBOUNDED = "unbounded"
+    UNCERTAIN = "uncertain"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Preimage:
+    """A preimage, and why it is of its kind.
+
+    Attributes:
+        kind: Empty, singleton, bounded, unbounded, or uncertain where rounding would decide.
+        reason: In words.
+        dimension: Of the preimage; None where it is empty or uncertain.
+        point: A point of it, ``(n,)``; None where it is empty or none was found.
+        basis: Orthonormal directions of its affine hull, ``(n, dimension)``.
+        radius: Of a ball round the point, within the affine hull, that the preimage holds; not
+            the largest one.
+        pinned: Numbers of the inequalities that hold with equality in all of the preimage. The
+            inequalities are the rows with y = 0 in their order, then the lower limits of x, then
+            the upper ones, without the infinite ones.
+        omnidirectional: Of the matrix that decided: the reduced rows for bounded and unbounded,
+            the pinned rows for a singleton that they pin; else None.
+        ray: For an unbounded one: x + t ray, ``(n,)``, lies in it for each of its points x and
+            t >= 0; norm 1.
+        system: What was solved; None if y alone showed that there is no preimage.
+    """
+
+    kind: Kind
+    reason: str
+    dimension: int | None = None
+    point: np.ndarray | None = None
+    basis: np.ndarray | None = None
+    radius: float = 0.0
+    pinned: tuple[int, ...] = ()
+    omnidirectional: Omnidirectionality | None = None
+    ray: np.ndarray | None = None
+    system: System | None = None
+
+
+def classify_preimage(
+    weight: Matrix | torch.Tensor,
+    bias: np.ndarray | torch.Tensor,
+    y: np.ndarray | torch.Tensor,
+    *,
+    slope: float = 0.0,
+    prior: Between = ANYTHING,
+    member: np.ndarray | torch.Tensor | None = None,
+) -> Preimage:
+    """The kind of the preimage of y under x -> s(A x + b).
+
+    Arguments:
+        weight: A, shape ``(m, n)``.
+        bias: b, shape ``(m,)``.
+        y: The output, shape ``(m,)``; an entry of a ReLU layer is active if it is above 0.
+        slope: Of s on the negative side: 0 for ReLU, above 0 for LeakyReLU, 1 for none.
+        prior: What is known of x, such as `NON_NEGATIVE` or `BOX`.
+        member: A point of the preimage, ``(n,)``, where one is known: it spares a program.
+
+    Raises:
+        ValueError: shapes that don't fit, values that are not finite, a member that is none.
+        LinearProgramError: the solver gave up.
+    """
+    try:
+        system = preimage_system(weight, bias, y, slope=slope, prior=prior)
+    except NoPreimageError as error:
+        return Preimage(Kind.EMPTY, str(error))
+    return classify_system(system, None if member is None else as_array(member, "member", 1))
+
+
+def classify_system(system: System, member: np.ndarray | None = None) -> Preimage:
+    """`classify_preimage` of a system that was built already."""
+    matrix, side = system.equal
+    scale = 1.0 + float(np.abs(side).max(initial=0.0))
+    if member is not None:
+        if len(member) != system.size:
+            raise ValueError(f"member has shape {member.shape}; allowed is ({system.size},)")
+        wrong = system.violation(member)
+        if not wrong <= CONTRADICTION * scale:
+            raise ValueError(f"member is not in the preimage: a row is violated by {wrong:.2g}")
+    blank = Preimage(Kind.UNCERTAIN, "", system=system)
+    if member is not None and clearly_injective(matrix):
+        return _point(blank, member, matrix[:0], ())
+    parts = decompose(matrix)
+    if not parts.certain:
+        return replace(blank, reason="the rank of the active rows is within the tolerance")
+    start = parts.solve(side)
+    misfit = float(np.abs(matrix @ start - side).max(initial=0.0))
+    if misfit > CONTRADICTION * scale:
+        return replace(
+            blank,
+            kind=Kind.EMPTY,
+            reason=f"no preimage: the active rows contradict by {misfit:.2g}",
+        )
+    basis = parts.null_basis
+    if member is not None:
+        start = start + basis @ (basis.T @ (member - start))
+    return _within(blank, start, basis)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Ball:
+    """The largest ball in {u : rows u <= side}; the weights show why it is not larger."""
+
+    radius: float
+    center: np.ndarray
+    weights: np.ndarray
+
+
+def _within(blank: Preimage, start: np.ndarray, basis: np.ndarray) -> Preimage:
+    """Classifies {start + basis u} under the inequalities of the system."""
+    assert blank.system is not None
+    rows, side = blank.system.inequalities()
+    lengths = np.linalg.norm(rows, axis=1)
+    pinned: list[int] = []
+    full = basis
+    while True:
+        reduced, slack = rows @ basis, side - rows @ start
+        norms = np.linalg.norm(reduced, axis=1)
+        flat = norms <= ZERO * lengths  # rows that don't see u: they hold, or nothing does
+        if ((norms < CLEAR * lengths) & ~flat).any():
+            return replace(blank, reason="whether a row sees the null space is uncertain")
+        scale = 1.0 + float(np.linalg.norm(start))
+        missing = -slack[flat] / np.maximum(lengths[flat], 1e-300)
+        if missing.max(initial=0.0) > THICK * scale:
+            above = f"an inequality is violated by {missing.max():.2g} at the only place left"
+            return replace(blank, kind=Kind.EMPTY, reason=f"no preimage: {above}")
+        if basis.shape[1] == 0:
+            return _point(blank, start, rows @ full, tuple(pinned))
+        free = np.flatnonzero(~flat)
+        ball = _largest_ball(reduced[free], slack[free], norms[free], scale)
+        if ball.radius < -THICK * scale:
+            return replace(
+                blank, kind=Kind.EMPTY, reason="no preimage: the inequalities contradict"
+            )
+        if ball.radius > THICK * scale:
+            found = replace(
+                blank,
+                point=start + basis @ ball.center,
+                dimension=basis.shape[1],
+                basis=basis,
+                radius=ball.radius,
+                pinned=tuple(pinned),
+            )
+            return _extent(found, reduced[free])
+        tight = free[ball.weights > WEIGHT * ball.weights.max(initial=0.0)]
+        parts = decompose(reduced[tight])
+        if abs(ball.radius) > FLAT * scale or not parts.certain or parts.rank == 0:
+            return replace(
+                blank,
+                reason=f"the largest ball has radius {ball.radius:.2g}: within the tolerance",
+            )
+        pinned += tight.tolist()
+        start = start + basis @ parts.solve(slack[tight])
+        basis = basis @ parts.null_basis
+
+
+def _largest_ball(rows: np.ndarray, side: np.ndarray, norms: np.ndarray, limit: float) -> _Ball:
+    """Of radius at most ``limit``, and negative where the inequalities contradict."""
+    count, size = rows.shape
+    origin = float((side / norms).min(initial=limit))
+    if origin > THICK * limit:
+        return _Ball(origin, np.zeros(size), np.zeros(count))  # a ball: no need of the largest
+    cost = np.zeros(size + 1)
+    cost[-1] = -1
+    program = Program(
+        cost,
+        below=(np.column_stack([rows / norms[:, None], np.ones(count)]), side / norms),
+        bounds=(-np.inf, np.array([*np.full(size, np.inf), limit])),
+    )
+    solved = solve_program(program, tolerance=1e-10)
+    assert solved.x is not None and solved.below_duals is not None  # t may fall without limit
+    return _Ball(float(solved.x[-1]), solved.x[:-1], -solved.below_duals)
+
+
+def _point(
+    blank: Preimage, point: np.ndarray, reduced: np.ndarray, pinned: tuple[int, ...]
+) -> Preimage:
+    """A singleton, and why."""
+    single = replace(
+        blank,
+        kind=Kind.SINGLETON,
+        dimension=0,
+        point=point,
+        basis=np.zeros((len(point), 0)),
+        pinned=pinned,
+        reason="as many independent active rows as dimensions",
+    )
+    if not pinned:
+        return single
+    decided = is_omnidirectional(reduced[list(pinned)])
+    if not decided:
+        return replace(blank, reason="the rows that pin the point are nearly dependent")
+    reason = f"{len(pinned)} inequalities are omnidirectional for one point"
+    return replace(single, reason=reason, omnidirectional=decided)
+
+
+def _extent(found: Preimage, reduced: np.ndarray) -> Preimage:
+    """Whether a preimage with a ball inside its affine hull is bounded."""
+    assert found.basis is not None
+    decided = is_omnidirectional(reduced)
+    found = replace(found, omnidirectional=decided)
+    if decided.holds is None:
+        return replace(found, reason="a half-space is nearly free of rows")
+    if decided.holds:
+        reason = "the inactive rows are omnidirectional in the null space of the active ones"
+        return replace(found, kind=Kind.BOUNDED, reason=reason)
+    assert decided.direction is not None
+    return replace(
+        found,
+        kind=Kind.UNBOUNDED,
+        ray=found.basis @ decided.direction,
+        reason="a direction in the null space of the active rows raises no inactive one",
+    )

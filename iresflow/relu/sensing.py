@@ -1,0 +1,96 @@
+"""Inversion from a linear measurement of a network's output: inpainting, and more."""
+
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from iresflow.relu.affine import AffineMap, DenseMap, Matrix
+from iresflow.relu.network import Layer, Network
+
+__all__ = ["MatrixMap", "observe_part", "sense"]
+
+
+@final
+class MatrixMap(AffineMap):
+    """x -> A x + b of a sparse matrix.
+
+    Arguments:
+        matrix: A, ``(m, n)``.
+        bias: b, ``(m,)``.
+    """
+
+    def __init__(self, matrix: sparse.csr_array, bias: Tensor) -> None:
+        self._matrix, self.bias = matrix, bias
+        self.out_shape, self.in_shape = matrix.shape[:1], matrix.shape[1:]
+
+    def product(self, x: Tensor) -> Tensor:
+        return torch.from_numpy((self._matrix @ x.numpy().T).T)
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        return torch.from_numpy((self._matrix.T @ u.numpy().T).T)
+
+    def matrix(self) -> Matrix:
+        return self._matrix
+
+
+def observe_part(network: Network, known: Tensor | np.ndarray) -> Network:
+    """The network that gives only some entries of the output: its last layer has fewer rows.
+
+    Arguments:
+        network: Of n outputs.
+        known: Which ones are observed, ``(n,)`` bool.
+
+    Raises:
+        ValueError: another shape or type, or none.
+    """
+    known = np.asarray(known)
+    if known.shape != (network.out_size,) or known.dtype != bool or not known.any():
+        raise ValueError(
+            f"known has shape {known.shape} of {known.dtype}, {int(known.sum())} of it set; "
+            f"allowed is ({network.out_size},) of bool with at least one"
+        )
+    return sense(
+        network, sparse.csr_array(sparse.eye_array(network.out_size, format="csr")[known])
+    )
+
+
+def sense(network: Network, operator: Matrix) -> Network:
+    """The network that gives y = B G(x): a piecewise linear chain again.
+
+    Where B passes through the last activation it joins the last layer: no activation, or rows of
+    B with at most one entry, and that not negative (a mask, a subsampling, weights), since
+    s(t v) = t s(v) for t >= 0. Else B becomes a layer of its own; with fewer rows than columns
+    that layer's inversion is undetermined and says so, as its input is known to B alone.
+
+    Arguments:
+        network: Of n outputs.
+        operator: B, ``(r, n)``, dense or sparse.
+
+    Raises:
+        ValueError: a shape that doesn't fit, or values that are not finite.
+    """
+    rows = sparse.csr_array(operator)
+    if rows.shape[1] != network.out_size or rows.shape[0] == 0:
+        raise ValueError(
+            f"the operator has shape {rows.shape}; allowed is (r, {network.out_size}), r >= 1"
+        )
+    if not np.isfinite(rows.data).all():
+        raise ValueError("the operator holds values that are not finite")
+    rows.eliminate_zeros()
+    *before, last = network.layers
+    single = (np.diff(rows.indptr) <= 1).all() and (rows.data >= 0).all()
+    if last.slope != 1 and not single:
+        bias = torch.zeros(rows.shape[0], dtype=torch.float64)
+        return Network((*network.layers, Layer("operator", MatrixMap(rows, bias))))
+    bias = torch.from_numpy(rows @ last.affine.bias.numpy())
+    product = rows @ last.affine.matrix()
+    affine = (
+        MatrixMap(sparse.csr_array(product), bias)
+        if sparse.issparse(product)
+        else DenseMap(torch.from_numpy(np.ascontiguousarray(product)), bias)
+    )
+    return Network((*before, replace(last, affine=affine)))

@@ -1,0 +1,288 @@
+r"""How stable a network's inverse is near a point: the singular values of its linearisation.
+
+On the polytope of inputs with the same active units, a network is affine (thesis, section 3.4):
+:math:`F(x) = A_P x + b_P`, :math:`A_P = A_L D_{L-1} A_{L-1} \cdots D_1 A_1`, where
+:math:`D_l` holds the slopes of the activations. A *stage* is a place in that chain: behind an
+affine map (the pre-activation), or behind an activation.
+
+Zero singular values are directions that the network is invariant to, locally; small ones are
+directions that are nearly lost. The condition number is that of the non-zero ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from scipy import linalg
+from scipy.sparse.linalg import ArpackError, LinearOperator, svds
+from torch import Tensor
+
+from iresflow.errors import SpectrumError
+from iresflow.relu.network import Layer, Network
+
+__all__ = [
+    "LocalMap",
+    "Spectrum",
+    "Stage",
+    "extreme_singular_values",
+    "image_window",
+    "linearize",
+    "singular_values",
+]
+
+NON_ZERO = 1e-12
+"""Singular values above this, relative to the largest, are not zero: about the rounding of the
+chain's products and of the decomposition."""
+
+
+@final
+@dataclass(frozen=True)
+class Stage:
+    """A place in the chain.
+
+    Attributes:
+        layer: Number of the layer, from 0.
+        activated: Whether behind its activation, else before.
+        size: Entries of the vectors there.
+    """
+
+    layer: int
+    activated: bool
+    size: int
+
+    def __str__(self) -> str:
+        return f"layer {self.layer + 1}, {'after' if self.activated else 'before'} its activation"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LocalMap:
+    """A network on the polytope round a point, where it is affine.
+
+    Attributes:
+        network: The network.
+        point: The point x, flat, ``(n,)``.
+        slopes: Of each layer's activations at the point, ``(m_l,)``.
+        columns: The entries of x that are moved, integers ``(c,)``: all, or those of a window.
+        margin: The smallest absolute pre-activation before an activation: 0 says that the point
+            lies on the border of its polytope.
+    """
+
+    network: Network
+    point: Tensor
+    slopes: tuple[Tensor, ...]
+    columns: Tensor
+    margin: float
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages; a layer without activation has the one before it only."""
+        return tuple(
+            Stage(number, activated, layer.affine.out_size)
+            for number, layer in enumerate(self.network.layers)
+            for activated in ([False, True] if layer.slope != 1 else [False])
+        )
+
+    def product(self, v: Tensor, stage: Stage) -> Tensor:
+        """The matrix of a stage times directions: ``(B, c)`` to ``(B, m)``."""
+        moved = v.new_zeros(len(v), self.network.in_size)
+        moved[:, self.columns] = v
+        for part in self._until(stage):
+            moved = part.forward(moved)
+        return moved
+
+    def adjoint(self, u: Tensor, stage: Stage) -> Tensor:
+        """Its transpose times directions: ``(B, m)`` to ``(B, c)``."""
+        for part in reversed(list(self._until(stage))):
+            u = part.backward(u)
+        return u[:, self.columns]
+
+    def matrices(self) -> Iterator[tuple[Stage, Tensor]]:
+        """The matrix ``(m, c)`` of each stage, one after the other."""
+        moved = self.point.new_zeros(len(self.columns), self.network.in_size)
+        moved[torch.arange(len(self.columns)), self.columns] = 1
+        for stage, part in zip(self.stages, self._until(self.stages[-1]), strict=True):
+            moved = part.forward(moved)
+            yield stage, moved.mT
+
+    def matrix(self, stage: Stage) -> Tensor:
+        """The matrix ``(m, c)`` of one stage."""
+        eye = torch.eye(len(self.columns), dtype=torch.float64)
+        return self.product(eye, stage).mT
+
+    def offset(self, stage: Stage) -> Tensor:
+        """b_P ``(m,)``: what the stage gives at 0 if the polytope went that far."""
+        moved = self.point.new_zeros(1, self.network.in_size)
+        for part in self._until(stage):
+            moved = part.forward(moved, bias=True)
+        return moved[0]
+
+    def _until(self, stage: Stage) -> Iterator["_Part"]:
+        for at in self.stages:
+            yield _Part(self.network.layers[at.layer], self.slopes[at.layer], at.activated)
+            if at == stage:
+                return
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One factor of the chain: a layer's affine map, or the slopes of its activations."""
+
+    layer: Layer
+    slopes: Tensor
+    activated: bool
+
+    def forward(self, v: Tensor, bias: bool = False) -> Tensor:
+        if self.activated:
+            return v * self.slopes
+        return self.layer.affine(v) if bias else self.layer.affine.product(v)
+
+    def backward(self, u: Tensor) -> Tensor:
+        return u * self.slopes if self.activated else self.layer.affine.adjoint(u)
+
+
+def linearize(network: Network, x: Tensor, columns: Tensor | None = None) -> LocalMap:
+    """The network on the polytope that holds x; exact, not an approximation.
+
+    Arguments:
+        network: The network.
+        x: One input, ``(*in_shape)`` or ``(n,)``.
+        columns: Entries of the flat input that are moved, such as `image_window`; None for all.
+
+    Raises:
+        ValueError: an input of another size or not finite, or columns that are not there.
+    """
+    flat = network.flatten(x.reshape(1, -1))
+    every = torch.arange(network.in_size)
+    moved = every if columns is None else columns
+    if moved.dim() != 1 or not len(moved) or not bool(torch.isin(moved, every).all()):
+        raise ValueError(f"columns must be numbers from 0 to {network.in_size - 1}, one at least")
+    slopes, margin = [], float("inf")
+    for layer, (z, _) in zip(network.layers, network.activations(flat), strict=True):
+        slopes.append(layer.slopes(z[0]))
+        if layer.slope != 1:
+            margin = min(margin, float(z.abs().min()))
+    return LocalMap(network, flat[0], tuple(slopes), moved, margin)
+
+
+def image_window(shape: tuple[int, ...], side: int) -> Tensor:
+    """The flat entries of the central square of images (C, H, W), all channels, ``(c,)``.
+
+    Raises:
+        ValueError: not the shape of images, or a window that is larger than they are.
+    """
+    if len(shape) != 3 or not 1 <= side <= min(shape[1:]):
+        raise ValueError(f"a window of side {side} of images of shape {shape}; it must fit inside")
+    channels, height, width = shape
+    numbers = torch.arange(channels * height * width).reshape(shape)
+    top, left = (height - side) // 2, (width - side) // 2
+    return numbers[:, top : top + side, left : left + side].flatten()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of a matrix.
+
+    Attributes:
+        values: All of them, falling, ``(min(m, n),)``.
+    """
+
+    values: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Number of non-zero ones: above `NON_ZERO` of the largest."""
+        return int((self.values > NON_ZERO * self.values.max(initial=0.0)).sum())
+
+    @property
+    def positive(self) -> np.ndarray:
+        """The non-zero ones."""
+        return self.values[: self.count]
+
+    @property
+    def condition(self) -> float:
+        """The largest divided by the smallest non-zero one; NaN where all are zero."""
+        return float(self.values[0] / self.positive[-1]) if self.count else float("nan")
+
+
+def singular_values(matrix: Tensor | np.ndarray) -> Spectrum:
+    """All singular values of a matrix ``(m, n)``. Rows and columns of zeros cost nothing.
+
+    Raises:
+        ValueError: entries that are not finite.
+    """
+    dense = np.asarray(matrix, dtype=float)
+    size = min(dense.shape)
+    if not np.isfinite(dense).all():
+        raise ValueError("the matrix holds values that are not finite")
+    dense = dense[np.abs(dense).max(axis=1, initial=0.0) > 0]
+    dense = dense[:, np.abs(dense).max(axis=0, initial=0.0) > 0]
+    if len(dense) < dense.shape[1]:
+        dense = dense.T
+    if len(dense) > 1.5 * dense.shape[1]:
+        # To a triangle first, by a backward stable reduction: as exact, and several times faster.
+        _, triangle = torch.linalg.qr(torch.tensor(dense), mode="r")
+        dense = triangle.numpy()
+    found = linalg.svdvals(dense) if dense.size else np.zeros(0)
+    return Spectrum(np.concatenate([found, np.zeros(size - len(found))]))
+
+
+def extreme_singular_values(
+    local: LocalMap, stage: Stage, *, tolerance: float = 1e-6, iterations: int = 20_000
+) -> tuple[float, float]:
+    """The smallest and the largest singular value of a stage, by Lanczos iterations.
+
+    Only products are formed, so it fits where the matrix doesn't. The smallest one is of the
+    shorter side of the matrix without the units that are off: 0 says that the stage is locally
+    invariant to a direction, or has redundant units. Small values take many iterations.
+
+    Arguments:
+        local: The linearisation.
+        stage: Where.
+        tolerance: Relative.
+        iterations: At most.
+
+    Raises:
+        SpectrumError: no convergence.
+    """
+    rows = torch.arange(stage.size)
+    if stage.activated:
+        rows = self_rows if len(self_rows := local.slopes[stage.layer].nonzero()[:, 0]) else rows
+
+    def forward(v: np.ndarray) -> np.ndarray:
+        return local.product(torch.from_numpy(np.ravel(v))[None], stage)[0, rows].numpy()
+
+    def backward(u: np.ndarray) -> np.ndarray:
+        full = torch.zeros(1, stage.size, dtype=torch.float64)
+        full[0, rows] = torch.from_numpy(np.ravel(u))
+        return local.adjoint(full, stage)[0].numpy()
+
+    shape = (len(rows), len(local.columns))
+    operator = LinearOperator(shape, matvec=forward, rmatvec=backward, dtype=np.float64)
+    if min(shape) <= 2:  # too few for Lanczos
+        values = linalg.svdvals(local.matrix(stage)[rows].numpy())
+        return float(values[-1]), float(values[0])
+    found = []
+    for which in ("SM", "LM"):
+        start = np.random.default_rng(0).standard_normal(min(shape))
+        try:
+            values = svds(
+                operator,
+                1,
+                which=which,
+                tol=tolerance,
+                maxiter=iterations,
+                v0=start,
+                return_singular_vectors=False,
+            )
+        except ArpackError as error:
+            raise SpectrumError(
+                f"Lanczos iterations for {stage} did not converge ({error}); allow more, or a "
+                "larger tolerance"
+            ) from None
+        found.append(float(values[0]))
+    return found[0], found[1]

@@ -248,7 +248,7 @@ class _ChainFunction(torch.autograd.Function):
             if t is None or len(behind) == batch:
                 t = h[:0]
             _, bias, beta = parameters[3 * i : 3 * i + 3]
-            before = stage.layer.multiply_adjoint(behind, kernels[i])
+            before = same_layout(stage.layer.multiply_adjoint(behind, kernels[i]))
             if stage.activation is None:
                 entered, g_beta = torch.cat([h, t]), None
             else:

@@ -29,8 +29,16 @@ convolution takes longer to be called."""
 
 
 def same_layout(x: Tensor) -> Tensor:
-    """x with its channels last in memory where it is an image: what convolutions are fast in."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+    """x with its channels last in memory where it is an image: what convolutions are fast in.
+
+    The strides, too, are those of a tensor that was made so: with one channel torch takes both
+    layouts for the same, and a convolution that follows would choose the other one.
+    """
+    if x.ndim != 4:
+        return x.contiguous()
+    _, channels, height, width = x.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.permute(0, 2, 3, 1).contiguous().as_strided(x.shape, strides)
 
 
 def convolve_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

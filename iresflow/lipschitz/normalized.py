@@ -80,7 +80,10 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
 
     @abstractmethod
     def multiply_adjoint(self, u: Tensor, kernel: Tensor) -> Tensor:
-        """The adjoint of A times a batch ``(N, ...)``; kernel from `adjoint_kernel`."""
+        """The adjoint of A times a batch ``(N, ...)``; kernel from `adjoint_kernel`.
+
+        The result is a new tensor, which the caller may overwrite.
+        """
 
     @abstractmethod
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
@@ -251,7 +254,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         return hash(data.view(torch.uint8).numpy().tobytes())
 
     def _scale(self, sigma: Tensor) -> Tensor:
-        return (self.coeff / sigma.clamp_min(_tiny(sigma))).clamp(max=1)
+        return self.coeff / sigma.clamp_min(self.coeff)
 
     def _rounding(self) -> float:
         """Upper bound of the norm of what rounding adds when the weight is scaled.

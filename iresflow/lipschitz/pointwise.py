@@ -138,7 +138,13 @@ def _by_sample(
 
 
 def _vector(x: Tensor) -> Tensor:
-    """All entries of a batch whose channels are last in memory, ``(1, n)``, without a copy."""
+    """All entries in the order of memory, ``(1, n)``, of what `same_layout` returned.
+
+    Raises:
+        ValueError: the channels are not last, or there are gaps: entries would be mistaken.
+    """
+    if not (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).is_contiguous():
+        raise ValueError(f"a kernel takes channels last in memory, got strides {x.stride()}")
     return x.as_strided((1, x.numel()), (x.numel(), 1))
 
 

@@ -13,9 +13,9 @@ from iresflow.streams import Stream
 
 __all__ = ["EXPANSION", "Kind", "LogDetEstimate", "LogDetEstimator"]
 
-EXPANSION = 1.001
+EXPANSION = 1.01
 """A product that makes a vector longer by more than this factor proves that J is no contraction.
-The thousandth is far above the rounding of a product."""
+The hundredth is above the rounding of a product, in bfloat16 too."""
 
 Kind = Literal["exact", "biased", "unbiased"]
 """What an estimator promises of the mean of its values over probes and series lengths."""

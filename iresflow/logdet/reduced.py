@@ -8,6 +8,9 @@ from torch import Tensor
 
 from iresflow.linearization import Linearization, Products
 from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
+from iresflow.logdet.random_series import RandomSeries
+from iresflow.logdet.series import PowerSeries
+from iresflow.streams import Stream
 
 __all__ = ["ReducedPrecision"]
 
@@ -21,18 +24,31 @@ class ReducedPrecision(LogDetEstimator):
     in the type of the model, and so does every sum; the products with :math:`J^\top` carry the
     narrow type's rounding, so no truncation bound is proven.
 
+    Krylov subspaces lose the relation that they are built on with so few digits (a gradient is off
+    by five times as much as a series'), so they are refused.
+
     Arguments:
-        estimator: What is estimated, and from how many products.
-        dtype: The narrow type.
+        estimator: `PowerSeries` or `RandomSeries`.
+        dtype: The narrow type, ``torch.bfloat16`` or ``torch.float16``.
+
+    Raises:
+        ValueError: another estimator or type.
     """
 
     estimator: LogDetEstimator
     dtype: torch.dtype = torch.bfloat16
     kind: ClassVar[Kind] = "biased"
 
-    def estimate(
-        self, linearization: Linearization, generator: torch.Generator | None
-    ) -> LogDetEstimate:
+    def __post_init__(self) -> None:
+        if not isinstance(self.estimator, PowerSeries | RandomSeries):
+            raise ValueError(
+                "reduced precision is for PowerSeries and RandomSeries, got "
+                f"{type(self.estimator).__name__}"
+            )
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, got {self.dtype}")
+
+    def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         return self.estimator.estimate(_Reduced(linearization, self.dtype), generator)
 
 

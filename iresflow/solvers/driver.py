@@ -231,7 +231,7 @@ def _refine(
         bound, floor = task.bounds(point.size, point.rounding)
         done = (bound <= task.tol) | (poor & (point.size <= point.rounding)) | (point.size == 0)
         flags = [torch.isfinite(point.size).all(), (excess > 0).any(), done.any(), poor.any()]
-        flags.append(steps.max() > task.solver.max_steps)
+        flags.append(((steps[rows] > task.solver.max_steps) & ~done).any())
         finite, violated, some_done, some_poor, late = torch.stack(flags).tolist()
         task.check(finite, excess, violated, step)
         if late:

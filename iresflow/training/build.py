@@ -122,10 +122,10 @@ def _estimator(config: Config) -> LogDetEstimator:
     estimator = _full_estimator(config.log_det)
     if config.training.precision != "mixed":
         return estimator
-    if isinstance(estimator, Exact):
+    if not isinstance(estimator, PowerSeries | RandomSeries):
         raise ValueError(
-            "training.precision mixed computes series in bfloat16, and log_det.name is exact: "
-            "set training.precision to float32 or tf32"
+            f"training.precision mixed computes series in bfloat16, and log_det.name is "
+            f"{config.log_det.name}: choose power-series or random-series, or another precision"
         )
     return ReducedPrecision(estimator)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import branch_shape, small_branch
 
-from iresflow.lipschitz import kernels, pointwise
+from iresflow.linearization import FunctionLinearization
+from iresflow.lipschitz import LipSwish, conv_branch, convolution, kernels, pointwise
 from iresflow.lipschitz.kernels import Kernel, compile_kernels, kernels_compile
 
 
@@ -67,6 +68,43 @@ def test_compiled_kernels_give_the_same_gradients_without_recompiling(compiled):
     # One graph for each kind of kernel and number of directions; batches add none.
     assert counts[0] == counts[1] == counts[2] > 0
     assert kernels_compile()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("directions", [0, 1, 2])
+def test_kernels_read_their_operands_in_the_order_of_memory(
+    channels, recompute, directions, compiled, monkeypatch
+):
+    """Whatever way the convolutions take, and with one channel, whose layouts look the same."""
+
+    def plain(kernel, variant, operands):
+        kernel._compiled = kernel.function
+        return True
+
+    monkeypatch.setattr(Kernel, "_warm_up", plain)
+    monkeypatch.setattr(convolution, "LARGE", 1)
+    branch = conv_branch(channels, 16, (5, 4), activation=LipSwish, coeff=0.9)
+    branch.recompute = recompute
+    x = torch.randn(3, channels, 5, 4, requires_grad=True)
+    w, v = torch.randn(2, max(directions, 1), *x.shape)
+    leaves = [x, *branch.eval().parameters()]
+
+    def gradients(linearization):
+        loss = (linearization.value**3).sum()
+        if directions:
+            loss = loss + linearization.bilinear(w, v).square().sum()
+        return torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+    ours = gradients(branch.linearize(x))
+    expected = gradients(FunctionLinearization(branch, x))
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_a_tensor_in_another_layout_is_refused():
+    with pytest.raises(ValueError, match="channels last"):
+        pointwise._vector(torch.randn(2, 3, 4, 4))
 
 
 def test_without_a_compiler_the_functions_run_unfused_and_it_is_logged(

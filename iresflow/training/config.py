@@ -116,8 +116,8 @@ class TrainingConfig:
     """Scales (0 is the finest) whose hidden tensors are computed anew in the backward pass."""
     precision: Literal["float32", "tf32", "mixed"] = "float32"
     """Of products in training steps: tf32 on NVIDIA GPUs; mixed: bfloat16 in the series alone."""
-    compile: bool = True
-    """Whether pointwise kernels of large tensors are compiled, where there is a compiler."""
+    compile: bool = False
+    """Whether kernels of large tensors are compiled; it takes half a minute the first time."""
     optimizer: Literal["adam", "adamax"] = "adam"
     """Optimiser."""
     learning_rate: float = 5e-3

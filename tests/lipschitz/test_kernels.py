@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from helpers import branch_shape, small_branch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from iresflow.linearization import FunctionLinearization
 from iresflow.lipschitz import LipSwish, conv_branch, convolution, kernels, pointwise
@@ -163,3 +164,35 @@ def test_a_step_takes_four_products_a_layer_and_one_for_each_of_the_series(produ
     assert calls.count("multiply") == 2 * layers
     assert calls.count("multiply_adjoint") == (1 + products) * layers
     assert calls.count("weight_gradient") == layers
+
+
+class Allocations(TorchDispatchMode):
+    """Keeps what operations return, and counts the storages that are new."""
+
+    def __init__(self):
+        super().__init__()
+        self._known = set()
+        self._kept = []
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        operands = [x for x in args if isinstance(x, torch.Tensor)]
+        self._known.update(x.untyped_storage().data_ptr() for x in operands)
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, torch.Tensor):
+                self._kept.append(x)  # so that no address comes twice
+                address = x.untyped_storage().data_ptr()
+                self.count += address not in self._known
+                self._known.add(address)
+        return result
+
+
+def test_a_product_of_the_series_allocates_one_tensor_a_layer():
+    branch = small_branch("conv", "lipswish", 0)
+    x, _, v = inputs("conv", 3, 1)
+    linearization = branch.linearize(x)
+    u = linearization.vjp(v)  # which lies in memory as products do
+    with Allocations() as allocations:
+        linearization.vjp(u)
+    assert 0 < allocations.count <= len(branch.layers)

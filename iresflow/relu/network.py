@@ -249,7 +249,9 @@ class _Parser:
     def _require_eval(self, name: str, module: nn.Module) -> None:
         if module.training:
             raise self._error(
-                name, module, "is in training mode, where it is random: call network.eval() first"
+                name,
+                module,
+                "is in training mode, where its map is not that of one input: call network.eval() first",
             )
 
     def _error(self, name: str, module: nn.Module, what: str) -> UnsupportedNetworkError:

@@ -14,7 +14,15 @@ from torch import Tensor
 from iresflow.linearization import Products
 from iresflow.tensors import norm_per_sample
 
-__all__ = ["Arithmetic", "Map", "Proposer", "Solution", "Solver", "product_map"]
+__all__ = [
+    "Arithmetic",
+    "Map",
+    "Proposer",
+    "Solution",
+    "Solver",
+    "check_counts",
+    "product_map",
+]
 
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """g for some samples of a batch: points ``(N, *event)`` and sample indices ``(N,)`` to values
@@ -79,6 +87,13 @@ class Proposer(ABC):
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Forgets the samples but those of a mask ``(N,)``."""
+
+
+def check_counts(**counts: int) -> None:
+    """Raises a ValueError where a setting of a solver, by its name, is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 class Solver(ABC):

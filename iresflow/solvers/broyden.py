@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.solvers.base import Proposer, Solver
+from iresflow.solvers.base import Proposer, Solver, check_counts
 
 __all__ = ["Broyden"]
 
@@ -42,10 +42,7 @@ class Broyden(Solver):
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(f"memory must be at least 1, got {self.memory}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_counts(memory=self.memory, max_steps=self.max_steps)
 
     def begin(self) -> Proposer:
         return _Updates(self.memory)

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from iresflow.solvers.base import Proposer, Solver
+from iresflow.solvers.base import Proposer, Solver, check_counts
 
 __all__ = ["FixedPoint"]
 
@@ -25,8 +25,7 @@ class FixedPoint(Solver):
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_counts(max_steps=self.max_steps)
 
     def begin(self) -> Proposer:
         return _Plain()

@@ -251,7 +251,7 @@ class _Parser:
             raise self._error(
                 name,
                 module,
-                "is in training mode, where its map is not that of one input: call network.eval() first",
+                "is in training mode: call network.eval() first",
             )
 
     def _error(self, name: str, module: nn.Module, what: str) -> UnsupportedNetworkError:

@@ -1,14 +1,11 @@
 r"""The linearization of a chain of activations and linear layers, in closed form.
 
-For :math:`g = A_n \phi_{n-1} (\cdots A_1 \phi_0(x))`, with :math:`h_i` the input of
-:math:`\phi_i` and :math:`D_i = \operatorname{diag} \phi_i'(h_i)`, the Jacobian is
-:math:`J = A_n D_{n-1} \cdots A_1 D_0`. The slopes are computed once, so products with J and its
-transpose need no graph. The gradient of value and bilinear form together takes one tangent pass
-and one adjoint pass, both with plain convolutions: `_ChainFunction`.
+The slopes of the activations are computed once, so products with the Jacobian and its transpose
+need no graph (`iresflow.lipschitz.passes`). The gradient of value and bilinear form together takes
+one tangent pass and one adjoint pass: `_ChainFunction`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -16,31 +13,12 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from iresflow.linearization import Linearization, Products
-from iresflow.lipschitz.activations import Activation
 from iresflow.lipschitz.convolution import same_layout
-from iresflow.lipschitz.normalized import NormalizedLayer, broadcast_bias
-from iresflow.lipschitz.pointwise import activate, adjoint, scale_adjoint, scale_tangent
+from iresflow.lipschitz.native import passes_through
+from iresflow.lipschitz.passes import Passes, Slopes, Stage, apply_layer
 from iresflow.tensors import dot
 
-__all__ = ["ChainLinearization", "Stage", "evaluate_chain"]
-
-
-@final
-@dataclass(frozen=True)
-class Stage:
-    """One link of a chain: an activation (or none), then a linear layer, with their values now.
-
-    Attributes:
-        weight: The normalised weight.
-        bias: ``(C,)``, or ``(B, C)`` where a context shifts each sample's bias.
-        beta: The activation's trainable slope, or None.
-    """
-
-    activation: Activation | None
-    layer: NormalizedLayer
-    weight: Tensor
-    bias: Tensor
-    beta: Tensor | None
+__all__ = ["ChainLinearization", "evaluate_chain"]
 
 
 def evaluate_chain(stages: Sequence[Stage], x: Tensor) -> Tensor:
@@ -48,7 +26,7 @@ def evaluate_chain(stages: Sequence[Stage], x: Tensor) -> Tensor:
     for stage in stages:
         if stage.activation is not None:
             x, _ = stage.activation.value_and_slope(x, stage.beta)
-        x = _apply_layer(stage, x)
+        x = apply_layer(stage, x)
     return x
 
 
@@ -57,62 +35,34 @@ class _ChainProducts(Products):
     """Products with the Jacobians of a chain whose slopes are known.
 
     Arguments:
-        stages: The links, first to last.
-        slopes: Of each link's activation, ``(B, ...)``, or None for no activation.
-        kernels: Of each link's adjoint.
+        passes: Through the chain.
+        slopes: At the batch's points.
         lipschitz: A certified bound of the chain's Lipschitz constant, or None.
     """
 
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        slopes: Sequence[Tensor | None],
-        kernels: Sequence[Tensor],
-        lipschitz: float | None,
-    ) -> None:
+    def __init__(self, passes: Passes, slopes: Slopes, lipschitz: float | None) -> None:
         self.lipschitz = lipschitz
-        self._stages = stages
+        self._passes = passes
         self._slopes = slopes
-        self._kernels = kernels
 
-    @torch.no_grad()
     def vjp(self, u: Tensor) -> Tensor:
-        shape, u = u.shape, same_layout(u.flatten(0, 1))
-        for stage, slope, kernel in zip(
-            reversed(self._stages), reversed(self._slopes), reversed(self._kernels), strict=True
-        ):
-            u = same_layout(stage.layer.multiply_adjoint(u, kernel))
-            if stage.activation is not None and slope is not None:
-                u = scale_adjoint(stage.activation, u, slope)
-        return u.view(shape)
+        return self._passes.vjp(self._slopes, same_layout(u.flatten(0, 1))).view(u.shape)
 
     def jvp(self, v: Tensor) -> Tensor:
         return self.tangents(v)[-1].view(v.shape)
 
-    @torch.no_grad()
     def tangents(self, v: Tensor) -> list[Tensor]:
         """v, and its images behind each link, each ``(K B, ...)``."""
-        tangents = [same_layout(v.flatten(0, 1))]
-        for stage, slope in zip(self._stages, self._slopes, strict=True):
-            t = tangents[-1]
-            if stage.activation is not None and slope is not None:
-                t = scale_tangent(stage.activation, t, slope)
-            tangents.append(same_layout(stage.layer.multiply(t, stage.weight)))
-        return tangents
+        return self._passes.tangents(self._slopes, same_layout(v.flatten(0, 1)))
 
     def to(self, dtype: torch.dtype) -> "_ChainProducts":
         """The same in another type of float."""
-        stages = [
-            replace(s, weight=s.weight.detach().to(dtype), bias=s.bias.detach().to(dtype))
-            for s in self._stages
-        ]
         slopes = [None if slope is None else slope.to(dtype) for slope in self._slopes]
-        kernels = [kernel.to(dtype) for kernel in self._kernels]
-        return _ChainProducts(stages, slopes, kernels, None)
+        return _ChainProducts(self._passes.to(dtype), slopes, None)
 
     def narrow(self, index: Tensor) -> Products:
         slopes = [None if slope is None else slope[index] for slope in self._slopes]
-        return _ChainProducts(self._stages, slopes, self._kernels, self.lipschitz)
+        return _ChainProducts(self._passes, slopes, self.lipschitz)
 
 
 @final
@@ -143,10 +93,9 @@ class ChainLinearization(Linearization):
             None  # v, and A.. D.. v before stage i
         )
         self._attached: Tensor | None = None
-        with torch.no_grad():
-            self._inputs, slopes, self._value = _primal(self._stages, point.detach())
-            self._kernels = [s.layer.adjoint_kernel(s.weight.detach()) for s in self._stages]
-        self._products = _ChainProducts(self._stages, slopes, self._kernels, lipschitz)
+        self._passes = passes_through(self._stages, point)
+        self._inputs, slopes, self._value = self._passes.primal(point.detach())
+        self._products = _ChainProducts(self._passes, slopes, lipschitz)
 
     @property
     def value(self) -> Tensor:
@@ -194,15 +143,8 @@ class ChainLinearization(Linearization):
 class _ChainFunction(torch.autograd.Function):
     r"""Value and bilinear form of a chain, with one adjoint pass for both.
 
-    Forward, with t the tangent of v: :math:`h_{i+1} = A\phi(h_i) + b` and
-    :math:`t_{i+1} = A (\phi'(h_i) t_i)`; outputs are :math:`h_n` and
-    :math:`s = w^\top t_n` with w and v constant.
-
-    Backward, from adjoints :math:`\ell = \partial / \partial h` and
-    :math:`\lambda = \partial / \partial t` behind a linear layer, stacked along the batch so that
-    each product runs once: :math:`\partial / \partial A = \ell\, \phi(h)^\top + \lambda\,
-    (\phi'(h) t)^\top`, and :math:`(A^\top \ell, A^\top \lambda)` go through the activation as
-    `iresflow.lipschitz.pointwise.adjoint` says.
+    With t the tangent of v, the outputs are :math:`h_n` and :math:`s = w^\top t_n`, w and v
+    constant. The backward pass is `Passes.adjoint`.
     """
 
     @staticmethod
@@ -214,18 +156,20 @@ class _ChainFunction(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.stages = chain._stages
-        tangents: list[Tensor | None] = [None] * len(chain._stages)
+        ctx.passes = chain._passes
+        tangents: list[Tensor] = []
         form = point.new_zeros(())
         if w is not None and chain._tangents is not None:
             w = w.detach()
             *tangents, image = chain._tangents[1]
             form = dot(w, image.view(w.shape))
-        hidden: list[Tensor | None] = [*chain._inputs, *tangents]
+        hidden = [*chain._inputs, *tangents]
         ctx.recompute = chain.recompute
         if chain.recompute:
-            hidden = [chain._inputs[0], tangents[0]]
-        ctx.save_for_backward(w, *chain._kernels, *parameters, *hidden)
+            hidden = [chain._inputs[0], *tangents[:1]]
+        ctx.count = len(parameters)
+        # The parameters are saved so that autograd notices if they change in between.
+        ctx.save_for_backward(w, *parameters, *hidden)
         return chain._value.view_as(chain._value), form
 
     @staticmethod
@@ -233,59 +177,23 @@ class _ChainFunction(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, grad_value: Tensor | None, grad_form: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        count = len(ctx.stages)
         w, *saved = ctx.saved_tensors
-        kernels, parameters = saved[:count], saved[count : 4 * count]
-        hidden = saved[4 * count :]
+        hidden = saved[ctx.count :]
         if ctx.recompute:
-            hidden = _recomputed(ctx.stages, kernels, *hidden)
-        inputs, tangents = hidden[:count], hidden[count:]
-        batch = len(inputs[0])
+            hidden = _recomputed(ctx.passes, *hidden)
+        stages = ctx.count // 3
+        inputs, tangents = hidden[:stages], hidden[stages:]
         behind = _start(inputs[0], w, grad_value, grad_form)
-        gradients: list[Tensor | None] = []
-        for i in reversed(range(count)):
-            stage, h, t = ctx.stages[i], inputs[i], tangents[i]
-            if t is None or len(behind) == batch:
-                t = h[:0]
-            _, bias, beta = parameters[3 * i : 3 * i + 3]
-            before = same_layout(stage.layer.multiply_adjoint(behind, kernels[i]))
-            if stage.activation is None:
-                entered, g_beta = torch.cat([h, t]), None
-            else:
-                entered, before, g_beta = adjoint(stage.activation, h, t, before, beta)
-            needed = ctx.needs_input_grad[3 + 3 * i : 5 + 3 * i]
-            g_weight = stage.layer.weight_gradient(entered, behind) if needed[0] else None
-            g_bias = _sum_to_bias(behind[:batch], bias) if needed[1] else None
-            gradients = [g_weight, g_bias, g_beta, *gradients]
-            behind = before
-        return (None, None, behind[:batch], *gradients)
+        if len(behind) == len(inputs[0]):
+            tangents = []
+        before, gradients = ctx.passes.adjoint(inputs, tangents, behind, ctx.needs_input_grad[3:])
+        return (None, None, before, *gradients)
 
 
-def _primal(
-    stages: Sequence[Stage], x: Tensor
-) -> tuple[list[Tensor], list[Tensor | None], Tensor]:
-    """What enters each stage, h_i; the slopes of the activations there; and g(x)."""
-    x = same_layout(x)
-    inputs: list[Tensor] = []
-    slopes: list[Tensor | None] = []
-    for stage in stages:
-        inputs.append(x)
-        slope = None
-        if stage.activation is not None:
-            x, slope = activate(stage.activation, x, stage.beta)
-        slopes.append(slope)
-        x = same_layout(_apply_layer(stage, x))
-    return inputs, slopes, x
-
-
-def _recomputed(
-    stages: Sequence[Stage], kernels: Sequence[Tensor], point: Tensor, v: Tensor | None
-) -> list[Tensor | None]:
+def _recomputed(passes: Passes, point: Tensor, v: Tensor | None = None) -> list[Tensor]:
     """What enters each stage and, where there are tangents v ``(K B, ...)``, theirs."""
-    inputs, slopes, _ = _primal(stages, point)
-    if v is None:
-        return [*inputs, *[None] * len(inputs)]
-    return [*inputs, *_ChainProducts(stages, slopes, kernels, None).tangents(v[None])[:-1]]
+    inputs, slopes, _ = passes.primal(point)
+    return inputs if v is None else [*inputs, *passes.tangents(slopes, v)[:-1]]
 
 
 def _start(
@@ -297,20 +205,3 @@ def _start(
         return same_layout(primal)
     tangent = w * grad_form.reshape(*grad_form.shape, *[1] * (w.ndim - 2))
     return same_layout(torch.cat([primal, tangent.flatten(0, 1)]))
-
-
-def _apply_layer(stage: Stage, x: Tensor) -> Tensor:
-    """The linear layer and its bias, which is narrower than a weight that was widened."""
-    bias = stage.bias.to(stage.weight.dtype)
-    if bias.ndim == 1:
-        return stage.layer.multiply(x, stage.weight, bias)
-    x = stage.layer.multiply(x, stage.weight)
-    return x + broadcast_bias(bias, x.ndim)
-
-
-def _sum_to_bias(adjoint: Tensor, bias: Tensor) -> Tensor:
-    """The bias' gradient: summed over pixels, and over samples unless each has its own bias."""
-    pixels = tuple(range(2, adjoint.ndim))
-    if bias.ndim == 2:
-        return adjoint.sum(pixels) if pixels else adjoint
-    return adjoint.sum((0, *pixels))

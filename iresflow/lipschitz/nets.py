@@ -11,12 +11,13 @@ from iresflow.errors import UnknownBoundError
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.activations import Activation
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
-from iresflow.lipschitz.chain import ChainLinearization, Stage, evaluate_chain
+from iresflow.lipschitz.chain import ChainLinearization, evaluate_chain
 from iresflow.lipschitz.induced import NORMS
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.normalization import Normalization
 from iresflow.lipschitz.normalized import NormalizedLayer
 from iresflow.lipschitz.padding import Padding
+from iresflow.lipschitz.passes import Stage
 from iresflow.lipschitz.snapshot import Snapshot
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.activations import LipSwish
-from iresflow.lipschitz.chain import ChainLinearization, Stage
+from iresflow.lipschitz.chain import ChainLinearization
 from iresflow.lipschitz.convolution import same_layout
 from iresflow.lipschitz.layers import NormalizedConv2d
 from iresflow.lipschitz.normalized import broadcast_bias
+from iresflow.lipschitz.passes import Stage
 from iresflow.tensors import norm_per_sample
 
 __all__ = ["Snapshot"]

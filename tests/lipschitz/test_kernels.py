@@ -8,8 +8,14 @@ from helpers import branch_shape, small_branch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iresflow.linearization import FunctionLinearization
-from iresflow.lipschitz import LipSwish, conv_branch, convolution, kernels, pointwise
+from iresflow.lipschitz import LipSwish, conv_branch, convolution, kernels, native, pointwise
 from iresflow.lipschitz.kernels import Kernel, compile_kernels, kernels_compile
+
+
+@pytest.fixture(autouse=True)
+def no_native_passes(monkeypatch):
+    """They have no kernels."""
+    monkeypatch.setattr(native, "library", lambda: None)
 
 
 @pytest.fixture

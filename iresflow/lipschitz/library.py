@@ -1,0 +1,127 @@
+"""The compiled passes of `chain.cpp`: built once for a machine, with its own compiler.
+
+The object goes to ``$XDG_CACHE_HOME/iresflow`` (``~/.cache`` by default), named after its source,
+the compiler and the processor, so that none is mistaken for another.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["Link", "Shape", "library"]
+
+logger = logging.getLogger(__name__)
+
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+
+PASSES = ("pack", "forward", "tangents", "vjp", "adjoint")
+
+
+class Link(ctypes.Structure):
+    """``Link`` of ``chain.cpp``; pointers are addresses, 0 for none."""
+
+    _fields_ = (
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("side", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
+        ("beta", ctypes.c_double),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("bias_stride", ctypes.c_int64),
+        ("matrix", ctypes.c_void_p),
+        ("input", ctypes.c_void_p),
+        ("slope", ctypes.c_void_p),
+        ("tangent", ctypes.c_void_p),
+        ("weight_gradient", ctypes.c_void_p),
+        ("bias_gradient", ctypes.c_void_p),
+        ("beta_gradient", ctypes.c_void_p),
+    )
+
+
+class Shape(ctypes.Structure):
+    """``Shape`` of ``chain.cpp``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64) for name in ("links", "samples", "directions", "height", "width")
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The passes, or None, with a warning in the log, where they can't be built or loaded."""
+    try:
+        loaded = _loaded()
+        for scalar in ("float", "double"):
+            size = getattr(loaded, f"packed_size_{scalar}")
+            size.argtypes, size.restype = [ctypes.POINTER(Link)], ctypes.c_int64
+            for name in PASSES:
+                function = getattr(loaded, f"{name}_{scalar}")
+                function.argtypes = [ctypes.POINTER(Shape), ctypes.POINTER(Link)]
+                function.argtypes += [ctypes.c_void_p] * _POINTERS[name]
+                function.restype = None
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        lines = [line for line in reason.strip().splitlines() if line] or [type(error).__name__]
+        logger.warning("the native passes can't be built, PyTorch's run instead: %s", lines[0])
+        return None
+    return loaded
+
+
+_POINTERS = {"pack": 0, "forward": 2, "tangents": 2, "vjp": 2, "adjoint": 4}
+
+
+def _loaded() -> ctypes.CDLL:
+    path = _built()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # a broken file, as a full disk may leave
+        path.unlink()
+        return ctypes.CDLL(str(_built()))
+
+
+def _built() -> Path:
+    """The path of the object, built if it is not there."""
+    source = files("iresflow.lipschitz").joinpath("chain.cpp").read_text()
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("there is no C++ compiler (c++, g++ or $CXX)")
+    version = _run(compiler, "--version")
+    key = "\0".join((source, *FLAGS, compiler, version, _processor()))
+    name = f"chain-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iresflow"
+    target = folder / name
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    # Another process may build the same at the same time: each moves a whole file into place.
+    with tempfile.TemporaryDirectory(dir=folder) as build:
+        path = Path(build)
+        (path / "chain.cpp").write_text(source)
+        _run(compiler, *FLAGS, "-fopenmp", "-c", str(path / "chain.cpp"), "-o", str(path / "a.o"))
+        # Linked without OpenMP: its symbols are those of the runtime that torch has loaded, so
+        # that both share one pool of threads.
+        _run(compiler, "-shared", str(path / "a.o"), "-o", str(path / name))
+        os.replace(path / name, target)
+    return target
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _processor() -> str:
+    """What the compiler takes for native: the processor's extensions, or its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

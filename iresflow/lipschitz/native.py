@@ -1,0 +1,186 @@
+"""The passes through a chain, compiled for the processor: see ``chain.cpp``.
+
+They are for what most chains are on a CPU: dense layers, or convolutions with zero padding and
+stride 1, with activations of one value an entry, in float32 or float64. The results are those of
+`TorchPasses` up to rounding, several times faster for small images, whose tensors take less time
+than the calls that PyTorch makes of them.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from iresflow.lipschitz.activations import ELU, Activation, LipSwish, Tanh
+from iresflow.lipschitz.kernels import kernels_compile
+from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz.library import Link, Shape, library
+from iresflow.lipschitz.padding import ZeroPadding
+from iresflow.lipschitz.passes import Passes, Primal, Slopes, Stage, TorchPasses, detached
+
+__all__ = ["NativePasses", "passes_through"]
+
+KINDS: dict[type[Activation], int] = {ELU: 1, Tanh: 2, LipSwish: 3}
+"""``Kind`` of ``chain.cpp``; 0 for none."""
+
+SCALARS = {torch.float32: "float", torch.float64: "double"}
+
+
+def passes_through(stages: Sequence[Stage], x: Tensor) -> Passes:
+    """The fastest passes at hand for points like x."""
+    if kernels_compile() and _suits(stages, x) and library() is not None:
+        return NativePasses(stages, x)
+    return TorchPasses(stages)
+
+
+def _suits(stages: Sequence[Stage], x: Tensor) -> bool:
+    weights = all(stage.weight.dtype == x.dtype for stage in stages)
+    if x.device.type != "cpu" or x.dtype not in SCALARS or not weights:
+        return False
+    return all(_known_layer(s, x.ndim) and _known_activation(s) for s in stages)
+
+
+def _known_layer(stage: Stage, ndim: int) -> bool:
+    layer = stage.layer
+    if isinstance(layer, NormalizedDense):
+        return ndim == 2
+    zeros = isinstance(layer, NormalizedConv2d) and type(layer.padding) is ZeroPadding
+    return zeros and layer.stride == 1 and ndim == 4
+
+
+def _known_activation(stage: Stage) -> bool:
+    return stage.activation is None or type(stage.activation) in KINDS
+
+
+@final
+class NativePasses(Passes):
+    """The compiled passes.
+
+    Arguments:
+        stages: The links, first to last, all of which `passes_through` has found suitable.
+        like: A batch of points: its type and the size of its images are those of all others.
+    """
+
+    def __init__(self, stages: Sequence[Stage], like: Tensor) -> None:
+        self._stages = [detached(stage) for stage in stages]
+        self._scalar = SCALARS[like.dtype]
+        self._size = like.shape[2:] if like.ndim == 4 else (1, 1)
+        self._links = (Link * len(stages))()
+        # What the links point to.
+        self._weights = [stage.weight.contiguous() for stage in self._stages]
+        self._biases = [stage.bias.contiguous() for stage in self._stages]
+        self._matrices: list[Tensor] = []
+        pairs = zip(self._weights, self._biases, strict=True)
+        for link, stage, (weight, bias) in zip(self._links, self._stages, pairs, strict=True):
+            link.outputs, link.inputs = weight.shape[:2]
+            link.side = weight.shape[2] if weight.ndim == 4 else 1
+            link.activation = 0 if stage.activation is None else KINDS[type(stage.activation)]
+            link.beta = 0.0 if stage.beta is None else float(stage.beta)
+            link.weight, link.bias = weight.data_ptr(), bias.data_ptr()
+            link.bias_stride = 0 if bias.ndim == 1 else bias.shape[1]
+            matrix = like.new_empty(self._function("packed_size")(link))
+            link.matrix = matrix.data_ptr()
+            self._matrices.append(matrix)
+        self._run("pack", self._links, 0, 0)
+
+    def value(self, x: Tensor) -> Tensor:
+        """g at points ``(B, *event)``, and nothing else: no hidden tensor leaves the cache."""
+        x = _in_layout(x)
+        value = _empty(x, self._links[-1].outputs)
+        self._run("forward", self._links, len(x), 1, x, value)
+        return value
+
+    def primal(self, x: Tensor) -> Primal:
+        x = _in_layout(x)
+        links = self._copied()
+        inputs, slopes = [x], []
+        for i, link in enumerate(links):
+            if i:
+                inputs.append(_empty(x, link.inputs))
+                link.input = inputs[i].data_ptr()
+            slopes.append(_empty(x, link.inputs) if link.activation else None)
+        _point(links, "slope", slopes)
+        value = _empty(x, links[-1].outputs)
+        self._run("forward", links, len(x), 1, x, value)
+        return Primal(inputs, slopes, value)
+
+    def vjp(self, slopes: Slopes, u: Tensor) -> Tensor:
+        links = self._copied()
+        batch = _point(links, "slope", slopes) or len(u)
+        u = _in_layout(u)
+        result = _empty(u, links[0].inputs)
+        self._run("vjp", links, batch, len(u) // max(batch, 1), u, result)
+        return result
+
+    def tangents(self, slopes: Slopes, v: Tensor) -> list[Tensor]:
+        links = self._copied()
+        batch = _point(links, "slope", slopes) or len(v)
+        tangents = [_in_layout(v), *(_empty(v, link.outputs) for link in links)]
+        _point(links, "tangent", [None, *tangents[1:-1]])
+        self._run("tangents", links, batch, len(v) // max(batch, 1), tangents[0], tangents[-1])
+        return tangents
+
+    def adjoint(
+        self,
+        inputs: Sequence[Tensor],
+        tangents: Sequence[Tensor],
+        behind: Tensor,
+        needed: Sequence[bool],
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        links, batch, behind = self._copied(), len(inputs[0]), _in_layout(behind)
+        _point(links, "input", inputs)
+        _point(links, "tangent", tangents)
+        weights = [torch.empty_like(weight) for weight in self._weights]
+        biases = [torch.empty_like(bias) for bias in self._biases]
+        betas = torch.zeros(len(links), dtype=torch.float64)
+        _point(links, "weight_gradient", weights)
+        _point(links, "bias_gradient", biases)
+        _point(links, "beta_gradient", betas.unbind())
+        before = _empty(inputs[0], links[0].inputs)
+        ends = (inputs[0], tangents[0] if tangents else None, behind, before)
+        self._run("adjoint", links, batch, len(behind) // max(batch, 1) - 1, *ends)
+        gradients: list[Tensor | None] = []
+        for weight, bias, beta, stage in zip(weights, biases, betas, self._stages, strict=True):
+            slope = None if stage.beta is None else (beta / stage.beta).to(stage.beta.dtype)
+            gradients += [weight, bias, slope]
+        return before, gradients
+
+    def to(self, dtype: torch.dtype) -> Passes:
+        return TorchPasses(self._stages).to(dtype)
+
+    def _function(self, name: str):  # noqa: ANN202 (of ctypes)
+        return getattr(library(), f"{name}_{self._scalar}")
+
+    def _copied(self):  # noqa: ANN202 (an array of ctypes)
+        """The links, for one pass to point elsewhere."""
+        return type(self._links).from_buffer_copy(self._links)
+
+    def _run(self, name: str, links, batch: int, directions: int, *ends: Tensor | None) -> None:  # noqa: ANN001
+        shape = Shape(len(links), batch, directions, *self._size)
+        pointers = (None if end is None else end.data_ptr() for end in ends)
+        self._function(name)(shape, links, *pointers)
+
+
+def _point(links, name: str, tensors: Sequence[Tensor | None]) -> int:  # noqa: ANN001
+    """Points all links to tensors; returns the largest number of samples among these."""
+    for link, tensor in zip(links, tensors, strict=False):
+        if tensor is not None:
+            setattr(link, name, tensor.data_ptr())
+    return max((len(t) for t in tensors if t is not None and t.ndim), default=0)
+
+
+def _in_layout(x: Tensor) -> Tensor:
+    """x as a matrix of pixels and channels in memory."""
+    x = x.detach()
+    if x.ndim != 4:
+        return x.contiguous()
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _empty(x: Tensor, channels: int) -> Tensor:
+    """For a result for each pixel of x."""
+    if x.ndim != 4:
+        return x.new_empty(len(x), channels)
+    batch, _, height, width = x.shape
+    return x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,237 @@
+"""The compiled passes: the numbers of PyTorch and autograd, and a fallback that is told."""
+
+import logging
+
+import pytest
+import torch
+from helpers import branch_shape, small_branch
+
+from iresflow.linearization import FunctionLinearization
+from iresflow.lipschitz import (
+    ACTIVATIONS,
+    Bidiagonalization,
+    CircularPadding,
+    LipSwish,
+    NormalizedConv2d,
+    compile_kernels,
+    conv_branch,
+    dense_branch,
+    library,
+)
+from iresflow.lipschitz.native import NativePasses, passes_through
+from iresflow.lipschitz.nets import Branch
+from iresflow.lipschitz.passes import TorchPasses
+
+KNOWN = sorted({"elu", "lipswish", "tanh"} & set(ACTIVATIONS))
+
+
+@pytest.fixture
+def compiled():
+    compile_kernels()
+    if library.library() is None:
+        pytest.skip("no compiler on this machine")
+    yield
+    compile_kernels(False)
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+@pytest.mark.parametrize("activation", KNOWN)
+@pytest.mark.parametrize("context_dim", [0, 3])
+@pytest.mark.parametrize("directions", [0, 1, 3])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_agree_with_autograd(
+    kind, activation, context_dim, directions, recompute, compiled
+):
+    branch = small_branch(kind, activation, context_dim)
+    branch.recompute = recompute
+    x = torch.randn(5, *branch_shape(kind), requires_grad=True)
+    context = torch.randn(5, context_dim) if context_dim else None
+    w, v = torch.randn(2, max(directions, 1), *x.shape)
+    unequal = torch.rand(max(directions, 1), 5)
+    leaves = [x, *branch.parameters()]
+
+    def gradients(linearization):
+        loss = (linearization.value**3).sum()
+        if directions:
+            loss = loss + (linearization.bilinear(w, v) * unequal).sum()
+        return torch.autograd.grad(loss, leaves)
+
+    linearization = branch.linearize(x, context)
+    assert isinstance(linearization._passes, NativePasses)
+    expected = gradients(FunctionLinearization(lambda y: branch(y, context), x))
+    for a, b in zip(gradients(linearization), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+CHAINS = {
+    # Channels that fill no vector register, images of a pixel or smaller than the kernel, and
+    # layers that neither widen nor narrow.
+    "few channels": lambda: (conv_branch(1, 3, (5, 7), activation=LipSwish, coeff=0.9), 4),
+    "odd channels": lambda: (conv_branch(5, 19, (3, 4), activation=LipSwish, coeff=0.9), 3),
+    "one pixel": lambda: (conv_branch(4, 33, (1, 1), activation=LipSwish, coeff=0.9), 2),
+    "one column": lambda: (conv_branch(2, 16, (6, 1), activation=LipSwish, coeff=0.9), 2),
+    "narrow inside": lambda: (conv_branch(40, 20, (4, 2), activation=LipSwish, coeff=0.9), 3),
+    "as wide": lambda: (conv_branch(16, 16, (4, 4), activation=LipSwish, coeff=0.9), 1),
+    "large": lambda: (conv_branch(3, 64, (12, 12), activation=LipSwish, coeff=0.9), 9),
+    "vectors": lambda: (dense_branch(7, 37, activation=LipSwish, coeff=0.9), 65),
+    "a number": lambda: (dense_branch(1, 5, activation=LipSwish, coeff=0.9), 33),
+    "5 x 5": lambda: (five_by_five(), 2),
+}
+
+
+def five_by_five():
+    sizes = [(2, 6, 5), (6, 3, 3), (3, 2, 5)]
+    layers = [NormalizedConv2d(i, o, k, (4, 6), coeff=0.9) for i, o, k in sizes]
+    return Branch(layers, [None, LipSwish(), LipSwish()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", CHAINS)
+def test_passes_agree_with_those_of_torch(name, threads, dtype, compiled):
+    branch, batch = CHAINS[name]()
+    branch.eval().to(dtype)
+    with torch.no_grad():
+        for layer in branch.layers:
+            layer.bias.normal_()
+        stages = branch._stages(None)
+    event = getattr(branch.layers[0], "image_size", ())
+    channels = branch.layers[-1].weight.shape[0]
+    x = torch.randn(batch, channels, *event, dtype=dtype)
+    u, v = torch.randn(2, 2 * batch, channels, *event, dtype=dtype)
+    behind = torch.randn(3 * batch, channels, *event, dtype=dtype)
+    needed = [True] * 9
+
+    def everything(passes):
+        inputs, slopes, value = passes.primal(x)
+        tangents = passes.tangents(slopes, v)
+        before, gradients = passes.adjoint(inputs, tangents[:-1], behind, needed)
+        slopes = [s for s in slopes if s is not None]
+        gradients = [g for g in gradients if g is not None]
+        products = passes.vjp([None] * (3 - len(slopes)) + slopes, u)
+        return [*inputs, *slopes, value, products, *tangents, before, *gradients]
+
+    reference = TorchPasses(stages)
+    expected = everything(reference)
+    torch.set_num_threads(threads)
+    try:
+        ours = everything(NativePasses(stages, x))
+        alone = NativePasses(stages, x).value(x)
+    finally:
+        torch.set_num_threads(1)
+    rtol = 1e-12 if dtype == torch.float64 else 1e-5
+    for a, b in zip(ours, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=rtol, atol=10 * rtol * float(b.abs().max()))
+    torch.testing.assert_close(alone, reference.primal(x).value, rtol=rtol, atol=10 * rtol)
+
+
+def test_exponentials_are_right_to_the_last_digits_and_beyond_the_range(compiled):
+    exact = {"elu": lambda h: torch.where(h > 0, h, h.clamp(max=0).expm1()), "tanh": torch.tanh}
+    h = torch.cat([torch.linspace(-800, 800, 4001), torch.linspace(-2, 2, 4001)])
+    for name, function in exact.items():
+        branch = dense_branch(1, 1, activation=ACTIVATIONS[name], coeff=0.9)
+        branch.layers, branch.activations = branch.layers[:1], branch.activations[:1]
+        stages = branch.eval()._stages(None)
+        value = NativePasses(stages, h[:, None]).primal(h[:, None]).value[:, 0]
+        weight = stages[0].weight.item()
+        assert float((value - weight * function(h)).abs().max()) < 1e-15 * 800
+
+
+def test_what_is_not_a_number_stays_none(compiled):
+    branch = conv_branch(1, 4, (3, 3), activation=LipSwish, coeff=0.9).eval()
+    x = torch.randn(2, 1, 3, 3)
+    x[1, 0, 1, 1] = torch.nan
+    passes = passes_through(branch._stages(None), x)
+    value = passes.value(x)
+    assert value[1].isnan().any() and not value[0].isnan().any()
+
+
+def test_an_empty_batch_has_empty_results(compiled):
+    branch = conv_branch(1, 4, (3, 3), activation=LipSwish, coeff=0.9).eval()
+    x = torch.randn(0, 1, 3, 3, requires_grad=True)
+    linearization = branch.linearize(x)
+    v = torch.randn(1, 0, 1, 3, 3)
+    assert linearization.vjp(v).shape == linearization.jvp(v).shape == v.shape
+    (linearization.bilinear(v, v).sum() + linearization.value.sum()).backward()
+    assert x.grad.shape == x.shape
+
+
+OTHERS = ["off", "circular", "stride", "softplus", "clipswish", "bfloat16"]
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_chains_take_the_passes_of_torch(case, compiled):
+    settings = {"activation": LipSwish, "coeff": 0.9}
+    if case in ACTIVATIONS:
+        settings["activation"] = ACTIVATIONS[case]
+    if case == "circular":
+        settings["padding"] = CircularPadding()
+    branch = conv_branch(2, 4, (4, 4), **settings).eval()
+    x = torch.randn(2, 2, 4, 4)
+    if case == "off":
+        compile_kernels(False)
+    if case == "bfloat16":
+        branch, x = branch.to(torch.bfloat16), x.to(torch.bfloat16)
+    if case == "stride":
+        strided = NormalizedConv2d(4, 2, 3, (4, 4), stride=2, coeff=0.9)
+        branch = Branch([*branch.layers[:2], strided], list(branch.activations)).eval()
+    assert isinstance(passes_through(branch._stages(None), x), TorchPasses)
+
+
+def test_without_a_compiler_torch_takes_over_and_it_is_logged(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.library.cache_clear()
+    compile_kernels()
+    branch = conv_branch(2, 4, (4, 4), activation=LipSwish, coeff=0.9).eval()
+    stages = branch._stages(None)
+    try:
+        with caplog.at_level(logging.WARNING, logger="iresflow"):
+            chosen = [passes_through(stages, torch.randn(2, 2, 4, 4)) for _ in range(3)]
+    finally:
+        compile_kernels(False)
+        library.library.cache_clear()
+    assert all(isinstance(passes, TorchPasses) for passes in chosen)
+    (record,) = caplog.records  # once
+    assert "no-such-compiler" in record.message and "PyTorch's run instead" in record.message
+
+
+def test_a_broken_object_is_built_anew(compiled, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = library._built()
+    path.write_bytes(b"cut off")
+    assert library._loaded().packed_size_double is not None
+    assert path.stat().st_size > 10_000
+
+
+def test_both_normalizations_of_a_chain_reach_the_raw_weights(compiled):
+    """In training mode, where the weights that act have a graph of their own."""
+    branch = conv_branch(
+        2, 6, (4, 4), activation=LipSwish, coeff=0.5, normalization=Bidiagonalization()
+    )
+    x = torch.randn(3, 2, 4, 4)
+    v = torch.randn(1, *x.shape)
+
+    def gradients(enabled):
+        compile_kernels(enabled)
+        state = {name: value.clone() for name, value in branch.state_dict().items()}
+        linearization = branch.linearize(x)
+        assert isinstance(linearization._passes, NativePasses) == enabled
+        loss = linearization.bilinear(v, v).sum() + linearization.value.square().sum()
+        result = torch.autograd.grad(loss, list(branch.parameters()))
+        branch.load_state_dict(state)
+        return result
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_changed_parameter_is_noticed(compiled):
+    branch = small_branch("conv", "lipswish", 0)
+    x = torch.randn(2, *branch_shape("conv"))
+    loss = branch.linearize(x).value.sum()
+    with torch.no_grad():
+        branch.layers[0].bias.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

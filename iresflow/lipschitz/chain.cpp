@@ -574,6 +574,14 @@ const T* pad_rows(long count, long channels, const T* x, Scratch<T>& scratch) {
     return to;
 }
 
+// A gradient of M, its rows padded, as one of the weight.
+template <class T> void unpack(const Layer& layer, const T* matrix, T* weight) {
+    const long stride = padded(layer.wide, LANES<T>), step = layer.step();
+    const auto offsets = layer.offsets();
+    for (long c = 0; c < layer.columns(); ++c)
+        for (long w = 0; w < layer.wide; ++w) weight[offsets[c] + w * step] = matrix[c * stride + w];
+}
+
 // What a thread sums up for each link: the gradients of M (wide padded), bias and beta.
 template <class T> struct Sums {
     std::vector<std::vector<T>> matrix, bias;
@@ -597,13 +605,7 @@ template <class T> struct Sums {
 
     void write(const Shape& shape, const Link* links) const {
         for (long i = 0; i < shape.links; ++i) {
-            const Layer layer(links[i]);
-            const long stride = padded(layer.wide, LANES<T>);
-            T* weight = (T*)links[i].weight_gradient;
-            const auto offsets = layer.offsets();
-            for (long c = 0; c < layer.columns(); ++c)
-                for (long w = 0; w < layer.wide; ++w)
-                    weight[offsets[c] + w * layer.step()] = matrix[i][c * stride + w];
+            unpack(Layer(links[i]), matrix[i].data(), (T*)links[i].weight_gradient);
             if (!links[i].bias_stride)
                 std::copy(bias[i].begin(), bias[i].end(), (T*)links[i].bias_gradient);
             *links[i].beta_gradient = beta[i];
@@ -750,6 +752,74 @@ template <class T> void pack(const Shape& shape, const Link* links) {
     }
 }
 
+// ------------------------------------------------------------------------------------- norms
+
+template <class T> double norm_of(const std::vector<T>& x) {
+    double sum = 0;
+    for (T entry : x) sum += double(entry) * entry;
+    return std::sqrt(sum);
+}
+
+// Divides by the norm, which it returns; zero stays zero.
+template <class T> double normalize(std::vector<T>& x) {
+    const double norm = norm_of(x);
+    const T factor = norm > 0 ? T(1 / norm) : T(0);
+    for (T& entry : x) entry *= factor;
+    return norm;
+}
+
+// Two steps of Golub and Kahan's bidiagonalisation, as in `NormalizedLayer.bidiagonal_estimate`,
+// with the names of that. `left` is (outputs, height, width) and moves on; returns the norm and
+// writes its gradient in the weight.
+template <class T> double bidiagonal(const Shape& shape, const Link& link, T* left) {
+    thread_local Scratch<T> scratch;
+    const long pixels = shape.height * shape.width;
+    const Item item{0, pixels, 0, shape.height, shape.width};
+    const Layer layer(link);
+    std::vector<T> u(pixels * link.outputs), beside(u.size()), image(u.size());
+    std::vector<T> first(pixels * link.inputs), second(first.size());
+    const auto multiply = [&](const std::vector<T>& x, std::vector<T>& y) {
+        apply(link, item, x.data(), false, y.data(), Ending<T>{}, scratch);
+    };
+    const auto multiply_adjoint = [&](const std::vector<T>& x, std::vector<T>& y) {
+        apply_adjoint(link, item, x.data(), y.data(), Ending<T>{}, scratch);
+    };
+    for (long p = 0; p < pixels; ++p)
+        for (long c = 0; c < link.outputs; ++c) u[p * link.outputs + c] = left[c * pixels + p];
+    multiply_adjoint(u, first);
+    const double upper = normalize(first);
+    multiply(first, beside);
+    for (size_t i = 0; i < u.size(); ++i) beside[i] -= T(upper) * u[i];
+    const double below = normalize(beside);
+    multiply_adjoint(beside, second);
+    double along = 0;
+    for (size_t i = 0; i < first.size(); ++i) along += double(first[i]) * second[i];
+    for (size_t i = 0; i < first.size(); ++i) second[i] -= T(along) * first[i];
+    const double lower = normalize(second);
+    const double angle =
+        std::atan2(2 * below * lower, upper * upper + below * below - lower * lower) / 2;
+    for (size_t i = 0; i < first.size(); ++i)
+        first[i] = T(std::cos(angle)) * first[i] + T(std::sin(angle)) * second[i];
+    normalize(first);
+    multiply(first, image);
+    const double norm = normalize(image);
+    // From the zero vector, that of a zero weight, the iteration would never come back.
+    if (norm > 0)
+        for (long p = 0; p < pixels; ++p)
+            for (long c = 0; c < link.outputs; ++c)
+                left[c * pixels + p] = image[p * link.outputs + c];
+    const T* narrow = layer.widens ? first.data() : image.data();
+    const T* wide = layer.widens ? image.data() : first.data();
+    const long stride = padded(layer.wide, LANES<T>);
+    std::vector<T> gradient(layer.up_size<T>(), T(0));
+    const T* columns = up(layer, item, (const T*)link.matrix, narrow, (T*)nullptr, Ending<T>{},
+                          scratch);
+    outer_product(item.rows, layer.columns(), stride, columns,
+                  pad_rows(item.rows, layer.wide, wide, scratch), gradient.data());
+    unpack(layer, gradient.data(), (T*)link.weight_gradient);
+    return norm;
+}
+
 }  // namespace
 
 extern "C" {
@@ -769,6 +839,10 @@ extern "C" {
     void adjoint_##T(const Shape* shape, const Link* links, const T* x, const T* t,               \
                      const T* behind, T* before) {                                                \
         adjoint<T>(*shape, links, x, t, behind, before);                                          \
+    }                                                                                             \
+    double bidiagonal_##T(const Shape* shape, const Link* link, T* left) {                        \
+        pack<T>(*shape, link);                                                                    \
+        return bidiagonal<T>(*shape, *link, left);                                                \
     }
 
 PASSES(float)

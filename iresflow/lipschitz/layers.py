@@ -45,6 +45,8 @@ class NormalizedDense(NormalizedLayer):
         normalization: What training divides the weight by; `Bidiagonalization` by default.
     """
 
+    plain = True
+
     def __init__(
         self,
         inputs: int,
@@ -123,6 +125,7 @@ class NormalizedConv2d(NormalizedLayer):
         self.stride = stride
         self.amplification = self.padding.amplification(image_size, kernel_size)
         self.pointwise = kernel_size == 1 and stride == 1
+        self.plain = stride == 1 and (kernel_size == 1 or type(self.padding) is ZeroPadding)
         weight = torch.empty(outputs, inputs, kernel_size, kernel_size)
         nn.init.kaiming_uniform_(weight, a=5**0.5)
         # A 1 x 1 convolution is the same matrix at each pixel: one pixel has its norm.

@@ -16,13 +16,19 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["Link", "Shape", "library"]
+import torch
+
+__all__ = ["SCALARS", "Link", "Shape", "library"]
 
 logger = logging.getLogger(__name__)
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 
-PASSES = ("pack", "forward", "tangents", "vjp", "adjoint")
+FUNCTIONS = {"pack": 0, "forward": 2, "tangents": 2, "vjp": 2, "adjoint": 4, "bidiagonal": 1}
+"""Their names, and how many pointers to numbers each takes behind its shape and links."""
+
+SCALARS = {torch.float32: "float", torch.float64: "double"}
+"""What the functions' names end with, by their type of float."""
 
 
 class Link(ctypes.Structure):
@@ -60,23 +66,20 @@ def library() -> ctypes.CDLL | None:
     """The passes, or None, with a warning in the log, where they can't be built or loaded."""
     try:
         loaded = _loaded()
-        for scalar in ("float", "double"):
+        for scalar in SCALARS.values():
             size = getattr(loaded, f"packed_size_{scalar}")
             size.argtypes, size.restype = [ctypes.POINTER(Link)], ctypes.c_int64
-            for name in PASSES:
+            for name, pointers in FUNCTIONS.items():
                 function = getattr(loaded, f"{name}_{scalar}")
                 function.argtypes = [ctypes.POINTER(Shape), ctypes.POINTER(Link)]
-                function.argtypes += [ctypes.c_void_p] * _POINTERS[name]
-                function.restype = None
+                function.argtypes += [ctypes.c_void_p] * pointers
+                function.restype = ctypes.c_double if name == "bidiagonal" else None
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         lines = [line for line in reason.strip().splitlines() if line] or [type(error).__name__]
         logger.warning("the native passes can't be built, PyTorch's run instead: %s", lines[0])
         return None
     return loaded
-
-
-_POINTERS = {"pack": 0, "forward": 2, "tangents": 2, "vjp": 2, "adjoint": 4}
 
 
 def _loaded() -> ctypes.CDLL:

@@ -15,16 +15,13 @@ from torch import Tensor
 from iresflow.lipschitz.activations import ELU, Activation, LipSwish, Tanh
 from iresflow.lipschitz.kernels import kernels_compile
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
-from iresflow.lipschitz.library import Link, Shape, library
-from iresflow.lipschitz.padding import ZeroPadding
+from iresflow.lipschitz.library import SCALARS, Link, Shape, library
 from iresflow.lipschitz.passes import Passes, Primal, Slopes, Stage, TorchPasses, detached
 
 __all__ = ["NativePasses", "passes_through"]
 
 KINDS: dict[type[Activation], int] = {ELU: 1, Tanh: 2, LipSwish: 3}
 """``Kind`` of ``chain.cpp``; 0 for none."""
-
-SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 
 def passes_through(stages: Sequence[Stage], x: Tensor) -> Passes:
@@ -42,11 +39,8 @@ def _suits(stages: Sequence[Stage], x: Tensor) -> bool:
 
 
 def _known_layer(stage: Stage, ndim: int) -> bool:
-    layer = stage.layer
-    if isinstance(layer, NormalizedDense):
-        return ndim == 2
-    zeros = isinstance(layer, NormalizedConv2d) and type(layer.padding) is ZeroPadding
-    return zeros and layer.stride == 1 and ndim == 4
+    kind = NormalizedDense if ndim == 2 else NormalizedConv2d
+    return isinstance(stage.layer, kind) and stage.layer.plain
 
 
 def _known_activation(stage: Stage) -> bool:

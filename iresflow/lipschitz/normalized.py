@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from iresflow.lipschitz.bounds import Bound, LipschitzMap
 from iresflow.lipschitz.induced import entry_bounds
+from iresflow.lipschitz.native_norm import native_norm, native_norms
 from iresflow.lipschitz.normalization import SETTLING_ITERATIONS, Normalization
 
 __all__ = ["NormalizedLayer", "broadcast_bias"]
@@ -25,6 +26,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
 
     Attributes:
         amplification: Upper bound of the norm of what extends the input before the weight acts.
+        plain: Whether it is a matrix, or a convolution with zero padding and stride 1.
 
     Arguments:
         weight: The initial raw weight.
@@ -38,6 +40,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     """
 
     amplification: float = 1.0
+    plain: bool = False
 
     def __init__(
         self,
@@ -219,6 +222,8 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         right vectors; in its orthonormal basis, A is a lower triangle of two columns, whose
         largest singular vector is known in closed form (Golub and Kahan, 1965).
         """
+        if keep and self.plain and native_norms(weight) and self.left.dtype == weight.dtype:
+            return native_norm(weight, self.left)
         frozen = weight.detach()
         with torch.no_grad():
             kernel = self.adjoint_kernel(frozen)

@@ -13,6 +13,7 @@ from iresflow.lipschitz import (
     CircularPadding,
     LipSwish,
     NormalizedConv2d,
+    NormalizedDense,
     compile_kernels,
     conv_branch,
     dense_branch,
@@ -235,3 +236,32 @@ def test_a_changed_parameter_is_noticed(compiled):
         branch.layers[0].bias.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+LAYERS = {
+    "conv": lambda: NormalizedConv2d(2, 5, 3, (4, 6), coeff=0.9),
+    "narrowing": lambda: NormalizedConv2d(7, 2, 3, (5, 3), coeff=0.9),
+    "1 x 1": lambda: NormalizedConv2d(6, 9, 1, (4, 6), coeff=0.9),
+    "dense": lambda: NormalizedDense(7, 4, coeff=0.9),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("zero", [False, True])
+def test_norms_and_their_gradients_are_those_of_torch(kind, zero, compiled):
+    layer = LAYERS[kind]().train()
+    with torch.no_grad():
+        layer.weight.copy_(0 * layer.weight if zero else torch.randn_like(layer.weight))
+        layer.left.copy_(torch.nn.functional.normalize(torch.randn_like(layer.left), dim=None))
+    start = layer.left.clone()
+    results = []
+    for enabled in (True, False):
+        compile_kernels(enabled)
+        layer.left.copy_(start)
+        norms = [layer.bidiagonal_estimate(layer.weight) for _ in range(3)]
+        (gradient,) = torch.autograd.grad(norms[-1], layer.weight)
+        results.append((*norms, gradient, layer.left.clone()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    if zero:
+        assert float(results[0][0].detach()) == 0 and torch.equal(results[0][-1], start)

@@ -1,0 +1,55 @@
+"""The norm of a layer by bidiagonalisation, compiled for the processor: see ``chain.cpp``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from iresflow.lipschitz.kernels import kernels_compile
+from iresflow.lipschitz.library import SCALARS, Link, Shape, library
+
+__all__ = ["native_norm", "native_norms"]
+
+
+def native_norms(weight: Tensor) -> bool:
+    """Whether `native_norm` can be had for a weight."""
+    known = weight.device.type == "cpu" and weight.dtype in SCALARS
+    return known and kernels_compile() and library() is not None
+
+
+def native_norm(weight: Tensor, left: Tensor) -> Tensor:
+    """The operator norm from below, a scalar with its gradient, as `bidiagonal_estimate` has it.
+
+    Arguments:
+        weight: ``(D, C)``, or ``(D, C, k, k)`` of a convolution with zero padding and stride 1.
+        left: Where the iteration starts, ``(D,)`` or ``(D, H, W)`` of the same type; overwritten
+            by where it ends.
+    """
+    return _NativeNorm.apply(weight, left)
+
+
+class _NativeNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, left: Tensor) -> Tensor:  # noqa: ANN401
+        scalar, weight = SCALARS[weight.dtype], weight.detach().contiguous()
+        start, gradient = left.contiguous(), torch.empty_like(weight)
+        link = Link(inputs=weight.shape[1], outputs=weight.shape[0])
+        link.side = weight.shape[2] if weight.ndim == 4 else 1
+        link.weight, link.weight_gradient = weight.data_ptr(), gradient.data_ptr()
+        matrix = weight.new_empty(getattr(library(), f"packed_size_{scalar}")(link))
+        link.matrix = matrix.data_ptr()
+        size = left.shape[1:] if left.ndim == 3 else (1, 1)
+        norm = getattr(library(), f"bidiagonal_{scalar}")(
+            Shape(1, 1, 1, *size), link, start.data_ptr()
+        )
+        if start is not left:
+            left.copy_(start)
+        ctx.save_for_backward(gradient)
+        return weight.new_tensor(norm)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None

@@ -212,7 +212,6 @@ CASES = {
         IMAGE_ESTIMATORS,
         {
             "normflows Glow, matched": partial(glow, *MNIST, steps=9, hidden=32),
-            "zuko MAF, its size": partial(zuko_flow, *MNIST, "MAF", randperm=True),
             "zuko NSF coupling, its size": partial(zuko_flow, *MNIST, "NSF", **COUPLING),
         },
         trains=False,

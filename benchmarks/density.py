@@ -3,9 +3,9 @@
 What a user asks who needs a density: how long does a training step take, how many log-densities
 and how many samples come out in a second, and how good a likelihood does the same training time
 buy? The peers are flows of `zuko` and `normflows` (``pip install zuko normflows``), built as their
-own examples build them. "Matched" have about as many parameters as ours; others have the package's
-own size. All models have the same pixel map, data, batches, threads, and take turns, so that all
-meet the same machine.
+own examples build them. "Matched" have about as many parameters as ours (masked ones are counted),
+"its size" is the package's default. All models have the same pixel map, data, batches and threads.
+What is timed takes turns, so that all meet the same machine; trainings follow one another.
 
 * training: loss, gradient, Adam, on one batch of the configuration's size;
 * log_prob: in eval mode, without gradients. Ours estimates log-determinants: with the estimator of
@@ -318,8 +318,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=7, help="of the speeds; 0 for none")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each training")
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2])
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each training")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2, 1e-1])
     parser.add_argument("--no-training", action="store_true", help="speeds alone")
     parser.add_argument("--no-peers", action="store_true", help="without zuko and normflows")
     parser.add_argument("--no-compile", action="store_true", help="pointwise kernels unfused")

@@ -211,6 +211,7 @@ CASES = {
         100,
         IMAGE_ESTIMATORS,
         {
+            # No autoregressive flow: drawing takes a pass for each of 784 pixels.
             "normflows Glow, matched": partial(glow, *MNIST, steps=9, hidden=32),
             "zuko NSF coupling, its size": partial(zuko_flow, *MNIST, "NSF", **COUPLING),
         },

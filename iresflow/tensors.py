@@ -19,8 +19,10 @@ __all__ = [
     "full_precision",
     "gaussian",
     "norm_per_sample",
+    "norms",
     "rademacher",
     "reduced_precision",
+    "spread",
     "sum_per_sample",
     "wide_norm",
     "widest",
@@ -53,6 +55,16 @@ def wide_norm(x: Tensor) -> Tensor:
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of two stacks of directions: ``(K, B, *event)`` twice to ``(K, B)``."""
     return (a * b).flatten(2).sum(2)
+
+
+def norms(x: Tensor) -> Tensor:
+    """Euclidean norms of a stack of directions: ``(K, B, *event)`` to ``(K, B)``."""
+    return dot(x, x).sqrt()
+
+
+def spread(scalars: Tensor, like: Tensor) -> Tensor:
+    """One scalar for each direction ``(K, B)``, shaped to multiply ``(K, B, *event)``."""
+    return scalars.to(like.dtype).reshape(*scalars.shape, *[1] * (like.ndim - 2))
 
 
 def rademacher(count: int, like: Tensor, generator: Stream | None = None) -> Tensor:

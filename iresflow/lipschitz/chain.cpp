@@ -23,6 +23,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -84,6 +85,7 @@ struct Link {
 // A batch: `directions` stacks of `samples` images; height = width = 1 for vectors.
 struct Shape {
     int64_t links, samples, directions, height, width;
+    int64_t terms;  // of power sums
 };
 
 enum Kind : int64_t { NONE, ELU, TANH, LIPSWISH };
@@ -354,7 +356,9 @@ template <class T> struct Scratch {
     }
 };
 
-enum Buffer { WINDOWS, TAPS, VALUE, SLOPE, CURVATURE, ENTERED, PADDED, EVEN, ODD };
+enum Buffer {
+    WINDOWS, TAPS, VALUE, SLOPE, CURVATURE, ENTERED, PADDED, EVEN, ODD, POWER, NEXT
+};
 
 // Calls body(pixel, neighbour, count, tap) for all k k taps of an image's windows and all of its
 // rows: the neighbours of `count` pixels in a row, which are the same number of pixels in a row.
@@ -544,19 +548,103 @@ template <class T> void tangents(const Shape& shape, const Link* links, const T*
     });
 }
 
+// J^T u at an item.
+template <class T>
+void vjp(const Shape& shape, const Link* links, const Item& item, const T* u, T* out,
+         Scratch<T>& scratch) {
+    for (long i = shape.links - 1; i >= 0; --i) {
+        const Link& link = links[i];
+        T* before = i ? scratch.at(i % 2 ? ODD : EVEN, item.rows * link.inputs) : out;
+        Ending<T> end;
+        end.scale = rows<T>((const void*)link.slope, item.row, link.inputs);
+        apply_adjoint(link, item, u, before, end, scratch);
+        u = before;
+    }
+}
+
 template <class T> void vjp(const Shape& shape, const Link* links, const T* u, T* out) {
-    const long all = shape.samples * shape.height * shape.width;
+    const long all = shape.samples * shape.height * shape.width, channels = links[0].inputs;
     for_items<T>(shape, links, shape.directions, [&](const Item& item, long k, Scratch<T>& scratch) {
-        const long row = k * all + item.row;
-        const T* behind = u + row * links[shape.links - 1].outputs;
-        for (long i = shape.links - 1; i >= 0; --i) {
-            const Link& link = links[i];
-            const long n = item.rows * link.inputs;
-            T* before = i ? scratch.at(i % 2 ? ODD : EVEN, n) : out + row * link.inputs;
-            Ending<T> end;
-            end.scale = rows<T>((const void*)link.slope, item.row, link.inputs);
-            apply_adjoint(link, item, behind, before, end, scratch);
-            behind = before;
+        const long row = (k * all + item.row) * channels;
+        vjp(shape, links, item, u + row, out + row, scratch);
+    });
+}
+
+template <class T> inline T sum_of(Vector<T> v) {
+    T sum = 0;
+    for (long i = 0; i < LANES<T>; ++i) sum += v[i];
+    return sum;
+}
+
+// The inner product of two vectors; sums of T are taken over some hundreds of entries only.
+template <class T> double dot(long n, const T* x, const T* y) {
+    constexpr long block = 64 * LANES<T>;
+    double sum = 0;
+    for (long from = 0; from < n; from += block) {
+        Vector<T> lanes = {};
+        const long end = std::min(n, from + block);
+        long i = from;
+        for (; i + LANES<T> <= end; i += LANES<T>) lanes += load(x + i) * load(y + i);
+        if (i < end) lanes += load(x + i, end - i) * load(y + i, end - i);
+        sum += sum_of<T>(lanes);
+    }
+    return sum;
+}
+
+// What the series of powers of J^T takes and gives, as `Products.power_sums` says.
+template <class T> struct Powers {
+    const T* v;
+    const T* weights;      // (terms, 2)
+    const int64_t* limit;  // (directions, samples), or null
+    const T* enough;       // the same
+    T *neumann, *weighted;
+    T *taken, *size, *growth;  // (directions, samples)
+};
+
+template <class T>
+void power_sums(const Shape& shape, const Link* links, const Powers<T>& powers) {
+    const long pixels = shape.height * shape.width, all = shape.samples * pixels;
+    const long channels = links[0].inputs, each = pixels * channels;
+    for_items<T>(shape, links, shape.directions, [&](const Item& item, long k, Scratch<T>& scratch) {
+        const long row = (k * all + item.row) * channels, count = item.rows / pixels;
+        const long first = k * shape.samples + item.sample, entries = item.rows * channels;
+        std::copy(powers.v + row, powers.v + row + entries, powers.neumann + row);
+        std::copy(powers.v + row, powers.v + row + entries, powers.weighted + row);
+        T *now = scratch.at(POWER, entries), *next = scratch.at(NEXT, entries);
+        std::copy(powers.v + row, powers.v + row + entries, now);
+        std::vector<char> running(count, 1);
+        for (long s = 0; s < count; ++s) {
+            const T* x = now + s * each;
+            powers.size[first + s] = T(std::sqrt(dot(each, x, x)));
+            powers.taken[first + s] = 1;
+            powers.growth[first + s] = 0;
+        }
+        for (long term = 1; term < shape.terms; ++term) {
+            bool some = false;
+            for (long s = 0; s < count; ++s) {
+                if (powers.limit && powers.limit[first + s] <= term) running[s] = 0;
+                if (powers.enough && !(powers.size[first + s] >= term * powers.enough[first + s]))
+                    running[s] = 0;
+                some |= running[s];
+            }
+            if (!some) break;
+            vjp(shape, links, item, now, next, scratch);
+            std::swap(now, next);
+            const T a = powers.weights[2 * term], b = powers.weights[2 * term + 1];
+            for (long s = 0; s < count; ++s) {
+                if (!running[s]) continue;
+                const T* x = now + s * each;
+                T* neumann = powers.neumann + row + s * each;
+                T* weighted = powers.weighted + row + s * each;
+                for (long j = 0; j < each; ++j) neumann[j] += a * x[j];
+                for (long j = 0; j < each; ++j) weighted[j] += b * x[j];
+                const T before = powers.size[first + s], after = T(std::sqrt(dot(each, x, x)));
+                const T ratio = after / std::max(before, std::numeric_limits<T>::min());
+                T& growth = powers.growth[first + s];
+                growth = ratio <= growth ? growth : ratio;  // NaN, too, is a growth
+                powers.size[first + s] = after;
+                powers.taken[first + s] += 1;
+            }
         }
     });
 }
@@ -639,9 +727,7 @@ double activation_adjoint(long n, long directions, const T* h, const T* value, c
         beta += (x * s - get(value)) * p + x * mixed;
         put(q[0], p * s + mixed);
     }
-    double sum = 0;
-    for (long i = 0; i < LANES<T>; ++i) sum += beta[i];
-    return sum;
+    return sum_of<T>(beta);
 }
 
 // One item of the adjoint of the value and of the tangents along each direction.
@@ -754,15 +840,9 @@ template <class T> void pack(const Shape& shape, const Link* links) {
 
 // ------------------------------------------------------------------------------------- norms
 
-template <class T> double norm_of(const std::vector<T>& x) {
-    double sum = 0;
-    for (T entry : x) sum += double(entry) * entry;
-    return std::sqrt(sum);
-}
-
 // Divides by the norm, which it returns; zero stays zero.
 template <class T> double normalize(std::vector<T>& x) {
-    const double norm = norm_of(x);
+    const double norm = std::sqrt(dot<T>(x.size(), x.data(), x.data()));
     const T factor = norm > 0 ? T(1 / norm) : T(0);
     for (T& entry : x) entry *= factor;
     return norm;
@@ -792,14 +872,13 @@ template <class T> double bidiagonal(const Shape& shape, const Link& link, T* le
     for (size_t i = 0; i < u.size(); ++i) beside[i] -= T(upper) * u[i];
     const double below = normalize(beside);
     multiply_adjoint(beside, second);
-    double along = 0;
-    for (size_t i = 0; i < first.size(); ++i) along += double(first[i]) * second[i];
-    for (size_t i = 0; i < first.size(); ++i) second[i] -= T(along) * first[i];
+    const T along = T(dot<T>(first.size(), first.data(), second.data()));
+    for (size_t i = 0; i < first.size(); ++i) second[i] -= along * first[i];
     const double lower = normalize(second);
     const double angle =
         std::atan2(2 * below * lower, upper * upper + below * below - lower * lower) / 2;
-    for (size_t i = 0; i < first.size(); ++i)
-        first[i] = T(std::cos(angle)) * first[i] + T(std::sin(angle)) * second[i];
+    const T cosine = T(std::cos(angle)), sine = T(std::sin(angle));
+    for (size_t i = 0; i < first.size(); ++i) first[i] = cosine * first[i] + sine * second[i];
     normalize(first);
     multiply(first, image);
     const double norm = normalize(image);
@@ -839,6 +918,12 @@ extern "C" {
     void adjoint_##T(const Shape* shape, const Link* links, const T* x, const T* t,               \
                      const T* behind, T* before) {                                                \
         adjoint<T>(*shape, links, x, t, behind, before);                                          \
+    }                                                                                             \
+    void power_sums_##T(const Shape* shape, const Link* links, const T* v, const T* weights,      \
+                        const int64_t* limit, const T* enough, T* neumann, T* weighted, T* taken, \
+                        T* size, T* growth) {                                                     \
+        power_sums<T>(*shape, links,                                                              \
+                      {v, weights, limit, enough, neumann, weighted, taken, size, growth});       \
     }                                                                                             \
     double bidiagonal_##T(const Shape* shape, const Link* link, T* left) {                        \
         pack<T>(*shape, link);                                                                    \

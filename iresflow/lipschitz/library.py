@@ -24,7 +24,15 @@ logger = logging.getLogger(__name__)
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 
-FUNCTIONS = {"pack": 0, "forward": 2, "tangents": 2, "vjp": 2, "adjoint": 4, "bidiagonal": 1}
+FUNCTIONS = {
+    "pack": 0,
+    "forward": 2,
+    "tangents": 2,
+    "vjp": 2,
+    "power_sums": 9,
+    "adjoint": 4,
+    "bidiagonal": 1,
+}
 """Their names, and how many pointers to numbers each takes behind its shape and links."""
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
@@ -57,7 +65,8 @@ class Shape(ctypes.Structure):
     """``Shape`` of ``chain.cpp``."""
 
     _fields_ = tuple(
-        (name, ctypes.c_int64) for name in ("links", "samples", "directions", "height", "width")
+        (name, ctypes.c_int64)
+        for name in ("links", "samples", "directions", "height", "width", "terms")
     )
 
 

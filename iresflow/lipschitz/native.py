@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from iresflow.linearization import PowerSums
 from iresflow.lipschitz.activations import ELU, Activation, LipSwish, Tanh
 from iresflow.lipschitz.kernels import kernels_compile
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
@@ -107,6 +108,30 @@ class NativePasses(Passes):
         self._run("vjp", links, batch, len(u) // max(batch, 1), u, result)
         return result
 
+    def power_sums(
+        self,
+        slopes: Slopes,
+        v: Tensor,
+        weights: Sequence[tuple[float, float]],
+        terms: Tensor | None,
+        enough: Tensor | None,
+    ) -> PowerSums:
+        """`Products.power_sums`: each sample takes all of its terms while it is in the cache."""
+        links, count = self._copied(), v.shape[:2]
+        _point(links, "slope", slopes)
+        v = _in_layout(v.flatten(0, 1))
+        limit = None if terms is None else terms.contiguous()
+        enough = None if enough is None else enough.to(v.dtype).contiguous()
+        neumann, weighted = _empty(v, links[0].inputs), _empty(v, links[0].inputs)
+        taken, size, growth = v.new_empty(3, *count)
+        table = v.new_tensor(weights)
+        results = (neumann, weighted, taken, size, growth)
+        self._run("power_sums", links, count[1], count[0], v, table, limit, enough, *results)
+        event = v.shape[1:]
+        return PowerSums(
+            neumann.view(*count, *event), weighted.view(*count, *event), taken, size, growth
+        )
+
     def tangents(self, slopes: Slopes, v: Tensor) -> list[Tensor]:
         links = self._copied()
         batch = _point(links, "slope", slopes) or len(v)
@@ -151,7 +176,8 @@ class NativePasses(Passes):
         return type(self._links).from_buffer_copy(self._links)
 
     def _run(self, name: str, links, batch: int, directions: int, *ends: Tensor | None) -> None:  # noqa: ANN001
-        shape = Shape(len(links), batch, directions, *self._size)
+        terms = len(ends[1]) if name == "power_sums" else 0
+        shape = Shape(len(links), batch, directions, *self._size, terms)
         pointers = (None if end is None else end.data_ptr() for end in ends)
         self._function(name)(shape, links, *pointers)
 

@@ -37,9 +37,9 @@ from torch import Tensor
 
 from iresflow.linearization import Linearization, Products
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_settings, draw_probes, spread, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
 from iresflow.streams import Stream
-from iresflow.tensors import dot
+from iresflow.tensors import dot, spread
 
 __all__ = ["Krylov"]
 

@@ -1,5 +1,6 @@
 """Distributions of the number of terms of a randomly truncated series."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -25,13 +26,18 @@ class LengthDistribution(ABC):
         """P(N >= k) for k = 0, 1, ... as long as it is above the smallest random float."""
 
     @final
+    def tails(self) -> Tensor:
+        """`survival`, computed once; not to be changed."""
+        return _tails(self)
+
+    @final
     def draw(self, size: tuple[int, ...], generator: Stream | None) -> Tensor:
         """Independent draws ``(..., B)``, int64, on the generator's device (the CPU for None)."""
         device = torch.device("cpu") if generator is None else generator.device
         sampler = partial(torch.rand, device=device, dtype=torch.float64)
         u = draw(sampler, size, generator, batch=-1)
         # N >= k if u lies below P(N >= k), for one u and all k: the inverse of the distribution.
-        tail = self.survival()[1:].to(device)
+        tail = self.tails()[1:].to(device)
         return torch.searchsorted(tail.flip(0), u, right=True).neg().add(len(tail))
 
 
@@ -83,6 +89,11 @@ class Geometric(LengthDistribution):
 
     def survival(self) -> Tensor:
         return _resolved((1 - self.p) ** torch.arange(LONGEST, dtype=torch.float64))
+
+
+@functools.lru_cache(maxsize=64)
+def _tails(distribution: LengthDistribution) -> Tensor:
+    return distribution.survival()
 
 
 def _resolved(tails: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from iresflow.streams import Stream
-from iresflow.tensors import Probe, dot, gaussian, rademacher
+from iresflow.tensors import Probe, gaussian, rademacher
 
-__all__ = ["PROBES", "check_settings", "draw_probes", "norms", "spread", "squared_standard_error"]
+__all__ = ["PROBES", "check_settings", "draw_probes", "squared_standard_error"]
 
 PROBES: dict[str, Probe] = {"rademacher": rademacher, "gaussian": gaussian}
 """Distributions of the probes, by name."""
@@ -33,16 +33,6 @@ def check_settings(probes: int, probe: str, tol: float = 0.0, **counts: int) -> 
 def draw_probes(distribution: str, probes: int, point: Tensor, generator: Stream | None) -> Tensor:
     """``(K, B, *event)`` probes for points ``(B, *event)``."""
     return PROBES[distribution](probes, point.detach(), generator)
-
-
-def norms(x: Tensor) -> Tensor:
-    """Euclidean norms of a stack of directions: ``(K, B, *event)`` to ``(K, B)``."""
-    return dot(x, x).sqrt()
-
-
-def spread(scalars: Tensor, like: Tensor) -> Tensor:
-    """One scalar for each direction ``(K, B)``, shaped to multiply ``(K, B, *event)``."""
-    return scalars.to(like.dtype).reshape(*scalars.shape, *[1] * (like.ndim - 2))
 
 
 def squared_standard_error(values: Tensor) -> Tensor:

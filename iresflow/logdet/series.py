@@ -6,17 +6,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization, Products
+from iresflow.linearization import Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import (
-    check_settings,
-    draw_probes,
-    norms,
-    spread,
-    squared_standard_error,
-)
+from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
 from iresflow.streams import Stream
-from iresflow.tensors import dot
+from iresflow.tensors import dot, norms
 
 __all__ = ["PowerSeries", "expands", "tail_sum"]
 
@@ -66,62 +60,25 @@ class PowerSeries(LogDetEstimator):
 
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
+        weights = [((-1.0) ** k, (-1.0) ** k / (k + 1)) for k in range(self.terms)]
         with torch.no_grad():
             image = linearization.jvp(v)
-            sums = self._sums(linearization, v, norms(image))
-            values = dot(sums.weighted, image).masked_fill(sums.invalid, torch.nan)  # (K, B)
+            size, slope = norms(v), norms(image)
+            # Term k + 1 is at most |u_k| |J v| / (k + 1).
+            enough = self.tol * v[0, 0].numel() / slope if self.tol else None
+            sums = linearization.power_sums(v, weights, enough=enough)
+            invalid = expands(size, slope) | (sums.growth > EXPANSION)
+            values = dot(sums.weighted, image).masked_fill(invalid, torch.nan)  # (K, B)
         bound = linearization.lipschitz
         rest = torch.inf if bound is None else bound / (1 - bound)
         return LogDetEstimate(
             value=values.mean(0),
             surrogate=linearization.bilinear(sums.neumann, v).mean(0),
             variance=squared_standard_error(values),
-            truncation=_times(sums.last, _tails(bound, sums.taken)).mean(0),
-            gradient_truncation=_times(sums.size / norms(v), rest).amax(0),
+            truncation=_times(sums.size * slope, _tails(bound, sums.taken)).mean(0),
+            gradient_truncation=_times(sums.size / size, rest).amax(0),
             products=sums.taken.mean(0),
         )
-
-    def _sums(self, products: Products, v: Tensor, slope: Tensor) -> "_Sums":
-        """The sums over the terms of each probe ``(K, B, *event)``, with :math:`|J v|`."""
-        size, enough = norms(v), self.tol * v[0, 0].numel()
-        invalid = expands(size, slope)
-        taken, running = torch.ones_like(size), torch.ones_like(size, dtype=torch.bool)
-        neumann, weighted, u = v.clone(), v.clone(), v
-        for term in range(2, self.terms + 1):
-            if enough:
-                running = running & (size * slope >= enough * (term - 1))
-                if not bool(running.any()):
-                    break
-            u = products.vjp(u)
-            longer = norms(u)
-            invalid |= running & expands(size, longer)
-            size = torch.where(running, longer, size)
-            taken += running
-            # Probes that have stopped are multiplied on, and their terms not added.
-            sign = spread(running.to(u.dtype).mul_(1 if term % 2 else -1), u)
-            neumann.addcmul_(u, sign)
-            weighted.addcmul_(u, sign, value=1 / term)
-        return _Sums(neumann, weighted, size, size * slope, taken, invalid)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What a power series gives for each probe.
-
-    Attributes:
-        neumann, weighted: The Neumann sum and the series sum, ``(K, B, *event)``.
-        size: The norm of the last power's product with the probe, ``(K, B)``.
-        last: The bound of the last term's absolute value times its order, ``(K, B)``.
-        taken: The number of terms, ``(K, B)``.
-        invalid: Where J was seen to expand, ``(K, B)``.
-    """
-
-    neumann: Tensor
-    weighted: Tensor
-    size: Tensor
-    last: Tensor
-    taken: Tensor
-    invalid: Tensor
 
 
 def expands(before: Tensor, after: Tensor) -> Tensor:

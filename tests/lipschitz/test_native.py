@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import branch_shape, small_branch
 
-from iresflow.linearization import FunctionLinearization
+from iresflow.linearization import FunctionLinearization, Products
 from iresflow.lipschitz import (
     ACTIVATIONS,
     Bidiagonalization,
@@ -265,3 +265,23 @@ def test_norms_and_their_gradients_are_those_of_torch(kind, zero, compiled):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     if zero:
         assert float(results[0][0].detach()) == 0 and torch.equal(results[0][-1], start)
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("stopping", [False, True])
+def test_power_sums_are_those_of_single_products(kind, limited, stopping, compiled):
+    branch = small_branch(kind).eval()
+    x = torch.randn(40, *branch_shape(kind))
+    linearization = branch.linearize(x)
+    v = torch.randn(3, *x.shape)
+    weights = [(1.0, 1.0), *((float(a), float(b)) for a, b in torch.randn(8, 2))]
+    terms = torch.randint(1, 12, (3, 40)) if limited else None
+    enough = torch.rand(3, 40).pow(4) if stopping else None
+    ours = linearization.power_sums(v, weights, terms, enough)
+    expected = Products.power_sums(linearization, v, weights, terms, enough)
+    assert not (limited and stopping) or len(expected.taken.unique()) > 3
+    for name in ("neumann", "weighted", "taken", "size", "growth"):
+        a, b = getattr(ours, name), getattr(expected, name)
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=name)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from iresflow import compile_kernels
+
 # The tensors are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
 
@@ -14,3 +16,4 @@ def float64_and_seed():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(before)
+    compile_kernels(False)  # training turns them on for its process

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.data import Dataset, Split
 from iresflow.errors import RunError
+from iresflow.lipschitz import compile_kernels
 from iresflow.training.build import build_dataset
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import DataConfig
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     options = processes.on_main(lambda: parse(_parser(), arguments))
+    compile_kernels()
     if options.n is not None and options.n < 1 or options.batch_size < 1:
         raise ValueError("--n and --batch_size must be at least 1")
     precision = Precision(

@@ -14,6 +14,7 @@ from iresflow.bijections import Accuracy
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.evaluate import dataset_of_run
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
 from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
@@ -31,6 +32,7 @@ INTERPOLATION_STEPS = 10
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
     keep_freed_memory()
+    compile_kernels()
     options = parse(_parser(), arguments)
     if options.n is None:
         options.n = 24 if options.reconstruct else 8 if options.interpolate else 36

@@ -1,4 +1,4 @@
-"""The compiled passes of `chain.cpp`: built once for a machine, with its own compiler.
+"""The compiled passes of ``cpp/chain.cpp``: built once for a machine, with its own compiler.
 
 The object goes to ``$XDG_CACHE_HOME/iresflow`` (``~/.cache`` by default), named after its source,
 the compiler and the processor, so that none is mistaken for another.
@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -21,6 +20,8 @@ import torch
 __all__ = ["SCALARS", "Link", "Shape", "library"]
 
 logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "cpp"
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 
@@ -40,7 +41,7 @@ SCALARS = {torch.float32: "float", torch.float64: "double"}
 
 
 class Link(ctypes.Structure):
-    """``Link`` of ``chain.cpp``; pointers are addresses, 0 for none."""
+    """``Link`` of ``cpp/links.h``; pointers are addresses, 0 for none."""
 
     _fields_ = (
         ("inputs", ctypes.c_int64),
@@ -62,7 +63,7 @@ class Link(ctypes.Structure):
 
 
 class Shape(ctypes.Structure):
-    """``Shape`` of ``chain.cpp``."""
+    """``Shape`` of ``cpp/links.h``."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
@@ -102,12 +103,12 @@ def _loaded() -> ctypes.CDLL:
 
 def _built() -> Path:
     """The path of the object, built if it is not there."""
-    source = files("iresflow.lipschitz").joinpath("chain.cpp").read_text()
+    sources = {path.name: path.read_text() for path in sorted(SOURCES.iterdir())}
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("there is no C++ compiler (c++, g++ or $CXX)")
     version = _run(compiler, "--version")
-    key = "\0".join((source, *FLAGS, compiler, version, _processor()))
+    key = "\0".join((*sources.values(), *FLAGS, compiler, version, _processor()))
     name = f"chain-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iresflow"
     target = folder / name
@@ -117,11 +118,11 @@ def _built() -> Path:
     # Another process may build the same at the same time: each moves a whole file into place.
     with tempfile.TemporaryDirectory(dir=folder) as build:
         path = Path(build)
-        (path / "chain.cpp").write_text(source)
-        _run(compiler, *FLAGS, "-fopenmp", "-c", str(path / "chain.cpp"), "-o", str(path / "a.o"))
+        main, compiled = str(SOURCES / "chain.cpp"), str(path / "chain.o")
+        _run(compiler, *FLAGS, "-fopenmp", "-c", main, "-o", compiled)
         # Linked without OpenMP: its symbols are those of the runtime that torch has loaded, so
         # that both share one pool of threads.
-        _run(compiler, "-shared", str(path / "a.o"), "-o", str(path / name))
+        _run(compiler, "-shared", compiled, "-o", str(path / name))
         os.replace(path / name, target)
     return target
 

@@ -1,4 +1,4 @@
-"""The passes through a chain, compiled for the processor: see ``chain.cpp``.
+"""The passes through a chain, compiled for the processor: see ``cpp/chain.cpp``.
 
 They are for what most chains are on a CPU: dense layers, or convolutions with zero padding and
 stride 1, with activations of one value an entry, in float32 or float64. The results are those of
@@ -19,17 +19,22 @@ from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.library import SCALARS, Link, Shape, library
 from iresflow.lipschitz.passes import Passes, Primal, Slopes, Stage, TorchPasses, detached
 
-__all__ = ["NativePasses", "passes_through"]
+__all__ = ["NativePasses", "native_passes", "passes_through"]
 
 KINDS: dict[type[Activation], int] = {ELU: 1, Tanh: 2, LipSwish: 3}
-"""``Kind`` of ``chain.cpp``; 0 for none."""
+"""``Kind`` of ``cpp/links.h``; 0 for none."""
 
 
 def passes_through(stages: Sequence[Stage], x: Tensor) -> Passes:
     """The fastest passes at hand for points like x."""
+    return native_passes(stages, x) or TorchPasses(stages)
+
+
+def native_passes(stages: Sequence[Stage], x: Tensor) -> "NativePasses | None":
+    """The compiled passes for points like x, or None where they are not made for these."""
     if kernels_compile() and _suits(stages, x) and library() is not None:
         return NativePasses(stages, x)
-    return TorchPasses(stages)
+    return None
 
 
 def _suits(stages: Sequence[Stage], x: Tensor) -> bool:
@@ -79,11 +84,21 @@ class NativePasses(Passes):
             self._matrices.append(matrix)
         self._run("pack", self._links, 0, 0)
 
-    def value(self, x: Tensor) -> Tensor:
-        """g at points ``(B, *event)``, and nothing else: no hidden tensor leaves the cache."""
-        x = _in_layout(x)
-        value = _empty(x, self._links[-1].outputs)
-        self._run("forward", self._links, len(x), 1, x, value)
+    def value(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """g at points, and nothing else: no hidden tensor leaves the cache.
+
+        Arguments:
+            x: ``(B, *event)``, or ``(N, *event)`` for some samples of the batch.
+            index: The indices ``(N,)`` of these samples; None for all.
+        """
+        x, links = _in_layout(x), self._links
+        biases = self._biases
+        if index is not None and any(bias.ndim == 2 for bias in biases):
+            biases = [bias[index] if bias.ndim == 2 else bias for bias in biases]
+            links = self._copied()
+            _point(links, "bias", biases)
+        value = _empty(x, links[-1].outputs)
+        self._run("forward", links, len(x), 1, x, value)
         return value
 
     def primal(self, x: Tensor) -> Primal:

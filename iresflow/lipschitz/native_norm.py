@@ -1,4 +1,4 @@
-"""The norm of a layer by bidiagonalisation, compiled for the processor: see ``chain.cpp``."""
+"""The norm of a layer by bidiagonalisation, compiled for the processor: see ``cpp/norm.h``."""
 
 from typing import Any
 

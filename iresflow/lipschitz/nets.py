@@ -14,6 +14,7 @@ from iresflow.lipschitz.bounds import Bound, LipschitzMap
 from iresflow.lipschitz.chain import ChainLinearization, evaluate_chain
 from iresflow.lipschitz.induced import NORMS
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz.native import native_passes
 from iresflow.lipschitz.normalization import Normalization
 from iresflow.lipschitz.normalized import NormalizedLayer
 from iresflow.lipschitz.padding import Padding
@@ -64,7 +65,9 @@ class Branch(nn.Module, LipschitzMap):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """g(x): ``(B, *event)`` and an optional ``(B, context_dim)`` to ``(B, *event)``."""
-        return evaluate_chain(self._stages(context, x.dtype), x)
+        stages = self._stages(context, x.dtype)
+        native = None if torch.is_grad_enabled() else native_passes(stages, x)
+        return evaluate_chain(stages, x) if native is None else native.value(x)
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """g at x with its derivatives; one normalisation of the weights serves them all.

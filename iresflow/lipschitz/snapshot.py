@@ -30,6 +30,7 @@ from iresflow.lipschitz.activations import LipSwish
 from iresflow.lipschitz.chain import ChainLinearization
 from iresflow.lipschitz.convolution import same_layout
 from iresflow.lipschitz.layers import NormalizedConv2d
+from iresflow.lipschitz.native import NativePasses, native_passes
 from iresflow.lipschitz.normalized import broadcast_bias
 from iresflow.lipschitz.passes import Stage
 from iresflow.tensors import norm_per_sample
@@ -97,38 +98,61 @@ class Snapshot:
             the batch, which pick their rows of the context. It gives g and, ``(N,)``, an upper
             bound of the norm of its rounding error in units of eps.
         """
-        factors = [_factors(stage) for stage in self._stages]
+        return _Evaluator(self._stages, self._norms, dtype)
+
+
+@final
+class _Evaluator:
+    """What `Snapshot.evaluator` returns; arguments as there and of `Snapshot`."""
+
+    def __init__(
+        self, stages: Sequence[Stage], norms: Sequence[float], dtype: torch.dtype
+    ) -> None:
+        self._stages = [_in_type(stage, dtype) for stage in stages]
+        self._dtype = dtype
+        factors = [_factors(stage) for stage in stages]
         behind = [before for before, _ in factors[1:]] + [1.0]
-        links = [
+        self._first = factors[0][0]
+        self._links = [
             _Link(stage, norm, dtype, own, then)
-            for stage, norm, own, then in zip(
-                self._stages, self._norms, factors, behind, strict=True
-            )
+            for stage, norm, own, then in zip(stages, norms, factors, behind, strict=True)
         ]
-        bounds: dict[torch.Size, _Sizes] = {}
+        # By the shape of an event.
+        self._sizes: dict[torch.Size, _Sizes] = {}
+        self._native: dict[torch.Size, NativePasses | None] = {}
 
-        def through(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            size, event = norm_per_sample(x), x.shape[1:]
-            x = same_layout(x) if dtype == torch.float32 else x
-            x = x if factors[0][0] == 1 else x * factors[0][0]
-            shapes = [event]
-            for link in links:
-                x = link(x, index)
-                shapes.append(x.shape[1:])
-            if event not in bounds:
-                bounds[event] = _sizes(links, shapes, torch.finfo(dtype).eps)
-            return x, bounds[event].rounding(size, index)
+    @torch.no_grad()
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        event = x.shape[1:]
+        if event not in self._sizes:
+            self._sizes[event] = self._measured(event)
+            self._native[event] = native_passes(self._stages, x)
+        rounding = self._sizes[event].rounding(norm_per_sample(x), index)
+        native = self._native[event]
+        if native is not None:
+            return native.value(x, index), rounding
+        count = _pieces(self._links, x)
+        if count == 1:
+            return self._through(x, index), rounding
+        parts = zip(x.chunk(count), index.chunk(count), strict=True)
+        return torch.cat([self._through(*part) for part in parts]), rounding
 
-        @torch.no_grad()
-        def evaluate(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            count = _pieces(links, x)
-            if count == 1:
-                return through(x, index)
-            parts = zip(x.chunk(count), index.chunk(count), strict=True)
-            values, roundings = zip(*(through(*part) for part in parts), strict=True)
-            return torch.cat(values), torch.cat(roundings)
+    def _through(self, x: Tensor, index: Tensor) -> Tensor:
+        x = same_layout(x) if self._dtype == torch.float32 else x
+        x = x if self._first == 1 else x * self._first
+        for link in self._links:
+            x = link(x, index)
+        return x
 
-        return evaluate
+    def _measured(self, event: torch.Size) -> "_Sizes":
+        """Behind all links; none of them changes the size of an image."""
+        pixels = math.prod(event[1:])
+        sizes, channels = _Sizes(), event[0]
+        for link in self._links:
+            sizes = link.pass_on(sizes, channels * pixels, pixels)
+            sizes = sizes.as_computed(torch.finfo(self._dtype).eps)
+            channels = len(link.weight)
+        return sizes
 
 
 @final
@@ -215,14 +239,6 @@ class _Sizes:
         return self.rounding_slope * size + offset
 
 
-def _sizes(links: Sequence[_Link], shapes: Sequence[torch.Size], eps: float) -> _Sizes:
-    """Behind all links, for the shapes in front of each and behind the last."""
-    sizes = _Sizes()
-    for link, before, behind in zip(links, shapes, shapes[1:], strict=False):
-        sizes = link.pass_on(sizes, before.numel(), behind[1:].numel()).as_computed(eps)
-    return sizes
-
-
 def _factors(stage: Stage) -> tuple[float, float]:
     r"""Factors a and b with :math:`\phi(h) = b \operatorname{silu}(a h)`; both 1 where none are.
 
@@ -250,6 +266,10 @@ def _product_rounding(weight: Tensor) -> float:
     column = float(sizes.transpose(0, 1).flatten(1).sum(1).max())
     # One for the bias, two for the factors that the weight has taken in.
     return (weight[0].numel() + 3) * math.sqrt(row * column)
+
+
+def _in_type(stage: Stage, dtype: torch.dtype) -> Stage:
+    return replace(stage, weight=stage.weight.to(dtype), bias=stage.bias.to(dtype))
 
 
 def _rows(stage: Stage, index: Tensor) -> Stage:

@@ -116,8 +116,9 @@ class TrainingConfig:
     """Scales (0 is the finest) whose hidden tensors are computed anew in the backward pass."""
     precision: Literal["float32", "tf32", "mixed"] = "float32"
     """Of products in training steps: tf32 on NVIDIA GPUs; mixed: bfloat16 in the series alone."""
-    compile: bool = False
-    """Whether kernels of large tensors are compiled; it takes half a minute the first time."""
+    compile: bool = True
+    """Whether what takes most of the time is compiled, where there is a compiler: the branches'
+    passes on a CPU (some seconds, once a machine), pointwise kernels of other large tensors."""
     optimizer: Literal["adam", "adamax"] = "adam"
     """Optimiser."""
     learning_rate: float = 5e-3

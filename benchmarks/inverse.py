@@ -29,7 +29,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iresflow import Anderson, Broyden, FixedPoint, Flow, ImageFlow, PowerSeries
+from iresflow import (
+    Anderson,
+    Broyden,
+    FixedPoint,
+    Flow,
+    ImageFlow,
+    PowerSeries,
+    compile_kernels,
+)
 from iresflow.bijections import Accuracy, ResidualBlock
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import load_dataset
@@ -247,6 +255,7 @@ def main() -> None:
     parser.add_argument("--no-race", action="store_true", help="without normflows")
     options = parser.parse_args()
     keep_freed_memory()
+    compile_kernels()
     flows = dict(models(options))
     print(
         f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; "

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 
 from iresflow.bijections import ResidualBlock
+from iresflow.lipschitz.kernels import compile_kernels
 from iresflow.logdet import Krylov, PowerSeries
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
@@ -37,6 +38,7 @@ def measure(what: str, batch: int, blocks: int, terms: int) -> None:
     shape = replace(BASE, batch=batch, blocks=(blocks,) * 3)
     images = torch.rand(batch, *shape.image)
     warm = torch.rand(2, *shape.image)  # libraries take their buffers
+    compile_kernels()
     if what == "normflows":
         run = steps.reference_step(shape, terms - 1, images)
         steps.reference_step(shape, 2, warm)()

@@ -19,6 +19,7 @@ import torch
 
 import iresflow
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.lipschitz.kernels import compile_kernels
 from iresflow.logdet import PowerSeries
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     keep_freed_memory()
+    compile_kernels()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; base {BASE}")
     print(
         f"{'':<10}{'values':<20}{'ms a step':<28}{'MiB kept':<28}exponents: time, expected, memory"

@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 from iresflow.errors import LinearProgramError
 from iresflow.relu.affine import Matrix
 
-__all__ = ["Program", "Solved", "solve_costs", "solve_program"]
+__all__ = ["Program", "Solved", "feasible", "solve_costs", "solve_program"]
 
 Bounds = tuple[float | np.ndarray, float | np.ndarray]
 """Lower and upper limits of the unknowns, each a number or an array ``(n,)``."""
@@ -98,7 +98,8 @@ def solve_program(
     lower, upper = (np.broadcast_to(np.asarray(b, dtype=float), size) for b in program.bounds)
     below, below_side = program.below or (None, None)
     equal, equal_side = program.equal or (None, None)
-    # Without presolve HiGHS tells infeasible from unbounded; with it, it may leave that open.
+    # With presolve HiGHS may leave open whether a program is infeasible or unbounded, and it may
+    # call one infeasible whose feasible points form a thin set: only an optimum is believed.
     for presolve in (True, False):
         result = linprog(
             program.cost,
@@ -124,9 +125,20 @@ def solve_program(
                 None if below is None else result.ineqlin.marginals,
                 None if equal is None else result.eqlin.marginals,
             )
-        if status is not None:
+        if status is not None and not presolve:
             return Solved(status, None, np.inf if status == "infeasible" else -np.inf)
     raise LinearProgramError(f"HiGHS ended with: {result.message}")
+
+
+def feasible(solved: Solved) -> Solved:
+    """How a program ended that has a feasible point: anything else is the solver's fault.
+
+    Raises:
+        LinearProgramError: it ended infeasible.
+    """
+    if solved.status == "infeasible":
+        raise LinearProgramError("HiGHS calls a program infeasible that has a feasible point")
+    return solved
 
 
 def solve_costs(

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from iresflow.errors import LinearProgramError
-from iresflow.relu.programs import Program, solve_costs, solve_program
+from iresflow.relu.programs import Program, Solved, feasible, solve_costs, solve_program
 
 TRIANGLE = (np.array([[-1.0, 0], [0, -1], [1, 1]]), np.array([0.0, 0, 1]))
 
@@ -82,3 +82,10 @@ def test_many_costs_tell_the_outcomes_apart():
     infeasible = Program(np.zeros(2), below=(matrix, side - 2))
     assert [solved.status for solved in solve_costs(infeasible, costs[:1])] == ["infeasible"]
     assert list(solve_costs(infeasible, [])) == []
+
+
+def test_feasible_programs_must_not_end_infeasible():
+    solved = Solved("unbounded", None, -np.inf)
+    assert feasible(solved) is solved
+    with pytest.raises(LinearProgramError, match="has a feasible point"):
+        feasible(Solved("infeasible", None, np.inf))

@@ -13,7 +13,8 @@ import torch
 from iresflow.errors import NoPreimageError
 from iresflow.relu.affine import as_array
 from iresflow.relu.preimage import Kind, Preimage
-from iresflow.relu.programs import Program, feasible, solve_costs, solve_program
+from iresflow.relu.programs import Program, feasible, solve_program
+from iresflow.relu.warm import solve_costs
 
 __all__ = [
     "Farthest",

@@ -160,11 +160,11 @@ def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
         bottom.semilogy(place, [found.condition(i) for i in index], **style)
         ranges = [_quartiles([s.condition for s in one]) for one in found.spectra]
         bottom.fill_between(place, *np.transpose(ranges), color=style["color"], alpha=0.2, lw=0)
-        top.set_xticks(place, [_short(stage) for stage in found.stages], fontsize=8)
+        top.set_xticks(place, [_short(stage) for stage in found.stages])
     top.set_ylabel("output units")
     middle.set_ylabel("non-zero singular values")
     middle.set_ylim(bottom=0)
-    bottom.set_ylabel("condition number")
+    bottom.set_ylabel("condition number\n(shaded: quartiles)")
     bottom.set_xlabel("layer, before and behind its ReLU (R)")
     for axes in (top, middle, bottom):
         axes.grid(alpha=0.3)

@@ -73,7 +73,7 @@ class Settings:
     """Of Adam."""
     iris_patience: int = 1000
     """Points for which alpha* has to stay the same."""
-    image_scaling: Literal["deviation", "norm"] = "deviation"
+    image_scaling: Literal["deviation", "norm"] = "norm"
     """What is 1: the deviation of all pixels, or the norm of each image."""
     image_samples: int = 10_000
     """Training images."""
@@ -81,7 +81,7 @@ class Settings:
     """Passes over the images."""
     image_batch_size: int = 128
     """Images in a step."""
-    image_learning_rate: float = 0.001
+    image_learning_rate: float = 0.01
     """Of Adam."""
     image_patience: int = 20
     """Points for which alpha* has to stay the same."""

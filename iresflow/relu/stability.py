@@ -236,7 +236,7 @@ def singular_values(matrix: Tensor | np.ndarray) -> Spectrum:
     """All singular values of a matrix ``(m, n)``. Rows and columns of zeros cost nothing.
 
     By the Gram matrix where its eigenvalues show that rounding doesn't matter (`RESOLVED`), which
-    takes a fifth of the time, and else from the matrix itself, so that small ones keep digits.
+    is several times faster, and else from the matrix itself, so that small ones keep digits.
 
     Raises:
         ValueError: entries that are not finite.

@@ -19,6 +19,7 @@ from iresflow.relu.preimage import Kind, Preimage, classify_preimage
 from iresflow.relu.reconstruction import reconstruct
 from iresflow.relu.sensing import observe_part, sense
 from iresflow.relu.stability import extreme_singular_values, linearize, singular_values
+from iresflow.relu.stages import stage_spectra
 from iresflow.relu.systems import BOX, NON_NEGATIVE, Between
 
 __all__ = [
@@ -58,4 +59,5 @@ __all__ = [
     "sample_preimage",
     "sense",
     "singular_values",
+    "stage_spectra",
 ]

@@ -159,6 +159,8 @@ def _approach(
         orders = (2.0, 2.0, 2.0, *orders)
     for order in orders:
         weights, scaled, signed = _weighted(matrix, matrix @ z, ranges, order)
+        if len(weights) == 0:  # all rows are met
+            break
         gradient = scaled.T @ (weights * signed)
         free = (z > lower) | (gradient < 0)
         step = _newton(scaled[:, free], weights, gradient[free])
@@ -188,6 +190,8 @@ def _weighted(
 
 def _newton(scaled: np.ndarray, weights: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """The step of weighted least squares, slightly regularised."""
+    if len(gradient) == 0:  # all entries are at their limit
+        return gradient
     normal = scaled.T @ (weights[:, None] * scaled)
     normal[np.diag_indices_from(normal)] += 1e-10 * np.trace(normal) / len(normal) + 1e-300
     return -linalg.solve(normal, gradient, assume_a="pos")

@@ -10,10 +10,11 @@ from typing import final
 import numpy as np
 import torch
 
-from iresflow.errors import LinearProgramError, NoPreimageError
+from iresflow.errors import NoPreimageError
 from iresflow.relu.affine import as_array
 from iresflow.relu.preimage import Kind, Preimage
-from iresflow.relu.programs import Program, Solved, solve_costs, solve_program
+from iresflow.relu.programs import Program, feasible, solve_program
+from iresflow.relu.warm import solve_costs
 
 __all__ = [
     "Farthest",
@@ -71,7 +72,7 @@ def preimage_box(preimage: Preimage) -> tuple[np.ndarray, np.ndarray]:
         # Neighbours have similar rows, so that one corner is near to the next.
         solutions = solve_costs(hull.program(), sign * hull.basis[moving])
         for i, solved in zip(moving, solutions, strict=True):
-            limit[i] += sign * _feasible(solved).value
+            limit[i] += sign * feasible(solved).value
     return low, high
 
 
@@ -161,15 +162,8 @@ class _Hull:
         cost = -(self.basis.T @ direction)
         if np.linalg.norm(cost) <= PARALLEL * np.linalg.norm(direction):
             return Farthest(float(self.point @ direction), self.point)
-        solved = _feasible(solve_program(replace(self.program(), cost=cost)))
+        solved = feasible(solve_program(replace(self.program(), cost=cost)))
         if solved.x is None:
             return Farthest(np.inf, None)
         point = self.point + self.basis @ solved.x
         return Farthest(float(point @ direction), point)
-
-
-def _feasible(solved: Solved) -> Solved:
-    """What was solved; u = 0 is feasible, so anything else is the solver's fault."""
-    if solved.status == "infeasible":
-        raise LinearProgramError("a program that u = 0 solves ended infeasible")
-    return solved

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor
 
-from iresflow.relu.layer_programs import InfinityNorm, LayerMethod
+from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, LayerProblem
 from iresflow.relu.network import Layer
 from iresflow.relu.observation import Ranges, check_layer, check_observation, observed_ranges
 from iresflow.relu.start import LeastSquares, consistent, least_squares
@@ -251,16 +251,16 @@ class _Search:
         if self._basis is None:
             # Thresholds grow, so no row gets a lower limit that has none now.
             self._pattern = np.isfinite(ranges.low)
+        problem = LayerProblem(self.matrix, self.x, ranges, self._pattern, self.lower)
         matrix = self.layer.affine.matrix()
         basis, simplex = self._basis, self.method.simplex
         # Other rows are active then, so the old basis is a worse start than a new guess; where
         # only the limits have moved it is a better one.
         if not sparse.issparse(matrix) and (basis is None or self.method.fits):
-            guess = self.method.start(matrix, self.x, ranges, self._pattern, z, self.lower)
+            guess = self.method.start(problem, matrix, z)
             if guess is not None:
                 basis, simplex = guess, Simplex.PRIMAL
-        program = self.method.program(self.matrix, self.x, ranges, self._pattern, self.lower)
-        solution = solve_ranged(program, basis, simplex)
+        solution = solve_ranged(self.method.program(problem), basis, simplex)
         self._basis = solution.basis
         return solution
 

@@ -16,7 +16,28 @@ from iresflow.relu.network import Layer
 from iresflow.relu.observation import Ranges, observed_ranges
 from iresflow.relu.warm import Basis, RangedProgram, Simplex
 
-__all__ = ["InfinityNorm", "LayerMethod", "OneNorm", "Relaxed"]
+__all__ = ["InfinityNorm", "LayerMethod", "LayerProblem", "OneNorm", "Relaxed"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """One threshold's problem.
+
+    Attributes:
+        matrix: A, ``(n, k)``.
+        x: The observation, ``(n,)``.
+        ranges: Of the method.
+        pattern: Rows ``(n,)`` bool whose lower limits have a place in the program, finite or not:
+            programs with the same pattern have the same shapes.
+        lower: Of each entry of z, or -infinity.
+    """
+
+    matrix: sparse.csc_array
+    x: np.ndarray
+    ranges: Ranges
+    pattern: np.ndarray
+    lower: float
 
 
 class LayerMethod(ABC):
@@ -40,40 +61,16 @@ class LayerMethod(ABC):
         """The limits of A z that the program asks for."""
 
     @abstractmethod
-    def program(
-        self,
-        matrix: sparse.csc_array,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        lower: float,
-    ) -> RangedProgram:
-        """The program, the first unknowns of which are z.
-
-        Arguments:
-            matrix: A, ``(n, k)``.
-            x: The observation, ``(n,)``.
-            ranges: Of `ranges`.
-            pattern: Rows ``(n,)`` bool whose lower limits have a place in the program, finite or
-                not: programs with the same pattern have the same shapes.
-            lower: Of each entry of z, or -infinity.
-        """
+    def program(self, problem: LayerProblem) -> RangedProgram:
+        """The program, the first unknowns of which are z."""
 
     @abstractmethod
-    def start(
-        self,
-        matrix: np.ndarray,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        z: np.ndarray,
-        lower: float,
-    ) -> Basis | None:
+    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
         """A basis to start from with the primal simplex method, or None for the solver's own.
 
         Arguments:
-            matrix: A, ``(n, k)``.
-            x, ranges, pattern, lower: As of `program`.
+            problem: That `program` is given.
+            matrix: A once more, dense, ``(n, k)``.
             z: The least-squares point on the active rows, ``(k,)``.
         """
 
@@ -91,14 +88,8 @@ class InfinityNorm(LayerMethod):
     def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
         return observed_ranges(layer, x, epsilon)
 
-    def program(
-        self,
-        matrix: sparse.csc_array,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        lower: float,
-    ) -> RangedProgram:
+    def program(self, problem: LayerProblem) -> RangedProgram:
+        matrix, ranges, pattern = problem.matrix, problem.ranges, problem.pattern
         count, size = matrix.shape
         rest = matrix.tocsr()[pattern]
         rates = np.concatenate([-ranges.high_rate, ranges.low_rate[pattern]])
@@ -111,20 +102,12 @@ class InfinityNorm(LayerMethod):
             rows,
             np.concatenate([np.full(count, -np.inf), low]),
             np.concatenate([ranges.high, np.full(len(low), np.inf)]),
-            np.append(np.full(size, lower), 0.0),
+            np.append(np.full(size, problem.lower), 0.0),
             np.full(size + 1, np.inf),
         )
 
-    def start(
-        self,
-        matrix: np.ndarray,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        z: np.ndarray,
-        lower: float,
-    ) -> Basis | None:
-        return infinity_basis(matrix, ranges, pattern, z, lower)
+    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
+        return infinity_basis(matrix, problem.ranges, problem.pattern, z, problem.lower)
 
 
 @final
@@ -144,14 +127,8 @@ class OneNorm(LayerMethod):
     def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
         return observed_ranges(layer, x, epsilon)
 
-    def program(
-        self,
-        matrix: sparse.csc_array,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        lower: float,
-    ) -> RangedProgram:
+    def program(self, problem: LayerProblem) -> RangedProgram:
+        matrix, ranges, pattern = problem.matrix, problem.ranges, problem.pattern
         count, size = matrix.shape
         above = sparse.diags_array(-ranges.high_rate, format="csc")
         below = sparse.diags_array(ranges.low_rate, format="csc")[:, np.flatnonzero(pattern)]
@@ -161,20 +138,12 @@ class OneNorm(LayerMethod):
             sparse.hstack([matrix, above, below], format="csc"),
             ranges.low,
             ranges.high,
-            np.concatenate([np.full(size, lower), np.zeros(slacks)]),
+            np.concatenate([np.full(size, problem.lower), np.zeros(slacks)]),
             np.full(size + slacks, np.inf),
         )
 
-    def start(
-        self,
-        matrix: np.ndarray,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        z: np.ndarray,
-        lower: float,
-    ) -> Basis | None:
-        return one_norm_basis(matrix, ranges, pattern, z, lower)
+    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
+        return one_norm_basis(matrix, problem.ranges, problem.pattern, z, problem.lower)
 
 
 @final
@@ -201,36 +170,22 @@ class Relaxed(LayerMethod):
         low = np.minimum(x - epsilon, 0) / slope
         return Ranges(low - bias, np.maximum(x + epsilon, 0) - bias, ones, ones, none)
 
-    def program(
-        self,
-        matrix: sparse.csc_array,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        lower: float,
-    ) -> RangedProgram:
-        size = matrix.shape[1]
+    def program(self, problem: LayerProblem) -> RangedProgram:
+        size = problem.matrix.shape[1]
         return RangedProgram(
-            -(matrix.T @ _weights(x, ranges)),
-            matrix,
-            ranges.low,
-            ranges.high,
-            np.full(size, lower),
+            -(problem.matrix.T @ _weights(problem)),
+            problem.matrix,
+            problem.ranges.low,
+            problem.ranges.high,
+            np.full(size, problem.lower),
             np.full(size, np.inf),
         )
 
-    def start(
-        self,
-        matrix: np.ndarray,
-        x: np.ndarray,
-        ranges: Ranges,
-        pattern: np.ndarray,
-        z: np.ndarray,
-        lower: float,
-    ) -> Basis | None:
-        return relaxed_basis(matrix, _weights(x, ranges), ranges, z, lower)
+    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
+        weights = _weights(problem)
+        return relaxed_basis(matrix, weights, problem.ranges, z, problem.lower)
 
 
-def _weights(x: np.ndarray, ranges: Ranges) -> np.ndarray:
+def _weights(problem: LayerProblem) -> np.ndarray:
     """What the rows are weighed with: below a ReLU there are no lower limits, and no negatives."""
-    return np.maximum(x, 0) if np.isneginf(ranges.low).all() else x
+    return np.maximum(problem.x, 0) if np.isneginf(problem.ranges.low).all() else problem.x

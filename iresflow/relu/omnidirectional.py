@@ -19,7 +19,7 @@ from typing import final
 import numpy as np
 
 from iresflow.relu.affine import Matrix, as_array
-from iresflow.relu.programs import Program, solve_program
+from iresflow.relu.programs import Program, feasible, solve_program
 from iresflow.relu.ranks import Decomposition, decompose
 
 __all__ = ["Omnidirectionality", "is_omnidirectional"]
@@ -145,8 +145,8 @@ def _largest_weight(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cost[-1] = -1
     zeros = np.zeros(len(transposed))
     program = Program(cost, equal=(transposed, zeros), bounds=(0.0, 1.0))
-    solved = solve_program(program)
-    assert solved.x is not None and solved.equal_duals is not None  # s = t = 0 is feasible
+    solved = feasible(solve_program(program))  # s = t = 0 is
+    assert solved.x is not None and solved.equal_duals is not None  # and t is at most 1
     return solved.x[:-1] + solved.x[-1], solved.equal_duals
 
 

@@ -24,7 +24,7 @@ import torch
 from iresflow.errors import NoPreimageError
 from iresflow.relu.affine import Matrix, as_array
 from iresflow.relu.omnidirectional import Omnidirectionality, is_omnidirectional
-from iresflow.relu.programs import Program, solve_program
+from iresflow.relu.programs import Program, feasible, solve_program
 from iresflow.relu.ranks import CLEAR, ZERO, clearly_injective, decompose
 from iresflow.relu.systems import ANYTHING, Between, System, preimage_system
 
@@ -219,8 +219,8 @@ def _largest_ball(rows: np.ndarray, side: np.ndarray, norms: np.ndarray, limit: 
         below=(np.column_stack([rows / norms[:, None], np.ones(count)]), side / norms),
         bounds=(-np.inf, np.array([*np.full(size, np.inf), limit])),
     )
-    solved = solve_program(program, tolerance=1e-10)
-    assert solved.x is not None and solved.below_duals is not None  # t may fall without limit
+    solved = feasible(solve_program(program, tolerance=1e-10))  # t may fall without limit
+    assert solved.x is not None and solved.below_duals is not None
     return _Ball(float(solved.x[-1]), solved.x[:-1], -solved.below_duals)
 
 

@@ -1,25 +1,40 @@
 """Linear programs that are solved again and again with small changes, by HiGHS with warm starts.
 
-`iresflow.relu.programs` solves single programs, and many of equal constraints. Here a program
-starts from any basis, one of a program before or a guess: scipy neither takes a basis nor gives
-one.
+A program starts from any basis, one of a program before or a guess, or with another cost from
+where it ended: scipy, through which `iresflow.relu.programs` solves single ones, neither takes a
+basis nor gives one.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, final
+from typing import final
 
 import highspy
 import numpy as np
 from scipy import sparse
 
 from iresflow.errors import LinearProgramError
-from iresflow.relu.programs import OUTCOMES
+from iresflow.relu.programs import Program, Solved, Status, unsolved
 
-__all__ = ["Basis", "RangedProgram", "Simplex", "WarmSolution", "basis_of", "solve_ranged"]
+__all__ = [
+    "Basis",
+    "RangedProgram",
+    "Simplex",
+    "WarmSolution",
+    "basis_of",
+    "solve_costs",
+    "solve_ranged",
+]
 
 Basis = highspy.HighsBasis
 """Which columns and rows are at a limit, as HiGHS holds it."""
+
+OUTCOMES: dict[highspy.HighsModelStatus, Status] = {
+    highspy.HighsModelStatus.kOptimal: "optimal",
+    highspy.HighsModelStatus.kInfeasible: "infeasible",
+    highspy.HighsModelStatus.kUnbounded: "unbounded",
+}
 
 ROW_STATES = (
     highspy.HighsBasisStatus.kBasic,
@@ -75,7 +90,7 @@ class WarmSolution:
         basis: To start the next program of these shapes from.
     """
 
-    status: Literal["optimal", "infeasible", "unbounded"]
+    status: Status
     values: np.ndarray | None
     objective: float
     iterations: int
@@ -114,18 +129,92 @@ def solve_ranged(
     Raises:
         LinearProgramError: the solver ended without an answer.
     """
-    solver = highspy.Highs()
-    solver.silent()
-    solver.setOptionValue("threads", 1)
-    solver.setOptionValue("primal_feasibility_tolerance", tolerance)
-    solver.setOptionValue("dual_feasibility_tolerance", tolerance)
-    # Rows are dense and none is redundant as a rule, so presolve costs more than it finds.
-    solver.setOptionValue("presolve", "off")
-    if solver.passModel(_model(program)) == highspy.HighsStatus.kError:
-        raise LinearProgramError("HiGHS does not take the program: a value of it is out of range")
+    solver = _solver(program, tolerance)
     if start is not None:
         solver.setOptionValue("simplex_strategy", simplex.value)
         solver.setBasis(start)
+    status = _run(solver)
+    information = solver.getInfo()
+    optimal = status == "optimal"
+    values = np.array(solver.getSolution().col_value) if optimal else None
+    return WarmSolution(
+        status,
+        values,
+        float(information.objective_function_value) if optimal else float("nan"),
+        int(information.simplex_iteration_count),
+        solver.getBasis(),
+    )
+
+
+def solve_costs(
+    program: Program, costs: Iterable[np.ndarray], *, tolerance: float = TOLERANCE
+) -> Iterator[Solved]:
+    """Solves a program for one cost ``(n,)`` after the other, each from where the last one ended.
+
+    A change of cost leaves that corner feasible. All of it takes a fifth of the time of single
+    programs.
+
+    Arguments:
+        program: The constraints; its own cost is not used.
+        costs: As many as wanted.
+        tolerance: Largest violation of a constraint.
+
+    Yields:
+        For each cost, how it ended; without multipliers.
+
+    Raises:
+        LinearProgramError: the solver ended without an answer.
+    """
+    size = len(program.cost)
+    solver = _solver(_ranged(program), tolerance)
+    solver.setOptionValue("simplex_strategy", Simplex.PRIMAL.value)
+    places = np.arange(size, dtype=np.int32)
+    for cost in costs:
+        solver.changeColsCost(size, places, np.asarray(cost, dtype=float))
+        status = _run(solver)
+        if status == "optimal":
+            x = np.array(solver.getSolution().col_value)
+            yield Solved(status, x, float(cost @ x))
+        else:
+            yield unsolved(status)
+
+
+def _ranged(program: Program) -> RangedProgram:
+    size = len(program.cost)
+    below, below_side = program.below or (np.zeros((0, size)), np.zeros(0))
+    equal, equal_side = program.equal or (np.zeros((0, size)), np.zeros(0))
+    lower, upper = (
+        np.array(np.broadcast_to(np.asarray(bound, dtype=float), size)) for bound in program.bounds
+    )
+    return RangedProgram(
+        program.cost,
+        sparse.csc_array(sparse.vstack([sparse.csc_array(below), sparse.csc_array(equal)])),
+        np.concatenate([np.full(len(below_side), -np.inf), equal_side]),
+        np.concatenate([below_side, equal_side]),
+        lower,
+        upper,
+    )
+
+
+def _solver(program: RangedProgram, tolerance: float) -> highspy.Highs:
+    solver = highspy.Highs()
+    solver.silent()
+    for option, value in {
+        "threads": 1,
+        "solver": "simplex",
+        # It would forget the start. Rows are dense and none is redundant as a rule, so that it
+        # costs more than it finds.
+        "presolve": "off",
+        "primal_feasibility_tolerance": tolerance,
+        "dual_feasibility_tolerance": tolerance,
+    }.items():
+        solver.setOptionValue(option, value)
+    if solver.passModel(_model(program)) == highspy.HighsStatus.kError:
+        raise LinearProgramError("HiGHS does not take the program: a value of it is out of range")
+    return solver
+
+
+def _run(solver: highspy.Highs) -> Status:
     solver.run()
     status = OUTCOMES.get(solver.getModelStatus())
     if status is None:
@@ -138,16 +227,7 @@ def solve_ranged(
     if status is None:
         name = solver.modelStatusToString(solver.getModelStatus())
         raise LinearProgramError(f"HiGHS ended with: {name}")
-    information = solver.getInfo()
-    optimal = status == "optimal"
-    values = np.array(solver.getSolution().col_value) if optimal else None
-    return WarmSolution(
-        status,
-        values,
-        float(information.objective_function_value) if optimal else float("nan"),
-        int(information.simplex_iteration_count),
-        solver.getBasis(),
-    )
+    return status
 
 
 def _model(program: RangedProgram) -> highspy.HighsLp:

@@ -16,7 +16,8 @@ PREIMAGE = """--images.name digits --images.test 60 --resolution 6 --hidden [90,
 --originals 2 --targets 1 --train_samples 400""".split()
 
 STABILITY = """--images.name digits --images.test 30 --digits.name digits --samples 2 --window 3
---whole_samples 1 --epochs 1 --hidden [90,20] --mlp_epochs 1 --train_samples 60""".split()
+--whole_samples 2 --epochs 1 --train_images 60 --hidden [90,20] --mlp_epochs 1
+--train_samples 60""".split()
 
 
 @pytest.fixture(autouse=True)

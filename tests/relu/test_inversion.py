@@ -137,6 +137,19 @@ def test_relaxed_program_may_be_infeasible_until_epsilon_is_large():
 
 
 @pytest.mark.parametrize("method", METHODS, ids=named)
+def test_limits_that_least_squares_violates(method):
+    # -2 z1 + z2 = 1: least squares without limits takes z1 = -1/2, and (0, 1) meets all rows too.
+    found = invert_layer(layer_of([[-2, 1]]), np.array([1.0]), method, lower=0.0)
+    assert found.error == pytest.approx(0, abs=2e-6)
+    np.testing.assert_allclose(found.z @ [-2, 1], 1, atol=2e-6)
+    assert found.z.min() >= 0
+    # -z = 1: nothing above 0 is nearer than 0 itself, where all entries are at their limit.
+    found = invert_layer(layer_of([[-1]]), np.array([1.0]), method, lower=0.0)
+    np.testing.assert_allclose(found.z, [0], atol=1e-9)
+    assert found.status == "optimal" and found.error == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=named)
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 def test_the_answer_has_the_smallest_error_of_all_thresholds(method, slope):
     layer = layer_of(torch.randn(40, 6).tolist(), None, slope)

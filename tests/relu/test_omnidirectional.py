@@ -126,6 +126,18 @@ def test_nearly_on_the_boundary_is_uncertain_and_not_guessed():
     assert is_omnidirectional(nearly_dependent).holds is None
 
 
+def test_a_thin_feasible_set_is_not_taken_for_an_empty_one():
+    """Presolve calls the program of these rows infeasible, though zero weights solve it."""
+    rows = np.array([
+        [-0.4889690638420449, 1.760667296993123],
+        [0.19921798301385701, -0.3820022921434805],
+        [0.7305328736656789, -2.630484080721669],
+    ])  # fmt: skip
+    found = is_omnidirectional(rows)
+    assert found.holds is False
+    check_certificate(rows, found)
+
+
 def test_takes_sparse_matrices_and_tensors():
     assert is_omnidirectional(sparse.csr_array(SIMPLEX))
     assert is_omnidirectional(torch.from_numpy(SIMPLEX).requires_grad_())

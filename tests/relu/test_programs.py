@@ -1,13 +1,11 @@
 """Linear programs whose answer is known, and how the others end."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import sparse
 
 from iresflow.errors import LinearProgramError
-from iresflow.relu.programs import Program, solve_costs, solve_program
+from iresflow.relu.programs import Program, Solved, feasible, solve_program
 
 TRIANGLE = (np.array([[-1.0, 0], [0, -1], [1, 1]]), np.array([0.0, 0, 1]))
 
@@ -57,28 +55,8 @@ def test_refuses_what_is_not_finite():
         solve_program(Program(np.array([np.nan]), below=(np.eye(1), np.ones(1))))
 
 
-def test_many_costs_as_one_by_one():
-    generator = np.random.default_rng(1)
-    for form in (np.asarray, sparse.csr_array):
-        matrix = generator.standard_normal((30, 6))
-        program = Program(
-            np.zeros(6),
-            below=(form(matrix), np.ones(30)),
-            equal=(form(generator.standard_normal((2, 6))), np.zeros(2)),
-            bounds=(-1.0, np.full(6, 2.0)),
-        )
-        costs = generator.standard_normal((10, 6))
-        many = [solved.value for solved in solve_costs(program, costs)]
-        single = [solve_program(replace(program, cost=cost)).value for cost in costs]
-        np.testing.assert_allclose(many, single, atol=1e-8)
-
-
-def test_many_costs_tell_the_outcomes_apart():
-    matrix, side = TRIANGLE
-    open_below = Program(np.zeros(2), below=(matrix[2:], side[2:]))
-    costs = [np.array([-1.0, -1]), np.array([1.0, 0]), np.array([-2.0, -2])]
-    outcomes = [solved.status for solved in solve_costs(open_below, costs)]
-    assert outcomes == ["optimal", "unbounded", "optimal"]
-    infeasible = Program(np.zeros(2), below=(matrix, side - 2))
-    assert [solved.status for solved in solve_costs(infeasible, costs[:1])] == ["infeasible"]
-    assert list(solve_costs(infeasible, [])) == []
+def test_feasible_programs_must_not_end_infeasible():
+    solved = Solved("unbounded", None, -np.inf)
+    assert feasible(solved) is solved
+    with pytest.raises(LinearProgramError, match="has a feasible point"):
+        feasible(Solved("infeasible", None, np.inf))

@@ -10,6 +10,8 @@ import yaml
 from PIL import Image
 
 from iresflow.cli import main
+from iresflow.relu.experiments.base import Samples
+from iresflow.relu.experiments.frames import SCALINGS
 from iresflow.relu.experiments.frames import Settings as FrameSettings
 from iresflow.relu.experiments.inversion import Settings as InversionSettings
 
@@ -81,7 +83,24 @@ def test_configs_hold_the_defaults_and_quick_is_smaller(name):
     assert small != settings and experiment.quick(small) == small
 
 
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_images_come_back(name):
+    train, test = torch.rand(30, 1, 4, 4), torch.rand(20, 1, 4, 4)
+    test[1] = 0
+    scaled, restore = SCALINGS[name](Samples("mine", train, None, test, None))
+    again = restore(scaled.test.flatten(1)[:7])
+    torch.testing.assert_close(again, test.flatten(1)[:7], atol=1e-6, rtol=0)
+    if name == "deviation":
+        assert abs(float(scaled.train.mean())) < 1e-5
+        assert float(scaled.train.std()) == pytest.approx(1, rel=1e-5)
+    else:
+        torch.testing.assert_close(scaled.train.flatten(1).norm(dim=1), torch.ones(30))
+        assert not scaled.test[1].any()
+
+
 def test_settings_out_of_range():
+    with pytest.raises(ValueError, match="image_scaling='unit'; allowed are deviation, norm"):
+        FrameSettings(image_scaling="unit")
     with pytest.raises(ValueError, match=r"enforced=4; allowed is one of redundancies"):
         FrameSettings(enforced=4)
     with pytest.raises(ValueError, match="iris_dimensions=5; allowed is 1 to 4"):

@@ -1,12 +1,15 @@
 """Programs that go to HiGHS directly, against scipy, with every status."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
 from scipy.optimize import linprog
 
 from iresflow.errors import LinearProgramError
-from iresflow.relu.warm import RangedProgram, Simplex, basis_of, solve_ranged
+from iresflow.relu.programs import Program, solve_program
+from iresflow.relu.warm import RangedProgram, Simplex, basis_of, solve_costs, solve_ranged
 
 
 def program(cost, rows, row_lower, row_upper, lower=-np.inf, upper=np.inf):
@@ -75,3 +78,30 @@ def test_a_solver_without_an_answer_is_an_error():
     made = program([1], [[1e300]], [0], [1])
     with pytest.raises(LinearProgramError, match="HiGHS"):
         solve_ranged(made)
+
+
+def test_many_costs_as_one_by_one():
+    generator = np.random.default_rng(1)
+    for form in (np.asarray, sparse.csr_array):
+        matrix = generator.standard_normal((30, 6))
+        program = Program(
+            np.zeros(6),
+            below=(form(matrix), np.ones(30)),
+            equal=(form(generator.standard_normal((2, 6))), np.zeros(2)),
+            bounds=(-1.0, np.full(6, 2.0)),
+        )
+        costs = generator.standard_normal((10, 6))
+        many = [solved.value for solved in solve_costs(program, costs)]
+        single = [solve_program(replace(program, cost=cost)).value for cost in costs]
+        np.testing.assert_allclose(many, single, atol=1e-8)
+
+
+def test_many_costs_tell_the_outcomes_apart():
+    matrix, side = np.array([[-1.0, 0], [0, -1], [1, 1]]), np.array([0.0, 0, 1])
+    open_below = Program(np.zeros(2), below=(matrix[2:], side[2:]))
+    costs = [np.array([-1.0, -1]), np.array([1.0, 0]), np.array([-2.0, -2])]
+    outcomes = [solved.status for solved in solve_costs(open_below, costs)]
+    assert outcomes == ["optimal", "unbounded", "optimal"]
+    infeasible = Program(np.zeros(2), below=(matrix, side - 2))
+    assert [solved.status for solved in solve_costs(infeasible, costs[:1])] == ["infeasible"]
+    assert list(solve_costs(infeasible, [])) == []

@@ -4,9 +4,9 @@ Draws figures 2 to 5 and table 1 of H. Eckert, D. Haider, M. Ehler, P. Balazs, "
 ReLU-Layers: A Practical Approach", IJCCI 2024.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ PAPER_ERROR = {"iris": (0.84, 2.02), "mnist": (0.79, 1.63)}
 """Table 1 of the paper: mean reconstruction errors with and without the penalty."""
 
 IRIS_TEST = 50
+TINY = 1e-12
+"""In place of the norm of an image without a bright pixel."""
+
 WATCHED = 2000
 """Test points at most whose active rows are counted after each epoch."""
 
@@ -70,13 +73,15 @@ class Settings:
     """Of Adam."""
     iris_patience: int = 1000
     """Points for which alpha* has to stay the same."""
+    image_scaling: Literal["deviation", "norm"] = "norm"
+    """What is 1: the deviation of all pixels, or the norm of each image."""
     image_samples: int = 10_000
     """Training images."""
     image_epochs: int = 6
     """Passes over the images."""
     image_batch_size: int = 128
     """Images in a step."""
-    image_learning_rate: float = 0.001
+    image_learning_rate: float = 0.01
     """Of Adam."""
     image_patience: int = 20
     """Points for which alpha* has to stay the same."""
@@ -92,6 +97,9 @@ class Settings:
             )
         if not 1 <= self.iris_dimensions <= 4:
             raise ValueError(f"iris_dimensions={self.iris_dimensions}; allowed is 1 to 4")
+        if self.image_scaling not in SCALINGS:
+            allowed = ", ".join(SCALINGS)
+            raise ValueError(f"image_scaling={self.image_scaling!r}; allowed are {allowed}")
         for name in ("iris_runs", "points", "image_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; allowed is 1 or more")
@@ -136,7 +144,7 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
     bounds: dict[str, tuple[FrameBounds, FrameBounds]] = {}
     curves: dict[str, dict[str, list[Trained]]] = {}
     images: tuple[Tensor, Reconstruction, Reconstruction] | None = None
-    images_of, mean, deviation = standardise(data["images"])
+    images_of, restored = SCALINGS[settings.image_scaling](data["images"])
     for samples, runs in ((iris_samples(settings), settings.iris_runs), (images_of, 1)):
         name = samples.name
         curves[name] = {}
@@ -167,16 +175,35 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
     report.figure("figure-3", accuracy_figure(_accuracies(settings, curves)))
     assert images is not None
     shape = data["images"].test.shape[1:]
-    pictures = (deviation * x + mean for x in (images[0], images[1].x, images[2].x))
+    pictures = (restored(x) for x in (images[0], images[1].x, images[2].x))
     report.figure("figure-4", image_figure(*pictures, shape))
     report.figure("figure-5", bounds_figure(bounds))
 
 
-def standardise(samples: Samples) -> tuple[Samples, float, float]:
-    """Images with mean 0 and deviation 1 over all training pixels, and both numbers."""
+Restore = Callable[[Tensor], Tensor]
+"""From the first test points as they are trained on ``(B, n)`` back to pixels in [0, 1]."""
+
+
+def standardised(samples: Samples) -> tuple[Samples, Restore]:
+    """Images with mean 0 and deviation 1 over all training pixels."""
     mean, deviation = float(samples.train.mean()), float(samples.train.std())
     train, test = ((part - mean) / deviation for part in (samples.train, samples.test))
-    return replace(samples, train=train, test=test), mean, deviation
+    return replace(samples, train=train, test=test), lambda x: deviation * x + mean
+
+
+def on_the_sphere(samples: Samples) -> tuple[Samples, Restore]:
+    """Images of norm 1 each."""
+    train, test = samples.train.flatten(1), samples.test.flatten(1)
+    norms = test.norm(dim=1, keepdim=True)
+    train = train / train.norm(dim=1, keepdim=True).clamp(min=TINY)
+    scaled = replace(samples, train=train, test=test / norms.clamp(min=TINY))
+    return scaled, lambda x: x * norms[: len(x)]
+
+
+SCALINGS: dict[str, Callable[[Samples], tuple[Samples, Restore]]] = {
+    "deviation": standardised,
+    "norm": on_the_sphere,
+}
 
 
 def iris_samples(settings: Settings) -> Samples:

@@ -134,7 +134,8 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
     _draw_digits(settings, decoder, codes, shape, stream, report)
     _draw_inpainting(settings, decoder, codes, shape, stream, report)
     report.table("exact-recovery", _recover(settings), "Without noise, two layers, l-infinity.")
-    report.table("table-1", _time(settings, decoder, stream), "CPU seconds a problem, medians.")
+    times = _time(settings, decoder, stream)
+    report.table("table-1", times, "CPU seconds a problem, of all threads together; medians.")
     network = random_network((settings.latent, *settings.hidden), settings.seed)
     curves, rows = {}, []
     for name, net in (("random network", network), (f"{data['images'].name} decoder", decoder)):

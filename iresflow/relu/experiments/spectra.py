@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from iresflow.relu.network import Network
 from iresflow.relu.removal import removal_bounds
-from iresflow.relu.stability import Spectrum, Stage, linearize, singular_values
+from iresflow.relu.stability import Spectrum, Stage, linearize
+from iresflow.relu.stages import stage_spectra
 
 __all__ = ["Spectra", "decay_figure", "effect_figure", "measure_spectra", "stages_figure"]
 
@@ -96,12 +97,14 @@ def measure_spectra(
     stages = tuple(stage for stage in first.stages if stage.layer < layers)
     spectra: list[list[Spectrum]] = [[] for _ in stages]
     off: list[list[int]] = [[] for _ in stages]
-    bar = tqdm(total=len(samples) * len(stages), desc=title, unit="matrix", dynamic_ncols=True)
+    bar = tqdm(total=len(samples) * len(stages), desc=title, unit="stage", dynamic_ncols=True)
     with bar:
         for x in samples:
             local = linearize(network, x, columns)
-            for index, (stage, matrix) in zip(range(len(stages)), local.matrices(), strict=False):
-                spectra[index].append(singular_values(matrix))
+            known = spectra[0][0] if spectra[0] else None
+            found = stage_spectra(local, known)
+            for index, (stage, spectrum) in zip(range(len(stages)), found, strict=False):
+                spectra[index].append(spectrum)
                 if stage.activated:
                     off[index].append(int((local.slopes[stage.layer] == 0).sum()))
                 bar.update()
@@ -142,7 +145,10 @@ def effect_figure(spectra: Mapping[str, Spectra], layers: Sequence[int], note: s
 
 
 def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
-    """Output units, singular values and condition over the stages (figure 4)."""
+    """Output units, singular values and condition over the stages (figure 4).
+
+    The condition with its quartiles over the samples, shaded.
+    """
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     for number, (name, found) in enumerate(spectra.items()):
@@ -152,11 +158,13 @@ def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
         top.plot(place, [stage.size for stage in found.stages], **style)
         middle.plot(place, [found.count(i) for i in index], **style)
         bottom.semilogy(place, [found.condition(i) for i in index], **style)
-        top.set_xticks(place, [_short(stage) for stage in found.stages], fontsize=8)
+        ranges = [_quartiles([s.condition for s in one]) for one in found.spectra]
+        bottom.fill_between(place, *np.transpose(ranges), color=style["color"], alpha=0.2, lw=0)
+        top.set_xticks(place, [_short(stage) for stage in found.stages])
     top.set_ylabel("output units")
     middle.set_ylabel("non-zero singular values")
     middle.set_ylim(bottom=0)
-    bottom.set_ylabel("condition number")
+    bottom.set_ylabel("condition number\n(shaded: quartiles)")
     bottom.set_xlabel("layer, before and behind its ReLU (R)")
     for axes in (top, middle, bottom):
         axes.grid(alpha=0.3)
@@ -164,6 +172,11 @@ def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
     top.legend()
     figure.suptitle(f"Condition and invariance over the layers\n{note}", fontsize=11)
     return figure
+
+
+def _quartiles(values: Sequence[float]) -> np.ndarray:
+    known = [value for value in values if not np.isnan(value)]
+    return np.quantile(known, (0.25, 0.75)) if known else np.full(2, np.nan)
 
 
 def _short(stage: Stage) -> str:

@@ -51,7 +51,7 @@ class Settings:
     """Test samples over which medians are taken (thesis, figure 3.4)."""
     window: int | None = 12
     """Side of the square of the image that is moved, in the middle; null for the whole image."""
-    whole_samples: int = 1
+    whole_samples: int = 7
     """Test samples that are looked at with the whole image moved; 0 for none."""
     epochs: int = 3
     """Passes over the data of the convolutional networks; the paper has 100."""
@@ -59,6 +59,8 @@ class Settings:
     """Samples in a step of that training (appendix A4)."""
     learning_rate: float = 3e-4
     """Of RMSprop; Keras' example has 1e-4 for its 100 passes."""
+    train_images: int | None = 20_000
+    """Images to train the convolutional networks on; null for all."""
     hidden: tuple[int, ...] = (3500, 784)
     """Hidden layers of the MLP (table 2)."""
     mlp_epochs: int = 3
@@ -66,7 +68,7 @@ class Settings:
     mlp_batch_size: int = 200
     """Samples in a step of it; the paper has 1000."""
     train_samples: int | None = None
-    """Samples to train on; null for all."""
+    """Samples to train the MLP on; null for all."""
 
 
 def quick(settings: Settings) -> Settings:
@@ -79,6 +81,7 @@ def quick(settings: Settings) -> Settings:
         epochs=min(settings.epochs, 1),
         hidden=tuple(min(width, 600) for width in settings.hidden),
         mlp_epochs=min(settings.mlp_epochs, 2),
+        train_images=min(settings.train_images or 1000, 1000),
         train_samples=min(settings.train_samples or 1000, 1000),
     )
 
@@ -101,7 +104,7 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
             learning_rate=settings.learning_rate,
             seed=settings.seed,
         )
-        rows.append(_train(module, name, images, training, settings.train_samples))
+        rows.append(_train(module, name, images, training, settings.train_images))
         networks[name] = parse_network(module, images.test.shape[1:])
     report.table("networks", rows, "The trained networks.")
     columns, what = None, "the whole image"

@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from threadpoolctl import threadpool_limits
 
 from iresflow.commands.arguments import fail, new_parser, parse
 from iresflow.commands.memory import keep_freed_memory
@@ -63,7 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     (path / "config.yaml").write_text(yaml.safe_dump(used, sort_keys=False))
     print(f"run         {path}", flush=True)
     began, computed = perf_counter(), process_time()
-    experiment.run(settings, data, Report(path, f"iresflow relu {name}"))
+    # The programs' matrices are small: a second thread of scipy's BLAS would only wait.
+    with threadpool_limits(1, user_api="blas"):
+        experiment.run(settings, data, Report(path, f"iresflow relu {name}"))
     minutes, of_cpu = (perf_counter() - began) / 60, (process_time() - computed) / 60
     print(f"took        {minutes:.1f} minutes, {of_cpu:.1f} of processor time")
     print(f"results     {path / 'results.md'}, results.json, and the figures beside them")

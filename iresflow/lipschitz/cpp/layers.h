@@ -156,7 +156,6 @@ void apply_adjoint(const Link& link, const Item& item, const T* u, T* y, Ending<
     else up(layer, item, (const T*)link.matrix, u, y, end, scratch);
 }
 
-
 template <class T> void pack(const Shape& shape, const Link* links) {
     for (long i = 0; i < shape.links; ++i) {
         const Layer layer(links[i]);

@@ -1,4 +1,4 @@
-"""The compiled passes of ``cpp/chain.cpp``: built once for a machine, with its own compiler.
+"""The compiled passes of ``cpp/chain.cpp``: built once for a machine, with its own compiler (GCC).
 
 The object goes to ``$XDG_CACHE_HOME/iresflow`` (``~/.cache`` by default), named after its source,
 the compiler and the processor, so that none is mistaken for another.
@@ -10,14 +10,18 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from subprocess import SubprocessError
 
 import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-__all__ = ["SCALARS", "Link", "Shape", "library"]
+__all__ = ["SCALARS", "Link", "Shape", "is_plain", "library"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,17 @@ class Shape(ctypes.Structure):
     )
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is numbers in a CPU's memory and nothing else: no tangent, no batch of `vmap`."""
+    if tensor.device.type != "cpu":
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:  # of what has no storage
+        return False
+    return unpack_dual(tensor).tangent is None
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The passes, or None, with a warning in the log, where they can't be built or loaded."""
@@ -84,7 +99,7 @@ def library() -> ctypes.CDLL | None:
                 function.argtypes = [ctypes.POINTER(Shape), ctypes.POINTER(Link)]
                 function.argtypes += [ctypes.c_void_p] * pointers
                 function.restype = ctypes.c_double if name == "bidiagonal" else None
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, AttributeError, ValueError, SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         lines = [line for line in reason.strip().splitlines() if line] or [type(error).__name__]
         logger.warning("the native passes can't be built, PyTorch's run instead: %s", lines[0])
@@ -94,21 +109,31 @@ def library() -> ctypes.CDLL | None:
 
 def _loaded() -> ctypes.CDLL:
     path = _built()
+    refused = path.with_suffix(".refused")
+    if refused.exists():
+        raise OSError(f"{path} can't be loaded: {refused.read_text()} (delete {refused} to retry)")
     try:
         return ctypes.CDLL(str(path))
     except OSError:  # a broken file, as a full disk may leave
         path.unlink()
+    try:
         return ctypes.CDLL(str(_built()))
+    except OSError as error:  # of the machine: that it is built in vain once is enough
+        refused.write_text(str(error))
+        raise
 
 
 def _built() -> Path:
     """The path of the object, built if it is not there."""
-    sources = {path.name: path.read_text() for path in sorted(SOURCES.iterdir())}
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
+    files = sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
+    sources = [path.read_text(encoding="utf-8") for path in files]
+    compiler = shlex.split(
+        os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
+    )
+    if not compiler:
         raise FileNotFoundError("there is no C++ compiler (c++, g++ or $CXX)")
-    version = _run(compiler, "--version")
-    key = "\0".join((*sources.values(), *FLAGS, compiler, version, _processor()))
+    version = _run(*compiler, "--version")
+    key = "\0".join((*sources, *FLAGS, *compiler, version, _processor()))
     name = f"chain-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iresflow"
     target = folder / name
@@ -119,16 +144,17 @@ def _built() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as build:
         path = Path(build)
         main, compiled = str(SOURCES / "chain.cpp"), str(path / "chain.o")
-        _run(compiler, *FLAGS, "-fopenmp", "-c", main, "-o", compiled)
+        _run(*compiler, *FLAGS, "-fopenmp", "-c", main, "-o", compiled)
         # Linked without OpenMP: its symbols are those of the runtime that torch has loaded, so
         # that both share one pool of threads.
-        _run(compiler, "-shared", compiled, "-o", str(path / name))
+        _run(*compiler, "-shared", compiled, "-o", str(path / name))
         os.replace(path / name, target)
     return target
 
 
 def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+    return done.stdout
 
 
 def _processor() -> str:

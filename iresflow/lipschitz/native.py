@@ -16,13 +16,17 @@ from iresflow.linearization import PowerSums
 from iresflow.lipschitz.activations import ELU, Activation, LipSwish, Tanh
 from iresflow.lipschitz.kernels import kernels_compile
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
-from iresflow.lipschitz.library import SCALARS, Link, Shape, library
+from iresflow.lipschitz.library import SCALARS, Link, Shape, is_plain, library
+from iresflow.lipschitz.normalized import NormalizedLayer
 from iresflow.lipschitz.passes import Passes, Primal, Slopes, Stage, TorchPasses, detached
 
 __all__ = ["NativePasses", "native_passes", "passes_through"]
 
 KINDS: dict[type[Activation], int] = {ELU: 1, Tanh: 2, LipSwish: 3}
 """``Kind`` of ``cpp/links.h``; 0 for none."""
+
+KIND_OF_LAYER: dict[int, type[NormalizedLayer]] = {2: NormalizedDense, 4: NormalizedConv2d}
+"""By the number of dimensions of a batch."""
 
 
 def passes_through(stages: Sequence[Stage], x: Tensor) -> Passes:
@@ -38,15 +42,19 @@ def native_passes(stages: Sequence[Stage], x: Tensor) -> "NativePasses | None":
 
 
 def _suits(stages: Sequence[Stage], x: Tensor) -> bool:
-    weights = all(stage.weight.dtype == x.dtype for stage in stages)
-    if x.device.type != "cpu" or x.dtype not in SCALARS or not weights:
+    tensors = [x, *(t for stage in stages for t in (stage.weight, stage.bias))]
+    if x.dtype not in SCALARS or not all(is_plain(t) for t in tensors):
         return False
-    return all(_known_layer(s, x.ndim) and _known_activation(s) for s in stages)
-
-
-def _known_layer(stage: Stage, ndim: int) -> bool:
-    kind = NormalizedDense if ndim == 2 else NormalizedConv2d
-    return isinstance(stage.layer, kind) and stage.layer.plain
+    if x.ndim not in KIND_OF_LAYER or x.shape[1] != stages[0].weight.shape[1]:
+        return False  # PyTorch says what is wrong
+    return all(
+        isinstance(stage.layer, KIND_OF_LAYER[x.ndim])
+        and stage.layer.plain
+        and stage.weight.dtype == x.dtype
+        and (stage.bias.ndim == 1 or len(stage.bias) == len(x))
+        and _known_activation(stage)
+        for stage in stages
+    )
 
 
 def _known_activation(stage: Stage) -> bool:
@@ -60,12 +68,15 @@ class NativePasses(Passes):
     Arguments:
         stages: The links, first to last, all of which `passes_through` has found suitable.
         like: A batch of points: its type and the size of its images are those of all others.
+
+    Raises:
+        ValueError: by all passes, for tensors of another type or shape.
     """
 
     def __init__(self, stages: Sequence[Stage], like: Tensor) -> None:
         self._stages = [detached(stage) for stage in stages]
-        self._scalar = SCALARS[like.dtype]
-        self._size = like.shape[2:] if like.ndim == 4 else (1, 1)
+        self._dtype = like.dtype
+        self._image = like.shape[2:]
         self._links = (Link * len(stages))()
         # What the links point to.
         self._weights = [stage.weight.contiguous() for stage in self._stages]
@@ -91,19 +102,20 @@ class NativePasses(Passes):
             x: ``(B, *event)``, or ``(N, *event)`` for some samples of the batch.
             index: The indices ``(N,)`` of these samples; None for all.
         """
-        x, links = _in_layout(x), self._links
+        x, links = self._checked(x, self._links[0].inputs), self._links
         biases = self._biases
         if index is not None and any(bias.ndim == 2 for bias in biases):
             biases = [bias[index] if bias.ndim == 2 else bias for bias in biases]
             links = self._copied()
             _point(links, "bias", biases)
+        self._check_biases(biases, len(x))
         value = _empty(x, links[-1].outputs)
         self._run("forward", links, len(x), 1, x, value)
         return value
 
     def primal(self, x: Tensor) -> Primal:
-        x = _in_layout(x)
-        links = self._copied()
+        x, links = self._checked(x, self._links[0].inputs), self._copied()
+        self._check_biases(self._biases, len(x))
         inputs, slopes = [x], []
         for i, link in enumerate(links):
             if i:
@@ -117,8 +129,8 @@ class NativePasses(Passes):
 
     def vjp(self, slopes: Slopes, u: Tensor) -> Tensor:
         links = self._copied()
-        batch = _point(links, "slope", slopes) or len(u)
-        u = _in_layout(u)
+        u = self._checked(u, links[-1].outputs)
+        batch, slopes = self._with_slopes(links, slopes, len(u))
         result = _empty(u, links[0].inputs)
         self._run("vjp", links, batch, len(u) // max(batch, 1), u, result)
         return result
@@ -133,10 +145,10 @@ class NativePasses(Passes):
     ) -> PowerSums:
         """`Products.power_sums`: each sample takes all of its terms while it is in the cache."""
         links, count = self._copied(), v.shape[:2]
-        _point(links, "slope", slopes)
-        v = _in_layout(v.flatten(0, 1))
-        limit = None if terms is None else terms.contiguous()
-        enough = None if enough is None else enough.to(v.dtype).contiguous()
+        v = self._checked(v.flatten(0, 1), links[-1].outputs)
+        _, slopes = self._with_slopes(links, slopes, count[1])
+        limit = None if terms is None else terms.to(torch.int64).expand(count).contiguous()
+        enough = None if enough is None else enough.to(v.dtype).expand(count).contiguous()
         neumann, weighted = _empty(v, links[0].inputs), _empty(v, links[0].inputs)
         taken, size, growth = v.new_empty(3, *count)
         table = v.new_tensor(weights)
@@ -149,8 +161,9 @@ class NativePasses(Passes):
 
     def tangents(self, slopes: Slopes, v: Tensor) -> list[Tensor]:
         links = self._copied()
-        batch = _point(links, "slope", slopes) or len(v)
-        tangents = [_in_layout(v), *(_empty(v, link.outputs) for link in links)]
+        v = self._checked(v, links[0].inputs)
+        batch, slopes = self._with_slopes(links, slopes, len(v))
+        tangents = [v, *(_empty(v, link.outputs) for link in links)]
         _point(links, "tangent", [None, *tangents[1:-1]])
         self._run("tangents", links, batch, len(v) // max(batch, 1), tangents[0], tangents[-1])
         return tangents
@@ -162,7 +175,10 @@ class NativePasses(Passes):
         behind: Tensor,
         needed: Sequence[bool],
     ) -> tuple[Tensor, list[Tensor | None]]:
-        links, batch, behind = self._copied(), len(inputs[0]), _in_layout(behind)
+        links, batch = self._copied(), len(inputs[0])
+        behind = self._checked(behind, links[-1].outputs)
+        # Hooks of saved tensors may have laid them out anew.
+        inputs, tangents = ([_in_layout(t) for t in hidden] for hidden in (inputs, tangents))
         _point(links, "input", inputs)
         _point(links, "tangent", tangents)
         weights = [torch.empty_like(weight) for weight in self._weights]
@@ -183,8 +199,30 @@ class NativePasses(Passes):
     def to(self, dtype: torch.dtype) -> Passes:
         return TorchPasses(self._stages).to(dtype)
 
+    def _checked(self, x: Tensor, channels: int) -> Tensor:
+        """x as a matrix of pixels and channels in memory."""
+        event = (channels, *self._image)
+        if tuple(x.shape[1:]) != event or x.dtype != self._dtype:
+            raise ValueError(
+                f"expected a batch of {event} in {self._dtype}, got {tuple(x.shape)} in {x.dtype}"
+            )
+        return _in_layout(x)
+
+    def _check_biases(self, biases: Sequence[Tensor], batch: int) -> None:
+        if any(bias.ndim == 2 and len(bias) != batch for bias in biases):
+            raise ValueError(f"the context has another number of rows than the batch, {batch}")
+
+    def _with_slopes(self, links, slopes: Slopes, count: int) -> tuple[int, Slopes]:  # noqa: ANN001
+        """Points the links to slopes; returns the number of samples, and what is pointed to."""
+        slopes = [None if slope is None else _in_layout(slope) for slope in slopes]
+        _point(links, "slope", slopes)
+        batch = next((len(slope) for slope in slopes if slope is not None), count)
+        if count % max(batch, 1):
+            raise ValueError(f"{count} directions are no multiple of {batch} samples")
+        return batch, slopes
+
     def _function(self, name: str):  # noqa: ANN202 (of ctypes)
-        return getattr(library(), f"{name}_{self._scalar}")
+        return getattr(library(), f"{name}_{SCALARS[self._dtype]}")
 
     def _copied(self):  # noqa: ANN202 (an array of ctypes)
         """The links, for one pass to point elsewhere."""
@@ -192,17 +230,17 @@ class NativePasses(Passes):
 
     def _run(self, name: str, links, batch: int, directions: int, *ends: Tensor | None) -> None:  # noqa: ANN001
         terms = len(ends[1]) if name == "power_sums" else 0
-        shape = Shape(len(links), batch, directions, *self._size, terms)
+        size = self._image or (1, 1)
+        shape = Shape(len(links), batch, directions, *size, terms)
         pointers = (None if end is None else end.data_ptr() for end in ends)
         self._function(name)(shape, links, *pointers)
 
 
-def _point(links, name: str, tensors: Sequence[Tensor | None]) -> int:  # noqa: ANN001
-    """Points all links to tensors; returns the largest number of samples among these."""
+def _point(links, name: str, tensors: Sequence[Tensor | None]) -> None:  # noqa: ANN001
+    """Points all links to tensors."""
     for link, tensor in zip(links, tensors, strict=False):
         if tensor is not None:
             setattr(link, name, tensor.data_ptr())
-    return max((len(t) for t in tensors if t is not None and t.ndim), default=0)
 
 
 def _in_layout(x: Tensor) -> Tensor:

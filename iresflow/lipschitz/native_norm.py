@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iresflow.lipschitz.kernels import kernels_compile
-from iresflow.lipschitz.library import SCALARS, Link, Shape, library
+from iresflow.lipschitz.library import SCALARS, Link, Shape, is_plain, library
 
 __all__ = ["native_norm", "native_norms"]
 
 
 def native_norms(weight: Tensor) -> bool:
     """Whether `native_norm` can be had for a weight."""
-    known = weight.device.type == "cpu" and weight.dtype in SCALARS
+    known = weight.dtype in SCALARS and is_plain(weight)
     return known and kernels_compile() and library() is not None
 
 

@@ -67,7 +67,10 @@ class Branch(nn.Module, LipschitzMap):
         """g(x): ``(B, *event)`` and an optional ``(B, context_dim)`` to ``(B, *event)``."""
         stages = self._stages(context, x.dtype)
         native = None if torch.is_grad_enabled() else native_passes(stages, x)
-        return evaluate_chain(stages, x) if native is None else native.value(x)
+        if native is None:
+            return evaluate_chain(stages, x)
+        value = native.value(x)
+        return value.contiguous() if x.is_contiguous() else value
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """g at x with its derivatives; one normalisation of the weights serves them all.

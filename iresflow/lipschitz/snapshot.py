@@ -269,7 +269,8 @@ def _product_rounding(weight: Tensor) -> float:
 
 
 def _in_type(stage: Stage, dtype: torch.dtype) -> Stage:
-    return replace(stage, weight=stage.weight.to(dtype), bias=stage.bias.to(dtype))
+    # Copied: an optimiser may change the parameter while the snapshot lives.
+    return replace(stage, weight=stage.weight.to(dtype), bias=stage.bias.to(dtype, copy=True))
 
 
 def _rows(stage: Stage, index: Tensor) -> Stage:

@@ -1,10 +1,12 @@
 """The compiled passes: the numbers of PyTorch and autograd, and a fallback that is told."""
 
 import logging
+import shutil
 
 import pytest
 import torch
 from helpers import branch_shape, small_branch
+from torch.autograd import forward_ad
 
 from iresflow import PowerSeries, RandomSeries
 from iresflow.linearization import FunctionLinearization, Products
@@ -304,3 +306,113 @@ def test_a_step_takes_four_passes_and_one_for_the_whole_series(estimator, compil
     estimate = estimator(linearization)
     (linearization.value.sum() + estimate.log_det.sum()).backward()
     assert names == ["pack", "forward", "tangents", "power_sums", "adjoint"]
+
+
+def test_other_shapes_and_types_are_refused_as_by_torch(compiled):
+    dense, conv = small_branch("dense").eval(), small_branch("conv").eval()
+    with torch.no_grad():
+        for branch, x in (
+            (dense, torch.ones(4, 2)),
+            (conv, torch.ones(4, 3, 5, 4)),
+            (conv, torch.ones(4, 2, 5, 4, 1)),
+        ):
+            with pytest.raises(RuntimeError):
+                branch(x)
+            with pytest.raises(RuntimeError):
+                branch.linearize(x)
+    linearization = dense.linearize(torch.ones(4, 5))
+    for directions in (torch.ones(1, 3, 5), torch.ones(1, 4, 6), torch.ones(1, 4, 5).float()):
+        for product in (linearization.vjp, linearization.jvp):
+            with pytest.raises(ValueError, match="expected a batch|no multiple"):
+                product(directions)
+    evaluate = dense.snapshot().evaluator(torch.float64)
+    evaluate(torch.ones(4, 5), torch.arange(4))
+    with pytest.raises((ValueError, RuntimeError)):
+        evaluate(torch.ones(4, 6), torch.arange(4))
+
+
+def test_one_context_for_all_samples_is_broadcast(compiled):
+    branch = small_branch("dense", context_dim=2).eval()
+    x, context = torch.randn(4, 5), torch.randn(1, 2)
+    v = torch.randn(1, 4, 5)
+
+    def results():
+        linearization = branch.linearize(x, context)
+        loss = linearization.bilinear(v, v).sum() + linearization.value.sum()
+        with torch.no_grad():
+            value = branch(x, context)
+        return value, linearization.value, *torch.autograd.grad(loss, list(branch.parameters()))
+
+    ours = results()
+    compile_kernels(False)
+    for a, b in zip(ours, results(), strict=True):
+        torch.testing.assert_close(a, b)
+    compile_kernels()
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        branch(x, torch.randn(3, 2))
+
+
+def test_forward_mode_and_vmap_go_through_a_branch_without_grad(compiled):
+    branch = small_branch("dense").eval()
+    x, v = torch.randn(2, 4, 5)
+    expected = branch.linearize(x).jvp(v[None])[0]
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(branch, (x,), (v,))
+        each = torch.func.vmap(lambda row: branch(row[None])[0])(x)
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(branch(forward_ad.make_dual(x, v))).tangent
+    for result in (tangent, dual):
+        torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(each, branch(x).detach())
+
+
+def test_saved_tensors_may_come_back_in_another_layout(compiled):
+    branch = small_branch("conv").eval()
+    x = torch.randn(3, 2, 5, 4, requires_grad=True)
+    w, v = torch.randn(2, 1, *x.shape)
+
+    def gradients():
+        linearization = branch.linearize(x)
+        loss = linearization.bilinear(w, v).sum() + linearization.value.square().sum()
+        return torch.autograd.grad(loss, [x, *branch.parameters()])
+
+    expected = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone().contiguous(), lambda t: t):
+        ours = gradients()
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_compiler_may_come_with_options_and_there_may_be_no_home(
+    compiled, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "g++ -m64")
+    if shutil.which("g++"):
+        assert library._built().exists()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(library.Path, "home", nobody)
+    library.library.cache_clear()
+    assert library.library() is None
+    library.library.cache_clear()
+
+
+def test_an_object_that_never_loads_is_built_once_only(compiled, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path, builds = library._built(), []
+
+    def refused(name):
+        raise OSError("undefined symbol")
+
+    built = library._built
+    monkeypatch.setattr(library, "_built", lambda: builds.append(1) or built())
+    monkeypatch.setattr(library.ctypes, "CDLL", refused)
+    for message in ("^undefined symbol", "to retry"):
+        with pytest.raises(OSError, match=message):
+            library._loaded()
+    assert path.exists() and len(builds) == 3  # twice at first, and then only its name

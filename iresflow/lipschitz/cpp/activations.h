@@ -57,11 +57,6 @@ template <class T> struct Jet {
     Vector<T> value, slope, curvature;
 };
 
-template <class T> struct Identity {
-    T beta;
-    Jet<T> operator()(Vector<T> h) const { return {h, h * 0 + 1, h * 0}; }
-};
-
 template <class T> struct Elu {
     T beta;
     Jet<T> operator()(Vector<T> h) const {
@@ -108,14 +103,13 @@ void activate(Phi phi, long n, const T* h, T* value, T* slope, T* curvature) {
     }
 }
 
-// Writes those of phi(h), phi'(h) and phi''(h) that are asked for.
+// Writes those of phi(h), phi'(h) and phi''(h) that are asked for; not for NONE.
 template <class T>
 void activate(const Link& link, long n, const T* h, T* value, T* slope, T* curvature) {
     const T beta = T(link.beta);
     if (link.activation == ELU) activate(Elu<T>{beta}, n, h, value, slope, curvature);
     else if (link.activation == TANH) activate(Tanh<T>{beta}, n, h, value, slope, curvature);
-    else if (link.activation == LIPSWISH) activate(LipSwish<T>{beta}, n, h, value, slope, curvature);
-    else activate(Identity<T>{beta}, n, h, value, slope, curvature);
+    else activate(LipSwish<T>{beta}, n, h, value, slope, curvature);
 }
 
 }  // namespace

@@ -45,7 +45,10 @@ def _suits(stages: Sequence[Stage], x: Tensor) -> bool:
     tensors = [x, *(t for stage in stages for t in (stage.weight, stage.bias))]
     if x.dtype not in SCALARS or not all(is_plain(t) for t in tensors):
         return False
-    if x.ndim not in KIND_OF_LAYER or x.shape[1] != stages[0].weight.shape[1]:
+    channels = [x.shape[1] if x.ndim > 1 else 0, *(len(stage.weight) for stage in stages)]
+    if x.ndim not in KIND_OF_LAYER or any(
+        stage.weight.shape[1] != count for stage, count in zip(stages, channels, strict=False)
+    ):
         return False  # PyTorch says what is wrong
     return all(
         isinstance(stage.layer, KIND_OF_LAYER[x.ndim])

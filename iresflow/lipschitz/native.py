@@ -14,6 +14,7 @@ from torch import Tensor
 
 from iresflow.linearization import PowerSums
 from iresflow.lipschitz.activations import ELU, Activation, LipSwish, Tanh
+from iresflow.lipschitz.convolution import same_layout
 from iresflow.lipschitz.kernels import kernels_compile
 from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.library import SCALARS, Link, Shape, is_plain, library
@@ -149,7 +150,9 @@ class NativePasses(Passes):
         """`Products.power_sums`: each sample takes all of its terms while it is in the cache."""
         links, count = self._copied(), v.shape[:2]
         v = self._checked(v.flatten(0, 1), links[-1].outputs)
-        _, slopes = self._with_slopes(links, slopes, count[1])
+        batch, slopes = self._with_slopes(links, slopes, count[1])
+        if batch != count[1]:
+            raise ValueError(f"expected directions of {batch} samples, got {tuple(count)}")
         limit = None if terms is None else terms.to(torch.int64).expand(count).contiguous()
         enough = None if enough is None else enough.to(v.dtype).expand(count).contiguous()
         neumann, weighted = _empty(v, links[0].inputs), _empty(v, links[0].inputs)
@@ -181,7 +184,7 @@ class NativePasses(Passes):
         links, batch = self._copied(), len(inputs[0])
         behind = self._checked(behind, links[-1].outputs)
         # Hooks of saved tensors may have laid them out anew.
-        inputs, tangents = ([_in_layout(t) for t in hidden] for hidden in (inputs, tangents))
+        inputs, tangents = ([same_layout(t) for t in hidden] for hidden in (inputs, tangents))
         _point(links, "input", inputs)
         _point(links, "tangent", tangents)
         weights = [torch.empty_like(weight) for weight in self._weights]
@@ -209,7 +212,7 @@ class NativePasses(Passes):
             raise ValueError(
                 f"expected a batch of {event} in {self._dtype}, got {tuple(x.shape)} in {x.dtype}"
             )
-        return _in_layout(x)
+        return same_layout(x.detach())
 
     def _check_biases(self, biases: Sequence[Tensor], batch: int) -> None:
         if any(bias.ndim == 2 and len(bias) != batch for bias in biases):
@@ -217,7 +220,7 @@ class NativePasses(Passes):
 
     def _with_slopes(self, links, slopes: Slopes, count: int) -> tuple[int, Slopes]:  # noqa: ANN001
         """Points the links to slopes; returns the number of samples, and what is pointed to."""
-        slopes = [None if slope is None else _in_layout(slope) for slope in slopes]
+        slopes = [None if slope is None else same_layout(slope) for slope in slopes]
         _point(links, "slope", slopes)
         batch = next((len(slope) for slope in slopes if slope is not None), count)
         if count % max(batch, 1):
@@ -244,14 +247,6 @@ def _point(links, name: str, tensors: Sequence[Tensor | None]) -> None:  # noqa:
     for link, tensor in zip(links, tensors, strict=False):
         if tensor is not None:
             setattr(link, name, tensor.data_ptr())
-
-
-def _in_layout(x: Tensor) -> Tensor:
-    """x as a matrix of pixels and channels in memory."""
-    x = x.detach()
-    if x.ndim != 4:
-        return x.contiguous()
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _empty(x: Tensor, channels: int) -> Tensor:

@@ -325,6 +325,8 @@ def test_other_shapes_and_types_are_refused_as_by_torch(compiled):
         for product in (linearization.vjp, linearization.jvp):
             with pytest.raises(ValueError, match="expected a batch|no multiple"):
                 product(directions)
+    with pytest.raises(ValueError, match="directions of 4 samples"):
+        linearization.power_sums(torch.ones(1, 8, 5), [(1.0, 1.0), (1.0, 0.5)])
     evaluate = dense.snapshot().evaluator(torch.float64)
     evaluate(torch.ones(4, 5), torch.arange(4))
     with pytest.raises((ValueError, RuntimeError)):

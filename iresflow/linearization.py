@@ -16,11 +16,29 @@ from torch.func import jvp, vjp, vmap
 
 from iresflow.tensors import dot, norms, spread
 
-__all__ = ["FunctionLinearization", "Linearization", "PowerSums", "Products"]
+__all__ = ["FunctionLinearization", "Linearization", "PowerSums", "Products", "Series"]
 
 SHRINK = 0.3
 """Share of a batch that must have ended before it leaves: leaving copies the slopes, for about a
 fifth of the cost of a product."""
+
+
+@final
+@dataclass(frozen=True)
+class Series:
+    r"""Two series in the powers :math:`u_k = (J^\top)^k v` of K directions, k = 0, 1, ...
+
+    Attributes:
+        weights: Those of :math:`u_k` in `PowerSums.neumann` and `PowerSums.weighted`; both 1 for
+            k = 0. As many terms at most.
+        terms: How many each direction takes, ``(K, B)`` integers from 1; None for all.
+        enough: A direction ends, ``(K, B)``, at the first k with :math:`|u_{k-1}|` below k times
+            this; None for never.
+    """
+
+    weights: Sequence[tuple[float, float]]
+    terms: Tensor | None = None
+    enough: Tensor | None = None
 
 
 @final
@@ -63,23 +81,14 @@ class Products(ABC):
     def narrow(self, index: Tensor) -> "Products":
         """The products at some of the samples, ``(N,)`` integers: the rest shall cost nothing."""
 
-    def power_sums(
-        self,
-        v: Tensor,
-        weights: Sequence[tuple[float, float]],
-        terms: Tensor | None = None,
-        enough: Tensor | None = None,
-    ) -> PowerSums:
+    def power_sums(self, v: Tensor, series: Series) -> PowerSums:
         r"""Two weighted sums of the powers of :math:`J^\top`, as series take them.
 
         Arguments:
             v: Directions ``(K, B, *event)``.
-            weights: Those of :math:`u_k` in `PowerSums.neumann` and `PowerSums.weighted`; both 1
-                for k = 0. As many terms at most.
-            terms: How many each direction takes, ``(K, B)`` integers from 1; None for all.
-            enough: A direction ends, ``(K, B)``, at the first k with :math:`|u_{k-1}|` below k
-                times this; None for never.
+            series: Which powers, and with what weights.
         """
+        weights, terms, enough = series.weights, series.terms, series.enough
         size = norms(v)
         sums = PowerSums(v.clone(), v.clone(), torch.ones_like(size), size, 0 * size)
         if terms is None and enough is None:

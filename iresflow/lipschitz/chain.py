@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from iresflow.linearization import Linearization, PowerSums, Products
+from iresflow.linearization import Linearization, PowerSums, Products, Series
 from iresflow.lipschitz.convolution import same_layout
 from iresflow.lipschitz.native import NativePasses, passes_through
 from iresflow.lipschitz.passes import Passes, Slopes, Stage, apply_layer
@@ -55,16 +55,10 @@ class _ChainProducts(Products):
         """v, and its images behind each link, each ``(K B, ...)``."""
         return self._passes.tangents(self._slopes, same_layout(v.flatten(0, 1)))
 
-    def power_sums(
-        self,
-        v: Tensor,
-        weights: Sequence[tuple[float, float]],
-        terms: Tensor | None = None,
-        enough: Tensor | None = None,
-    ) -> PowerSums:
+    def power_sums(self, v: Tensor, series: Series) -> PowerSums:
         if isinstance(self._passes, NativePasses):
-            return self._passes.power_sums(self._slopes, v, weights, terms, enough)
-        return super().power_sums(v, weights, terms, enough)
+            return self._passes.power_sums(self._slopes, v, series)
+        return super().power_sums(v, series)
 
     def to(self, dtype: torch.dtype) -> "_ChainProducts":
         """The same in another type of float."""
@@ -124,14 +118,8 @@ class ChainLinearization(Linearization):
             self._tangents = (v, self._products.tangents(v))
         return self._tangents[1][-1].view(v.shape)
 
-    def power_sums(
-        self,
-        v: Tensor,
-        weights: Sequence[tuple[float, float]],
-        terms: Tensor | None = None,
-        enough: Tensor | None = None,
-    ) -> PowerSums:
-        return self._products.power_sums(v, weights, terms, enough)
+    def power_sums(self, v: Tensor, series: Series) -> PowerSums:
+        return self._products.power_sums(v, series)
 
     def narrow(self, index: Tensor) -> Products:
         return self._products.narrow(index)

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import PowerSums
+from iresflow.linearization import PowerSums, Series
 from iresflow.lipschitz.activations import ELU, Activation, LipSwish, Tanh
 from iresflow.lipschitz.convolution import same_layout
 from iresflow.lipschitz.kernels import kernels_compile
@@ -139,25 +139,19 @@ class NativePasses(Passes):
         self._run("vjp", links, batch, len(u) // max(batch, 1), u, result)
         return result
 
-    def power_sums(
-        self,
-        slopes: Slopes,
-        v: Tensor,
-        weights: Sequence[tuple[float, float]],
-        terms: Tensor | None,
-        enough: Tensor | None,
-    ) -> PowerSums:
+    def power_sums(self, slopes: Slopes, v: Tensor, series: Series) -> PowerSums:
         """`Products.power_sums`: each sample takes all of its terms while it is in the cache."""
         links, count = self._copied(), v.shape[:2]
         v = self._checked(v.flatten(0, 1), links[-1].outputs)
         batch, slopes = self._with_slopes(links, slopes, count[1])
         if batch != count[1]:
             raise ValueError(f"expected directions of {batch} samples, got {tuple(count)}")
+        terms, enough = series.terms, series.enough
         limit = None if terms is None else terms.to(torch.int64).expand(count).contiguous()
         enough = None if enough is None else enough.to(v.dtype).expand(count).contiguous()
         neumann, weighted = _empty(v, links[0].inputs), _empty(v, links[0].inputs)
         taken, size, growth = v.new_empty(3, *count)
-        table = v.new_tensor(weights)
+        table = v.new_tensor(series.weights)
         results = (neumann, weighted, taken, size, growth)
         self._run("power_sums", links, count[1], count[0], v, table, limit, enough, *results)
         event = v.shape[1:]

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 import torch
 
-from iresflow.linearization import Linearization
+from iresflow.linearization import Linearization, Series
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.lengths import LengthDistribution, Poisson
 from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
@@ -56,7 +56,7 @@ class RandomSeries(LogDetEstimator):
             lengths = self.distribution.draw(tuple(v.shape[:2]), generator).to(v.device)
             image = linearization.jvp(v)
             weights = _weights(self.distribution, self.exact_terms)
-            sums = linearization.power_sums(v, weights, terms=self.exact_terms + lengths)
+            sums = linearization.power_sums(v, Series(weights, self.exact_terms + lengths))
             invalid = expands(norms(v), norms(image)) | (sums.growth > EXPANSION)
             values = dot(sums.weighted, image).masked_fill(invalid, torch.nan)
         # Without a contraction the series need not converge, and nothing is unbiased.

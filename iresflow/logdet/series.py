@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization
+from iresflow.linearization import Linearization, Series
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
 from iresflow.streams import Stream
@@ -66,7 +66,7 @@ class PowerSeries(LogDetEstimator):
             size, slope = norms(v), norms(image)
             # Term k + 1 is at most |u_k| |J v| / (k + 1).
             enough = self.tol * v[0, 0].numel() / slope if self.tol else None
-            sums = linearization.power_sums(v, weights, enough=enough)
+            sums = linearization.power_sums(v, Series(weights, enough=enough))
             invalid = expands(size, slope) | (sums.growth > EXPANSION)
             values = dot(sums.weighted, image).masked_fill(invalid, torch.nan)  # (K, B)
         bound = linearization.lipschitz

@@ -9,7 +9,7 @@ from helpers import branch_shape, small_branch
 from torch.autograd import forward_ad
 
 from iresflow import PowerSeries, RandomSeries
-from iresflow.linearization import FunctionLinearization, Products
+from iresflow.linearization import FunctionLinearization, Products, Series
 from iresflow.lipschitz import (
     ACTIVATIONS,
     Bidiagonalization,
@@ -281,8 +281,8 @@ def test_power_sums_are_those_of_single_products(kind, limited, stopping, compil
     weights = [(1.0, 1.0), *((float(a), float(b)) for a, b in torch.randn(8, 2))]
     terms = torch.randint(1, 12, (3, 40)) if limited else None
     enough = torch.rand(3, 40).pow(4) if stopping else None
-    ours = linearization.power_sums(v, weights, terms, enough)
-    expected = Products.power_sums(linearization, v, weights, terms, enough)
+    ours = linearization.power_sums(v, Series(weights, terms, enough))
+    expected = Products.power_sums(linearization, v, Series(weights, terms, enough))
     assert not (limited and stopping) or len(expected.taken.unique()) > 3
     for name in ("neumann", "weighted", "taken", "size", "growth"):
         a, b = getattr(ours, name), getattr(expected, name)
@@ -326,7 +326,7 @@ def test_other_shapes_and_types_are_refused_as_by_torch(compiled):
             with pytest.raises(ValueError, match="expected a batch|no multiple"):
                 product(directions)
     with pytest.raises(ValueError, match="directions of 4 samples"):
-        linearization.power_sums(torch.ones(1, 8, 5), [(1.0, 1.0), (1.0, 0.5)])
+        linearization.power_sums(torch.ones(1, 8, 5), Series([(1.0, 1.0), (1.0, 0.5)]))
     evaluate = dense.snapshot().evaluator(torch.float64)
     evaluate(torch.ones(4, 5), torch.arange(4))
     with pytest.raises((ValueError, RuntimeError)):

@@ -90,7 +90,7 @@ class Products(ABC):
         """
         weights, terms, enough = series.weights, series.terms, series.enough
         size = norms(v)
-        sums = PowerSums(v.clone(), v.clone(), torch.ones_like(size), size, 0 * size)
+        sums = PowerSums(v.clone(), v.clone(), torch.ones_like(size), size, torch.zeros_like(size))
         if terms is None and enough is None:
             return self._fixed_sums(v, weights[1:], sums)
         index, products, u = torch.arange(v.shape[1], device=v.device), self, v

@@ -18,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 import iresflow
 from iresflow import ImageFlow
 from iresflow.lipschitz import NormalizedConv2d, ZeroPadding
-from iresflow.lipschitz.symbol import symbol_norm
+from iresflow.lipschitz.bounds.symbol import symbol_norm
 
 SIZES = (7, 8, 14, 28, 32)
 CHANNELS = ((1, 32), (3, 32), (4, 32), (12, 64), (16, 32), (48, 64), (64, 512))

@@ -46,7 +46,7 @@ from iresflow import Exact, Flow, ImageFlow
 from iresflow.bijections import dequantize
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
-from iresflow.lipschitz.kernels import compile_kernels, kernels_compile
+from iresflow.lipschitz.passes.kernels import compile_kernels, kernels_compile
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import find_checkpoint
 

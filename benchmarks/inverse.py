@@ -42,7 +42,7 @@ from iresflow.bijections import Accuracy, ResidualBlock
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import load_dataset
 from iresflow.linearization import Products
-from iresflow.lipschitz.snapshot import Snapshot
+from iresflow.lipschitz.passes.snapshot import Snapshot
 from iresflow.training.checkpoint import find_checkpoint, load_model
 
 SOLVERS = {"fixed point": FixedPoint(), "Broyden": Broyden(), "Anderson": Anderson()}

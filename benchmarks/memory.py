@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from iresflow.bijections import ResidualBlock
-from iresflow.lipschitz.kernels import compile_kernels
+from iresflow.lipschitz.passes.kernels import compile_kernels
 from iresflow.logdet import Krylov, PowerSeries
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])

@@ -19,7 +19,7 @@ import torch
 
 import iresflow
 from iresflow.commands.memory import keep_freed_memory
-from iresflow.lipschitz.kernels import compile_kernels
+from iresflow.lipschitz.passes.kernels import compile_kernels
 from iresflow.logdet import PowerSeries
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 import iresflow
 from iresflow.commands.memory import keep_freed_memory
-from iresflow.lipschitz import padding
-from iresflow.lipschitz.kernels import compile_kernels, kernels_compile
-from iresflow.lipschitz.normalized import NormalizedLayer
+from iresflow.lipschitz.layers import padding
+from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.passes.kernels import compile_kernels, kernels_compile
 from iresflow.logdet import Krylov, LogDetEstimator, PowerSeries, RandomSeries, ReducedPrecision
 
 

@@ -1,7 +1,7 @@
 """What a residual branch shows of itself at a point: its value and products with its Jacobian.
 
 Estimators of log-determinants see a `Linearization` and tensors only, so they work with any
-branch: with one that knows its derivatives in closed form (`iresflow.lipschitz.chain`), and
+branch: with one that knows its derivatives in closed form (`iresflow.lipschitz.passes.chain`), and
 through `FunctionLinearization` with any function that `torch.func` can differentiate.
 """
 

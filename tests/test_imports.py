@@ -57,16 +57,6 @@ def test_imports_go_only_downward():
     assert not wrong
 
 
-def test_base_modules_import_no_sibling():
-    wrong = [
-        f"{file.relative_to(ROOT)} imports {module}"
-        for file in ROOT.rglob("base.py")
-        for module in imported_modules(file)
-        if part_of(module) == file.parent.name
-    ]
-    assert not wrong
-
-
 def test_every_part_has_a_rank():
     parts = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert parts == set(RANKS)

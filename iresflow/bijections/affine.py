@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.bijections.stretch import Stretch
 from iresflow.errors import NotInitializedError
-from iresflow.lipschitz.stretch import Stretch
 from iresflow.tensors import wide_norm
 
 __all__ = ["ActNorm"]

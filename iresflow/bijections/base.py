@@ -15,9 +15,9 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
+from iresflow.bijections.stretch import Stretch
 from iresflow.errors import InversionWarning
 from iresflow.linearization import Linearization
-from iresflow.lipschitz.stretch import Stretch
 from iresflow.logdet.base import LogDetEstimate
 from iresflow.solvers import Anderson, Solver
 from iresflow.tensors import widest

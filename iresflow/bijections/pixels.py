@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
-from iresflow.lipschitz.stretch import Stretch
+from iresflow.bijections.stretch import Stretch
 from iresflow.streams import Stream, draw
 from iresflow.tensors import sum_per_sample, wide_norm
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
-from iresflow.lipschitz.stretch import Stretch
+from iresflow.bijections.stretch import Stretch
 
 __all__ = ["MultiScale", "Squeeze"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.bijections.stretch import Stretch
 from iresflow.lipschitz import Branch
-from iresflow.lipschitz.stretch import Stretch
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.solvers import Arithmetic, attach, solve
 from iresflow.tensors import wide_norm, widest

@@ -1,6 +1,8 @@
 """Networks with a certified Lipschitz constant."""
 
-from iresflow.lipschitz.activations import (
+from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
+from iresflow.lipschitz.branch import Branch, conv_branch, dense_branch
+from iresflow.lipschitz.layers.activations import (
     ACTIVATIONS,
     ELU,
     Activation,
@@ -9,20 +11,18 @@ from iresflow.lipschitz.activations import (
     Softplus,
     Tanh,
 )
-from iresflow.lipschitz.bounds import Bound, LipschitzMap
-from iresflow.lipschitz.kernels import compile_kernels
-from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
-from iresflow.lipschitz.nets import Branch, conv_branch, dense_branch
-from iresflow.lipschitz.normalization import (
+from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz.layers.normalization import (
     NORMALIZATIONS,
     Bidiagonalization,
     Certified,
     Normalization,
     PowerIteration,
 )
-from iresflow.lipschitz.normalized import NormalizedLayer
-from iresflow.lipschitz.padding import CircularPadding, Padding, ReflectPadding, ZeroPadding
-from iresflow.lipschitz.snapshot import Snapshot
+from iresflow.lipschitz.layers.padding import CircularPadding, Padding, ReflectPadding, ZeroPadding
+from iresflow.lipschitz.passes.kernels import compile_kernels
+from iresflow.lipschitz.passes.snapshot import Snapshot
 
 __all__ = [
     "ACTIVATIONS",

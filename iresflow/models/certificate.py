@@ -8,9 +8,9 @@ from typing import Any, final
 from torch import nn
 
 from iresflow.bijections import Bijection, ResidualBlock
+from iresflow.bijections.stretch import Stretch
 from iresflow.errors import UnknownBoundError
 from iresflow.lipschitz import Bound, LipschitzMap
-from iresflow.lipschitz.stretch import Stretch
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.table import certificate_table
 

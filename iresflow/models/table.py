@@ -4,7 +4,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING
 
-from iresflow.lipschitz.stretch import Stretch
+from iresflow.bijections.stretch import Stretch
 
 if TYPE_CHECKING:
     from iresflow.models.certificate import BlockCertificate, Certificate

@@ -13,10 +13,10 @@ from iresflow.lipschitz import (
     ReflectPadding,
     ZeroPadding,
 )
-from iresflow.lipschitz.banded import banded_bound
-from iresflow.lipschitz.bounds import matrix_norm
-from iresflow.lipschitz.padding import Axis
-from iresflow.lipschitz.symbol import symbol_norm
+from iresflow.lipschitz.bounds.banded import banded_bound
+from iresflow.lipschitz.bounds.base import matrix_norm
+from iresflow.lipschitz.bounds.symbol import symbol_norm
+from iresflow.lipschitz.layers.padding import Axis
 
 PADDINGS = {"zero": ZeroPadding(), "circular": CircularPadding(), "reflect": ReflectPadding()}
 
@@ -97,7 +97,7 @@ def test_a_grid_without_a_margin_bounds_nothing():
 def test_wide_layers_use_one_twist(monkeypatch):
     layer = NormalizedConv2d(3, 5, 3, (9, 8), coeff=0.9)
     four = float(layer.smooth_norm(layer.weight.detach()))
-    monkeypatch.setattr("iresflow.lipschitz.layers.TWIST_LIMIT", 0)
+    monkeypatch.setattr("iresflow.lipschitz.layers.linear.TWIST_LIMIT", 0)
     one = float(layer.smooth_norm(layer.weight.detach()))
     assert four <= one <= 1.1 * four
 
@@ -115,7 +115,7 @@ def test_many_frequencies_go_in_parts(monkeypatch):
     kernel = torch.randn(6, 5, 3, 3)
     grids = ZeroPadding().grids((6, 7), 3)
     whole, _ = symbol_norm(kernel, grids)
-    monkeypatch.setattr("iresflow.lipschitz.symbol._ENTRIES", 200)
+    monkeypatch.setattr("iresflow.lipschitz.bounds.symbol._ENTRIES", 200)
     parts, _ = symbol_norm(kernel, grids)
     assert float(parts) == pytest.approx(float(whole), rel=1e-12)
 
@@ -160,11 +160,11 @@ def test_layer_bounds_hold_for_the_operator_that_acts(stride, name, channels, si
 def test_layers_too_large_for_a_factorisation_are_bounded_too(name, monkeypatch):
     layer = NormalizedConv2d(3, 5, 3, (9, 8), padding=PADDINGS[name], coeff=0.9).eval()
     norm = spectral(operator(layer.normalized_weight().detach(), (9, 8), PADDINGS[name]))
-    monkeypatch.setattr("iresflow.lipschitz.layers.BANDED_ALWAYS", 0)
+    monkeypatch.setattr("iresflow.lipschitz.layers.linear.BANDED_ALWAYS", 0)
     if name != "circular":
         assert layer.tightest_bound(layer.weight).method == "banded"  # 10 iterations won't do
-    monkeypatch.setattr("iresflow.lipschitz.layers.BANDED_LIMIT", 0)
-    monkeypatch.setattr("iresflow.lipschitz.layers.LOOSE_LIMIT", 0)
+    monkeypatch.setattr("iresflow.lipschitz.layers.linear.BANDED_LIMIT", 0)
+    monkeypatch.setattr("iresflow.lipschitz.layers.linear.LOOSE_LIMIT", 0)
     bound = layer.bound()
     assert bound.method == "fourier"
     assert bound.estimate <= norm * (1 + 1e-12) <= bound.upper * (1 + 1e-12)

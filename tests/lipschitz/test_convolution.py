@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from helpers import CLOSED
 
-from iresflow.lipschitz import convolution
-from iresflow.lipschitz.convolution import convolve_same, same_layout, same_weight_gradient
+from iresflow.lipschitz.layers import convolution
+from iresflow.lipschitz.layers.convolution import convolve_same, same_layout, same_weight_gradient
 
 CASES = [
     (1, 16, 3, (5, 5)),

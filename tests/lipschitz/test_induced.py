@@ -15,7 +15,7 @@ from iresflow.lipschitz import (
     conv_branch,
     dense_branch,
 )
-from iresflow.lipschitz.induced import NORMS, entry_bounds
+from iresflow.lipschitz.bounds.induced import NORMS, entry_bounds
 
 DUAL = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}
 

@@ -8,8 +8,11 @@ from helpers import branch_shape, small_branch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iresflow.linearization import FunctionLinearization
-from iresflow.lipschitz import LipSwish, conv_branch, convolution, kernels, native, pointwise
-from iresflow.lipschitz.kernels import Kernel, compile_kernels, kernels_compile
+from iresflow.lipschitz import LipSwish, conv_branch
+from iresflow.lipschitz.layers import convolution
+from iresflow.lipschitz.passes import kernels, pointwise
+from iresflow.lipschitz.passes.kernels import Kernel, compile_kernels, kernels_compile
+from iresflow.lipschitz.passes.native import passes as native
 
 
 @pytest.fixture(autouse=True)

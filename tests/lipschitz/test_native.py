@@ -20,11 +20,11 @@ from iresflow.lipschitz import (
     compile_kernels,
     conv_branch,
     dense_branch,
-    library,
 )
-from iresflow.lipschitz.native import NativePasses, passes_through
-from iresflow.lipschitz.nets import Branch
-from iresflow.lipschitz.passes import TorchPasses
+from iresflow.lipschitz.branch import Branch
+from iresflow.lipschitz.passes.native import library
+from iresflow.lipschitz.passes.native.passes import NativePasses, passes_through
+from iresflow.lipschitz.passes.plain import TorchPasses
 
 KNOWN = sorted({"elu", "lipswish", "tanh"} & set(ACTIVATIONS))
 

@@ -5,7 +5,7 @@ import torch
 from helpers import CLOSED, branch_shape, small_branch
 
 from iresflow.lipschitz import ACTIVATIONS
-from iresflow.lipschitz import snapshot as snapshots
+from iresflow.lipschitz.passes import snapshot as snapshots
 
 KINDS = ["conv", "dense"]
 

@@ -16,6 +16,7 @@ from iresflow import (
     UnknownBoundError,
 )
 from iresflow.bijections import ActNorm, Bijection, Composition, Inverse, MultiScale, ResidualBlock
+from iresflow.bijections.stretch import Stretch
 from iresflow.lipschitz import (
     ELU,
     Activation,
@@ -24,7 +25,6 @@ from iresflow.lipschitz import (
     NormalizedConv2d,
     NormalizedDense,
 )
-from iresflow.lipschitz.stretch import Stretch
 from iresflow.models import Certificate, Flow, UnitUniform
 from iresflow.models.certificate import BlockCertificate
 from iresflow.models.fingerprint import fingerprint

@@ -16,7 +16,8 @@ from iresflow import (
     tensors,
 )
 from iresflow.bijections import Accuracy, Composition, MultiScale, ResidualBlock
-from iresflow.lipschitz import ACTIVATIONS, NormalizedLayer, chain, conv_branch, dense_branch
+from iresflow.lipschitz import ACTIVATIONS, NormalizedLayer, conv_branch, dense_branch
+from iresflow.lipschitz.passes import chain
 from iresflow.logdet import Exact, Krylov, PowerSeries
 from iresflow.models import inversion
 from iresflow.solvers import FixedPoint

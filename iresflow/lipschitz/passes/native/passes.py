@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from iresflow.linearization import PowerSums, Series
-from iresflow.lipschitz.activations import ELU, Activation, LipSwish, Tanh
-from iresflow.lipschitz.convolution import same_layout
-from iresflow.lipschitz.kernels import kernels_compile
-from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
-from iresflow.lipschitz.library import SCALARS, Link, Shape, is_plain, library
-from iresflow.lipschitz.normalized import NormalizedLayer
-from iresflow.lipschitz.passes import Passes, Primal, Slopes, Stage, TorchPasses, detached
+from iresflow.lipschitz.layers.activations import ELU, Activation, LipSwish, Tanh
+from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.convolution import same_layout
+from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz.passes.kernels import kernels_compile
+from iresflow.lipschitz.passes.native.library import SCALARS, Link, Shape, is_plain, library
+from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, Stage, TorchPasses, detached
 
 __all__ = ["NativePasses", "native_passes", "passes_through"]
 

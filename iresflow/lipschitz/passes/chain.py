@@ -1,8 +1,8 @@
 r"""The linearization of a chain of activations and linear layers, in closed form.
 
 The slopes of the activations are computed once, so products with the Jacobian and its transpose
-need no graph (`iresflow.lipschitz.passes`). The gradient of value and bilinear form together takes
-one tangent pass and one adjoint pass: `_ChainFunction`.
+need no graph (`iresflow.lipschitz.passes.plain`). The gradient of value and bilinear form together
+takes one tangent pass and one adjoint pass: `_ChainFunction`.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from iresflow.linearization import Linearization, PowerSums, Products, Series
-from iresflow.lipschitz.convolution import same_layout
-from iresflow.lipschitz.native import NativePasses, passes_through
-from iresflow.lipschitz.passes import Passes, Slopes, Stage, apply_layer
+from iresflow.lipschitz.layers.convolution import same_layout
+from iresflow.lipschitz.passes.native.passes import NativePasses, passes_through
+from iresflow.lipschitz.passes.plain import Passes, Slopes, Stage, apply_layer
 from iresflow.tensors import dot
 
 __all__ = ["ChainLinearization", "evaluate_chain"]

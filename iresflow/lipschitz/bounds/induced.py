@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.bounds import EPS, scaled
+from iresflow.lipschitz.bounds.base import EPS, scaled
 
 __all__ = ["NORMS", "entry_bounds"]
 

@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iresflow.linearization import Linearization
-from iresflow.lipschitz.activations import LipSwish
-from iresflow.lipschitz.chain import ChainLinearization
-from iresflow.lipschitz.convolution import same_layout
-from iresflow.lipschitz.layers import NormalizedConv2d
-from iresflow.lipschitz.native import NativePasses, native_passes
-from iresflow.lipschitz.normalized import broadcast_bias
-from iresflow.lipschitz.passes import Stage
+from iresflow.lipschitz.layers.activations import LipSwish
+from iresflow.lipschitz.layers.base import broadcast_bias
+from iresflow.lipschitz.layers.convolution import same_layout
+from iresflow.lipschitz.layers.linear import NormalizedConv2d
+from iresflow.lipschitz.passes.chain import ChainLinearization
+from iresflow.lipschitz.passes.native.passes import NativePasses, native_passes
+from iresflow.lipschitz.passes.plain import Stage
 from iresflow.tensors import norm_per_sample
 
 __all__ = ["Snapshot"]

@@ -16,8 +16,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.bounds import EPS, Bound, scaled
-from iresflow.lipschitz.padding import Padding
+from iresflow.lipschitz.bounds.base import EPS, Bound, scaled
+from iresflow.lipschitz.layers.padding import Padding
 
 __all__ = ["banded_bound", "banded_cost"]
 

@@ -4,7 +4,7 @@ Each acts on single entries; a *concatenated* one gives several values for each 
 channels behind the other: (B, C, ...) becomes (B, width C, ...).
 
 A flow needs :math:`\phi \in C^1` for a log-determinant, and the fused backward pass of
-`iresflow.lipschitz.chain` needs :math:`\phi''`; so ReLU is not here.
+`iresflow.lipschitz.passes.chain` needs :math:`\phi''`; so ReLU is not here.
 """
 
 import math

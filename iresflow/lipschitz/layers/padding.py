@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from iresflow.lipschitz.convolution import convolve_same, same_weight_gradient
+from iresflow.lipschitz.layers.convolution import convolve_same, same_weight_gradient
 
 __all__ = ["Axis", "CircularPadding", "Grid", "Padding", "ReflectPadding", "ZeroPadding"]
 

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from iresflow.errors import UnknownBoundError
 from iresflow.linearization import Linearization
-from iresflow.lipschitz.activations import Activation
-from iresflow.lipschitz.bounds import Bound, LipschitzMap
-from iresflow.lipschitz.chain import ChainLinearization, evaluate_chain
-from iresflow.lipschitz.induced import NORMS
-from iresflow.lipschitz.layers import NormalizedConv2d, NormalizedDense
-from iresflow.lipschitz.native import native_passes
-from iresflow.lipschitz.normalization import Normalization
-from iresflow.lipschitz.normalized import NormalizedLayer
-from iresflow.lipschitz.padding import Padding
-from iresflow.lipschitz.passes import Stage
-from iresflow.lipschitz.snapshot import Snapshot
+from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
+from iresflow.lipschitz.bounds.induced import NORMS
+from iresflow.lipschitz.layers.activations import Activation
+from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
+from iresflow.lipschitz.layers.normalization import Normalization
+from iresflow.lipschitz.layers.padding import Padding
+from iresflow.lipschitz.passes.chain import ChainLinearization, evaluate_chain
+from iresflow.lipschitz.passes.native.passes import native_passes
+from iresflow.lipschitz.passes.plain import Stage
+from iresflow.lipschitz.passes.snapshot import Snapshot
 
 __all__ = ["Branch", "conv_branch", "dense_branch"]
 

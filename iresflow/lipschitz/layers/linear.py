@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresflow.lipschitz.banded import banded_bound, banded_cost
-from iresflow.lipschitz.bounds import Bound, matrix_norm
-from iresflow.lipschitz.normalization import (
+from iresflow.lipschitz.bounds.banded import banded_bound, banded_cost
+from iresflow.lipschitz.bounds.base import Bound, matrix_norm
+from iresflow.lipschitz.bounds.symbol import symbol_norm
+from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.normalization import (
     SETTLING_ITERATIONS,
     Bidiagonalization,
     Normalization,
 )
-from iresflow.lipschitz.normalized import NormalizedLayer
-from iresflow.lipschitz.padding import CircularPadding, Grid, Padding, ZeroPadding
-from iresflow.lipschitz.symbol import symbol_norm
+from iresflow.lipschitz.layers.padding import CircularPadding, Grid, Padding, ZeroPadding
 
 __all__ = ["NormalizedConv2d", "NormalizedDense"]
 

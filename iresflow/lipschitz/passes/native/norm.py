@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from iresflow.lipschitz.kernels import kernels_compile
-from iresflow.lipschitz.library import SCALARS, Link, Shape, is_plain, library
+from iresflow.lipschitz.passes.kernels import kernels_compile
+from iresflow.lipschitz.passes.native.library import SCALARS, Link, Shape, is_plain, library
 
 __all__ = ["native_norm", "native_norms"]
 

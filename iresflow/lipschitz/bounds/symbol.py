@@ -3,9 +3,9 @@ r"""Norms of convolutions by their Fourier transform, for any size of image.
 A circular convolution has one small matrix for each frequency, its *symbol*
 :math:`\hat W(\omega) = \sum_t W_t e^{i \omega t}`, and its norm is the largest of theirs (Sedghi
 et al., 2019, arXiv:1805.10408). Other paddings give a compression of a circular convolution on a
-larger grid (`iresflow.lipschitz.padding`), so its norm is an upper bound of theirs. The grid may
-be *twisted*: what wraps round is multiplied by :math:`e^{i\theta}`, which moves the frequencies
-to :math:`(2 \pi j + \theta) / N`. Every grid and twist gives a bound, so the smallest counts: it
+larger grid (`iresflow.lipschitz.layers.padding`), so its norm is an upper bound of theirs. The
+grid may be *twisted*: what wraps round is multiplied by :math:`e^{i\theta}`, which moves the
+frequencies to :math:`(2 \pi j + \theta) / N`. Every grid and twist gives a bound, so the smallest counts: it
 is nearly exact where the symbol's peak lies between two frequencies.
 
 Only the Gram matrices :math:`\hat W^* \hat W = \sum_\delta G_\delta e^{i \omega \delta}`, with
@@ -21,8 +21,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.bounds import EPS, scaled
-from iresflow.lipschitz.padding import Grid
+from iresflow.lipschitz.bounds.base import EPS, scaled
+from iresflow.lipschitz.layers.padding import Grid
 
 __all__ = ["symbol_norm"]
 

@@ -13,10 +13,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from iresflow.lipschitz.bounds import Bound, LipschitzMap
-from iresflow.lipschitz.induced import entry_bounds
-from iresflow.lipschitz.native_norm import native_norm, native_norms
-from iresflow.lipschitz.normalization import SETTLING_ITERATIONS, Normalization
+from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
+from iresflow.lipschitz.bounds.induced import entry_bounds
+from iresflow.lipschitz.layers.normalization import SETTLING_ITERATIONS, Normalization
+from iresflow.lipschitz.passes.native.norm import native_norm, native_norms
 
 __all__ = ["NormalizedLayer", "broadcast_bias"]
 
@@ -104,7 +104,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     def taps(self) -> tuple[Tensor, Tensor, Tensor]:
         """The raw weight as a kernel ``(D, C, k, k)``, and its taps along both axes of an image.
 
-        See `iresflow.lipschitz.induced.entry_bounds`.
+        See `iresflow.lipschitz.bounds.induced.entry_bounds`.
         """
 
     # Normalisation.

@@ -5,8 +5,8 @@ package lie *above* the largest singular value of a linear layer, in float64, wi
 allowance for the rounding of their own arithmetic:
 
 - `matrix_norm`, here: dense and 1 x 1 layers, by the largest eigenvalue of the Gram matrix.
-- `iresflow.lipschitz.symbol`: k x k convolutions of any size, by their Fourier transform.
-- `iresflow.lipschitz.banded`: k x k convolutions of up to some thousand dimensions, to four
+- `iresflow.lipschitz.bounds.symbol`: k x k convolutions of any size, by their Fourier transform.
+- `iresflow.lipschitz.bounds.banded`: k x k convolutions of up to some thousand dimensions, to four
   digits, by a Cholesky factorisation.
 
 The first two are differentiable in the weight, so that training can normalise with them.

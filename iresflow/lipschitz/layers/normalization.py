@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from iresflow.lipschitz.normalized import NormalizedLayer
+    from iresflow.lipschitz.layers.base import NormalizedLayer
 
 __all__ = [
     "NORMALIZATIONS",

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.activations import Activation
-from iresflow.lipschitz.kernels import Kernel, compiles
+from iresflow.lipschitz.layers.activations import Activation
+from iresflow.lipschitz.passes.kernels import Kernel, compiles
 
 __all__ = ["PointwiseAdjoint", "activate", "adjoint", "scale_adjoint", "scale_tangent"]
 

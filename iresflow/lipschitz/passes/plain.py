@@ -3,7 +3,8 @@ r"""The passes through a chain of activations and linear layers, in closed form,
 For :math:`g = A_n \phi_{n-1} (\cdots A_1 \phi_0(x))`, with :math:`h_i` the input of
 :math:`\phi_i` and :math:`D_i = \operatorname{diag} \phi_i'(h_i)`, the Jacobian is
 :math:`J = A_n D_{n-1} \cdots A_1 D_0`: what `Passes.primal` keeps is all that products with it
-take. `TorchPasses` are for all layers, devices and types; `iresflow.lipschitz.native` has others.
+take. `TorchPasses` are for all layers, devices and types;
+`iresflow.lipschitz.passes.native.passes` has others.
 """
 
 from abc import ABC, abstractmethod
@@ -14,10 +15,10 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.activations import Activation
-from iresflow.lipschitz.convolution import same_layout
-from iresflow.lipschitz.normalized import NormalizedLayer, broadcast_bias
-from iresflow.lipschitz.pointwise import activate, adjoint, scale_adjoint, scale_tangent
+from iresflow.lipschitz.layers.activations import Activation
+from iresflow.lipschitz.layers.base import NormalizedLayer, broadcast_bias
+from iresflow.lipschitz.layers.convolution import same_layout
+from iresflow.lipschitz.passes.pointwise import activate, adjoint, scale_adjoint, scale_tangent
 
 __all__ = ["Passes", "Primal", "Stage", "TorchPasses", "apply_layer", "detached"]
 
@@ -87,7 +88,7 @@ class Passes(ABC):
         (\phi'(h_i) t_i)`. From adjoints :math:`\ell = \partial / \partial h` and :math:`\lambda =
         \partial / \partial t` behind a linear layer: :math:`\partial / \partial A = \ell\,
         \phi(h)^\top + \lambda\, (\phi'(h) t)^\top`, and :math:`(A^\top \ell, A^\top \lambda)` go
-        through the activation as `iresflow.lipschitz.pointwise.adjoint` says.
+        through the activation as `iresflow.lipschitz.passes.pointwise.adjoint` says.
 
         Arguments:
             inputs: What enters each stage, from `primal`.

@@ -1,0 +1,1 @@
+"""Rigorous upper bounds of operator norms: all that may be called certified."""

@@ -1,0 +1,1 @@
+"""Linear layers with a norm limit, and what they are made of: paddings, activations, norms."""

@@ -1,0 +1,1 @@
+"""How a branch is computed, with its derivatives: by PyTorch's operations, or natively."""

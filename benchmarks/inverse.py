@@ -41,17 +41,17 @@ from iresflow import (
 from iresflow.bijections import Accuracy, ResidualBlock
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import load_dataset
-from iresflow.linearization import Products
-from iresflow.lipschitz.passes.snapshot import Snapshot
+from iresflow.linearization import Jacobian
+from iresflow.lipschitz.passes.rounding import RoundedChain
 from iresflow.training.checkpoint import find_checkpoint, load_model
 
 SOLVERS = {"fixed point": FixedPoint(), "Broyden": Broyden(), "Anderson": Anderson()}
 
 
-class Counted(Products):
+class Counted(Jacobian):
     """Products with Jacobians that are counted, by samples."""
 
-    def __init__(self, whole: Products, counts: dict[str, int]) -> None:
+    def __init__(self, whole: Jacobian, counts: dict[str, int]) -> None:
         self._whole = whole
         self._counts = counts
 
@@ -63,7 +63,7 @@ class Counted(Products):
         self._counts["products"] += v.shape[1]
         return self._whole.jvp(v)
 
-    def narrow(self, index: Tensor) -> Products:
+    def narrow(self, index: Tensor) -> Jacobian:
         return Counted(self._whole.narrow(index), self._counts)
 
 
@@ -71,27 +71,21 @@ class Counted(Products):
 def counting() -> Iterator[dict[str, int]]:
     """Counts evaluations of branches in inverses, and products with their Jacobians."""
     counts = {"narrow": 0, "wide": 0, "products": 0}
-    evaluator, linearize = Snapshot.evaluator, Snapshot.linearize
+    evaluate, linearize = RoundedChain.__call__, RoundedChain.jacobian
 
-    def counted(snapshot: Snapshot, dtype: torch.dtype) -> Callable:
-        evaluate = evaluator(snapshot, dtype)
-        kind = "narrow" if dtype == snapshot.dtype else "wide"
+    def counted(g: RoundedChain, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        counts["wide" if g.dtype == torch.float64 else "narrow"] += len(x)
+        return evaluate(g, x, index)
 
-        def call(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            counts[kind] += len(x)
-            return evaluate(x, index)
-
-        return call
-
-    def linearized(snapshot: Snapshot, x: Tensor, index: Tensor | None = None) -> Products:
+    def linearized(g: RoundedChain, x: Tensor, index: Tensor) -> Jacobian:
         counts["products"] += len(x)  # a linearization evaluates the branch once
-        return Counted(linearize(snapshot, x, index), counts)
+        return Counted(linearize(g, x, index), counts)
 
-    Snapshot.evaluator, Snapshot.linearize = counted, linearized
+    RoundedChain.__call__, RoundedChain.jacobian = counted, linearized
     try:
         yield counts
     finally:
-        Snapshot.evaluator, Snapshot.linearize = evaluator, linearize
+        RoundedChain.__call__, RoundedChain.jacobian = evaluate, linearize
 
 
 def in_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

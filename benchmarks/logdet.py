@@ -142,13 +142,13 @@ def gradient(
 
     The probes of a draw are the same for all estimators, so that biases show far below the noise.
     """
-    weights = block._stages  # type: ignore[attr-defined]  # the chain's links hold their weights
+    links = block._chain.links  # type: ignore[attr-defined]  # which hold the weights
     rounds = []
     for draw in range(draws):
         generator = torch.Generator().manual_seed(1000 * index + draw)
         estimate = estimator(block, generator)
         gradients = torch.autograd.grad(
-            estimate.surrogate.mean(), [s.weight for s in weights], retain_graph=True
+            estimate.surrogate.mean(), [link.weight for link in links], retain_graph=True
         )
         rounds.append(torch.cat([g.flatten() for g in gradients]))
     stacked = torch.stack(rounds)

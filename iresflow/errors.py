@@ -9,6 +9,7 @@ __all__ = [
     "CertificateWarning",
     "CheckpointError",
     "DataError",
+    "DerivativeError",
     "InversionError",
     "InversionWarning",
     "LostProcessError",
@@ -64,6 +65,18 @@ class NotContractiveError(RuntimeError):
 
 class NotInitializedError(RuntimeError):
     """An ActNorm layer was used before it has seen data."""
+
+
+class DerivativeError(RuntimeError):
+    """A derivative was asked for that there is no formula for."""
+
+    def __init__(
+        self,
+        message: str = "the gradient of an estimated log-determinant has no derivatives of its "
+        "own (create_graph=True, a Hessian, a gradient penalty): pass log_det=Exact(), whose "
+        "derivatives of any order are right, or differentiate once",
+    ) -> None:
+        super().__init__(message)
 
 
 class NonFiniteError(RuntimeError):

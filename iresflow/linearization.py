@@ -8,37 +8,31 @@ through `FunctionLinearization` with any function that `torch.func` can differen
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from iresflow.errors import DerivativeError
 from iresflow.tensors import dot, norms, spread
 
-__all__ = ["FunctionLinearization", "Linearization", "PowerSums", "Products", "Series"]
+__all__ = [
+    "FunctionLinearization",
+    "Jacobian",
+    "Linearization",
+    "Map",
+    "PowerSums",
+    "Series",
+    "first_order",
+]
+
+Map = Callable[[Tensor], Tensor]
+"""A map of batches ``(B, *event)``, each sample on its own."""
 
 SHRINK = 0.3
 """Share of a batch that must have ended before it leaves: leaving copies the slopes, for about a
 fifth of the cost of a product."""
-
-
-@final
-@dataclass(frozen=True)
-class Series:
-    r"""Two series in the powers :math:`u_k = (J^\top)^k v` of K directions, k = 0, 1, ...
-
-    Attributes:
-        weights: Those of :math:`u_k` in `PowerSums.neumann` and `PowerSums.weighted`; both 1 for
-            k = 0. As many terms at most.
-        terms: How many each direction takes, ``(K, B)`` integers from 1; None for all.
-        enough: A direction ends, ``(K, B)``, at the first k with :math:`|u_{k-1}|` below k times
-            this; None for never.
-    """
-
-    weights: Sequence[tuple[float, float]]
-    terms: Tensor | None = None
-    enough: Tensor | None = None
 
 
 @final
@@ -59,8 +53,64 @@ class PowerSums:
     size: Tensor
     growth: Tensor
 
+    @staticmethod
+    def start(v: Tensor) -> "PowerSums":
+        """The sums of the first term alone, with weights of 1."""
+        size = norms(v)
+        return PowerSums(v.clone(), v.clone(), torch.ones_like(size), size, torch.zeros_like(size))
 
-class Products(ABC):
+    def plus(self, u: Tensor, weights: tuple[float, float]) -> "PowerSums":
+        """With the next power u in all sums, which are overwritten."""
+        size = norms(u)
+        growth = torch.maximum(self.growth, _ratio(size, self.size))
+        self.neumann.add_(u, alpha=weights[0])
+        self.weighted.add_(u, alpha=weights[1])
+        return PowerSums(self.neumann, self.weighted, self.taken + 1, size, growth)
+
+    def plus_some(
+        self, u: Tensor, weights: tuple[float, float], index: Tensor, running: Tensor
+    ) -> "PowerSums":
+        """The same for samples ``index`` (N,) alone, and of these for the running (K, N)."""
+        before, size = self.size[:, index], norms(u)
+        growth = torch.where(running, _ratio(size, before), 0)
+        self.growth[:, index] = torch.maximum(self.growth[:, index], growth)
+        self.size[:, index] = torch.where(running, size, before)
+        self.taken[:, index] += running
+        # Directions that have ended are multiplied on, and their terms not added.
+        part = u * spread(running, u)
+        self.neumann[:, index] += weights[0] * part
+        self.weighted[:, index] += weights[1] * part
+        return self
+
+
+@final
+@dataclass(frozen=True)
+class Series:
+    r"""Two series in the powers :math:`u_k = (J^\top)^k v` of K directions, k = 0, 1, ...
+
+    Attributes:
+        weights: Those of :math:`u_k` in `PowerSums.neumann` and `PowerSums.weighted`; both 1 for
+            k = 0. As many terms at most.
+        terms: How many each direction takes, ``(K, B)`` integers from 1; None for all.
+        enough: A direction ends, ``(K, B)``, at the first k with :math:`|u_{k-1}|` below k times
+            this; None for never.
+    """
+
+    weights: Sequence[tuple[float, float]]
+    terms: Tensor | None = None
+    enough: Tensor | None = None
+
+    def goes_on(self, k: int, index: Tensor, sums: PowerSums) -> Tensor:
+        """Which directions of the samples ``index`` (N,) take term k, ``(K, N)``."""
+        going = torch.ones_like(sums.size[:, index], dtype=torch.bool)
+        if self.terms is not None:
+            going &= self.terms[:, index] > k
+        if self.enough is not None:
+            going &= sums.size[:, index] >= k * self.enough[:, index]
+        return going
+
+
+class Jacobian(ABC):
     r"""Products with the Jacobians :math:`J` of a map at a batch of B points, without a graph.
 
     Directions are stacked as ``(K, B, *event)``, K of them for each of the B samples.
@@ -78,9 +128,14 @@ class Products(ABC):
         r""":math:`J v` for directions ``(K, B, *event)``."""
 
     @abstractmethod
-    def narrow(self, index: Tensor) -> "Products":
-        """The products at some of the samples, ``(N,)`` integers: the rest shall cost nothing."""
+    def narrow(self, index: Tensor) -> "Jacobian":
+        """The Jacobians at some of the samples, ``(N,)`` integers: the rest shall cost nothing."""
 
+    def fused_power_sums(self, v: Tensor, series: Series) -> PowerSums | None:
+        """`power_sums` in one pass, where there is a faster way than product by product."""
+        return None
+
+    @final
     def power_sums(self, v: Tensor, series: Series) -> PowerSums:
         r"""Two weighted sums of the powers of :math:`J^\top`, as series take them.
 
@@ -88,56 +143,32 @@ class Products(ABC):
             v: Directions ``(K, B, *event)``.
             series: Which powers, and with what weights.
         """
-        weights, terms, enough = series.weights, series.terms, series.enough
-        size = norms(v)
-        sums = PowerSums(v.clone(), v.clone(), torch.ones_like(size), size, torch.zeros_like(size))
-        if terms is None and enough is None:
-            return self._fixed_sums(v, weights[1:], sums)
-        index, products, u = torch.arange(v.shape[1], device=v.device), self, v
-        running = torch.ones_like(size, dtype=torch.bool)
-        for k, (neumann, weighted) in enumerate(weights[1:], 1):
-            if terms is not None:
-                running &= terms[:, index] > k
-            if enough is not None:
-                running &= sums.size[:, index] >= k * enough[:, index]
-            rows = running.any(0).nonzero()[:, 0]
-            if len(rows) == 0:
-                break
-            if len(index) - len(rows) >= SHRINK * len(index):
-                index, u, products = index[rows], u[:, rows], products.narrow(rows)
-                running = running[:, rows]
-            u = products.vjp(u)
-            before, size = sums.size[:, index], norms(u)
-            growth = torch.where(running, _ratio(size, before), 0)
-            sums.growth[:, index] = torch.maximum(sums.growth[:, index], growth)
-            sums.size[:, index] = torch.where(running, size, before)
-            sums.taken[:, index] += running
-            # Directions that have ended are multiplied on, and their terms not added.
-            part = u * spread(running, u)
-            sums.neumann[:, index] += neumann * part
-            sums.weighted[:, index] += weighted * part
+        fused = self.fused_power_sums(v, series)
+        if fused is not None:
+            return fused
+        sums, jacobian, u = PowerSums.start(v), self, v
+        index = torch.arange(v.shape[1], device=v.device)
+        running = torch.ones_like(sums.size, dtype=torch.bool)
+        fixed = series.terms is None and series.enough is None
+        for k, weights in enumerate(series.weights[1:], 1):
+            if not fixed:  # else nothing waits for what the device finds
+                running &= series.goes_on(k, index, sums)
+                rows = running.any(0).nonzero()[:, 0]
+                if len(rows) == 0:
+                    break
+                if len(index) - len(rows) >= SHRINK * len(index):
+                    index, u, jacobian = index[rows], u[:, rows], jacobian.narrow(rows)
+                    running = running[:, rows]
+            u = jacobian.vjp(u)
+            sums = sums.plus(u, weights) if fixed else sums.plus_some(u, weights, index, running)
         return sums
-
-    def _fixed_sums(
-        self, u: Tensor, weights: Sequence[tuple[float, float]], sums: PowerSums
-    ) -> PowerSums:
-        """All terms for all directions: nothing waits for what the device finds."""
-        size, growth = sums.size, sums.growth
-        for neumann, weighted in weights:
-            u = self.vjp(u)
-            before, size = size, norms(u)
-            growth = torch.maximum(growth, _ratio(size, before))
-            sums.neumann.add_(u, alpha=neumann)
-            sums.weighted.add_(u, alpha=weighted)
-        taken = sums.taken + len(weights)
-        return PowerSums(sums.neumann, sums.weighted, taken, size, growth)
 
 
 def _ratio(after: Tensor, before: Tensor) -> Tensor:
     return after / before.clamp_min(torch.finfo(before.dtype).tiny)
 
 
-class Linearization(Products):
+class Linearization(Jacobian):
     r"""A map :math:`g` at a batch of points x, with :math:`J = \partial g / \partial x`."""
 
     point: Tensor
@@ -148,7 +179,7 @@ class Linearization(Products):
     def value(self) -> Tensor:
         """g(x), shape ``(B, *event)``, attached to the graph of x and of the parameters.
 
-        Read it after `bilinear`: an implementation may then share one backward pass between both.
+        Read after `bilinear`, it may share one backward pass with that.
         """
 
     @abstractmethod
@@ -158,14 +189,30 @@ class Linearization(Products):
         Its gradient reaches x and the parameters; w and v are constants.
         """
 
-    def reduced(self, dtype: torch.dtype) -> Products:
+    @abstractmethod
+    def evaluate(self, x: Tensor) -> Tensor:
+        """g at other points ``(B, *event)``, by operations that autograd records, to any order."""
+
+    def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
+        """A function of the map, with cheap first derivatives and those of any order by autograd.
+
+        Arguments:
+            first: What has the function's gradient.
+            function: Of the map and its points, by operations that autograd records.
+
+        Returns:
+            ``first``. Where a graph of its gradient is asked for, that is the function's.
+        """
+        return first_order(first)
+
+    def reduced(self, dtype: torch.dtype) -> Jacobian:
         """Products that are computed in a narrow type of float, for directions of that type.
 
         Here, for maps that have no such form: directions are widened, and results rounded.
         """
         return _Widened(self, self.point.dtype, dtype)
 
-    def narrow(self, index: Tensor) -> Products:
+    def narrow(self, index: Tensor) -> Jacobian:
         # For maps that can't leave samples out: the others are computed, and in vain.
         return _Embedded(self, index)
 
@@ -180,12 +227,7 @@ class FunctionLinearization(Linearization):
         lipschitz: A certified upper bound of the function's Lipschitz constant, where known.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Tensor], Tensor],
-        point: Tensor,
-        lipschitz: float | None = None,
-    ) -> None:
+    def __init__(self, function: Map, point: Tensor, lipschitz: float | None = None) -> None:
         self.point = point
         self.lipschitz = lipschitz
         self._function = function
@@ -193,6 +235,13 @@ class FunctionLinearization(Linearization):
     @property
     def value(self) -> Tensor:
         return self._function(self.point)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        return self._function(x)
+
+    def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
+        # What the function closes over is not known, so that no node of a graph can name it.
+        return function(self._function, self.point)
 
     def vjp(self, u: Tensor) -> Tensor:
         _, pullback = vjp(self._function, self.point.detach())
@@ -210,8 +259,29 @@ class FunctionLinearization(Linearization):
         return torch.stack(tangents)
 
 
+def first_order(x: Tensor) -> Tensor:
+    """x, whose gradient is right, and a derivative of that refused.
+
+    Raises:
+        DerivativeError: in a backward pass of which a graph is made.
+    """
+    return _FirstOrder.apply(x) if x.requires_grad else x
+
+
+class _FirstOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        if torch.is_grad_enabled():
+            raise DerivativeError
+        return grad
+
+
 @final
-class _Embedded(Products):
+class _Embedded(Jacobian):
     """Some samples of a batch, by products with the whole of it."""
 
     def __init__(self, whole: Linearization, index: Tensor) -> None:
@@ -225,7 +295,7 @@ class _Embedded(Products):
     def jvp(self, v: Tensor) -> Tensor:
         return self._whole.jvp(self._embed(v))[:, self._index]
 
-    def narrow(self, index: Tensor) -> Products:
+    def narrow(self, index: Tensor) -> Jacobian:
         return _Embedded(self._whole, self._index[index])
 
     def _embed(self, x: Tensor) -> Tensor:
@@ -235,10 +305,10 @@ class _Embedded(Products):
 
 
 @final
-class _Widened(Products):
+class _Widened(Jacobian):
     """Products for directions of a narrow type, in the type of the map."""
 
-    def __init__(self, products: Products, wide: torch.dtype, dtype: torch.dtype) -> None:
+    def __init__(self, products: Jacobian, wide: torch.dtype, dtype: torch.dtype) -> None:
         self._products = products
         self._wide = wide
         self._dtype = dtype
@@ -249,5 +319,5 @@ class _Widened(Products):
     def jvp(self, v: Tensor) -> Tensor:
         return self._products.jvp(v.to(self._wide)).to(self._dtype)
 
-    def narrow(self, index: Tensor) -> Products:
+    def narrow(self, index: Tensor) -> Jacobian:
         return _Widened(self._products.narrow(index), self._wide, self._dtype)

@@ -1,5 +1,8 @@
 """What the tests share: small models that are far from their initial state, and oracles."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -103,6 +106,24 @@ class MatrixLinearization(Linearization):
 
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         return torch.einsum("kbi,bij,kbj->kb", w, self.matrices, v)
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        return torch.einsum("bij,bj->bi", self.matrices, x)
+
+
+@dataclass(frozen=True)
+class FunctionMap:
+    """A function of points and indices as what the solvers take."""
+
+    g: Callable
+    dtype: torch.dtype
+    linearize: Callable | None = None
+
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.g(x, index)
+
+    def jacobian(self, x: Tensor, index: Tensor) -> Linearization:
+        return self.linearize(x, index)
 
 
 def contractions(norm: float, batch: int = 3, dim: int = 12) -> Tensor:

@@ -65,7 +65,7 @@ def largest_singular_value(layer: NormalizedLayer, steps: int = 60, seed: int = 
         seed: Of the first vector.
     """
     weight = layer.normalized_weight().double()
-    kernel = layer.adjoint_kernel(weight)
+    multiply, adjoint = layer.operator(weight), layer.adjoint(weight)
     shape = layer.left.shape
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device)
@@ -73,7 +73,7 @@ def largest_singular_value(layer: NormalizedLayer, steps: int = 60, seed: int = 
     images: list[Tensor] = []
     for _ in range(min(steps, shape.numel())):
         rows = basis[-1].view(1, *shape)
-        image = layer.multiply(layer.multiply_adjoint(rows, kernel), weight).flatten()
+        image = multiply(adjoint(rows)).flatten()
         images.append(image)
         span = torch.stack(basis)
         rest = image

@@ -10,8 +10,8 @@ from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.bijections.stretch import Stretch
 from iresflow.lipschitz import Branch
 from iresflow.logdet import LogDetEstimator, PowerSeries
-from iresflow.solvers import Arithmetic, attach, solve
-from iresflow.tensors import wide_norm, widest
+from iresflow.solvers import attach, solve
+from iresflow.tensors import wide_norm
 
 __all__ = ["ResidualBlock"]
 
@@ -58,14 +58,15 @@ class ResidualBlock(Bijection):
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
         accuracy = accuracy or Accuracy()
-        snapshot = self.branch.snapshot(context)
-        z = z.to(torch.promote_types(z.dtype, snapshot.dtype))
+        chain, maps = self.branch.contraction(context)
+        lipschitz, dtype = chain.lipschitz, maps[0].dtype
+        assert lipschitz is not None
+        z = z.to(torch.promote_types(z.dtype, dtype))
         # Cheap steps in the type of the weights, the last ones and the proof in the widest.
-        dtypes = dict.fromkeys((snapshot.dtype, widest(z.device)))
         solution = solve(
-            [Arithmetic(snapshot.evaluator(d), d, snapshot.linearize) for d in dtypes],
+            maps,
             z.detach(),
-            lipschitz=snapshot.lipschitz,
+            lipschitz=lipschitz,
             tol=accuracy.tol,
             solver=accuracy.solver,
             context=self.name,
@@ -73,14 +74,16 @@ class ResidualBlock(Bijection):
         x = solution.value.to(z.dtype)
         rounding = wide_norm(solution.value - x)
         error = solution.error + rounding
-        if torch.is_grad_enabled() and (z.requires_grad or snapshot.requires_grad):
+        if torch.is_grad_enabled() and (
+            z.requires_grad or any(t.requires_grad for t in chain.tensors)
+        ):
             x = attach(
                 x,
                 z,
-                snapshot.linearize(x.to(snapshot.dtype)),
-                lipschitz=snapshot.lipschitz,
+                chain.linearize(x.to(dtype)),
+                lipschitz=lipschitz,
                 solver=accuracy.solver,
                 context=self.name,
             )
-        lipschitz = math.nextafter(1 / (1 - snapshot.lipschitz), math.inf)
-        return Inverse(x, solution.steps, error, solution.floor + rounding, error, lipschitz)
+        amplification = math.nextafter(1 / (1 - lipschitz), math.inf)
+        return Inverse(x, solution.steps, error, solution.floor + rounding, error, amplification)

@@ -20,14 +20,20 @@ from iresflow.lipschitz.layers.normalization import (
     Normalization,
     PowerIteration,
 )
-from iresflow.lipschitz.layers.padding import CircularPadding, Padding, ReflectPadding, ZeroPadding
+from iresflow.lipschitz.layers.padding import (
+    PADDINGS,
+    CircularPadding,
+    Padding,
+    ReflectPadding,
+    ZeroPadding,
+)
 from iresflow.lipschitz.passes.kernels import compile_kernels
-from iresflow.lipschitz.passes.snapshot import Snapshot
 
 __all__ = [
     "ACTIVATIONS",
     "ELU",
     "NORMALIZATIONS",
+    "PADDINGS",
     "Activation",
     "Bidiagonalization",
     "Bound",
@@ -43,7 +49,6 @@ __all__ = [
     "NormalizedLayer",
     "Padding",
     "PowerIteration",
-    "Snapshot",
     "ReflectPadding",
     "Softplus",
     "Tanh",

@@ -1,7 +1,8 @@
 """The residual branches: chains of activations and norm-bounded linear layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -16,12 +17,12 @@ from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.padding import Padding
-from iresflow.lipschitz.passes.chain import ChainLinearization, evaluate_chain
-from iresflow.lipschitz.passes.native.passes import native_passes
-from iresflow.lipschitz.passes.plain import Stage
-from iresflow.lipschitz.passes.snapshot import Snapshot
+from iresflow.lipschitz.passes.chain import Chain
+from iresflow.lipschitz.passes.links import Link
+from iresflow.lipschitz.passes.rounding import RoundedChain
+from iresflow.tensors import widest
 
-__all__ = ["Branch", "conv_branch", "dense_branch"]
+__all__ = ["Branch", "conv_branch", "dense_branch", "hidden_widths"]
 
 
 @final
@@ -40,7 +41,7 @@ class Branch(nn.Module, LipschitzMap):
         recompute: Whether the backward pass computes hidden tensors anew instead of keeping them.
 
     Raises:
-        ValueError: the two lists differ in length.
+        ValueError: the two lists differ in length, or there is no hidden layer for the context.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Branch(nn.Module, LipschitzMap):
                 f"a branch takes one activation (or None) in front of each layer, got "
                 f"{len(activations)} for {len(layers)} layers"
             )
+        if context_dim and len(layers) < 2:
+            raise ValueError("a context enters the hidden layers, and a branch of one has none")
         self.layers = nn.ModuleList(layers)
         self.activations = nn.ModuleList([a or nn.Identity() for a in activations])
         self.recompute = False
@@ -65,12 +68,7 @@ class Branch(nn.Module, LipschitzMap):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """g(x): ``(B, *event)`` and an optional ``(B, context_dim)`` to ``(B, *event)``."""
-        stages = self._stages(context, x.dtype)
-        native = None if torch.is_grad_enabled() else native_passes(stages, x)
-        if native is None:
-            return evaluate_chain(stages, x)
-        value = native.value(x)
-        return value.contiguous() if x.is_contiguous() else value
+        return self.chain(context, x.dtype).value(x)
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
         """g at x with its derivatives; one normalisation of the weights serves them all.
@@ -78,21 +76,48 @@ class Branch(nn.Module, LipschitzMap):
         In eval mode it knows its certified bound. In training mode, where the weights move in
         every step and the norms are estimates, it knows none.
         """
-        lipschitz = None if self.training else self.bound().upper
-        stages = self._stages(context, x.dtype)
-        return ChainLinearization(stages, x, lipschitz, recompute=self.recompute)
+        chain = self.chain(context, x.dtype)
+        return (chain if self.training else self._certified(chain)).linearize(x)
 
-    def snapshot(self, context: Tensor | None = None) -> Snapshot:
-        """The branch with its weights normalised once, for many evaluations of one map.
+    def chain(self, context: Tensor | None = None, dtype: torch.dtype | None = None) -> Chain:
+        """The branch with its weights normalised once, for whatever is asked of one map.
 
-        In training mode with gradients on, that moves the power iteration by one step; the bound
-        is that of the weights which act.
+        In training mode with gradients on, that moves the estimates of the norms by a step.
 
         Arguments:
             context: ``(B, context_dim)`` or None.
+            dtype: Of the points. Weights of a narrower type are widened: the same map, rounded
+                less.
         """
-        stages = self._stages(context)
-        return Snapshot(stages, [layer.bound().upper for layer in self.layers], self.bound().upper)
+        self._require_bounds()  # also in training: an unknown module would not be applied
+        shifts: list[Tensor] = []
+        if self.shift is not None and context is not None:
+            shifts = list(self.shift(context).split(self._hidden_widths(), dim=1))
+        links = []
+        for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
+            activation = module if isinstance(module, Activation) else None
+            beta = None if activation is None else activation.beta()
+            bias = layer.bias + shifts[i] if i < len(shifts) else layer.bias
+            weight = layer.normalized_weight()
+            if dtype is not None:
+                weight = weight.to(torch.promote_types(dtype, weight.dtype))
+            links.append(Link(activation, layer, weight, bias, beta))
+        return Chain(tuple(links), recompute=self.recompute)
+
+    def contraction(self, context: Tensor | None = None) -> tuple[Chain, list[RoundedChain]]:
+        """The branch for an inverse: with its certified bound, in training mode too.
+
+        Returns:
+            The chain, and it in the type of its weights and in the widest one.
+        """
+        chain = self._certified(self.chain(context))
+        norms = [layer.bound().upper for layer in self.layers]
+        weight = chain.links[0].weight
+        dtypes = dict.fromkeys((weight.dtype, widest(weight.device)))
+        return chain, [RoundedChain(chain, norms, dtype) for dtype in dtypes]
+
+    def _certified(self, chain: Chain) -> Chain:
+        return replace(chain, lipschitz=self.bound().upper)
 
     def bound(self, norm: float = 2.0) -> Bound:
         """The smallest product of the layers' and activations' constants (thesis, eq. 4.6).
@@ -142,23 +167,6 @@ class Branch(nn.Module, LipschitzMap):
     def _hidden_widths(self) -> list[int]:
         return [layer.bias.numel() for layer in self.layers][:-1]
 
-    def _stages(self, context: Tensor | None, dtype: torch.dtype | None = None) -> list[Stage]:
-        self._require_bounds()  # also in training: an unknown module would not be applied
-        shifts: list[Tensor] = []
-        if self.shift is not None and context is not None:
-            shifts = list(self.shift(context).split(self._hidden_widths(), dim=1))
-        stages = []
-        for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
-            activation = module if isinstance(module, Activation) else None
-            beta = None if activation is None else activation.beta()
-            bias = layer.bias + shifts[i] if i < len(shifts) else layer.bias
-            weight = layer.normalized_weight()
-            if dtype is not None:
-                # Points of a wider type are computed in it: the same map, rounded less.
-                weight = weight.to(torch.promote_types(dtype, weight.dtype))
-            stages.append(Stage(activation, layer, weight, bias, beta))
-        return stages
-
 
 def _upper(bound: Bound) -> float:
     return bound.upper
@@ -166,45 +174,54 @@ def _upper(bound: Bound) -> float:
 
 def conv_branch(
     channels: int,
-    hidden: int,
+    hidden: int | Sequence[int],
     image_size: tuple[int, int],
     *,
     activation: type[Activation],
     coeff: float,
+    kernels: Sequence[int] = (3, 1, 3),
     normalization: Normalization | None = None,
     padding: Padding | None = None,
     activate_input: bool = True,
     context_dim: int = 0,
 ) -> Branch:
-    """A branch of 3 x 3, 1 x 1 and 3 x 3 convolutions (thesis, appendix A.2).
+    """A branch of convolutions, by default 3 x 3, 1 x 1 and 3 x 3 (thesis, appendix A.2).
 
     Arguments:
         channels: Of the image that comes in and goes out.
-        hidden: Channels between the convolutions.
+        hidden: Channels between the convolutions: one number for all, or one for each gap.
         image_size: Height and width in pixels.
         activation: The class of the activations.
         coeff: Upper limit of each layer's operator norm.
+        kernels: Side of each convolution's kernel in pixels, odd.
         normalization: What training divides the weights by; `Bidiagonalization` by default.
-        padding: What the 3 x 3 convolutions read beyond the border; `ZeroPadding` by default.
+        padding: What the convolutions read beyond the border; `ZeroPadding` by default.
         activate_input: Whether an activation stands before the first layer, as in all blocks but
             the first of a model.
         context_dim: Dimension of the context, 0 for none.
+
+    Raises:
+        ValueError: no kernel, an even one, or another number of widths than of gaps.
     """
-    limits = {"coeff": coeff, "normalization": normalization}
-    wide = activation.width * hidden
-    first = activation() if activate_input else None
-    inputs = activation.width * channels if activate_input else channels
-    layers = [
-        NormalizedConv2d(inputs, hidden, 3, image_size, padding=padding, **limits),
-        NormalizedConv2d(wide, hidden, 1, image_size, **limits),
-        NormalizedConv2d(wide, channels, 3, image_size, padding=padding, **limits),
-    ]
-    return Branch(layers, [first, activation(), activation()], context_dim=context_dim)
+
+    def layer(inputs: int, outputs: int, depth: int) -> NormalizedConv2d:
+        return NormalizedConv2d(
+            inputs,
+            outputs,
+            kernels[depth],
+            image_size,
+            padding=padding,
+            coeff=coeff,
+            normalization=normalization,
+        )
+
+    widths = hidden_widths(hidden, len(kernels))
+    return _branch(layer, channels, widths, activation, activate_input, context_dim)
 
 
 def dense_branch(
     dim: int,
-    hidden: int,
+    hidden: int | Sequence[int],
     *,
     activation: type[Activation],
     coeff: float,
@@ -212,13 +229,52 @@ def dense_branch(
     activate_input: bool = True,
     context_dim: int = 0,
 ) -> Branch:
-    """A branch of three dense layers on vectors ``(B, dim)``; arguments as in `conv_branch`."""
-    limits = {"coeff": coeff, "normalization": normalization}
-    wide = activation.width * hidden
-    first = activation() if activate_input else None
+    """A branch of dense layers on vectors ``(B, dim)``.
+
+    Arguments:
+        hidden: Units between the layers: one number for each gap, or one for the two gaps of
+            three layers. The others are those of `conv_branch`.
+    """
+
+    def layer(inputs: int, outputs: int, depth: int) -> NormalizedDense:
+        return NormalizedDense(inputs, outputs, coeff=coeff, normalization=normalization)
+
+    layers = 3 if isinstance(hidden, int) else len(hidden) + 1
+    widths = hidden_widths(hidden, layers)
+    return _branch(layer, dim, widths, activation, activate_input, context_dim)
+
+
+def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
+    """The widths between so many layers: a number for each gap, or one for all.
+
+    Raises:
+        ValueError: no layer, another number of widths than of gaps, or one that is not positive.
+    """
+    widths = [hidden] * (layers - 1) if isinstance(hidden, int) else list(hidden)
+    if layers < 1 or len(widths) != layers - 1 or not all(width > 0 for width in widths):
+        raise ValueError(
+            f"a branch of {layers} layers takes {max(layers - 1, 0)} positive widths between "
+            f"them, or one for all, got {hidden}"
+        )
+    return widths
+
+
+def _branch(
+    layer: Callable[[int, int, int], NormalizedLayer],
+    outer: int,
+    widths: Sequence[int],
+    activation: type[Activation],
+    activate_input: bool,
+    context_dim: int,
+) -> Branch:
+    """A branch of layers, each made from its inputs, its outputs and its depth."""
+    outputs = [*widths, outer]
+    inputs = [activation.width * n for n in (outer, *widths)]
+    if not activate_input:
+        inputs[0] = outer
     layers = [
-        NormalizedDense(activation.width * dim if activate_input else dim, hidden, **limits),
-        NormalizedDense(wide, hidden, **limits),
-        NormalizedDense(wide, dim, **limits),
+        layer(*sizes, depth) for depth, sizes in enumerate(zip(inputs, outputs, strict=True))
     ]
-    return Branch(layers, [first, activation(), activation()], context_dim=context_dim)
+    activations = [activation() for _ in layers]
+    first = activations if activate_input else [None, *activations[1:]]
+    return Branch(layers, first, context_dim=context_dim)

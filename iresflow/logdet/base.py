@@ -2,13 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
 from iresflow.errors import NotContractiveError
-from iresflow.linearization import Linearization
+from iresflow.linearization import Linearization, first_order
 from iresflow.streams import Stream
 
 __all__ = ["EXPANSION", "Kind", "LogDetEstimate", "LogDetEstimator"]
@@ -31,7 +31,7 @@ class LogDetEstimate:
             likelihood. NaN where the products have proven that :math:`\|J\| > 1`: a series then
             need not converge, and its number would only look fine.
         surrogate: ``(B,)``, whose *gradient* estimates that of the log-determinant. Its own value
-            means nothing.
+            means nothing. Derivatives of the gradient are refused, but for those of `Exact`.
         variance: ``(B,)`` squared nats: the squared standard error of `value` over its probes.
             NaN where one probe tells nothing of it, zero where there are no probes.
         truncation: ``(B,)`` nats, upper bound of what truncation changed in this very estimate,
@@ -91,7 +91,11 @@ class LogDetEstimator(ABC):
                 "block need not be invertible and has no log-determinant to estimate. Call "
                 "flow.enforce(), which rescales the layers"
             )
-        return self.estimate(linearization, generator)
+        estimate = self.estimate(linearization, generator)
+        if self.kind == "exact":
+            return estimate
+        # The vectors that a surrogate holds constant depend on x and on the parameters too.
+        return replace(estimate, surrogate=first_order(estimate.surrogate))
 
     @abstractmethod
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+from torch import Tensor
 
-from iresflow.linearization import Linearization
+from iresflow.linearization import Linearization, Map
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.streams import Stream
 
@@ -19,7 +20,8 @@ class Exact(LogDetEstimator):
 
     Cost for D dimensions: D products of the branch, O(D^3) arithmetic and O(B D^2) memory. The
     surrogate uses Jacobi's formula, :math:`\nabla \log\det(I+J) = \sum_i w_i^\top (\nabla J) e_i`
-    with :math:`w_i = (I+J)^{-\top} e_i`.
+    with :math:`w_i = (I+J)^{-\top} e_i`. Derivatives of that gradient, of any order, go by
+    autograd through the Jacobian and its determinant.
 
     Arguments:
         limit: Largest D that is accepted.
@@ -52,6 +54,7 @@ class Exact(LogDetEstimator):
         if torch.is_grad_enabled():
             weights = torch.linalg.inv(matrix).transpose(0, 1).reshape(directions.shape)
             surrogate = linearization.bilinear(weights, directions).sum(0)
+            surrogate = linearization.any_order(surrogate, _recorded)
         zero = torch.zeros_like(value)
         return LogDetEstimate(
             value,
@@ -61,3 +64,17 @@ class Exact(LogDetEstimator):
             gradient_truncation=zero,
             products=torch.full_like(value, dim),
         )
+
+
+def _recorded(function: Map, x: Tensor) -> Tensor:
+    """The log-determinants ``(B,)`` by operations that autograd records."""
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(x).flatten(1)
+        rows = [
+            torch.autograd.grad(entry.sum(), x, create_graph=True)[0].flatten(1)
+            for entry in value.unbind(1)
+        ]
+    jacobian = torch.stack(rows, dim=1)
+    identity = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
+    return torch.linalg.slogdet(identity + jacobian)[1]

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization, Products
+from iresflow.linearization import Jacobian, Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
 from iresflow.streams import Stream
@@ -63,7 +63,7 @@ class Krylov(LogDetEstimator):
     bounds the bias.
 
     Arguments:
-        steps: Products at most, for each probe.
+        steps: Jacobian at most, for each probe.
         tol: Truncation error of each block in nats per dimension at which a probe stops; 0 takes
             all steps.
         probes: Number of probes K for each sample.
@@ -85,8 +85,24 @@ class Krylov(LogDetEstimator):
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
         with torch.no_grad():
-            result = _Result.empty(v)
-            self._iterate(linearization, v, result)
+            result, process = _Result.empty(v), _Arnoldi(v, linearization.lipschitz)
+            jacobian, dim = linearization, v[0, 0].numel()
+            index = torch.arange(v.shape[1], device=v.device)
+            for step in range(1, min(self.steps, dim) + 1):
+                process.extend(jacobian)
+                last = step == min(self.steps, dim)
+                if not (self.tol or last):
+                    continue
+                finished = process.stalled | (process.error_estimate() <= self.tol * dim)
+                if last:
+                    finished = torch.ones_like(finished)
+                process.write(result, index, finished & ~result.done[:, index], step)
+                running = (~result.done[:, index].all(0)).nonzero()[:, 0]
+                if len(running) == 0:
+                    break
+                if len(index) - len(running) >= SHRINK * len(index):
+                    jacobian, index = jacobian.narrow(running), index[running]
+                    process.narrow(running)
         surrogate = linearization.bilinear(result.left, v).mean(0)
         return LogDetEstimate(
             value=result.value.mean(0),
@@ -96,26 +112,6 @@ class Krylov(LogDetEstimator):
             gradient_truncation=result.gradient_truncation.amax(0),
             products=result.products.mean(0),
         )
-
-    def _iterate(self, products: Products, v: Tensor, result: "_Result") -> None:
-        process = _Arnoldi(v, products.lipschitz)
-        dim, batch = v[0, 0].numel(), v.shape[1]
-        index = torch.arange(batch, device=v.device)
-        for step in range(1, self.steps + 1):
-            process.extend(products)
-            last = step == min(self.steps, dim)
-            if not (self.tol or last):
-                continue
-            finished = process.stalled | (process.error_estimate() <= self.tol * dim)
-            if last:
-                finished = torch.ones_like(finished)
-            process.write(result, index, finished & ~result.done[:, index], step)
-            running = (~result.done[:, index].all(0)).nonzero()[:, 0]
-            if len(running) == 0:
-                return
-            if len(index) - len(running) >= SHRINK * len(index):
-                products, index = products.narrow(running), index[running]
-                process.narrow(running)
 
 
 @dataclass(frozen=True)
@@ -163,9 +159,9 @@ class _Arnoldi:
         self.corner = torch.zeros_like(self.forward)  # e_1^T (I + tH)^-1 e_1
         self.last = torch.zeros_like(self.forward)  # y(t) = e_m^T (I + tH)^-1 e_1
 
-    def extend(self, products: Products) -> None:
+    def extend(self, jacobian: Jacobian) -> None:
         """One step: a product, its orthogonalisation, and the new column of all factors."""
-        new = products.vjp(self.basis[-1])
+        new = jacobian.vjp(self.basis[-1])
         column = self.square.new_zeros(len(self.basis), *self.square.shape)
         before = dot(new, new).double().sqrt()
         for _ in range(2):  # twice is enough (Giraud et al., 2005)

@@ -21,7 +21,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization, Products
+from iresflow.linearization import Jacobian, Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
 from iresflow.streams import Stream
@@ -117,14 +117,14 @@ class _Lanczos:
         self.expands = torch.zeros_like(self.square, dtype=torch.bool)
         self.stalled = torch.zeros_like(self.square, dtype=torch.bool)
 
-    def extend(self, products: Products) -> None:
+    def extend(self, jacobian: Jacobian) -> None:
         """One step: two products, and the next row of the tridiagonal matrix."""
         current = self.basis[-1]
-        moved = products.jvp(current)
+        moved = jacobian.jvp(current)
         self.expands |= dot(moved, moved) > EXPANSION**2
         image = current + moved
         self.images.append(image)
-        new = image + products.vjp(image)
+        new = image + jacobian.vjp(image)
         size = dot(new, new).sqrt()
         diagonal = torch.zeros_like(self.square)
         for _ in range(2):

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization, Products
+from iresflow.linearization import Jacobian, Linearization
 from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.random_series import RandomSeries
 from iresflow.logdet.series import PowerSeries
@@ -76,13 +76,16 @@ class _Reduced(Linearization):
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         return self._linearization.bilinear(w, v)
 
-    def narrow(self, index: Tensor) -> Products:
+    def evaluate(self, x: Tensor) -> Tensor:
+        return self._linearization.evaluate(x)
+
+    def narrow(self, index: Tensor) -> Jacobian:
         return self._products.narrow(index)
 
 
 @final
-class _ReducedProducts(Products):
-    def __init__(self, wide: Products, narrow: Products, dtype: torch.dtype) -> None:
+class _ReducedProducts(Jacobian):
+    def __init__(self, wide: Jacobian, narrow: Jacobian, dtype: torch.dtype) -> None:
         self._wide = wide
         self._narrow = narrow
         self._dtype = dtype
@@ -93,6 +96,6 @@ class _ReducedProducts(Products):
     def jvp(self, v: Tensor) -> Tensor:
         return self._wide.jvp(v)
 
-    def narrow(self, index: Tensor) -> Products:
+    def narrow(self, index: Tensor) -> Jacobian:
         narrow = self._narrow.narrow(index)
         return _ReducedProducts(self._wide.narrow(index), narrow, self._dtype)

@@ -1,7 +1,7 @@
 """Solvers of x + g(x) = y, and the driver that certifies what they return."""
 
 from iresflow.solvers.anderson import Anderson
-from iresflow.solvers.base import Arithmetic, Proposer, Solution, Solver
+from iresflow.solvers.base import JacobianProduct, Proposer, RoundedMap, Solution, Solver
 from iresflow.solvers.broyden import Broyden
 from iresflow.solvers.driver import solve
 from iresflow.solvers.fixed_point import FixedPoint
@@ -9,10 +9,11 @@ from iresflow.solvers.implicit import attach
 
 __all__ = [
     "Anderson",
-    "Arithmetic",
     "Broyden",
     "FixedPoint",
+    "JacobianProduct",
     "Proposer",
+    "RoundedMap",
     "Solution",
     "Solver",
     "attach",

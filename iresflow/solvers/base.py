@@ -4,69 +4,81 @@ All norms are Euclidean, for each sample over all of its entries.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from operator import methodcaller
+from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Products
+from iresflow.linearization import Jacobian
 from iresflow.tensors import norm_per_sample
 
 __all__ = [
-    "Arithmetic",
-    "Map",
+    "JacobianProduct",
     "Proposer",
+    "RefinableMap",
+    "RoundedMap",
     "Solution",
     "Solver",
     "check_counts",
-    "product_map",
 ]
-
-Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""g for some samples of a batch: points ``(N, *event)`` and sample indices ``(N,)`` to values
-``(N, *event)`` and, ``(N,)``, bounds of the norm of their rounding error in units of eps."""
 
 PRODUCT_ROUNDING = 100.0
 """Rounding of a product with J, in units of eps times the sizes of its operand and result. It only
 tells when the residual of a linear equation may be noise; nothing is certified with it."""
 
 
-@final
-@dataclass(frozen=True)
-class Arithmetic:
-    """A map in one floating-point type.
+class RoundedMap(Protocol):
+    """A map g in one floating-point type, with a bound of its rounding."""
 
-    Attributes:
-        g: The map, for points of that type.
-        dtype: The type.
-        linearize: The products with g's Jacobians at points ``(N, *event)`` of that type, of
-            samples with indices ``(N,)``; None where g is not refined by them.
-    """
-
-    g: Map
     dtype: torch.dtype
-    linearize: Callable[[Tensor, Tensor], Products] | None = None
+
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """g for some samples of a batch.
+
+        Arguments:
+            x: Points ``(N, *event)`` of the type.
+            index: The samples' indices ``(N,)`` in the batch.
+
+        Returns:
+            g ``(N, *event)``, and bounds ``(N,)`` of the norm of its rounding in units of eps.
+        """
+        ...
 
 
-def product_map(
-    product: Callable[[Products, Tensor], Tensor], products: Products, count: int
-) -> Map:
-    """A product with the Jacobians at a batch of points, as a map of vectors.
+class RefinableMap(RoundedMap, Protocol):
+    """A map whose solutions are refined by products with its Jacobians."""
+
+    def jacobian(self, x: Tensor, index: Tensor) -> Jacobian:
+        """The Jacobians at points, as for a call."""
+        ...
+
+
+@final
+class JacobianProduct:
+    """Products with the Jacobians at a batch of points, as a `RoundedMap` of vectors.
 
     Arguments:
-        product: Takes products and directions ``(1, N, *event)``: a vjp or a jvp.
-        products: At the batch's points.
+        jacobian: At the batch's points.
+        kind: ``jvp`` or ``vjp``.
         count: The size of that batch.
+        dtype: Of the vectors.
     """
 
-    def apply(v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        some = products if len(index) == count else products.narrow(index)
-        image = product(some, v[None])[0]
-        return image, PRODUCT_ROUNDING * (norm_per_sample(v) + norm_per_sample(image))
+    def __init__(
+        self, jacobian: Jacobian, kind: Literal["jvp", "vjp"], count: int, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
+        self._jacobian = jacobian
+        self._kind = kind
+        self._count = count
 
-    return apply
+    def __call__(self, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        every = len(index) == self._count
+        some = self._jacobian if every else self._jacobian.narrow(index)
+        image = methodcaller(self._kind, v[None])(some)[0]
+        return image, PRODUCT_ROUNDING * (norm_per_sample(v) + norm_per_sample(image))
 
 
 class Proposer(ABC):
@@ -116,7 +128,7 @@ class Solution:
     """The outcome of a solve, for a batch of B samples.
 
     Attributes:
-        value: x, ``(B, *event)``, in the type of the last arithmetic.
+        value: x, ``(B, *event)``, in the type of the last map.
         steps: Evaluations of g, linearizations and products with its Jacobian for each sample,
             ``(B,)`` integers.
         error: Certified upper bound of the distance to the exact solution, ``(B,)``, rounding

@@ -31,21 +31,14 @@ times dearer, is used twice.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast, final
 
 import torch
 from torch import Tensor
 
 from iresflow.errors import InversionError, NotContractiveError
-from iresflow.solvers.base import Arithmetic, Solution, Solver, product_map
-from iresflow.solvers.points import (
-    Point,
-    Results,
-    Task,
-    evaluate,
-    excess_of_images,
-    not_finite,
-    spread,
-)
+from iresflow.solvers.base import JacobianProduct, RefinableMap, RoundedMap, Solution, Solver
 from iresflow.tensors import full_precision, norm_per_sample
 
 __all__ = ["solve"]
@@ -59,13 +52,13 @@ times the size of x: the narrow type goes no further. Twice what trained branche
 have. It is about effort only: what is certified counts a proven bound of the rounding."""
 
 NEAR = 1.5
-"""A bound of at most so many tolerances mostly meets it behind one more fixed-point step."""
+"""A bound of at most so many tolerances mostly meets it after one more fixed-point step."""
 
 
 @torch.no_grad()
 @full_precision()
 def solve(
-    arithmetics: Sequence[Arithmetic],
+    maps: Sequence[RoundedMap],
     y: Tensor,
     *,
     lipschitz: float,
@@ -79,8 +72,8 @@ def solve(
     rounding of its own evaluation and no longer shrinks; it then no longer costs anything.
 
     Arguments:
-        arithmetics: The contraction in one type of float, or in a narrow one and a wide one, both
-            roundings of the same map. The last one certifies.
+        maps: The contraction in one type of float; or a `RefinableMap` in a narrow one, and the
+            same map in a wide one, which certifies.
         y: ``(B, *event)``.
         lipschitz: Certified upper bound of its Lipschitz constant.
         tol: Largest distance from the solution, Euclidean. 0 asks for all that the format allows.
@@ -103,36 +96,28 @@ def solve(
             "inverse need not exist. Call flow.enforce(), which rescales the layers"
         )
     if not bool(torch.isfinite(y).all()):
-        raise InversionError(not_finite("what is to be inverted", context, 0))
-    *narrow, wide = arithmetics
-    task = Task(lipschitz, tol, solver, context)
+        raise InversionError(_not_finite("what is to be inverted", context, 0))
+    *narrow, wide = maps
+    task = _Task(lipschitz, tol, solver, context)
     steps = torch.zeros(len(y), dtype=torch.long, device=y.device)
     if not narrow:
         return _iterate(task, wide, y, y, steps, certify=True)
     x = _iterate(task, narrow[0], y, y, steps, certify=False).value
-    if narrow[0].linearize is None:
-        return _iterate(task, wide, y, x, steps, certify=True)
-    return _refine(task, narrow[0], wide, y, x, steps)
+    return _refine(task, cast(RefinableMap, narrow[0]), wide, y, x, steps)
 
 
 def _iterate(
-    task: Task,
-    arithmetic: Arithmetic,
-    y: Tensor,
-    x: Tensor,
-    steps: Tensor,
-    *,
-    certify: bool,
+    task: "_Task", g: RoundedMap, y: Tensor, x: Tensor, steps: Tensor, *, certify: bool
 ) -> Solution:
-    """Solves in one arithmetic from x on, and adds to the steps.
+    """Solves in one type of float from x on, and adds to the steps.
 
     With ``certify`` the rounding counts into the error. Without, a sample ends one evaluation
     earlier, at a point whose residual is only expected to be small enough, or as small as rounding
     commonly makes it: whoever certifies evaluates that point.
     """
-    target, x = y.to(arithmetic.dtype), x.to(arithmetic.dtype)
+    target, x = y.to(g.dtype), x.to(g.dtype)
     lipschitz = task.lipschitz
-    results, proposer = Results(x), task.solver.begin()
+    results, proposer = _Results(x), task.solver.begin()
     rows = torch.arange(len(x), device=x.device)
     scale = norm_per_sample(target)
     plain = torch.ones_like(rows, dtype=torch.bool)  # the start is held against nothing
@@ -141,14 +126,15 @@ def _iterate(
     for step in range(1, budget + 1):
         if len(rows) == 0:
             break
-        point = evaluate(arithmetic, target, scale, x, rows)
+        image, magnitude = g(x, rows)
+        point = _Point.of(target, scale, x, image, magnitude)
         steps[rows] += 1
         move = change = None
         excess, rate = torch.zeros_like(point.size), torch.full_like(point.size, lipschitz)
         kept, stuck = plain, torch.zeros_like(plain)
         if last is not None and best is not None:
             move, change = point.x - last.x, point.residual - last.residual
-            excess = excess_of_images(task, move, change, point, last)
+            excess = task.excess_of_images(move, change, point, last)
             kept = plain | (point.size <= lipschitz * best.size)
             stuck = plain & (point.size >= max(STAGNATION, lipschitz) * best.size)
             rate = torch.where(kept, (point.size / last.size).clamp(max=lipschitz), rate)
@@ -157,22 +143,20 @@ def _iterate(
         if certify:
             done = done | (bound <= task.tol)
         else:
-            noise = _noise(arithmetic, target, x)
+            noise = _noise(target, x)
             expected, _ = task.bounds(rate * point.size, torch.zeros_like(noise))
             done = done | (expected <= task.tol) | (rate * point.size <= noise)
-        flags = [torch.isfinite(point.size).all(), (excess > 0).any(), done.any(), kept.all()]
         # The one wait for the device.
-        finite, violated, some_done, all_kept = torch.stack(flags).tolist()
-        task.check(finite, excess, violated, step)
+        some_done, all_kept = task.check(step, point, excess, done.any(), kept.all())
         best = point if best is None or all_kept else point.where(kept, best)
         last = point
         proposal, trusted = proposer.propose(point.residual, move, change), kept & ~plain
-        x, plain = _next(task, proposal, last, best, kept)
+        x, plain = task.next(proposal, last, best, kept)
         if some_done:
             value = point.x + point.residual
             if not certify:
                 # Nobody has evaluated it: only whose last proposal was good is trusted.
-                value = torch.where(spread(trusted, x), x, value)
+                value = torch.where(_wide(trusted, x), x, value)
             results.settle(rows[done], value[done], bound[done], floor[done])
             keep = ~done
             rows, target, scale, x, plain = (t[keep] for t in (rows, target, scale, x, plain))
@@ -184,57 +168,36 @@ def _iterate(
     return Solution(results.value, steps, results.error, results.floor)
 
 
-def _noise(arithmetic: Arithmetic, target: Tensor, x: Tensor) -> Tensor:
-    """The size of a residual that is nothing but rounding, as a rule, ``(N,)``."""
-    eps = torch.finfo(arithmetic.dtype).eps
-    return eps * (NOISE * norm_per_sample(target - x) + norm_per_sample(x))
-
-
-def _next(
-    task: Task, proposal: Tensor | None, last: Point, best: Point, kept: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The next points, and which of them are fixed-point steps from the best ones.
-
-    Arguments:
-        proposal: A move from the last points, or None for none.
-        kept: Which of the last points are the best ones.
-    """
-    step = best.x + best.residual
-    if proposal is None:
-        return step, torch.ones_like(kept)
-    # False where the proposal is not finite.
-    usable = kept & (norm_per_sample(proposal) <= last.size / (1 - task.lipschitz))
-    return torch.where(spread(usable, step), last.x + proposal, step), ~usable
-
-
 def _refine(
-    task: Task, narrow: Arithmetic, wide: Arithmetic, y: Tensor, x: Tensor, steps: Tensor
+    task: "_Task", narrow: RefinableMap, wide: RoundedMap, y: Tensor, x: Tensor, steps: Tensor
 ) -> Solution:
-    """Certifies x in the wide arithmetic, with corrections from the narrow one where due."""
+    """Certifies x in the wide type, with corrections from the narrow one where due."""
     target, x = y.to(wide.dtype), x.to(wide.dtype)
-    results = Results(x)
+    results = _Results(x)
     rows = torch.arange(len(x), device=x.device)
     scale = norm_per_sample(target)
-    last: Point | None = None
+    last: _Point | None = None
     left: list[tuple[Tensor, Tensor]] = []  # rows that no correction helps, and their best points
     step = 0
     while len(rows):
         step += 1
-        point = evaluate(wide, target, scale, x, rows)
+        image, magnitude = wide(x, rows)
+        point = _Point.of(target, scale, x, image, magnitude)
         steps[rows] += 1
         excess, poor = torch.zeros_like(point.size), torch.zeros_like(rows, dtype=torch.bool)
         if last is not None:
             move, change = point.x - last.x, point.residual - last.residual
-            excess = excess_of_images(task, move, change, point, last)
+            excess = task.excess_of_images(move, change, point, last)
             # Newton's method may overshoot, a fixed-point step never does.
             poor = point.size > task.lipschitz * last.size
         bound, floor = task.bounds(point.size, point.rounding)
         done = (bound <= task.tol) | (poor & (point.size <= point.rounding)) | (point.size == 0)
-        flags = [torch.isfinite(point.size).all(), (excess > 0).any(), done.any(), poor.any()]
-        flags.append(((steps[rows] > task.solver.max_steps) & ~done).any())
-        finite, violated, some_done, some_poor, late = torch.stack(flags).tolist()
-        task.check(finite, excess, violated, step)
-        if late:
+        late = ((steps[rows] > task.solver.max_steps) & ~done).any()
+        # One more fixed-point step may be all that is due.
+        newton = (bound > NEAR * task.tol) & ~done & ~poor
+        flags = (done.any(), poor.any(), late, newton.any())
+        some_done, some_poor, too_late, some_newton = task.check(step, point, excess, *flags)
+        if too_late:
             raise task.out_of_steps(int((~done).sum()), len(y), point.size)
         if some_done:
             value = point.x[done] + point.residual[done]
@@ -245,50 +208,174 @@ def _refine(
             left.append((rows[dropped], last.x[dropped] + last.residual[dropped]))
             keep = keep & ~poor
         if some_done or some_poor:
-            rows, target, scale, bound = rows[keep], target[keep], scale[keep], bound[keep]
+            rows, target, scale, newton = rows[keep], target[keep], scale[keep], newton[keep]
             point = point.at(keep)
-        # One more fixed-point step may be all that is due.
-        newton = bound > NEAR * task.tol
         x = point.x + point.residual
-        if bool(newton.any()):
-            x[newton] = _corrected(task, narrow, point.at(newton), rows[newton], steps)
+        if some_newton:
+            # d of d + J d = r, in the narrow type: the next point is x + d.
+            some, r = point.at(newton), point.residual[newton]
+            jacobian = narrow.jacobian(some.x.to(narrow.dtype), rows[newton])
+            product = JacobianProduct(jacobian, "jvp", len(r), narrow.dtype)
+            used = torch.ones_like(rows[newton])  # the linearization costs as an evaluation does
+            correction = _iterate(task, product, r, r, used, certify=False)
+            steps[rows[newton]] += used
+            x[newton] = some.x + correction.value.to(wide.dtype)
         last = point
     if left:
         rows = torch.cat([some for some, _ in left])
         start = torch.cat([x for _, x in left])
-        _finish(task, wide, y, start, rows, steps, results)
+        part = _iterate(task, _Some(wide, rows), y[rows], start, steps[rows], certify=True)
+        results.settle(rows, part.value, part.error, part.floor)
+        steps[rows] = part.steps
     return Solution(results.value, steps, results.error, results.floor)
 
 
-def _finish(
-    task: Task,
-    wide: Arithmetic,
-    y: Tensor,
-    x: Tensor,
-    rows: Tensor,
-    steps: Tensor,
-    results: Results,
-) -> None:
-    """Solves for the samples with indices ``rows`` from x on in the wide arithmetic alone."""
+@final
+@dataclass(frozen=True)
+class _Some:
+    """A map for some samples of a batch, which are counted anew."""
 
-    def some(points: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        return wide.g(points, rows[index])
+    g: RoundedMap
+    rows: Tensor
 
-    used = steps[rows]
-    part = _iterate(task, Arithmetic(some, wide.dtype), y[rows], x, used, certify=True)
-    results.settle(rows, part.value, part.error, part.floor)
-    steps[rows] = part.steps
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.g.dtype
+
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.g(x, self.rows[index])
 
 
-def _corrected(
-    task: Task, narrow: Arithmetic, point: Point, rows: Tensor, steps: Tensor
-) -> Tensor:
-    """The points x + d with d of d + J d = r, for the samples with indices ``rows``."""
-    assert narrow.linearize is not None
-    products = narrow.linearize(point.x.to(narrow.dtype), rows)
-    linear = Arithmetic(product_map(lambda p, v: p.jvp(v), products, len(rows)), narrow.dtype)
-    used = torch.ones_like(rows)  # the linearization costs as much as an evaluation
-    residual = point.residual
-    solution = _iterate(task, linear, residual, residual, used, certify=False)
-    steps[rows] += used
-    return point.x + solution.value.to(point.x.dtype)
+@final
+@dataclass(frozen=True)
+class _Task:
+    """What is to be solved; attributes as the arguments of `solve`."""
+
+    lipschitz: float
+    tol: float
+    solver: Solver
+    context: str
+
+    def bounds(self, size: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+        """The bound of the error of x + r for a residual of a size, and its floor."""
+        slack = 1 - self.lipschitz
+        floor = rounding / slack
+        return self.lipschitz * size / slack + floor, floor
+
+    def excess_of_images(
+        self, move: Tensor, change: Tensor, point: "_Point", last: "_Point"
+    ) -> Tensor:
+        """By how much images lie further apart than allowed, ``(N,)``, beyond all rounding."""
+        # The image moved by what the point and the residual did not.
+        moved = norm_per_sample(move + change)
+        return moved - self.lipschitz * norm_per_sample(move) - point.rounding - last.rounding
+
+    def check(self, step: int, point: "_Point", excess: Tensor, *flags: Tensor) -> list[bool]:
+        """Flags on the host, unless an evaluation has shown what ends the solve.
+
+        Raises:
+            InversionError: a residual is not finite, or images lie too far apart.
+        """
+        own = [torch.isfinite(point.size).all(), (excess > 0).any()]
+        finite, violated, *rest = torch.stack([*own, *flags]).tolist()
+        if not finite:
+            raise InversionError(_not_finite("the residual", self.context, step))
+        if violated:
+            raise InversionError(
+                f"{self.context} is no contraction: two points have images that lie "
+                f"{float(excess.max()):.3g} further apart than a Lipschitz bound of "
+                f"{self.lipschitz:.6f} allows. The bound is not that of the weights that act"
+            )
+        return rest
+
+    def next(
+        self, proposal: Tensor | None, last: "_Point", best: "_Point", kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The next points, and which of them are fixed-point steps from the best ones.
+
+        Arguments:
+            proposal: A move from the last points, or None for none.
+            kept: Which of the last points are the best ones.
+        """
+        step = best.x + best.residual
+        if proposal is None:
+            return step, torch.ones_like(kept)
+        # False where the proposal is not finite.
+        usable = kept & (norm_per_sample(proposal) <= last.size / (1 - self.lipschitz))
+        return torch.where(_wide(usable, step), last.x + proposal, step), ~usable
+
+    def out_of_steps(self, missed: int, count: int, size: Tensor | None) -> InversionError:
+        known = size is not None and bool(torch.isfinite(size).all())
+        largest = f"largest residual {float(size.max()):.3g}, " if known else ""
+        name = type(self.solver).__name__
+        return InversionError(
+            f"{missed} of {count} samples missed the tolerance {self.tol:.3g} after "
+            f"{self.solver.max_steps} steps ({self.context}): {largest}certified Lipschitz bound "
+            f"{self.lipschitz:.6f}. Allow more steps (Accuracy(solver={name}(max_steps=...))) or "
+            "a larger tolerance"
+        )
+
+
+@final
+class _Results:
+    """What is known of the samples that are done."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.value = like.clone()
+        self.error, self.floor = (like.new_full((len(like),), torch.inf) for _ in "ab")
+
+    def settle(self, rows: Tensor, value: Tensor, bound: Tensor, floor: Tensor) -> None:
+        self.value[rows] = value
+        self.error[rows] = bound
+        self.floor[rows] = floor
+
+
+@final
+@dataclass(frozen=True)
+class _Point:
+    """Where samples were evaluated: x, r, its size, and the bound of the rounding of r."""
+
+    x: Tensor
+    residual: Tensor
+    size: Tensor
+    rounding: Tensor
+
+    @staticmethod
+    def of(target: Tensor, scale: Tensor, x: Tensor, image: Tensor, magnitude: Tensor) -> "_Point":
+        """From g(x) and the bound of its rounding in units of eps; scale is the target's norm."""
+        residual = (target - image).sub_(x)
+        # Two roundings when the residual is formed, two when the next iterate is, and those
+        # of the norms: all below 2 eps (|x| + |y|) and eps |g|, which g's own bound doubles.
+        eps = torch.finfo(x.dtype).eps
+        rounding = (2 * eps) * (norm_per_sample(x) + scale + magnitude)
+        return _Point(x, residual, norm_per_sample(residual), rounding)
+
+    def at(self, rows: Tensor) -> "_Point":
+        return _Point(self.x[rows], self.residual[rows], self.size[rows], self.rounding[rows])
+
+    def where(self, mask: Tensor, other: "_Point") -> "_Point":
+        """This point where the mask holds, the other elsewhere."""
+        wide = _wide(mask, self.x)
+        return _Point(
+            torch.where(wide, self.x, other.x),
+            torch.where(wide, self.residual, other.residual),
+            torch.where(mask, self.size, other.size),
+            torch.where(mask, self.rounding, other.rounding),
+        )
+
+
+def _noise(target: Tensor, x: Tensor) -> Tensor:
+    """The size of a residual that is nothing but rounding, as a rule, ``(N,)``."""
+    eps = torch.finfo(x.dtype).eps
+    return eps * (NOISE * norm_per_sample(target - x) + norm_per_sample(x))
+
+
+def _wide(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _not_finite(what: str, context: str, step: int) -> str:
+    return (
+        f"{what} is not finite at step {step} ({context}): the input or the weights hold NaN or "
+        "infinity"
+    )

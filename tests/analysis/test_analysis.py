@@ -46,7 +46,7 @@ LAYERS = {
 def test_lanczos_finds_the_largest_singular_value(kind):
     make, shape = LAYERS[kind]
     layer = perturb(make(), 1.0)
-    matrix = materialize(lambda x: layer.multiply(x, layer.normalized_weight()), shape).detach()
+    matrix = materialize(layer.operator(layer.normalized_weight()), shape).detach()
     true = float(torch.linalg.svdvals(matrix)[0])
     assert largest_singular_value(layer) == pytest.approx(true, rel=1e-10)
     assert largest_singular_value(layer, steps=1) < 0.99 * true  # what too few steps give

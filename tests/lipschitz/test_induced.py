@@ -57,7 +57,7 @@ def test_induced_norms_of_layers_are_bounded_and_exact_where_there_is_a_formula(
     layer.settle()
     shape = (9,) if kind == "dense" else (layer.weight.shape[1], *layer.image_size)
     weight = layer.normalized_weight().detach()
-    matrix = materialize(lambda x: layer.multiply(x, weight), shape)
+    matrix = materialize(layer.operator(weight), shape)
     for p, q in itertools.product(NORMS, NORMS):
         norm, bound = induced_norm(matrix, p, q), layer.bound(p, q)
         assert bound.estimate <= norm * (1 + 1e-9) and norm <= bound.upper

@@ -52,25 +52,22 @@ def layer_and_shape(kind, normalization):
 
 def norm_in_action(layer, shape):
     weight = layer.normalized_weight().detach()
-    return float(
-        torch.linalg.matrix_norm(materialize(lambda x: layer.multiply(x, weight), shape), ord=2)
-    )
+    return float(torch.linalg.matrix_norm(materialize(layer.operator(weight), shape), ord=2))
 
 
 def test_adjoint_is_the_transpose(layer_and_shape):
     layer, shape = layer_and_shape
     weight = layer.weight.detach()
-    matrix = materialize(lambda x: layer.multiply(x, weight), shape)
-    image_shape = layer.multiply(torch.zeros(1, *shape), weight).shape[1:]
-    kernel = layer.adjoint_kernel(weight)
-    adjoint = materialize(lambda u: layer.multiply_adjoint(u, kernel), tuple(image_shape))
+    matrix = materialize(layer.operator(weight), shape)
+    image_shape = layer.operator(weight)(torch.zeros(1, *shape)).shape[1:]
+    adjoint = materialize(layer.adjoint(weight), tuple(image_shape))
     torch.testing.assert_close(adjoint, matrix.mT, rtol=CLOSED, atol=CLOSED)
 
 
 def test_weight_gradient_agrees_with_autograd(layer_and_shape):
     layer, shape = layer_and_shape
     x = torch.randn(3, *shape)
-    image = layer.multiply(x, layer.weight)
+    image = layer.operator(layer.weight)(x)
     u = torch.randn_like(image)
     (expected,) = torch.autograd.grad((image * u).sum(), layer.weight)
     torch.testing.assert_close(layer.weight_gradient(x, u), expected, rtol=CLOSED, atol=CLOSED)
@@ -183,7 +180,7 @@ def test_float32_layers_are_certified_too():
         layer.weight.mul_(5)
     layer.eval().enforce()
     weight = layer.normalized_weight().detach().double()
-    matrix = materialize(lambda x: layer.multiply(x.double(), weight), (4, 7, 7))
+    matrix = materialize(lambda x: layer.operator(weight)(x.double()), (4, 7, 7))
     assert float(torch.linalg.matrix_norm(matrix.double(), ord=2)) <= layer.bound().upper <= 0.97
 
 

@@ -9,7 +9,7 @@ from helpers import branch_shape, small_branch
 from torch.autograd import forward_ad
 
 from iresflow import PowerSeries, RandomSeries
-from iresflow.linearization import FunctionLinearization, Products, Series
+from iresflow.linearization import FunctionLinearization, Jacobian, Series
 from iresflow.lipschitz import (
     ACTIVATIONS,
     Bidiagonalization,
@@ -23,7 +23,7 @@ from iresflow.lipschitz import (
 )
 from iresflow.lipschitz.branch import Branch
 from iresflow.lipschitz.passes.native import library
-from iresflow.lipschitz.passes.native.passes import NativePasses, passes_through
+from iresflow.lipschitz.passes.native.passes import NativePasses, native_passes
 from iresflow.lipschitz.passes.plain import TorchPasses
 
 KNOWN = sorted({"elu", "lipswish", "tanh"} & set(ACTIVATIONS))
@@ -98,29 +98,30 @@ def test_passes_agree_with_those_of_torch(name, threads, dtype, compiled):
     with torch.no_grad():
         for layer in branch.layers:
             layer.bias.normal_()
-        stages = branch._stages(None)
+        links = branch.chain().links
     event = getattr(branch.layers[0], "image_size", ())
     channels = branch.layers[-1].weight.shape[0]
     x = torch.randn(batch, channels, *event, dtype=dtype)
     u, v = torch.randn(2, 2 * batch, channels, *event, dtype=dtype)
-    behind = torch.randn(3 * batch, channels, *event, dtype=dtype)
+    after = torch.randn(3 * batch, channels, *event, dtype=dtype)
     needed = [True] * 9
 
     def everything(passes):
-        inputs, slopes, value = passes.primal(x)
+        value, hidden = passes.primal(x)
+        inputs, slopes = hidden.inputs, hidden.slopes
         tangents = passes.tangents(slopes, v)
-        before, gradients = passes.adjoint(inputs, tangents[:-1], behind, needed)
+        before, gradients = passes.adjoint(inputs, tangents[:-1], after, needed)
         slopes = [s for s in slopes if s is not None]
         gradients = [g for g in gradients if g is not None]
         products = passes.vjp([None] * (3 - len(slopes)) + slopes, u)
         return [*inputs, *slopes, value, products, *tangents, before, *gradients]
 
-    reference = TorchPasses(stages)
+    reference = TorchPasses(links)
     expected = everything(reference)
     torch.set_num_threads(threads)
     try:
-        ours = everything(NativePasses(stages, x))
-        alone = NativePasses(stages, x).value(x)
+        ours = everything(NativePasses(links, x))
+        alone = NativePasses(links, x).value(x)
     finally:
         torch.set_num_threads(1)
     rtol = 1e-12 if dtype == torch.float64 else 1e-5
@@ -136,9 +137,9 @@ def test_exponentials_are_right_to_the_last_digits_and_beyond_the_range(compiled
     for name, function in exact.items():
         branch = dense_branch(1, 1, activation=ACTIVATIONS[name], coeff=0.9)
         branch.layers, branch.activations = branch.layers[:1], branch.activations[:1]
-        stages = branch.eval()._stages(None)
-        value = NativePasses(stages, h[:, None]).primal(h[:, None]).value[:, 0]
-        weight = stages[0].weight.item()
+        links = branch.eval().chain().links
+        value = NativePasses(links, h[:, None]).primal(h[:, None]).value[:, 0]
+        weight = links[0].weight.item()
         assert float((value - weight * function(h)).abs().max()) < 1e-15 * 800
 
 
@@ -146,8 +147,7 @@ def test_what_is_not_a_number_stays_none(compiled):
     branch = conv_branch(1, 4, (3, 3), activation=LipSwish, coeff=0.9).eval()
     x = torch.randn(2, 1, 3, 3)
     x[1, 0, 1, 1] = torch.nan
-    passes = passes_through(branch._stages(None), x)
-    value = passes.value(x)
+    value = native_passes(branch.chain().links, x).value(x)
     assert value[1].isnan().any() and not value[0].isnan().any()
 
 
@@ -180,7 +180,7 @@ def test_other_chains_take_the_passes_of_torch(case, compiled):
     if case == "stride":
         strided = NormalizedConv2d(4, 2, 3, (4, 4), stride=2, coeff=0.9)
         branch = Branch([*branch.layers[:2], strided], list(branch.activations)).eval()
-    assert isinstance(passes_through(branch._stages(None), x), TorchPasses)
+    assert native_passes(branch.chain().links, x) is None
 
 
 def test_without_a_compiler_torch_takes_over_and_it_is_logged(monkeypatch, tmp_path, caplog):
@@ -189,14 +189,14 @@ def test_without_a_compiler_torch_takes_over_and_it_is_logged(monkeypatch, tmp_p
     library.library.cache_clear()
     compile_kernels()
     branch = conv_branch(2, 4, (4, 4), activation=LipSwish, coeff=0.9).eval()
-    stages = branch._stages(None)
+    links = branch.chain().links
     try:
         with caplog.at_level(logging.WARNING, logger="iresflow"):
-            chosen = [passes_through(stages, torch.randn(2, 2, 4, 4)) for _ in range(3)]
+            chosen = [native_passes(links, torch.randn(2, 2, 4, 4)) for _ in range(3)]
     finally:
         compile_kernels(False)
         library.library.cache_clear()
-    assert all(isinstance(passes, TorchPasses) for passes in chosen)
+    assert chosen == [None] * 3
     (record,) = caplog.records  # once
     assert "no-such-compiler" in record.message and "PyTorch's run instead" in record.message
 
@@ -282,7 +282,7 @@ def test_power_sums_are_those_of_single_products(kind, limited, stopping, compil
     terms = torch.randint(1, 12, (3, 40)) if limited else None
     enough = torch.rand(3, 40).pow(4) if stopping else None
     ours = linearization.power_sums(v, Series(weights, terms, enough))
-    expected = Products.power_sums(linearization, v, Series(weights, terms, enough))
+    expected = Jacobian.power_sums(linearization, v, Series(weights, terms, enough))
     assert not (limited and stopping) or len(expected.taken.unique()) > 3
     for name in ("neumann", "weighted", "taken", "size", "growth"):
         a, b = getattr(ours, name), getattr(expected, name)
@@ -327,7 +327,7 @@ def test_other_shapes_and_types_are_refused_as_by_torch(compiled):
                 product(directions)
     with pytest.raises(ValueError, match="directions of 4 samples"):
         linearization.power_sums(torch.ones(1, 8, 5), Series([(1.0, 1.0), (1.0, 0.5)]))
-    evaluate = dense.snapshot().evaluator(torch.float64)
+    _, (evaluate,) = dense.contraction()
     evaluate(torch.ones(4, 5), torch.arange(4))
     with pytest.raises((ValueError, RuntimeError)):
         evaluate(torch.ones(4, 6), torch.arange(4))

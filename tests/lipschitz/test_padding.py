@@ -25,7 +25,7 @@ def test_convolution_adjoint_and_taps_are_those_of_the_padded_image(mode, size, 
         return F.conv2d(extended, kernel, stride=stride)
 
     matrix = materialize(reference, (2, *size))
-    ours = materialize(lambda x: padding.convolve(x, kernel, stride), (2, *size))
+    ours = materialize(padding.operator(kernel, stride), (2, *size))
     torch.testing.assert_close(ours, matrix, rtol=CLOSED, atol=CLOSED)
     rows, columns = (padding.taps(n, side, stride) for n in size)
     by_taps = torch.einsum("dcai,aoy,ipx->dopcyx", kernel, rows, columns)
@@ -35,7 +35,7 @@ def test_convolution_adjoint_and_taps_are_those_of_the_padded_image(mode, size, 
     torch.testing.assert_close(adjoint, matrix.mT, rtol=CLOSED, atol=CLOSED)
     if stride == 1:
         flipped = kernel.transpose(0, 1).flip(2, 3)
-        adjoint = materialize(lambda u: padding.convolve_adjoint(u, flipped), range_shape)
+        adjoint = materialize(padding.adjoint(flipped), range_shape)
         torch.testing.assert_close(adjoint, matrix.mT, rtol=CLOSED, atol=CLOSED)
 
 
@@ -53,8 +53,8 @@ def test_scattering_is_the_same_convolution(side):
     bias = torch.randn(2)
     padding = ZeroPadding()
     expected = F.conv2d(x, weight, bias, padding=side // 2)
-    ours = padding.convolve(x, weight, 1, bias)
+    ours = padding.operator(weight, 1, bias)(x)
     torch.testing.assert_close(ours, expected, rtol=CLOSED, atol=CLOSED)
     assert not torch.equal(ours, expected)  # it did go another way
-    adjoint = padding.convolve_adjoint(x, weight)
+    adjoint = padding.adjoint(weight)(x)
     torch.testing.assert_close(adjoint, expected - bias[:, None, None], rtol=CLOSED, atol=CLOSED)

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from helpers import FunctionMap
 
 from iresflow import InversionError, NotContractiveError
 from iresflow.linearization import FunctionLinearization
-from iresflow.solvers import Anderson, Arithmetic, Broyden, FixedPoint, Proposer, Solver, solve
+from iresflow.solvers import Anderson, Broyden, FixedPoint, Proposer, Solver, solve
 
 SOLVERS = {
     "fixed-point": FixedPoint(5000),
@@ -32,11 +33,11 @@ def contraction(lipschitz, dim=6, batch=5):
 
 def invert(g, y, **settings):
     settings = {"tol": 1e-8, "solver": FixedPoint(5000), **settings}
-    return solve([Arithmetic(g, y.dtype)], y, **settings)
+    return solve([FunctionMap(g, y.dtype)], y, **settings)
 
 
 def in_two_types(g, rough=None):
-    """A map in float64 as a pair of arithmetics, the narrow one rounded or worse."""
+    """A map in float64 as a pair, the narrow one rounded or worse."""
 
     def narrow(x, index):
         value, magnitude = g(x.double(), index)
@@ -45,7 +46,7 @@ def in_two_types(g, rough=None):
     def linearize(x, index):
         return FunctionLinearization(lambda p: g(p.double(), index)[0].float(), x)
 
-    return [Arithmetic(narrow, torch.float32, linearize), Arithmetic(g, torch.float64)]
+    return [FunctionMap(narrow, torch.float32, linearize), FunctionMap(g, torch.float64)]
 
 
 @pytest.mark.parametrize("lipschitz", [0.3, 0.9, 0.99])
@@ -103,7 +104,7 @@ def test_float64_certifies_what_float32_iterates(lipschitz, solver):
     narrow, _ = in_two_types(g)
     for tol in (1e-3, 1e-9):
         wide.clear()
-        pair = [narrow, Arithmetic(counting, torch.float64)]
+        pair = [narrow, FunctionMap(counting, torch.float64)]
         solution = solve(pair, y, lipschitz=lipschitz, tol=tol, solver=solver)
         error = (solution.value - x).norm(dim=1)
         assert solution.value.dtype == torch.float64
@@ -116,7 +117,7 @@ def test_a_rough_narrow_type_costs_steps_but_no_accuracy(solver):
     x = torch.randn(5, 10)
     y = x + g(x, index)[0]
     pair = in_two_types(g, rough=lambda value: (value * 4096).round() / 4096)
-    narrow = Arithmetic(
+    narrow = FunctionMap(
         lambda p, i: (pair[0].g(p, i)[0], 1e4 * p.norm(dim=1) + 1e4),
         torch.float32,
         pair[0].linearize,
@@ -243,7 +244,7 @@ def test_evaluations_count_in_both_types():
             counts["products"] += v.shape[1]
             return self.whole.jvp(v)
 
-        value = vjp = bilinear = None
+        value = vjp = bilinear = evaluate = None
 
         def narrow(self, index):
             return Counted(self.whole.narrow(index))
@@ -255,8 +256,8 @@ def test_evaluations_count_in_both_types():
         return Counted(narrow.linearize(x, index))
 
     pair = [
-        Arithmetic(counted("narrow", narrow.g), torch.float32, linearize),
-        Arithmetic(counted("wide", wide.g), torch.float64),
+        FunctionMap(counted("narrow", narrow.g), torch.float32, linearize),
+        FunctionMap(counted("wide", wide.g), torch.float64),
     ]
     solution = solve(pair, torch.randn(6, 40), lipschitz=0.95, tol=1e-9, solver=Anderson())
     assert int(solution.steps.sum()) == sum(counts.values())
@@ -320,10 +321,10 @@ def test_no_proposal_can_do_harm(name, types):
     g = symmetric(lipschitz)
     x = torch.randn(6, 40)
     y = x + g(x, torch.arange(6))[0]
-    arithmetics = in_two_types(g) if types == 2 else [Arithmetic(g, torch.float64)]
+    maps = in_two_types(g) if types == 2 else [FunctionMap(g, torch.float64)]
     settings = {"lipschitz": lipschitz, "tol": tol}
-    plain = solve(arithmetics, y, solver=FixedPoint(5000), **settings)
-    foolish = solve(arithmetics, y, solver=_Fool(FOOLS[name]), **settings)
+    plain = solve(maps, y, solver=FixedPoint(5000), **settings)
+    foolish = solve(maps, y, solver=_Fool(FOOLS[name]), **settings)
     error = (foolish.value - x).norm(dim=1)
     assert bool((error <= foolish.error).all()) and bool((foolish.error <= tol).all())
     assert bool((foolish.steps <= (1 + types) * plain.steps + 3).all())

@@ -5,8 +5,8 @@ A circular convolution has one small matrix for each frequency, its *symbol*
 et al., 2019, arXiv:1805.10408). Other paddings give a compression of a circular convolution on a
 larger grid (`iresflow.lipschitz.layers.padding`), so its norm is an upper bound of theirs. The
 grid may be *twisted*: what wraps round is multiplied by :math:`e^{i\theta}`, which moves the
-frequencies to :math:`(2 \pi j + \theta) / N`. Every grid and twist gives a bound, so the smallest counts: it
-is nearly exact where the symbol's peak lies between two frequencies.
+frequencies to :math:`(2 \pi j + \theta) / N`. Every grid and twist gives a bound, so the smallest
+counts: it is nearly exact where the symbol's peak lies between two frequencies.
 
 Only the Gram matrices :math:`\hat W^* \hat W = \sum_\delta G_\delta e^{i \omega \delta}`, with
 :math:`G_\delta = \sum_{t' - t = \delta} W_t^\top W_{t'}`, are formed, on the side with fewer

@@ -1,10 +1,11 @@
 r"""Activations with their first two derivatives and their exact Lipschitz constants.
 
 Each acts on single entries; a *concatenated* one gives several values for each entry, one block of
-channels behind the other: (B, C, ...) becomes (B, width C, ...).
+channels after the other: (B, C, ...) becomes (B, width C, ...).
 
-A flow needs :math:`\phi \in C^1` for a log-determinant, and the fused backward pass of
-`iresflow.lipschitz.passes.chain` needs :math:`\phi''`; so ReLU is not here.
+Each is spelled once, as its *jet*: value, slope and curvature. A flow needs :math:`\phi \in C^1`
+for a log-determinant, and the closed-form gradient of `iresflow.lipschitz.passes.chain` needs
+:math:`\phi''`; so ReLU is not here.
 """
 
 import math
@@ -46,16 +47,21 @@ class Activation(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-        r""":math:`\phi(h)` and :math:`\phi'(h)`, ``(B, width C, ...)`` for h ``(B, C, ...)``."""
+    def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
+        r""":math:`\phi(h)` and its first derivatives.
 
-    @staticmethod
-    @abstractmethod
-    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        r""":math:`\phi(h)`, :math:`\phi'(h)` and :math:`\phi''(h)`."""
+        Arguments:
+            h: ``(B, C, ...)``.
+            beta: The trainable slope, or None.
+            order: 0 for the value, 1 for the slope :math:`\phi'(h)` too, 2 for :math:`\phi''(h)`.
 
-    @abstractmethod
-    def forward(self, h: Tensor) -> Tensor: ...
+        Returns:
+            ``order + 1`` tensors ``(B, width C, ...)``, by operations that autograd records.
+        """
+
+    @final
+    def forward(self, h: Tensor) -> Tensor:
+        return self.jet(h, self.beta(), 0)[0]
 
 
 @final
@@ -64,18 +70,11 @@ class ELU(Activation):
 
     lipschitz = 1.0
 
-    def forward(self, h: Tensor) -> Tensor:
-        return nn.functional.elu(h)
-
     @staticmethod
-    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
         slope = h.clamp(max=0).exp()
-        return torch.where(h > 0, h, slope - 1), slope
-
-    @staticmethod
-    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope = ELU.value_and_slope(h, beta)
-        return value, slope, torch.where(h > 0, torch.zeros_like(h), slope)
+        value = torch.where(h > 0, h, slope - 1)
+        return (value, slope, torch.where(h > 0, 0, slope))[: order + 1]
 
 
 @final
@@ -84,18 +83,13 @@ class Tanh(Activation):
 
     lipschitz = 1.0
 
-    def forward(self, h: Tensor) -> Tensor:
-        return h.tanh()
-
     @staticmethod
-    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
         value = h.tanh()
-        return value, 1 - value.square()
-
-    @staticmethod
-    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope = Tanh.value_and_slope(h, beta)
-        return value, slope, -2 * value * slope
+        if order == 0:
+            return (value,)
+        slope = 1 - value.square()
+        return (value, slope, -2 * value * slope)[: order + 1]
 
 
 @final
@@ -104,18 +98,14 @@ class Softplus(Activation):
 
     lipschitz = 1.0
 
-    def forward(self, h: Tensor) -> Tensor:
-        return nn.functional.softplus(h, threshold=40)
-
     @staticmethod
-    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
         # torch's own threshold, 20, is off by 2e-9 in float64, which is far from rounding.
-        return nn.functional.softplus(h, threshold=40), h.sigmoid()
-
-    @staticmethod
-    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope = Softplus.value_and_slope(h, beta)
-        return value, slope, slope * (1 - slope)
+        value = nn.functional.softplus(h, threshold=40)
+        if order == 0:
+            return (value,)
+        slope = h.sigmoid()
+        return (value, slope, slope * (1 - slope))[: order + 1]
 
 
 @final
@@ -141,16 +131,9 @@ class LipSwish(Activation):
     def beta(self) -> Tensor:
         return nn.functional.softplus(self.raw_beta)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return h * torch.sigmoid(self.beta() * h) / 1.1
-
     @staticmethod
-    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-        return _swish_and_slope(h, beta, 1.1)
-
-    @staticmethod
-    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return _swish_jet(h, beta, 1.1)
+    def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
+        return _swish(h, beta, order, 1.1)
 
 
 @final
@@ -183,47 +166,30 @@ class CLipSwish(Activation):
     def beta(self) -> Tensor:
         return nn.functional.softplus(self.raw_beta)
 
-    def forward(self, h: Tensor) -> Tensor:
-        beta = self.beta()
-        both = [h * torch.sigmoid(beta * h), -h * torch.sigmoid(-beta * h)]
-        return torch.cat(both, dim=1) / (1.1 * 1.004)
-
-    # As s(-u) = s(u) - u, the second half costs one subtraction.
-
     @staticmethod
-    def value_and_slope(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-        value, slope = _swish_and_slope(h, beta, 1.1 * 1.004)
-        return _with_mirror(value, h), _with_mirror(slope, torch.ones_like(h))
-
-    @staticmethod
-    def jet(h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        value, slope, curvature = _swish_jet(h, beta, 1.1 * 1.004)
-        mirrored = _with_mirror(value, h), _with_mirror(slope, torch.ones_like(h))
-        return *mirrored, torch.cat([curvature, curvature], dim=1)
-
-
-def _with_mirror(part: Tensor, excess: Tensor) -> Tensor:
-    """A function of h and its counterpart of -h, which is less by a part of the other."""
-    return torch.cat([part, torch.sub(part, excess, alpha=1 / (1.1 * 1.004))], dim=1)
+    def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
+        # With s the swish, s(-u) = s(u) - u: the second half costs one subtraction.
+        jet = _swish(h, beta, order, 1.1 * 1.004)
+        halves = [torch.cat([jet[0], torch.sub(jet[0], h, alpha=1 / (1.1 * 1.004))], dim=1)]
+        if order > 0:
+            halves.append(torch.cat([jet[1], jet[1] - 1 / (1.1 * 1.004)], dim=1))
+        if order > 1:
+            halves.append(torch.cat([jet[2], jet[2]], dim=1))
+        return tuple(halves)
 
 
-def _swish_and_slope(h: Tensor, beta: Tensor | None, divisor: float) -> tuple[Tensor, Tensor]:
-    """The swish h s with s = sigmoid(beta h) and its slope, over a divisor, in few passes."""
-    # (h s)' = s + beta h s (1 - s) = s (1 + beta h (1 - s)).
+def _swish(h: Tensor, beta: Tensor | None, order: int, divisor: float) -> tuple[Tensor, ...]:
+    """The jet of the swish h s with s = sigmoid(beta h), over a divisor, in few passes."""
     scaled = h * beta
     gate = scaled.sigmoid()
     value = (h * gate).div_(divisor)
-    slope = torch.addcmul(scaled, scaled, gate, value=-1).add_(1).mul_(gate).div_(divisor)
-    return value, slope
-
-
-def _swish_jet(h: Tensor, beta: Tensor | None, divisor: float) -> tuple[Tensor, Tensor, Tensor]:
-    # (h s)'' = beta s (1 - s) (2 + beta h (1 - 2 s)).
-    scaled = h * beta
-    gate = scaled.sigmoid()
-    value = (h * gate).div_(divisor)
+    if order == 0:
+        return (value,)
+    # (h s)' = s + beta h s (1 - s), and (h s)'' = beta s (1 - s) (2 + beta h (1 - 2 s)).
     rest = torch.addcmul(gate, gate, gate, value=-1)  # s (1 - s)
     slope = torch.addcmul(gate, scaled, rest).div_(divisor)
+    if order == 1:
+        return value, slope
     curvature = torch.addcmul(scaled, scaled, gate, value=-2).add_(2).mul_(rest)
     return value, slope, curvature.mul_(beta / divisor)
 

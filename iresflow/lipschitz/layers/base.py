@@ -9,6 +9,7 @@ from then on the layer's certified bound is at most c.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ from iresflow.lipschitz.bounds.induced import entry_bounds
 from iresflow.lipschitz.layers.normalization import SETTLING_ITERATIONS, Normalization
 from iresflow.lipschitz.passes.native.norm import native_norm, native_norms
 
-__all__ = ["NormalizedLayer", "broadcast_bias"]
+__all__ = ["NormalizedLayer", "Operator", "broadcast_bias"]
+
+Operator = Callable[[Tensor], Tensor]
+"""A linear (or affine) map of batches."""
 
 
 class NormalizedLayer(nn.Module, LipschitzMap, ABC):
@@ -74,19 +78,12 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     # The operator, for any weight of the layer's shape.
 
     @abstractmethod
-    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A x for a batch ``(N, ...)``, plus a bias ``(D,)`` where one is given."""
+    def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
+        """A, plus a bias ``(D,)`` where one is given, prepared for many batches ``(N, ...)``."""
 
     @abstractmethod
-    def adjoint_kernel(self, weight: Tensor) -> Tensor:
-        """The weight in the form that `multiply_adjoint` takes, once for many products."""
-
-    @abstractmethod
-    def multiply_adjoint(self, u: Tensor, kernel: Tensor) -> Tensor:
-        """The adjoint of A times a batch ``(N, ...)``; kernel from `adjoint_kernel`.
-
-        The result is a new tensor, which the caller may overwrite.
-        """
+    def adjoint(self, weight: Tensor) -> Operator:
+        """The adjoint of A, likewise. Its results are new tensors, which may be overwritten."""
 
     @abstractmethod
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
@@ -122,7 +119,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         return self.weight * self._scale(sigma)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x, self.normalized_weight(), self.bias)
+        return self.operator(self.normalized_weight(), self.bias)(x)
 
     def train(self, mode: bool = True) -> "NormalizedLayer":
         leaving_training = self.training and not mode
@@ -208,11 +205,11 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         """
         frozen = weight.detach()
         with torch.no_grad():
-            kernel = self.adjoint_kernel(frozen)
+            multiply, adjoint = self.operator(frozen), self.adjoint(frozen)
             left = self.left.unsqueeze(0)
             for _ in range(iterations - 1):
-                left = _normalized(self.multiply(self.multiply_adjoint(left, kernel), frozen))
-            right = _normalized(self.multiply_adjoint(left, kernel))
+                left = _normalized(multiply(adjoint(left)))
+            right = _normalized(adjoint(left))
         return self._stretch(weight, right, keep)
 
     def bidiagonal_estimate(self, weight: Tensor, *, keep: bool = True) -> Tensor:
@@ -226,15 +223,15 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
             return native_norm(weight, self.left)
         frozen = weight.detach()
         with torch.no_grad():
-            kernel = self.adjoint_kernel(frozen)
+            multiply, adjoint = self.operator(frozen), self.adjoint(frozen)
             left = self.left.unsqueeze(0)
-            first = self.multiply_adjoint(left, kernel)
+            first = adjoint(left)
             upper = torch.linalg.vector_norm(first)
             first = first / upper.clamp_min(_tiny(upper))
-            beside = self.multiply(first, frozen) - upper * left
+            beside = multiply(first) - upper * left
             below = torch.linalg.vector_norm(beside)
             beside = beside / below.clamp_min(_tiny(below))
-            second = self.multiply_adjoint(beside, kernel)
+            second = adjoint(beside)
             # Where the first vector was right already, the rest is rounding, along the first too.
             second = second - (first * second).sum() * first
             lower = torch.linalg.vector_norm(second)
@@ -246,7 +243,7 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
 
     def _stretch(self, weight: Tensor, right: Tensor, keep: bool) -> Tensor:
         """The norm of A times a unit vector, with A's gradient; the image is the next start."""
-        image = self.multiply(right, weight)
+        image = self.operator(weight)(right)
         left = _normalized(image.detach())
         if keep:
             # From the zero vector, that of a zero weight, the iteration would never come back.

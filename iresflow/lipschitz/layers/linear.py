@@ -1,5 +1,6 @@
 """Dense layers and convolutions with a bounded operator norm."""
 
+from functools import partial
 from typing import final
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from iresflow.lipschitz.bounds.banded import banded_bound, banded_cost
 from iresflow.lipschitz.bounds.base import Bound, matrix_norm
 from iresflow.lipschitz.bounds.symbol import symbol_norm
-from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.base import NormalizedLayer, Operator
 from iresflow.lipschitz.layers.normalization import (
     SETTLING_ITERATIONS,
     Bidiagonalization,
@@ -59,14 +60,11 @@ class NormalizedDense(NormalizedLayer):
         nn.init.kaiming_uniform_(weight, a=5**0.5)
         super().__init__(weight, outputs, (outputs,), coeff, normalization or Bidiagonalization())
 
-    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight, bias)
+    def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
+        return partial(F.linear, weight=weight, bias=bias)
 
-    def adjoint_kernel(self, weight: Tensor) -> Tensor:
-        return weight.mT
-
-    def multiply_adjoint(self, u: Tensor, kernel: Tensor) -> Tensor:
-        return F.linear(u, kernel)
+    def adjoint(self, weight: Tensor) -> Operator:
+        return partial(F.linear, weight=weight.mT)
 
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         return u.mT @ x
@@ -134,21 +132,21 @@ class NormalizedConv2d(NormalizedLayer):
         left_shape = (outputs, *range_size)
         super().__init__(weight, outputs, left_shape, coeff, normalization or Bidiagonalization())
 
-    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.padding.convolve(x, weight, self.stride, bias)
+    def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
+        return self.padding.operator(weight, self.stride, bias)
 
-    def adjoint_kernel(self, weight: Tensor) -> Tensor:
-        if self.stride > 1:
-            return weight
-        # With stride 1 the adjoint is itself a convolution, by the flipped and transposed kernel;
-        # on a CPU that is faster than a transposed convolution.
-        return weight.transpose(0, 1).flip(2, 3).contiguous()
-
-    def multiply_adjoint(self, u: Tensor, kernel: Tensor) -> Tensor:
+    def adjoint(self, weight: Tensor) -> Operator:
         if self.stride > 1:
             # Only the power iteration comes here, at the layer's own size.
-            return self.padding.strided_adjoint(u, kernel, self.image_size, self.stride)
-        return self.padding.convolve_adjoint(u, kernel)
+            return partial(
+                self.padding.strided_adjoint,
+                weight=weight,
+                image_size=self.image_size,
+                stride=self.stride,
+            )
+        # With stride 1 the adjoint is itself a convolution, by the flipped and transposed kernel;
+        # on a CPU that is faster than a transposed convolution.
+        return self.padding.adjoint(weight.transpose(0, 1).flip(2, 3).contiguous())
 
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         return self.padding.weight_gradient(x, u, self.weight.shape, self.stride)

@@ -9,7 +9,9 @@ Norm bounds need nothing else of the operator.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
 import torch
@@ -19,7 +21,15 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from iresflow.lipschitz.layers.convolution import convolve_same, same_weight_gradient
 
-__all__ = ["Axis", "CircularPadding", "Grid", "Padding", "ReflectPadding", "ZeroPadding"]
+__all__ = [
+    "PADDINGS",
+    "Axis",
+    "CircularPadding",
+    "Grid",
+    "Padding",
+    "ReflectPadding",
+    "ZeroPadding",
+]
 
 
 @final
@@ -95,16 +105,24 @@ class Padding(ABC):
         taps[tap, row, sources[row, tap]] = 1
         return taps
 
-    def convolve(
-        self, x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None
-    ) -> Tensor:
-        """``(N, C, H, W)`` and ``(D, C, k, k)`` to ``(N, D, H', W')``, plus a bias ``(D,)``."""
-        return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, bias, stride=stride)
+    def operator(
+        self, weight: Tensor, stride: int, bias: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """The map of ``(N, C, H, W)`` to ``(N, D, H', W')`` by a kernel ``(D, C, k, k)``."""
 
-    def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
+        def convolve(x: Tensor) -> Tensor:
+            return F.conv2d(self.extend(x, weight.shape[-1] // 2), weight, bias, stride=stride)
+
+        return convolve
+
+    def adjoint(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
         """The adjoint for stride 1, of the flipped and transposed kernel ``(C, D, k, k)``."""
-        side = weight.shape[-1]
-        return self.fold(F.conv2d(u, weight, padding=side - 1), side // 2)
+
+        def convolve(u: Tensor) -> Tensor:
+            side = weight.shape[-1]
+            return self.fold(F.conv2d(u, weight, padding=side - 1), side // 2)
+
+        return convolve
 
     def strided_adjoint(
         self, u: Tensor, weight: Tensor, image_size: tuple[int, int], stride: int
@@ -116,7 +134,7 @@ class Padding(ABC):
         return self.fold(conv2d_input(shape, weight, u, stride=stride), margin)
 
     def weight_gradient(self, x: Tensor, u: Tensor, shape: torch.Size, stride: int) -> Tensor:
-        """Gradient of the sum of ``u * convolve(x, weight, stride)`` for a weight of a shape."""
+        """Gradient of the sum of ``u * operator(weight, stride)(x)`` for a weight of a shape."""
         return conv2d_weight(self.extend(x, shape[-1] // 2), shape, u, stride=stride)
 
 
@@ -146,15 +164,16 @@ class ZeroPadding(Padding):
 
     # The convolution pads with zeros by itself, without a copy of the image.
 
-    def convolve(
-        self, x: Tensor, weight: Tensor, stride: int, bias: Tensor | None = None
-    ) -> Tensor:
+    def operator(
+        self, weight: Tensor, stride: int, bias: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
         if stride == 1:
-            return convolve_same(x, weight, bias)
-        return F.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2)
+            return partial(convolve_same, weight=weight, bias=bias)
+        margin = weight.shape[-1] // 2
+        return partial(F.conv2d, weight=weight, bias=bias, stride=stride, padding=margin)
 
-    def convolve_adjoint(self, u: Tensor, weight: Tensor) -> Tensor:
-        return convolve_same(u, weight)
+    def adjoint(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        return partial(convolve_same, weight=weight)
 
     def weight_gradient(self, x: Tensor, u: Tensor, shape: torch.Size, stride: int) -> Tensor:
         if stride == 1:
@@ -217,13 +236,21 @@ class ReflectPadding(Padding):
             )
 
     def grids(self, image_size: tuple[int, int], kernel_size: int) -> tuple[Grid, ...]:
-        # Behind the extension comes a convolution that drops the border: part of a circular one.
+        # After the extension comes a convolution that drops the border: part of a circular one.
         return _twisted(*(n + 2 * (kernel_size // 2) for n in image_size))
 
     def amplification(self, image_size: tuple[int, int], kernel_size: int) -> float:
         # The extension's columns are orthogonal: its norm is the root of the most copies.
         copies = [int(torch.bincount(self.sources(n, kernel_size // 2)).max()) for n in image_size]
         return math.sqrt(copies[0] * copies[1]) * (1 + 1e-15)
+
+
+PADDINGS: dict[str, Padding] = {
+    "zeros": ZeroPadding(),
+    "circular": CircularPadding(),
+    "reflect": ReflectPadding(),
+}
+"""The paddings by the names that configurations use, which are PyTorch's."""
 
 
 def _twisted(height: int, width: int) -> tuple[Grid, ...]:

@@ -1,73 +1,67 @@
-r"""The linearization of a chain of activations and linear layers, in closed form.
+r"""A branch at fixed weights, and its linearization in closed form.
 
 The slopes of the activations are computed once, so products with the Jacobian and its transpose
 need no graph (`iresflow.lipschitz.passes.plain`). The gradient of value and bilinear form together
 takes one tangent pass and one adjoint pass: `_ChainFunction`.
 """
 
-from collections.abc import Sequence
-from typing import Any, final
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
-from iresflow.linearization import Linearization, PowerSums, Products, Series
+from iresflow.errors import DerivativeError
+from iresflow.linearization import Linearization, Map, PowerSums, Series
 from iresflow.lipschitz.layers.convolution import same_layout
-from iresflow.lipschitz.passes.native.passes import NativePasses, passes_through
-from iresflow.lipschitz.passes.plain import Passes, Slopes, Stage, apply_layer
+from iresflow.lipschitz.passes.choice import native_passes
+from iresflow.lipschitz.passes.links import Link, evaluate
+from iresflow.lipschitz.passes.plain import Passes, TorchPasses
 from iresflow.tensors import dot
 
-__all__ = ["ChainLinearization", "evaluate_chain"]
-
-
-def evaluate_chain(stages: Sequence[Stage], x: Tensor) -> Tensor:
-    """g(x) alone, by ordinary operations that autograd records: ``(B, *event)`` to the same."""
-    for stage in stages:
-        if stage.activation is not None:
-            x, _ = stage.activation.value_and_slope(x, stage.beta)
-        x = apply_layer(stage, x)
-    return x
+__all__ = ["Chain", "ChainLinearization"]
 
 
 @final
-class _ChainProducts(Products):
-    """Products with the Jacobians of a chain whose slopes are known.
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A branch with its weights normalised once: whatever is asked of it is of one map.
 
-    Arguments:
-        passes: Through the chain.
-        slopes: At the batch's points.
-        lipschitz: A certified bound of the chain's Lipschitz constant, or None.
+    Attributes:
+        links: First to last; range and domain have the same shape. Their tensors may be attached
+            to a graph.
+        lipschitz: A certified bound of the Lipschitz constant with these weights, or None.
+        recompute: Whether a backward pass computes the hidden tensors anew, instead of keeping
+            them: two more products a layer, for memory that no longer grows with the layers.
     """
 
-    def __init__(self, passes: Passes, slopes: Slopes, lipschitz: float | None) -> None:
-        self.lipschitz = lipschitz
-        self._passes = passes
-        self._slopes = slopes
+    links: tuple[Link, ...]
+    lipschitz: float | None = None
+    recompute: bool = False
 
-    def vjp(self, u: Tensor) -> Tensor:
-        return self._passes.vjp(self._slopes, same_layout(u.flatten(0, 1))).view(u.shape)
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """What the map depends on."""
+        return (t for link in self.links for t in link.tensors if t is not None)
 
-    def jvp(self, v: Tensor) -> Tensor:
-        return self.tangents(v)[-1].view(v.shape)
+    def value(self, x: Tensor) -> Tensor:
+        """g(x) alone: ``(B, *event)`` to the same, recorded by autograd where that records."""
+        native = None if torch.is_grad_enabled() else native_passes(self.links, x)
+        if native is None:
+            return evaluate(self.links, x)
+        value = native.value(x)
+        return value.contiguous() if x.is_contiguous() else value
 
-    def tangents(self, v: Tensor) -> list[Tensor]:
-        """v, and its images behind each link, each ``(K B, ...)``."""
-        return self._passes.tangents(self._slopes, same_layout(v.flatten(0, 1)))
+    def linearize(self, x: Tensor) -> "ChainLinearization":
+        """g at points ``(B, *event)``, attached to the graph of its weights."""
+        return ChainLinearization(self, x)
 
-    def power_sums(self, v: Tensor, series: Series) -> PowerSums:
-        if isinstance(self._passes, NativePasses):
-            return self._passes.power_sums(self._slopes, v, series)
-        return super().power_sums(v, series)
-
-    def to(self, dtype: torch.dtype) -> "_ChainProducts":
-        """The same in another type of float."""
-        slopes = [None if slope is None else slope.to(dtype) for slope in self._slopes]
-        return _ChainProducts(self._passes.to(dtype), slopes, None)
-
-    def narrow(self, index: Tensor) -> Products:
-        slopes = [None if slope is None else slope[index] for slope in self._slopes]
-        return _ChainProducts(self._passes, slopes, self.lipschitz)
+    def rows(self, index: Tensor) -> "Chain":
+        """The chain for some samples ``(N,)`` of the batch, with their rows of the context."""
+        return replace(self, links=tuple(link.rows(index) for link in self.links))
 
 
 @final
@@ -75,32 +69,19 @@ class ChainLinearization(Linearization):
     """A chain at a point. See `Linearization` for the contract.
 
     Arguments:
-        stages: The links, first to last; range and domain have the same shape.
+        chain: The chain.
         point: Where to linearize, ``(B, *event)``.
-        lipschitz: A certified bound of the chain's Lipschitz constant, or None.
-        recompute: Whether the backward pass computes the hidden tensors anew, instead of keeping
-            them: two more products a layer, for memory that no longer grows with the layers.
     """
 
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        point: Tensor,
-        lipschitz: float | None = None,
-        *,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, chain: Chain, point: Tensor) -> None:
         self.point = point
-        self.lipschitz = lipschitz
-        self.recompute = recompute
-        self._stages = tuple(stages)
-        self._tangents: tuple[Tensor, list[Tensor]] | None = (
-            None  # v, and A.. D.. v before stage i
-        )
+        self.lipschitz = chain.lipschitz
+        self._chain = chain
+        self._passes: Passes = native_passes(chain.links, point) or TorchPasses(chain.links)
+        self._value, hidden = self._passes.primal(point.detach())
+        self._inputs, self._slopes = hidden.inputs, hidden.slopes
+        self._tangents: tuple[Tensor, list[Tensor]] | None = None  # v, and its images
         self._attached: Tensor | None = None
-        self._passes = passes_through(self._stages, point)
-        self._inputs, slopes, self._value = self._passes.primal(point.detach())
-        self._products = _ChainProducts(self._passes, slopes, lipschitz)
 
     @property
     def value(self) -> Tensor:
@@ -111,21 +92,24 @@ class ChainLinearization(Linearization):
         return self._attached
 
     def vjp(self, u: Tensor) -> Tensor:
-        return self._products.vjp(u)
+        return self._passes.vjp(self._slopes, same_layout(u.flatten(0, 1))).view(u.shape)
 
     def jvp(self, v: Tensor) -> Tensor:
         if self._tangents is None or self._tangents[0] is not v:
-            self._tangents = (v, self._products.tangents(v))
+            images = self._passes.tangents(self._slopes, same_layout(v.flatten(0, 1)))
+            self._tangents = (v, images)
         return self._tangents[1][-1].view(v.shape)
 
-    def power_sums(self, v: Tensor, series: Series) -> PowerSums:
-        return self._products.power_sums(v, series)
+    def fused_power_sums(self, v: Tensor, series: Series) -> PowerSums | None:
+        return self._passes.power_sums(self._slopes, v, series)
 
-    def narrow(self, index: Tensor) -> Products:
-        return self._products.narrow(index)
+    def narrow(self, index: Tensor) -> Self:
+        return self._products_with([None if s is None else s[index] for s in self._slopes])
 
-    def reduced(self, dtype: torch.dtype) -> Products:
-        return self._products.to(dtype)
+    def reduced(self, dtype: torch.dtype) -> Self:
+        reduced = self._products_with([None if s is None else s.to(dtype) for s in self._slopes])
+        reduced._passes, reduced.lipschitz = self._passes.to(dtype), None
+        return reduced
 
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         if not self._needs_graph():
@@ -135,73 +119,145 @@ class ChainLinearization(Linearization):
             self._attached = value
         return form
 
+    def evaluate(self, x: Tensor) -> Tensor:
+        return evaluate(self._chain.links, x)
+
+    def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
+        if not first.requires_grad:
+            return first
+        links, leaves = self._chain.links, (self.point, *_tensors(self._chain.links))
+        return _AnyOrder.apply(first, links, function, *leaves)
+
     def _apply(self, w: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        parameters = [p for s in self._stages for p in (s.weight, s.bias, s.beta)]
         if v is not None:
             self.jvp(v)  # kept from the last call, if that was for the same v
-        return _ChainFunction.apply(self, w, self.point, *parameters)
+        return _ChainFunction.apply(self, w, self.point, *_tensors(self._chain.links))
 
     def _needs_graph(self) -> bool:
         if not torch.is_grad_enabled():
             return False
-        leaves = [self.point, *(t for s in self._stages for t in (s.weight, s.bias, s.beta))]
-        return any(t is not None and t.requires_grad for t in leaves)
+        return self.point.requires_grad or any(t.requires_grad for t in self._chain.tensors)
+
+    def _products_with(self, slopes: list[Tensor | None]) -> Self:
+        """A copy that knows products alone, with other slopes."""
+        products = copy.copy(self)
+        products._slopes, products._inputs, products._tangents = slopes, [], None
+        return products
 
 
 class _ChainFunction(torch.autograd.Function):
     r"""Value and bilinear form of a chain, with one adjoint pass for both.
 
     With t the tangent of v, the outputs are :math:`h_n` and :math:`s = w^\top t_n`, w and v
-    constant. The backward pass is `Passes.adjoint`.
+    constant. The backward pass is `Passes.adjoint`; one of which autograd shall make a graph goes
+    through the reference.
     """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (attributes are set on it)
-        chain: ChainLinearization,
+        linearization: ChainLinearization,
         w: Tensor | None,
         point: Tensor,
         *parameters: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.passes = chain._passes
+        ctx.passes = linearization._passes
         tangents: list[Tensor] = []
         form = point.new_zeros(())
-        if w is not None and chain._tangents is not None:
+        if w is not None and linearization._tangents is not None:
             w = w.detach()
-            *tangents, image = chain._tangents[1]
+            *tangents, image = linearization._tangents[1]
             form = dot(w, image.view(w.shape))
-        hidden = [*chain._inputs, *tangents]
-        ctx.recompute = chain.recompute
-        if chain.recompute:
-            hidden = [chain._inputs[0], *tangents[:1]]
+        hidden = [*linearization._inputs, *tangents]
+        ctx.recompute = linearization._chain.recompute
+        if ctx.recompute:
+            hidden = [linearization._inputs[0], *tangents[:1]]
         ctx.count = len(parameters)
         # The parameters are saved so that autograd notices if they change in between.
-        ctx.save_for_backward(w, *parameters, *hidden)
-        return chain._value.view_as(chain._value), form
+        ctx.save_for_backward(w, point, *parameters, *hidden)
+        return linearization._value.view_as(linearization._value), form
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: FunctionCtx, grad_value: Tensor | None, grad_form: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        w, *saved = ctx.saved_tensors
-        hidden = saved[ctx.count :]
+        w, point, *saved = ctx.saved_tensors
+        parameters, hidden = saved[: ctx.count], saved[ctx.count :]
+        if torch.is_grad_enabled():
+            if grad_form is not None:
+                raise DerivativeError
+            links, leaves = _with_tensors(ctx.passes.links, parameters), (point, *parameters)
+            value = evaluate(links, point)
+            return (None, None, *_recorded_gradients(value, leaves, grad_value))
         if ctx.recompute:
             hidden = _recomputed(ctx.passes, *hidden)
-        stages = ctx.count // 3
-        inputs, tangents = hidden[:stages], hidden[stages:]
-        behind = _start(inputs[0], w, grad_value, grad_form)
-        if len(behind) == len(inputs[0]):
+        count = ctx.count // 3
+        inputs, tangents = hidden[:count], hidden[count:]
+        after = _start(inputs[0], w, grad_value, grad_form)
+        if len(after) == len(inputs[0]):
             tangents = []
-        before, gradients = ctx.passes.adjoint(inputs, tangents, behind, ctx.needs_input_grad[3:])
+        before, gradients = ctx.passes.adjoint(inputs, tangents, after, ctx.needs_input_grad[3:])
         return (None, None, before, *gradients)
 
 
+class _AnyOrder(torch.autograd.Function):
+    """See `Linearization.any_order`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        first: Tensor,
+        links: Sequence[Link],
+        function: Callable[[Map, Tensor], Tensor],
+        *leaves: Tensor | None,
+    ) -> Tensor:
+        ctx.links, ctx.function = [link.detached() for link in links], function
+        ctx.save_for_backward(*leaves)
+        return first.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        point, *parameters = leaves = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return (grad, None, None, *[None] * len(leaves))
+        links = _with_tensors(ctx.links, parameters)
+        value = ctx.function(lambda x: evaluate(links, x), point)
+        return (None, None, None, *_recorded_gradients(value, leaves, grad))
+
+
+def _recorded_gradients(
+    value: Tensor, leaves: Sequence[Tensor | None], grad: Tensor | None
+) -> list[Tensor | None]:
+    """Gradients that autograd has recorded how it found."""
+    needed = [t for t in leaves if t is not None and t.requires_grad]
+    if grad is None or not needed:
+        return [None] * len(leaves)
+    found = torch.autograd.grad(value, needed, grad, create_graph=True, allow_unused=True)
+    rest = iter(found)
+    return [next(rest) if t is not None and t.requires_grad else None for t in leaves]
+
+
+def _tensors(links: Sequence[Link]) -> list[Tensor | None]:
+    return [t for link in links for t in link.tensors]
+
+
+def _with_tensors(links: Sequence[Link], tensors: Sequence[Tensor | None]) -> list[Link]:
+    """Links with other tensors, three for each."""
+    return [
+        replace(link, weight=weight, bias=bias, beta=beta)
+        for link, weight, bias, beta in zip(
+            links, tensors[::3], tensors[1::3], tensors[2::3], strict=True
+        )
+    ]
+
+
 def _recomputed(passes: Passes, point: Tensor, v: Tensor | None = None) -> list[Tensor]:
-    """What enters each stage and, where there are tangents v ``(K B, ...)``, theirs."""
-    inputs, slopes, _ = passes.primal(point)
-    return inputs if v is None else [*inputs, *passes.tangents(slopes, v)[:-1]]
+    """What enters each link and, where there are tangents v ``(K B, ...)``, theirs."""
+    _, hidden = passes.primal(point)
+    if v is None:
+        return hidden.inputs
+    return [*hidden.inputs, *passes.tangents(hidden.slopes, v)[:-1]]
 
 
 def _start(

@@ -22,7 +22,7 @@ class PointwiseAdjoint(NamedTuple):
     """What one activation gives to the backward pass; stacks are ``((1 + K) B, ...)``.
 
     Attributes:
-        entered: What entered the linear layer behind it: the value, then the K tangents.
+        entered: What entered the linear layer after it: the value, then the K tangents.
         adjoints: Before the activation: that of the value, then those of the tangents.
         beta: The gradient of the trainable slope, or None.
     """
@@ -32,12 +32,11 @@ class PointwiseAdjoint(NamedTuple):
     beta: Tensor | None
 
 
-def activate(phi: Activation, h: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-    r""":math:`\phi(h)` and :math:`\phi'(h)` for h ``(B, C, ...)``, without a graph."""
-    kernel = _value_kernel(type(phi))
-    if phi.width > 1 or not compiles(h):
-        return kernel.function(h, beta)
-    value, slope = kernel(_vector(h), beta)
+def activate(phi: Activation, h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
+    r""":math:`\phi(h)`, and for order 1 :math:`\phi'(h)`, for h ``(B, C, ...)``."""
+    if order == 0 or phi.width > 1 or not compiles(h):
+        return phi.jet(h, beta, order)
+    value, slope = _value_kernel(type(phi))(_vector(h), beta)
     return _shaped(value, h), _shaped(slope, h)
 
 
@@ -52,7 +51,7 @@ def scale_adjoint(phi: Activation, u: Tensor, slope: Tensor) -> Tensor:
 
 
 def adjoint(
-    phi: Activation, h: Tensor, t: Tensor, behind: Tensor, beta: Tensor | None
+    phi: Activation, h: Tensor, t: Tensor, after: Tensor, beta: Tensor | None
 ) -> PointwiseAdjoint:
     r"""The adjoint of :math:`(\phi(h), \phi'(h) t)`, and those values themselves.
 
@@ -60,12 +59,12 @@ def adjoint(
         phi: The activation.
         h: ``(B, C, ...)``.
         t: ``(K B, C, ...)``; K may be 0.
-        behind: Adjoints of the outputs, ``((1 + K) B, width C, ...)``.
+        after: Adjoints of the outputs, ``((1 + K) B, width C, ...)``.
         beta: The activation's trainable slope, or None.
     """
     batch = len(h)
     kernel = _adjoint_kernel(type(phi))
-    p, q = behind[:batch], behind[batch:]
+    p, q = after[:batch], after[batch:]
     if phi.width > 1 or not compiles(h):
         t, q = (x.view(len(t) // batch, batch, *x.shape[1:]) for x in (t, q))
         return PointwiseAdjoint(*kernel.function(h, t, p, q, beta))
@@ -78,7 +77,7 @@ def adjoint(
 
 @functools.cache
 def _value_kernel(phi: type[Activation]) -> Kernel:
-    return Kernel(phi.value_and_slope)
+    return Kernel(lambda h, beta: phi.jet(h, beta, 1))
 
 
 @functools.cache
@@ -87,9 +86,9 @@ def _adjoint_kernel(phi: type[Activation]) -> Kernel:
 
 
 def _adjoint_function(
-    jet: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]], width: int
+    jet: Callable[[Tensor, Tensor | None, int], tuple[Tensor, ...]], width: int
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
-    r"""The function behind `adjoint`, for tangents and their adjoints ``(K, B, C, ...)``.
+    r"""The function of `adjoint`, for tangents and their adjoints ``(K, B, C, ...)``.
 
     With p and q the adjoints of :math:`\phi(h)` and :math:`\phi'(h) t`, those of h and t are
     :math:`\phi' p + \phi'' \sum_K t q` and :math:`\phi' q`; a concatenated activation repeats h
@@ -101,7 +100,7 @@ def _adjoint_function(
     def function(
         h: Tensor, t: Tensor, p: Tensor, q: Tensor, beta: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        value, slope, curvature = jet(h, beta)
+        value, slope, curvature = jet(h, beta, 2)
         wide = _spread(t, width, 2)
         mixed = (wide * q).sum(0) * curvature
         primal, tangent = p * slope + mixed, q * slope

@@ -1,0 +1,147 @@
+r"""A chain for an inverse: g in one type of float, with a bound of its rounding.
+
+The map is defined in real arithmetic: by the normalised weights as they are stored, in float32 or
+float64. Evaluated in a wider type, the same numbers are only rounded less.
+
+**Rounding.** An inner product of k terms in floating-point arithmetic, whatever the order of its
+sums, is off by at most :math:`k\,\epsilon \sum |a_i b_i|` with :math:`\epsilon` twice the unit
+roundoff (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1), so a linear
+layer's result :math:`Aa` is off by at most :math:`k\,\epsilon\, \||A|\| |a|`. The norm of the
+matrix :math:`|A|` of absolute values is at most the square root of its largest row sum times its
+largest column sum; in the matrix of a convolution each tap occurs at most once a row and column,
+or so often as a reflection repeats a pixel, the square of the layer's amplification. An activation
+with constant 1 has :math:`|\phi(h)| \le |h| + \sqrt n` and is computed to a few eps of that. Each
+link passes on the error that came in times its own Lipschitz constant. All of these sizes are
+bounded in advance by :math:`\alpha |x| + \gamma` with constants of the weights, so a bound costs
+the norm of x, and no look at what lies between.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from iresflow.linearization import Jacobian
+from iresflow.lipschitz.passes.chain import Chain, ChainLinearization
+from iresflow.lipschitz.passes.choice import native_passes
+from iresflow.lipschitz.passes.links import Link
+from iresflow.lipschitz.passes.plain import Passes, TorchPasses
+from iresflow.tensors import norm_per_sample, widest
+
+__all__ = ["RoundedChain"]
+
+ACTIVATION_ROUNDING = 8.0
+"""Error of a computed activation, in units of eps (|h| + sqrt n): a sigmoid or exponential to a
+few units in the last place, and the rounding of its argument."""
+
+
+@final
+class RoundedChain:
+    """g without a graph, for many calls; what `iresflow.solvers.solve` takes.
+
+    Arguments:
+        chain: The chain.
+        norms: Certified bounds of the layers' operator norms with these weights.
+        dtype: What to compute in; at least as wide as the weights.
+    """
+
+    def __init__(self, chain: Chain, norms: Sequence[float], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._chain = chain
+        self._links = [link.detached().to(dtype) for link in chain.links]
+        self._norms = tuple(norms)
+        # By the shape of an event.
+        self._sizes: dict[torch.Size, _Sizes] = {}
+        self._passes: dict[torch.Size, Passes] = {}
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """g at points, and the bound of its rounding.
+
+        Arguments:
+            x: ``(N, *event)``.
+            index: The indices ``(N,)`` of their samples in the batch, which pick their rows of
+                the context.
+
+        Returns:
+            g ``(N, *event)``, and upper bounds ``(N,)`` of the norms of its rounding errors in
+            units of eps.
+        """
+        event = x.shape[1:]
+        if event not in self._sizes:
+            self._sizes[event] = self._measured(event)
+            self._passes[event] = native_passes(self._links, x) or TorchPasses(self._links)
+        rounding = self._sizes[event].rounding(norm_per_sample(x), index)
+        return self._passes[event].value(x, index), rounding
+
+    def jacobian(self, x: Tensor, index: Tensor) -> Jacobian:
+        """Products with the Jacobians at points, as for a call, in the type of the weights."""
+        return ChainLinearization(self._chain.rows(index), x)
+
+    def _measured(self, event: torch.Size) -> "_Sizes":
+        """After all links; none of them changes the size of an image."""
+        pixels = math.prod(event[1:])
+        sizes, channels = _Sizes(), event[0]
+        for link, norm in zip(self._links, self._norms, strict=True):
+            sizes = sizes.after(link, norm, channels * pixels, pixels)
+            sizes = sizes.as_computed(torch.finfo(self.dtype).eps)
+            channels = len(link.weight)
+        return sizes
+
+
+@final
+@dataclass(frozen=True)
+class _Sizes:
+    """Bounds ``slope * |x| + offset`` of a link's input, and of its rounding in units of eps.
+
+    Offsets are numbers, or ``(B,)`` where a context shifts each sample's biases.
+    """
+
+    slope: float = 1.0
+    offset: Tensor | float = 0.0
+    rounding_slope: float = 0.0
+    rounding_offset: Tensor | float = 0.0
+
+    def after(self, link: Link, norm: float, entries: int, pixels: int) -> "_Sizes":
+        """The sizes after a link, for so many entries of its input and pixels of its output."""
+        gain = norm * (1.0 if link.activation is None else link.activation.lipschitz)
+        factor = ACTIVATION_ROUNDING * norm
+        factor += _product_rounding(link.weight) * link.layer.amplification
+        entering = self.offset + math.sqrt(entries)
+        slope = norm * self.slope
+        offset = norm * entering + math.sqrt(pixels) * _size(link.bias)
+        return _Sizes(
+            slope,
+            offset,
+            gain * self.rounding_slope + factor * self.slope + slope,
+            gain * self.rounding_offset + factor * entering + offset,
+        )
+
+    def as_computed(self, eps: float) -> "_Sizes":
+        """With the rounding counted into the size."""
+        slope = self.slope + eps * self.rounding_slope
+        return replace(self, slope=slope, offset=self.offset + eps * self.rounding_offset)
+
+    def rounding(self, size: Tensor, index: Tensor) -> Tensor:
+        """The bound ``(N,)`` for points of a size, of samples with these indices."""
+        offset = self.rounding_offset
+        if isinstance(offset, Tensor):
+            offset = offset[index]
+        return self.rounding_slope * size + offset
+
+
+def _size(bias: Tensor) -> Tensor | float:
+    """The norm of a bias: a number, or one for each sample where a context shifts it."""
+    wide = bias.to(widest(bias.device))
+    return norm_per_sample(wide).to(bias.dtype) if bias.ndim == 2 else float(wide.norm())
+
+
+def _product_rounding(weight: Tensor) -> float:
+    """k times the bound of the norm of the absolute values' matrix; one more for the bias."""
+    sizes = weight.abs()
+    row = float(sizes.flatten(1).sum(1).max())
+    column = float(sizes.transpose(0, 1).flatten(1).sum(1).max())
+    return (weight[0].numel() + 1) * math.sqrt(row * column)

@@ -73,8 +73,8 @@ class DerivativeError(RuntimeError):
     def __init__(
         self,
         message: str = "the gradient of an estimated log-determinant has no derivatives of its "
-        "own (create_graph=True, a Hessian, a gradient penalty): pass log_det=Exact(), whose "
-        "derivatives of any order are right, or differentiate once",
+        "own (create_graph=True, a Hessian, a gradient penalty) and no transforms (torch.func): "
+        "pass log_det=Exact(), which has all of them, or call backward or autograd.grad once",
     ) -> None:
         super().__init__(message)
 

@@ -25,6 +25,7 @@ __all__ = [
     "PowerSums",
     "Series",
     "first_order",
+    "recorded_gradients",
 ]
 
 Map = Callable[[Tensor], Tensor]
@@ -174,6 +175,9 @@ class Linearization(Jacobian):
     point: Tensor
     """The points x, shape ``(B, *event)``."""
 
+    leaves: Sequence[Tensor] | None = None
+    """The tensors that g depends on beside x; None where they are not known."""
+
     @property
     @abstractmethod
     def value(self) -> Tensor:
@@ -190,8 +194,13 @@ class Linearization(Jacobian):
         """
 
     @abstractmethod
-    def evaluate(self, x: Tensor) -> Tensor:
-        """g at other points ``(B, *event)``, by operations that autograd records, to any order."""
+    def evaluate(self, x: Tensor, *leaves: Tensor) -> Tensor:
+        """g at other points ``(B, *event)``, by operations that autograd records, to any order.
+
+        Arguments:
+            x: Points.
+            leaves: What takes the place of `leaves`; those themselves where none are given.
+        """
 
     def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
         """A function of the map, with cheap first derivatives and those of any order by autograd.
@@ -203,7 +212,13 @@ class Linearization(Jacobian):
         Returns:
             ``first``. Where a graph of its gradient is asked for, that is the function's.
         """
-        return first_order(first)
+        if not first.requires_grad or self.leaves is None:
+            return first_order(first)
+
+        def whole(point: Tensor, *leaves: Tensor) -> Tensor:
+            return function(lambda x: self.evaluate(x, *leaves), point)
+
+        return _AnyOrder.apply(first, whole, self.point, *self.leaves)
 
     def reduced(self, dtype: torch.dtype) -> Jacobian:
         """Products that are computed in a narrow type of float, for directions of that type.
@@ -236,7 +251,7 @@ class FunctionLinearization(Linearization):
     def value(self) -> Tensor:
         return self._function(self.point)
 
-    def evaluate(self, x: Tensor) -> Tensor:
+    def evaluate(self, x: Tensor, *leaves: Tensor) -> Tensor:
         return self._function(x)
 
     def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
@@ -257,6 +272,50 @@ class FunctionLinearization(Linearization):
     def _pushforward(self, point: Tensor, v: Tensor) -> Tensor:
         tangents = [jvp(self._function, (point,), (direction,))[1] for direction in v]
         return torch.stack(tangents)
+
+
+def recorded_gradients(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of a function in each of its operands, with a graph where autograd makes one.
+
+    Arguments:
+        function: Of the operands, by operations that autograd records.
+        tensors: The operands. Where one depends on another, the others stay as they are.
+        grad: Of the function's value.
+    """
+    with torch.enable_grad():
+        operands = [t.view_as(t) if t.requires_grad else t for t in tensors]
+        value = function(*operands)
+    needed = [t for t in operands if t.requires_grad]
+    if not needed or not value.requires_grad:
+        return [None] * len(tensors)
+    graph = torch.is_grad_enabled()
+    found = torch.autograd.grad(value, needed, grad, create_graph=graph, allow_unused=True)
+    rest = iter(found)
+    return [next(rest) if t.requires_grad else None for t in operands]
+
+
+class _AnyOrder(torch.autograd.Function):
+    """See `Linearization.any_order`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        first: Tensor,
+        function: Callable[..., Tensor],
+        *operands: Tensor,
+    ) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*operands)
+        return first.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        operands = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return (grad, None, *[None] * len(operands))
+        return (None, None, *recorded_gradients(ctx.function, operands, grad))
 
 
 def first_order(x: Tensor) -> Tensor:

@@ -24,12 +24,18 @@ __all__ = [
     "reduced_precision",
     "spread",
     "sum_per_sample",
+    "transformed",
     "wide_norm",
     "widest",
 ]
 
 Probe = Callable[[int, Tensor, Stream | None], Tensor]
 """Draws ``(K, B, *event)`` probes with mean zero and identity covariance for a batch."""
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (grad, jvp, vmap, ...) is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def sum_per_sample(x: Tensor) -> Tensor:

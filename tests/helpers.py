@@ -107,7 +107,7 @@ class MatrixLinearization(Linearization):
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         return torch.einsum("kbi,bij,kbj->kb", w, self.matrices, v)
 
-    def evaluate(self, x: Tensor) -> Tensor:
+    def evaluate(self, x: Tensor, *leaves: Tensor) -> Tensor:
         return torch.einsum("bij,bj->bi", self.matrices, x)
 
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.bijections.stretch import Stretch
+from iresflow.errors import DerivativeError
 from iresflow.lipschitz import Branch
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.solvers import attach, solve
-from iresflow.tensors import wide_norm
+from iresflow.tensors import transformed, wide_norm
 
 __all__ = ["ResidualBlock"]
 
@@ -57,6 +58,11 @@ class ResidualBlock(Bijection):
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
+        if transformed():
+            raise DerivativeError(
+                "an inverse is an iteration, which no transform of torch.func goes through: use "
+                "torch.autograd, by which its derivatives of any order are right"
+            )
         accuracy = accuracy or Accuracy()
         chain, maps = self.branch.contraction(context)
         lipschitz, dtype = chain.lipschitz, maps[0].dtype

@@ -20,7 +20,7 @@ from iresflow.lipschitz.layers.padding import Padding
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.links import Link
 from iresflow.lipschitz.passes.rounding import RoundedChain
-from iresflow.tensors import widest
+from iresflow.tensors import transformed, widest
 
 __all__ = ["Branch", "conv_branch", "dense_branch", "hidden_widths"]
 
@@ -74,10 +74,12 @@ class Branch(nn.Module, LipschitzMap):
         """g at x with its derivatives; one normalisation of the weights serves them all.
 
         In eval mode it knows its certified bound. In training mode, where the weights move in
-        every step and the norms are estimates, it knows none.
+        every step and the norms are estimates, it knows none; nor inside of ``torch.func``.
         """
         chain = self.chain(context, x.dtype)
-        return (chain if self.training else self._certified(chain)).linearize(x)
+        if self.training or transformed():
+            return chain.linearize(x)
+        return self._certified(chain).linearize(x)
 
     def chain(self, context: Tensor | None = None, dtype: torch.dtype | None = None) -> Chain:
         """The branch with its weights normalised once, for whatever is asked of one map.
@@ -251,10 +253,12 @@ def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
         ValueError: no layer, another number of widths than of gaps, or one that is not positive.
     """
     widths = [hidden] * (layers - 1) if isinstance(hidden, int) else list(hidden)
-    if layers < 1 or len(widths) != layers - 1 or not all(width > 0 for width in widths):
+    if layers < 1:
+        raise ValueError("a branch takes at least one layer, got none")
+    if len(widths) != layers - 1 or not all(width > 0 for width in widths):
         raise ValueError(
-            f"a branch of {layers} layers takes {max(layers - 1, 0)} positive widths between "
-            f"them, or one for all, got {hidden}"
+            f"a branch of {layers} layers takes {layers - 1} positive widths between them, or one "
+            f"for all, got {hidden}"
         )
     return widths
 

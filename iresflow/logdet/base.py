@@ -7,9 +7,10 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
-from iresflow.errors import NotContractiveError
+from iresflow.errors import DerivativeError, NotContractiveError
 from iresflow.linearization import Linearization, first_order
 from iresflow.streams import Stream
+from iresflow.tensors import transformed
 
 __all__ = ["EXPANSION", "Kind", "LogDetEstimate", "LogDetEstimator"]
 
@@ -54,7 +55,7 @@ class LogDetEstimate:
     @property
     def log_det(self) -> Tensor:
         """`value` in the forward pass, the gradient of `surrogate` in the backward pass."""
-        if not self.surrogate.requires_grad:
+        if self.surrogate is self.value or not self.surrogate.requires_grad:
             return self.value
         return self.value + (self.surrogate - self.surrogate.detach())
 
@@ -79,6 +80,7 @@ class LogDetEstimator(ABC):
 
         Raises:
             NotContractiveError: the linearization's certified Lipschitz bound is not below 1.
+            DerivativeError: inside a transform of ``torch.func``, but for `Exact`.
         """
         bound = linearization.lipschitz
         if bound is not None and not math.isfinite(bound):
@@ -91,6 +93,8 @@ class LogDetEstimator(ABC):
                 "block need not be invertible and has no log-determinant to estimate. Call "
                 "flow.enforce(), which rescales the layers"
             )
+        if transformed() and self.kind != "exact":
+            raise DerivativeError
         estimate = self.estimate(linearization, generator)
         if self.kind == "exact":
             return estimate

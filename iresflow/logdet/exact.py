@@ -5,10 +5,12 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.func import jvp
 
 from iresflow.linearization import Linearization, Map
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.streams import Stream
+from iresflow.tensors import transformed
 
 __all__ = ["Exact"]
 
@@ -51,7 +53,9 @@ class Exact(LogDetEstimator):
             longest = columns.norm(dim=2).amax(0)
             value = value.masked_fill((sign <= 0) | (longest > EXPANSION), torch.nan)
         surrogate = value
-        if torch.is_grad_enabled():
+        if transformed():
+            value = surrogate = _recorded(linearization.evaluate, point)
+        elif torch.is_grad_enabled():
             weights = torch.linalg.inv(matrix).transpose(0, 1).reshape(directions.shape)
             surrogate = linearization.bilinear(weights, directions).sum(0)
             surrogate = linearization.any_order(surrogate, _recorded)
@@ -68,13 +72,8 @@ class Exact(LogDetEstimator):
 
 def _recorded(function: Map, x: Tensor) -> Tensor:
     """The log-determinants ``(B,)`` by operations that autograd records."""
-    x = x if x.requires_grad else x.detach().requires_grad_()
-    with torch.enable_grad():
-        value = function(x).flatten(1)
-        rows = [
-            torch.autograd.grad(entry.sum(), x, create_graph=True)[0].flatten(1)
-            for entry in value.unbind(1)
-        ]
-    jacobian = torch.stack(rows, dim=1)
-    identity = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
-    return torch.linalg.slogdet(identity + jacobian)[1]
+    dim = x[0].numel()
+    identity = torch.eye(dim, dtype=x.dtype, device=x.device)
+    directions = (row.view(1, *x.shape[1:]).expand_as(x) for row in identity)
+    columns = [jvp(function, (x,), (direction,))[1].flatten(1) for direction in directions]
+    return torch.linalg.slogdet(identity + torch.stack(columns, dim=2))[1]

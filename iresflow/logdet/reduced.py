@@ -76,8 +76,8 @@ class _Reduced(Linearization):
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         return self._linearization.bilinear(w, v)
 
-    def evaluate(self, x: Tensor) -> Tensor:
-        return self._linearization.evaluate(x)
+    def evaluate(self, x: Tensor, *leaves: Tensor) -> Tensor:
+        return self._linearization.evaluate(x, *leaves)
 
     def narrow(self, index: Tensor) -> Jacobian:
         return self._products.narrow(index)

@@ -22,6 +22,7 @@ from iresflow.models.fingerprint import fingerprint
 from iresflow.models.inversion import FlowInverse, invert_flow
 from iresflow.models.storage import StoredModel, write_file
 from iresflow.streams import Stream
+from iresflow.tensors import transformed
 
 __all__ = ["Flow", "Likelihood"]
 
@@ -91,26 +92,24 @@ class Flow(StoredModel):
         self,
         x: Tensor,
         context: Tensor | None = None,
-        log_det: LogDetEstimator | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Latents ``(B, D)`` and log-determinants ``(B,)`` of x ``(B, *shape)``."""
-        x, context = self._checked(x, context)
-        return self.forward_trusted(x, context, log_det, generator)
-
-    def forward_trusted(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        log_det: LogDetEstimator | None = None,
+        log_det: LogDet | None = None,
         generator: Stream | None = None,
+        *,
+        check: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """`forward` without its checks: for x and contexts that are known to be right.
+        """Latents ``(B, D)`` and log-determinants ``(B,)`` of x ``(B, *shape)``.
 
-        A check of values makes the host wait for a GPU in every call. The training loop has
-        checked its data once. The generator may also be that of a part of a batch.
+        Arguments:
+            x, context, log_det, generator: As of `log_prob`.
+            check: Whether x and the context are checked. A look at their values makes the host
+                wait for a GPU in every call, and training has checked its data once.
         """
-        return self._map(x, context, self._bound_estimator(log_det, generator))
+        if check:
+            x, context = self._checked(x, context)
+        estimator = self._bound_estimator(log_det, generator)
+        y, outer = self.data_map(x)
+        z, inner = self.bijection(y, context, estimator)
+        return z, outer + inner
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents ``(B, D)`` alone, without the cost of the log-determinant."""
@@ -186,7 +185,7 @@ class Flow(StoredModel):
             log_det: The estimator of the residual blocks' log-determinants.
             generator: The probes' random stream.
         """
-        z, term = self(x, context, log_det, generator)
+        z, term = self.forward(x, context, log_det, generator)
         return self.base.log_prob(z, context) + term
 
     @torch.no_grad()
@@ -203,15 +202,14 @@ class Flow(StoredModel):
             ValueError: as `log_prob`.
             NotContractiveError: in eval mode, where a block's certified bound is not below 1.
         """
-        x, context = self._checked(x, context)
         estimator = self._bound_estimator(log_det, generator)
         estimates: list[LogDetEstimate] = []
 
-        def recording(linearization: Linearization) -> LogDetEstimate:
+        def recording(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
             estimates.append(estimator(linearization))
             return estimates[-1]
 
-        z, term = self._map(x, context, recording)
+        z, term = self.forward(x, context, recording)
         log_prob = self.base.log_prob(z, context) + term
         variance, bound = torch.zeros_like(log_prob), torch.zeros_like(log_prob)
         for estimate in estimates:
@@ -236,7 +234,8 @@ class Flow(StoredModel):
             generator: The random stream; None for torch's global one.
         """
         context = self._checked_context(context, n)
-        return self.inverse(self.base.sample(n, context, temperature, generator), context)
+        z = self.base.sample(n, context, temperature, generator)
+        return invert_flow(self.bijection, self.data_map, z, context, Accuracy()).value
 
     @torch.no_grad()
     def sample_and_log_prob(
@@ -250,7 +249,7 @@ class Flow(StoredModel):
         x = self.sample(n, context, temperature, generator)
         context = self._checked_context(context, n)
         # Without the check of the range: a sample is where the model put it.
-        z, term = self._map(x, context, self._bound_estimator(None, None))
+        z, term = self.forward(x, context, check=False)
         return x, self.base.log_prob(z, context) + term
 
     def as_distribution(self, context: Tensor | None = None) -> FlowDistribution:
@@ -329,13 +328,8 @@ class Flow(StoredModel):
         """D, the dimension of the latent."""
         return int(torch.Size(self.shape).numel())
 
-    def _map(self, x: Tensor, context: Tensor | None, log_det: LogDet) -> tuple[Tensor, Tensor]:
-        y, outer = self.data_map(x)
-        z, inner = self.bijection(y, context, log_det)
-        return z, outer + inner
-
     def _bound_estimator(
-        self, log_det: LogDetEstimator | None, generator: Stream | None
+        self, log_det: LogDet | None, generator: Stream | None
     ) -> partial[LogDetEstimate]:
         estimator = log_det or self.log_det
         if log_det is None and not self.training and not isinstance(estimator, Exact):
@@ -361,9 +355,10 @@ class Flow(StoredModel):
             raise ValueError("an empty batch has no density")
         if not x.is_floating_point():
             raise ValueError(f"a density is of floats, got {x.dtype}{self.INTEGER_ADVICE}")
-        if not bool(torch.isfinite(x.detach()).all()):
-            raise ValueError("the input holds NaN or infinity")
-        self._check_range(x.detach())
+        if not transformed():  # by torch.func.vmap, values can't be looked at
+            if not bool(torch.isfinite(x.detach()).all()):
+                raise ValueError("the input holds NaN or infinity")
+            self._check_range(x.detach())
         return x, self._checked_context(context, len(x))
 
     def _check_range(self, x: Tensor) -> None:

@@ -20,7 +20,7 @@ from iresflow.bijections import (
     dequantize,
     quantize,
 )
-from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, conv_branch
+from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, PADDINGS, conv_branch
 from iresflow.logdet import LogDetEstimator, PowerSeries, estimator_to_dict
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
@@ -83,7 +83,9 @@ class ImageFlow(Flow):
     Arguments:
         shape: (C, H, W) of an image.
         blocks: Residual blocks on each scale, finest first.
-        hidden: Channels inside the branches.
+        hidden: Channels inside the branches: one number, or one for each gap between layers.
+        kernels: Sides of the kernels of a branch's convolutions, in pixels, odd: one a layer.
+        padding: What they read beyond the border: zeros, circular or reflect.
         levels: Grey levels of the integer images, 256 for 8 bits.
         context_dim: Dimension of the context, 0 for none.
         activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
@@ -112,8 +114,10 @@ class ImageFlow(Flow):
         self,
         shape: Sequence[int],
         blocks: Sequence[int] = (8, 8, 8),
-        hidden: int = 128,
+        hidden: int | Sequence[int] = 128,
         *,
+        kernels: Sequence[int] = (3, 1, 3),
+        padding: str = "zeros",
         levels: int = 256,
         context_dim: int = 0,
         activation: str = "lipswish",
@@ -128,7 +132,7 @@ class ImageFlow(Flow):
         self.spec: dict[str, Any] = {
             "shape": list(shape),
             "blocks": list(blocks),
-            "hidden": hidden,
+            "hidden": hidden if isinstance(hidden, int) else list(hidden),
             "levels": levels,
             "context_dim": context_dim,
             "activation": activation,
@@ -139,10 +143,19 @@ class ImageFlow(Flow):
             "learned_prior": learned_prior,
             "log_det": estimator_to_dict(log_det),
         }
-        _check(shape, blocks, hidden, levels)
+        # Left out where they are what older files mean without a word.
+        if tuple(kernels) != (3, 1, 3):
+            self.spec["kernels"] = list(kernels)
+        if padding != "zeros":
+            self.spec["padding"] = padding
+        _check(shape, blocks, levels)
         check_names(activation, normalization)
+        if padding not in PADDINGS:
+            raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
         settings = {
             "hidden": hidden,
+            "kernels": tuple(kernels),
+            "padding": PADDINGS[padding],
             "activation": ACTIVATIONS[activation],
             "coeff": coeff,
             "normalization": NORMALIZATIONS[normalization],
@@ -227,13 +240,13 @@ class ImageFlow(Flow):
             )
 
 
-def _check(shape: Sequence[int], blocks: Sequence[int], hidden: int, levels: int) -> None:
+def _check(shape: Sequence[int], blocks: Sequence[int], levels: int) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
     if not blocks or min(blocks) < 0:
         raise ValueError(f"blocks must be counts of 0 or more, one a scale, got {tuple(blocks)}")
-    if hidden < 1 or levels < 2:
-        raise ValueError(f"hidden must be positive and levels 2 or more, got {hidden}, {levels}")
+    if levels < 2:
+        raise ValueError(f"levels must be 2 or more, got {levels}")
     factor = 2 ** (len(blocks) - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(

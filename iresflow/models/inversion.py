@@ -9,6 +9,7 @@ inverted again with tighter blocks, and the whole raises if that does not help.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import final
 from warnings import warn
 
@@ -143,10 +144,7 @@ def _refine(
     """The first sweep's inverse with its failing samples done again; residuals and sweeps."""
     tolerance = residual_tolerance(accuracy, target.shape[1])
 
-    def measure(y: Tensor, index: Tensor) -> Tensor:
-        parts = zip(y.split(MEASURED), index.split(MEASURED), strict=True)
-        return torch.cat([_residual(bijection, p, context, target, i) for p, i in parts])
-
+    measure = partial(_residuals, bijection, context, target)
     everything = torch.arange(len(target), device=target.device)
     residual = measure(first.value.to(dtype).to(target.dtype), everything)
     sweeps = torch.ones_like(first.steps)
@@ -187,11 +185,15 @@ def _refine(
     return best, residual, sweeps
 
 
-def _residual(
-    bijection: Bijection, y: Tensor, context: Tensor | None, target: Tensor, index: Tensor
+def _residuals(
+    bijection: Bijection, context: Tensor | None, target: Tensor, y: Tensor, index: Tensor
 ) -> Tensor:
-    rows = None if context is None else context[index]
-    return wide_norm(bijection.transform(y, rows) - target[index])
+    """Distances ``(N,)`` of F(y) from the latents of the samples with indices ``(N,)``."""
+    residuals = []
+    for part, rows in zip(y.split(MEASURED), index.split(MEASURED), strict=True):
+        z = bijection.transform(part, None if context is None else context[rows])
+        residuals.append(wide_norm(z - target[rows]))
+    return torch.cat(residuals)
 
 
 def _copied(inverse: Inverse) -> Inverse:

@@ -1,5 +1,6 @@
 """Flows on vectors."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock
@@ -22,7 +23,8 @@ class VectorFlow(Flow):
     Arguments:
         dim: D.
         blocks: Number of residual blocks.
-        hidden: Width inside the branches.
+        hidden: Width inside the branches: one number for three layers, or one for each gap
+            between any number of layers.
         context_dim: Dimension of the context, 0 for none.
         activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
@@ -48,7 +50,7 @@ class VectorFlow(Flow):
         self,
         dim: int,
         blocks: int = 10,
-        hidden: int = 128,
+        hidden: int | Sequence[int] = 128,
         *,
         context_dim: int = 0,
         activation: str = "lipswish",
@@ -61,7 +63,7 @@ class VectorFlow(Flow):
         self.spec: dict[str, Any] = {
             "dim": dim,
             "blocks": blocks,
-            "hidden": hidden,
+            "hidden": hidden if isinstance(hidden, int) else list(hidden),
             "context_dim": context_dim,
             "activation": activation,
             "coeff": coeff,
@@ -69,11 +71,8 @@ class VectorFlow(Flow):
             "learned_prior": learned_prior,
             "log_det": estimator_to_dict(log_det),
         }
-        if dim < 1 or blocks < 0 or hidden < 1:
-            raise ValueError(
-                f"dim and hidden must be positive and blocks 0 or more, got {dim}, {hidden} and "
-                f"{blocks}"
-            )
+        if dim < 1 or blocks < 0:
+            raise ValueError(f"dim must be positive and blocks 0 or more, got {dim} and {blocks}")
         check_names(activation, normalization)
         maps: list[Bijection] = []
         for index in range(blocks):

@@ -12,9 +12,10 @@ with the same Lipschitz bound, since :math:`|J^\top| = |J| \le L`. Then
 \partial \theta`, which ordinary backpropagation through u finds. So one node of the graph is all
 that is special, and no iterate is kept.
 
-Where a graph of that gradient is asked for, w is itself such a solution, of :math:`w + J(x;
-\theta)^\top w = v`, and the same node is put on it: :math:`u = v - J(x; \theta)^\top \bar w`, now
-recorded in x and :math:`\theta`, and the equation of its own backward pass is the transposed one.
+Where a graph of that gradient is asked for, both w and :math:`w^\top \partial g / \partial \theta`
+are recorded as functions of x, y and :math:`\theta`: w is itself the solution of an equation of
+this kind, :math:`w + J(x; \theta)^\top w = v`, and so a node as x is, with v in the place of y, x
+among the parameters, and the transposed Jacobian.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization
+from iresflow.errors import DerivativeError
+from iresflow.linearization import Jacobian, Linearization, recorded_gradients
 from iresflow.solvers.base import JacobianProduct, Solver
 from iresflow.solvers.driver import solve
 from iresflow.tensors import norm_per_sample
@@ -58,91 +60,103 @@ def attach(
     Raises:
         InversionError: in the backward pass, as `solve`.
     """
-    equation = _Equation(linearization, lipschitz, solver, context, "vjp")
-    return _Solution.apply(y - linearization.value, x, equation)
+    leaves, dtype = linearization.leaves, linearization.point.dtype
+
+    def function(s: Tensor, *tensors: Tensor) -> Tensor:
+        return linearization.evaluate(s.to(dtype), *tensors).to(s.dtype)
+
+    equation = _Equation(
+        function, linearization, "vjp", dtype, lipschitz, solver, context, leaves is not None
+    )
+    return _Implicit.apply(y - linearization.value, x, equation, y, *(leaves or ()))
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Equation:
-    """The linear equation of a backward pass, and how to record it.
+    r""":math:`s + G(s; \theta) = y`, to be differentiated at a solution.
 
     Attributes:
-        kind: ``vjp`` for :math:`w + J^\\top w = v`, ``jvp`` for :math:`w + J w = v`.
-        point: x with its graph; None where the solution itself is x.
+        function: G, of s and of the leaves :math:`\theta`, by operations that autograd records.
+        jacobian: J, that of g.
+        kind: The product with J that is the one with the transposed Jacobian of G in s.
+        dtype: Of the products.
+        lipschitz, solver, context: As of `attach`.
+        known: Whether the leaves are all that G depends on.
     """
 
-    linearization: Linearization
+    function: Callable[..., Tensor]
+    jacobian: Jacobian
+    kind: Literal["jvp", "vjp"]
+    dtype: torch.dtype
     lipschitz: float
     solver: Solver
     context: str
-    kind: Literal["jvp", "vjp"]
-    point: Tensor | None = None
+    known: bool = True
 
-    def solve(self, v: Tensor) -> Tensor:
-        """w, without a graph."""
-        dtype = self.linearization.point.dtype
+    def transposed_solution(self, v: Tensor) -> Tensor:
+        r"""w of :math:`w + (\partial G / \partial s)^\top w = v`, without a graph."""
         # The equation is linear: scaled to norm 1, one tolerance is relative to each sample.
         scale = norm_per_sample(v).clamp_min(torch.finfo(v.dtype).tiny)
         scale = scale.reshape(-1, *[1] * (v.ndim - 1))
         solution = solve(
-            [JacobianProduct(self.linearization, self.kind, len(v), dtype)],
+            [JacobianProduct(self.jacobian, self.kind, len(v), self.dtype)],
             v / scale,
             lipschitz=self.lipschitz,
-            tol=torch.finfo(dtype).eps ** 0.75,
+            tol=torch.finfo(self.dtype).eps ** 0.75,
             solver=self.solver,
             context=f"the gradient of {self.context}",
         )
         return solution.value.to(v.dtype) * scale
 
-    def recorded(self, v: Tensor, point: Tensor) -> Tensor:
-        """w with its graph in v, the point and the parameters."""
-        w = self.solve(v.detach())
-        product = _PRODUCTS[self.kind](self.linearization, point, w)
-        transposed: Literal["jvp", "vjp"] = "jvp" if self.kind == "vjp" else "vjp"
-        equation = replace(self, kind=transposed, point=point)
-        return _Solution.apply(v - product.to(v.dtype), w, equation)
+    def transposed(self) -> "_Equation":
+        """The equation of w, whose leaves are s and those of this one."""
+
+        def function(w: Tensor, s: Tensor, *leaves: Tensor) -> Tensor:
+            s = s.view_as(s) if s.requires_grad else s.detach().requires_grad_()
+            value = self.function(s, *leaves)
+            (product,) = torch.autograd.grad(value, s, w.to(value.dtype), create_graph=True)
+            return product.to(w.dtype)
+
+        kind: Literal["jvp", "vjp"] = "jvp" if self.kind == "vjp" else "vjp"
+        return replace(self, function=function, kind=kind)
 
 
-class _Solution(torch.autograd.Function):
-    """The solution of u; see the head of this file for the derivation and the symbols."""
+class _Implicit(torch.autograd.Function):
+    """The solution s of an equation; see the head of this file for the derivation.
+
+    Its first derivatives reach u, ``driven``, where one is given, and else y and the leaves.
+    """
 
     @staticmethod
-    def forward(ctx: Any, driven: Tensor, solution: Tensor, equation: _Equation) -> Tensor:  # noqa: ANN401
-        ctx.equation = equation
+    def forward(
+        ctx: Any,  # noqa: ANN401 (attributes are set on it)
+        driven: Tensor | None,
+        solution: Tensor,
+        equation: _Equation,
+        y: Tensor,
+        *leaves: Tensor,
+    ) -> Tensor:
+        ctx.equation, ctx.driven = equation, driven is not None
         result = solution.clone()
-        ctx.save_for_backward(result if equation.point is None else equation.point)
+        ctx.save_for_backward(result, *leaves)
         return result
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        (point,) = ctx.saved_tensors
+        equation, (s, *leaves) = ctx.equation, ctx.saved_tensors
+        w = equation.transposed_solution(v.detach())
         if not torch.is_grad_enabled():
-            return ctx.equation.solve(v), None, None
-        return ctx.equation.recorded(v, point), None, None
-
-
-def _vjp(linearization: Linearization, point: Tensor, w: Tensor) -> Tensor:
-    """The product of the transposed Jacobian with a constant w, recorded."""
-    x = point.to(linearization.point.dtype)
-    x = x if x.requires_grad else x.detach().requires_grad_()
-    value = linearization.evaluate(x)
-    (product,) = torch.autograd.grad(value, x, w.to(value.dtype), create_graph=True)
-    return product
-
-
-def _jvp(linearization: Linearization, point: Tensor, w: Tensor) -> Tensor:
-    """The product of the Jacobian with a constant w, recorded: reverse mode twice."""
-    x = point.to(linearization.point.dtype)
-    x = x if x.requires_grad else x.detach().requires_grad_()
-    value = linearization.evaluate(x)
-    start = torch.zeros_like(value).requires_grad_()
-    (pulled,) = torch.autograd.grad(value, x, start, create_graph=True)
-    (product,) = torch.autograd.grad(pulled, start, w.to(value.dtype), create_graph=True)
-    return product
-
-
-_PRODUCTS: dict[str, Callable[[Linearization, Tensor, Tensor], Tensor]] = {
-    "jvp": _jvp,
-    "vjp": _vjp,
-}
+            if ctx.driven:
+                return (w, None, None, None, *[None] * len(leaves))
+            s = s.detach()
+        else:
+            if not equation.known:
+                raise DerivativeError(
+                    "a derivative of an inverse's gradient takes a branch that names the tensors "
+                    "it depends on (Linearization.leaves)"
+                )
+            w = _Implicit.apply(None, w, equation.transposed(), v, s, *leaves)
+        function = equation.function
+        gradients = recorded_gradients(lambda *tensors: function(s, *tensors), leaves, -w)
+        return (None, None, None, w, *gradients)

@@ -56,7 +56,7 @@ def evaluate_objective(
         dtype = next(flow.parameters()).dtype
         batch = dequantize(batch, flow.levels, dtype=dtype, generator=generator)
         constant, scale = math.log2(flow.levels), 1 / (flow.base_dim * math.log(2))
-    z, log_det = flow.forward_trusted(batch, context, generator=generator)
+    z, log_det = flow.forward(batch, context, generator=generator, check=False)
     log_base = scale * flow.base.log_prob(z, context).mean()
     log_det = scale * log_det.mean()
     return Objective(constant - log_base - log_det, log_base, log_det)

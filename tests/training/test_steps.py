@@ -293,13 +293,13 @@ def test_precision_holds_in_steps_and_is_put_back():
 def test_evaluation_and_reconstruction_never_use_reduced_precision(tmp_path, float32, monkeypatch):
     trainer = new_trainer(tmp_path, training={"precision": "tf32", "steps": 2})
     seen = []
-    original = type(trainer.flow)._map
+    original = type(trainer.flow).forward
 
-    def watched(self, *arguments):
+    def watched(self, *arguments, **settings):
         seen.append((self.training, torch.backends.cuda.matmul.allow_tf32))
-        return original(self, *arguments)
+        return original(self, *arguments, **settings)
 
-    monkeypatch.setattr(type(trainer.flow), "_map", watched)
+    monkeypatch.setattr(type(trainer.flow), "forward", watched)
     trainer.train()
     assert {tf32 for training, tf32 in seen if training} == {True}
     assert {tf32 for training, tf32 in seen if not training} == {False}

@@ -52,7 +52,9 @@ def convolve_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         y = pixels @ matrix if bias is None else torch.addmm(bias, pixels, matrix)
         return y.view(len(x), *x.shape[2:], outputs).permute(0, 3, 1, 2)
     if _scatters(x, weight):
-        y = _scattered(x, weight)
+        # Each pixel's share is added to its neighbours.
+        taps = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(outputs * side * side, inputs)
+        y = F.fold(torch.matmul(taps, x.flatten(2)), x.shape[-2:], side, padding=side // 2)
         return y if bias is None else y + bias.view(-1, 1, 1)
     if not _by_taps(x, outputs, side):
         return F.conv2d(x, weight, bias, padding=side // 2)
@@ -76,13 +78,6 @@ def _scatters(x: Tensor, weight: Tensor) -> bool:
     outputs, inputs, side, _ = weight.shape
     double = x.dtype == torch.float64 and x.device.type == "cpu"
     return double and side > 1 and inputs >= SCATTER * outputs and x.stride(1) != 1
-
-
-def _scattered(x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution, each pixel's share added to its neighbours."""
-    outputs, inputs, side, _ = weight.shape
-    taps = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(outputs * side * side, inputs)
-    return F.fold(torch.matmul(taps, x.flatten(2)), x.shape[-2:], side, padding=side // 2)
 
 
 def same_weight_gradient(x: Tensor, u: Tensor, shape: torch.Size) -> Tensor:

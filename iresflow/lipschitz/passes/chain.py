@@ -6,8 +6,9 @@ takes one tangent pass and one adjoint pass: `_ChainFunction`.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self, final
 
 import torch
@@ -15,12 +16,18 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from iresflow.errors import DerivativeError
-from iresflow.linearization import Linearization, Map, PowerSums, Series
+from iresflow.linearization import (
+    FunctionLinearization,
+    Linearization,
+    PowerSums,
+    Series,
+    recorded_gradients,
+)
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.choice import native_passes
 from iresflow.lipschitz.passes.links import Link, evaluate
 from iresflow.lipschitz.passes.plain import Passes, TorchPasses
-from iresflow.tensors import dot
+from iresflow.tensors import dot, transformed
 
 __all__ = ["Chain", "ChainLinearization"]
 
@@ -43,20 +50,24 @@ class Chain:
     recompute: bool = False
 
     @property
-    def tensors(self) -> Iterator[Tensor]:
-        """What the map depends on."""
-        return (t for link in self.links for t in link.tensors if t is not None)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the map depends on beside its points."""
+        return tuple(t for link in self.links for t in link.tensors if t is not None)
 
     def value(self, x: Tensor) -> Tensor:
         """g(x) alone: ``(B, *event)`` to the same, recorded by autograd where that records."""
-        native = None if torch.is_grad_enabled() else native_passes(self.links, x)
+        recorded = torch.is_grad_enabled() or transformed()
+        native = None if recorded else native_passes(self.links, x)
         if native is None:
             return evaluate(self.links, x)
         value = native.value(x)
         return value.contiguous() if x.is_contiguous() else value
 
-    def linearize(self, x: Tensor) -> "ChainLinearization":
+    def linearize(self, x: Tensor) -> Linearization:
         """g at points ``(B, *event)``, attached to the graph of its weights."""
+        if transformed():
+            # Closed forms are no nodes that torch.func could transform.
+            return FunctionLinearization(partial(evaluate, self.links), x, self.lipschitz)
         return ChainLinearization(self, x)
 
     def rows(self, index: Tensor) -> "Chain":
@@ -76,6 +87,7 @@ class ChainLinearization(Linearization):
     def __init__(self, chain: Chain, point: Tensor) -> None:
         self.point = point
         self.lipschitz = chain.lipschitz
+        self.leaves = chain.tensors
         self._chain = chain
         self._passes: Passes = native_passes(chain.links, point) or TorchPasses(chain.links)
         self._value, hidden = self._passes.primal(point.detach())
@@ -88,7 +100,7 @@ class ChainLinearization(Linearization):
         if not self._needs_graph():
             return self._value
         if self._attached is None:
-            self._attached, _ = self._apply(None, None)
+            self._attached, _ = self._apply(None)
         return self._attached
 
     def vjp(self, u: Tensor) -> Tensor:
@@ -114,29 +126,22 @@ class ChainLinearization(Linearization):
     def bilinear(self, w: Tensor, v: Tensor) -> Tensor:
         if not self._needs_graph():
             return dot(w, self.jvp(v))
-        value, form = self._apply(w, v)
+        self.jvp(v)  # kept from the last call, if that was for the same v
+        value, form = self._apply(w)
         if self._attached is None:
             self._attached = value
         return form
 
-    def evaluate(self, x: Tensor) -> Tensor:
-        return evaluate(self._chain.links, x)
+    def evaluate(self, x: Tensor, *leaves: Tensor) -> Tensor:
+        return evaluate(_with_tensors(self._chain.links, leaves or self.leaves), x)
 
-    def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
-        if not first.requires_grad:
-            return first
-        links, leaves = self._chain.links, (self.point, *_tensors(self._chain.links))
-        return _AnyOrder.apply(first, links, function, *leaves)
-
-    def _apply(self, w: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        if v is not None:
-            self.jvp(v)  # kept from the last call, if that was for the same v
-        return _ChainFunction.apply(self, w, self.point, *_tensors(self._chain.links))
+    def _apply(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _ChainFunction.apply(self, w, self.point, *self.leaves)
 
     def _needs_graph(self) -> bool:
         if not torch.is_grad_enabled():
             return False
-        return self.point.requires_grad or any(t.requires_grad for t in self._chain.tensors)
+        return any(t.requires_grad for t in (self.point, *self.leaves))
 
     def _products_with(self, slopes: list[Tensor | None]) -> Self:
         """A copy that knows products alone, with other slopes."""
@@ -159,7 +164,7 @@ class _ChainFunction(torch.autograd.Function):
         linearization: ChainLinearization,
         w: Tensor | None,
         point: Tensor,
-        *parameters: Tensor | None,
+        *leaves: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.passes = linearization._passes
@@ -173,9 +178,9 @@ class _ChainFunction(torch.autograd.Function):
         ctx.recompute = linearization._chain.recompute
         if ctx.recompute:
             hidden = [linearization._inputs[0], *tangents[:1]]
-        ctx.count = len(parameters)
-        # The parameters are saved so that autograd notices if they change in between.
-        ctx.save_for_backward(w, point, *parameters, *hidden)
+        ctx.count = len(leaves)
+        # The leaves are saved so that autograd notices if they change in between.
+        ctx.save_for_backward(w, point, *leaves, *hidden)
         return linearization._value.view_as(linearization._value), form
 
     @staticmethod
@@ -183,72 +188,43 @@ class _ChainFunction(torch.autograd.Function):
         ctx: FunctionCtx, grad_value: Tensor | None, grad_form: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         w, point, *saved = ctx.saved_tensors
-        parameters, hidden = saved[: ctx.count], saved[ctx.count :]
+        leaves, hidden = saved[: ctx.count], saved[ctx.count :]
+        links = ctx.passes.links
+        if grad_value is None and grad_form is None:  # another path has the gradient
+            return (None, None, *[None] * (1 + len(leaves)))
         if torch.is_grad_enabled():
-            if grad_form is not None:
+            if grad_value is None or grad_form is not None:
                 raise DerivativeError
-            links, leaves = _with_tensors(ctx.passes.links, parameters), (point, *parameters)
-            value = evaluate(links, point)
-            return (None, None, *_recorded_gradients(value, leaves, grad_value))
+
+            def value(x: Tensor, *tensors: Tensor) -> Tensor:
+                return evaluate(_with_tensors(links, tensors), x)
+
+            return (None, None, *recorded_gradients(value, (point, *leaves), grad_value))
         if ctx.recompute:
             hidden = _recomputed(ctx.passes, *hidden)
-        count = ctx.count // 3
-        inputs, tangents = hidden[:count], hidden[count:]
+        inputs, tangents = hidden[: len(links)], hidden[len(links) :]
         after = _start(inputs[0], w, grad_value, grad_form)
         if len(after) == len(inputs[0]):
             tangents = []
-        before, gradients = ctx.passes.adjoint(inputs, tangents, after, ctx.needs_input_grad[3:])
-        return (None, None, before, *gradients)
+        tensors = [t for link in links for t in link.tensors]
+        wanted = iter(ctx.needs_input_grad[3:])
+        needed = [t is not None and next(wanted) for t in tensors]
+        before, gradients = ctx.passes.adjoint(inputs, tangents, after, needed)
+        of_leaves = (g for t, g in zip(tensors, gradients, strict=True) if t is not None)
+        return (None, None, before, *of_leaves)
 
 
-class _AnyOrder(torch.autograd.Function):
-    """See `Linearization.any_order`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        first: Tensor,
-        links: Sequence[Link],
-        function: Callable[[Map, Tensor], Tensor],
-        *leaves: Tensor | None,
-    ) -> Tensor:
-        ctx.links, ctx.function = [link.detached() for link in links], function
-        ctx.save_for_backward(*leaves)
-        return first.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        point, *parameters = leaves = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return (grad, None, None, *[None] * len(leaves))
-        links = _with_tensors(ctx.links, parameters)
-        value = ctx.function(lambda x: evaluate(links, x), point)
-        return (None, None, None, *_recorded_gradients(value, leaves, grad))
-
-
-def _recorded_gradients(
-    value: Tensor, leaves: Sequence[Tensor | None], grad: Tensor | None
-) -> list[Tensor | None]:
-    """Gradients that autograd has recorded how it found."""
-    needed = [t for t in leaves if t is not None and t.requires_grad]
-    if grad is None or not needed:
-        return [None] * len(leaves)
-    found = torch.autograd.grad(value, needed, grad, create_graph=True, allow_unused=True)
-    rest = iter(found)
-    return [next(rest) if t is not None and t.requires_grad else None for t in leaves]
-
-
-def _tensors(links: Sequence[Link]) -> list[Tensor | None]:
-    return [t for link in links for t in link.tensors]
-
-
-def _with_tensors(links: Sequence[Link], tensors: Sequence[Tensor | None]) -> list[Link]:
-    """Links with other tensors, three for each."""
+def _with_tensors(links: Sequence[Link], tensors: Sequence[Tensor]) -> list[Link]:
+    """Links with other tensors, in the order of `Chain.tensors`."""
+    rest = iter(tensors)
     return [
-        replace(link, weight=weight, bias=bias, beta=beta)
-        for link, weight, bias, beta in zip(
-            links, tensors[::3], tensors[1::3], tensors[2::3], strict=True
+        replace(
+            link,
+            weight=next(rest),
+            bias=next(rest),
+            beta=None if link.beta is None else next(rest),
         )
+        for link in links
     ]
 
 

@@ -52,7 +52,7 @@ def print_row(name: str, layer: NormalizedConv2d, weight: torch.Tensor) -> None:
     grids = layer.padding.grids(layer.image_size, layer.kernel_size)
     fourier = float(symbol_norm(weight.detach(), grids)[0])
     began = time.perf_counter()
-    bound = layer.tightest_bound(weight.detach())
+    bound = layer.tight_bound(weight, layer.left)
     seconds = time.perf_counter() - began
     print(
         f"{name:<24} {norm:9.5f} {100 * (fourier / norm - 1):9.3f} "

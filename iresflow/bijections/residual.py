@@ -10,6 +10,8 @@ from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import DerivativeError
 from iresflow.lipschitz import Branch
+from iresflow.lipschitz.passes.chain import Chain
+from iresflow.lipschitz.passes.rounding import RoundedChain
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.solvers import attach, solve
 from iresflow.tensors import transformed, wide_norm
@@ -30,9 +32,9 @@ class ResidualBlock(Bijection):
 
     The inverse is the fixed point of :math:`x \mapsto z - g(x)` (thesis, Algorithm 1), to a
     certified error. In training mode it inverts the block as its weights act then: with gradients
-    on, one step of the power iteration normalises them for the whole solve; without, the stored
-    norms do. Its Lipschitz bound is certified anew either way, which costs time after each
-    optimiser step.
+    on, one step of the power iteration normalises them for the whole solve, or as many as make
+    the block contractive; without, the settled norms of eval mode do. Its Lipschitz bound is
+    certified anew either way, which costs time after each optimiser step.
     """
 
     def __init__(self, branch: Branch, log_det: LogDetEstimator | None = None) -> None:
@@ -49,6 +51,7 @@ class ResidualBlock(Bijection):
         # The value is read last, so that it shares one backward pass with the surrogate.
         return x + linearization.value, estimate.log_det
 
+    @torch.no_grad()
     def stretch(self, dim: int) -> Stretch:
         return Stretch.residual(self.branch.bound().upper, dim)
 
@@ -64,7 +67,7 @@ class ResidualBlock(Bijection):
                 "torch.autograd, by which its derivatives of any order are right"
             )
         accuracy = accuracy or Accuracy()
-        chain, maps = self.branch.contraction(context)
+        chain, maps = self._contraction(context)
         lipschitz, dtype = chain.lipschitz, maps[0].dtype
         assert lipschitz is not None
         z = z.to(torch.promote_types(z.dtype, dtype))
@@ -93,3 +96,12 @@ class ResidualBlock(Bijection):
             )
         amplification = math.nextafter(1 / (1 - lipschitz), math.inf)
         return Inverse(x, solution.steps, error, solution.floor + rounding, error, amplification)
+
+    def _contraction(self, context: Tensor | None) -> tuple[Chain, list[RoundedChain]]:
+        chain, maps = self.branch.contraction(context)
+        if self.training and torch.is_grad_enabled() and not (chain.lipschitz or 0.0) < 1:
+            # A training step's norms lag behind the weights.
+            for layer in self.branch.layers:
+                layer.sharpen()
+            chain, maps = self.branch.contraction(context)
+        return chain, maps

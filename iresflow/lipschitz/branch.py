@@ -100,7 +100,7 @@ class Branch(nn.Module, LipschitzMap):
             activation = module if isinstance(module, Activation) else None
             beta = None if activation is None else activation.beta()
             bias = layer.bias + shifts[i] if i < len(shifts) else layer.bias
-            weight = layer.normalized_weight()
+            weight = layer.normalize()
             if dtype is not None:
                 weight = weight.to(torch.promote_types(dtype, weight.dtype))
             links.append(Link(activation, layer, weight, bias, beta))

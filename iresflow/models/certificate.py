@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+import torch
 from torch import nn
 
 from iresflow.bijections import Bijection, ResidualBlock
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import UnknownBoundError
-from iresflow.lipschitz import Bound, LipschitzMap
+from iresflow.lipschitz import Bound, LipschitzMap, NormalizedLayer
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.table import certificate_table
 
@@ -212,13 +213,19 @@ def block_bound(name: str, block: ResidualBlock) -> Bound:
         raise UnknownBoundError(f"{name}.branch.{error.layer}", error.kind) from None
 
 
+@torch.no_grad()
 def certify_blocks(
     blocks: Iterable[tuple[str, ResidualBlock]], bijection: Bijection, dim: int
 ) -> tuple[BlockCertificate, ...]:
-    """The certificates of named blocks inside a bijection on D dimensions.
+    """The certificates of named blocks inside a bijection on D dimensions, as eval mode has them.
 
     Errors: as `block_bound`.
     """
+    blocks = list(blocks)
+    for _, block in blocks:
+        for layer in block.branch.modules():
+            if isinstance(layer, NormalizedLayer):
+                layer.look_again()
     dims = dict(_part_dimensions(bijection, dim))
     # Inside of a map that does not name its parts, D is an upper bound of the dimension.
     return tuple(

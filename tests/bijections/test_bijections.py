@@ -82,12 +82,12 @@ def test_log_det_agrees_with_the_dense_jacobian(case):
 def test_inverse_undoes_forward_and_forward_undoes_inverse(case):
     bijection, x, context = case
     z = bijection.transform(x, context).detach()
-    accuracy = Accuracy(tol=1e-11)
+    accuracy = Accuracy(tol=1e-10)  # ten times what rounding allows
     back = bijection.invert(z, context, accuracy)
     torch.testing.assert_close(back.value, x, rtol=0, atol=1e-9)
     again = bijection.transform(back.value, context).detach()
     torch.testing.assert_close(again, z, rtol=0, atol=1e-9)
-    assert bool((back.error <= 1e-11).all())
+    assert bool((back.error <= 1e-10).all())
     torch.testing.assert_close(bijection.inverse(z, context), x, rtol=0, atol=1e-4)
 
 

@@ -79,7 +79,7 @@ def test_power_iteration_holds_the_norm_at_the_coefficient(kind):
     with torch.no_grad():
         layer.weight.mul_(3)
     for _ in range(60):  # five warm-started iterations each, as in training
-        layer.train().normalized_weight()
+        layer.train().normalize()
     assert norm_in_action(layer, shape) == pytest.approx(0.9, rel=1e-6)
     assert norm_in_action(layer.eval(), shape) == pytest.approx(0.9, rel=1e-6)
 
@@ -90,7 +90,7 @@ def test_certified_normalization_holds_from_the_first_step(kind):
     for _ in range(5):
         with torch.no_grad():
             layer.weight.add_(torch.randn_like(layer.weight))
-        layer.train().normalized_weight()
+        layer.train().normalize()
         assert norm_in_action(layer, shape) <= 0.9 * (1 + 1e-12)
         # Looser where the bound by the DFT is: few pixels, rows dropped by the stride, mirrors.
         assert norm_in_action(layer, shape) > {"strided": 0.5, "reflect": 0.3}.get(kind, 0.7)
@@ -100,11 +100,11 @@ def test_certified_normalization_holds_from_the_first_step(kind):
 def test_certified_norms_have_the_gradient_of_the_norm(kind):
     layer = LAYERS[kind][0](coeff=0.9)
     direction = torch.randn_like(layer.weight)
-    (gradient,) = torch.autograd.grad(layer.smooth_norm(layer.weight), layer.weight)
+    (gradient,) = torch.autograd.grad(layer.smooth_bound(layer.weight), layer.weight)
     step = 1e-6
     with torch.no_grad():
-        ahead = layer.smooth_norm(layer.weight + step * direction)
-        behind = layer.smooth_norm(layer.weight - step * direction)
+        ahead = layer.smooth_bound(layer.weight + step * direction)
+        behind = layer.smooth_bound(layer.weight - step * direction)
     slope = float((ahead - behind) / (2 * step))
     assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-5)
 
@@ -128,7 +128,7 @@ def test_small_weights_are_left_alone(layer_and_shape):
 
 def test_enforce_makes_the_certified_bound_hold(layer_and_shape):
     layer, shape = layer_and_shape
-    layer.eval()
+    layer.eval().settle()
     layer.sigma.mul_(0.4)  # an estimate that is much too low
     assert layer.bound().upper > 1
     layer.enforce()
@@ -144,16 +144,21 @@ def test_enforce_leaves_the_raw_weight_alone(layer_and_shape):
 
 
 def test_bound_notices_a_write_through_data(layer_and_shape):
-    layer, _ = layer_and_shape
+    layer, shape = layer_and_shape
     layer.eval().enforce()
+    held, raw = layer.bound(), layer.tight_bound(layer.weight, layer.left)
     layer.weight.data.mul_(2)
-    assert layer.bound().upper > 1
+    # What was enforced was so for another weight: eval mode takes the norm of this one.
+    assert layer.bound() is not held
+    assert layer.bound().upper == pytest.approx(held.upper, rel=1e-3)
+    assert norm_in_action(layer, shape) <= layer.bound().upper
+    assert layer.tight_bound(layer.weight, layer.left).upper == pytest.approx(2 * raw.upper)
 
 
 def test_gradient_flows_through_the_norm(layer_and_shape):
     layer, shape = layer_and_shape
     for _ in range(200):
-        layer.train().normalized_weight()
+        layer.train().normalize()
     x = torch.randn(2, *shape)
     # Along its own direction a normalised weight does not move: the product is scale-free.
     layer(x).square().sum().backward()
@@ -191,11 +196,11 @@ def test_a_weight_of_zeros_does_not_end_the_power_iteration(kind):
         layer.weight.zero_()
         layer.train()
         layer.settle()
-    layer.normalized_weight()
+    layer.normalize()
     with torch.no_grad():
         layer.weight.add_(torch.randn_like(layer.weight))
     for _ in range(60):
-        layer.normalized_weight()
+        layer.normalize()
     assert norm_in_action(layer, shape) == pytest.approx(0.9, rel=1e-3)
 
 

@@ -8,8 +8,6 @@ The candidate s comes from Lanczos iterations, which end below the squared norm.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -18,11 +16,12 @@ from torch import Tensor
 
 from iresflow.lipschitz.bounds.base import EPS, Bound, scaled
 from iresflow.lipschitz.layers.padding import Padding
+from iresflow.threads import threads_for
 
 __all__ = ["banded_bound", "banded_cost"]
 
-_THREADED = 5e9
-"""Floating-point operations from which on several threads pay."""
+_THREADED = 0.2
+"""Share of a factorisation that one of its operations is, roughly, for `threads_for`."""
 
 _LANCZOS_STEPS = 80
 
@@ -108,20 +107,8 @@ def banded_bound(
     if power in (0.0, math.inf):
         return Bound(power, power, "banded")
     operator = _cheapest(frozen, image_size, stride, padding)
-    with _threads_for(operator.cost):
+    with threads_for(_THREADED * operator.cost):
         return _bound(operator, power)
-
-
-@contextmanager
-def _threads_for(cost: float) -> Iterator[None]:
-    """One thread where the matrices are so small that more would only wait for each other."""
-    before = torch.get_num_threads()
-    if cost < _THREADED:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _bound(operator: _Operator, power: float) -> Bound | None:

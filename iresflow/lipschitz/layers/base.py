@@ -1,36 +1,40 @@
 r"""The base of linear layers whose operator norm is held below a coefficient by construction.
 
-The weight that acts is :math:`\tilde W = W \min(1, c / \sigma)` (thesis, eq. 4.9), computed in
-every forward pass. In training :math:`\sigma` is what the layer's `Normalization` says of the norm
-of W, and the gradient flows through it; in eval mode it is the buffer ``sigma``, so that nothing
-is computed anew. `NormalizedLayer.enforce` sets that buffer to a rigorous upper bound of the norm:
-from then on the layer's certified bound is at most c.
+The weight that acts is :math:`\tilde W = W \min(1, c / \sigma)` (thesis, eq. 4.9). In a training
+step :math:`\sigma` is what the layer's `Normalization` says of the norm of W, and the gradient
+flows through it. Everywhere else it is the *settled* norm, a function of the weight and of the
+iteration's vector. That is the buffer ``sigma`` where this belongs to the weight, as after
+loading, `NormalizedLayer.settle` and `NormalizedLayer.enforce`; and otherwise an estimate, made
+when it is first asked for. `enforce` puts a rigorous upper bound of the norm into the buffer:
+until the weight changes, the layer's certified bound is at most c.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.induced import entry_bounds
-from iresflow.lipschitz.layers.normalization import SETTLING_ITERATIONS, Normalization
-from iresflow.lipschitz.passes.native.norm import native_norm, native_norms
+from iresflow.lipschitz.layers.estimates import normalized
+from iresflow.lipschitz.layers.normalization import Normalization
+from iresflow.lipschitz.layers.operator import OperatorFamily
+from iresflow.lipschitz.layers.watch import Watch, outside_transforms, version
 
-__all__ = ["NormalizedLayer", "Operator", "broadcast_bias"]
+__all__ = ["NormalizedLayer", "broadcast_bias"]
 
-Operator = Callable[[Tensor], Tensor]
-"""A linear (or affine) map of batches."""
+SEED = 0
+"""Of the iteration's first vector: a new layer takes nothing from a random stream for it."""
 
 
-class NormalizedLayer(nn.Module, LipschitzMap, ABC):
+class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     """A linear layer ``x -> A x + b`` with a bounded operator norm.
 
     Attributes:
         amplification: Upper bound of the norm of what extends the input before the weight acts.
-        plain: Whether it is a matrix, or a convolution with zero padding and stride 1.
 
     Arguments:
         weight: The initial raw weight.
@@ -44,7 +48,6 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
     """
 
     amplification: float = 1.0
-    plain: bool = False
 
     def __init__(
         self,
@@ -66,36 +69,18 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.left: Tensor
         self.sigma: Tensor
-        self.register_buffer("left", _normalized(torch.randn(left_shape)))
+        self.register_buffer("left", _start(left_shape))
         self.register_buffer("sigma", torch.ones(()))
-        self._certificate: tuple[int, Bound] | None = None
-        self._bounds: tuple[tuple[int, float], dict[tuple[float, float], Bound]] | None = None
-        self._enforced: int | None = None
-        with torch.no_grad():
-            self.estimate(self.weight, SETTLING_ITERATIONS)  # so that training starts warm
-        self.settle()
-
-    # The operator, for any weight of the layer's shape.
-
-    @abstractmethod
-    def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
-        """A, plus a bias ``(D,)`` where one is given, prepared for many batches ``(N, ...)``."""
-
-    @abstractmethod
-    def adjoint(self, weight: Tensor) -> Operator:
-        """The adjoint of A, likewise. Its results are new tensors, which may be overwritten."""
+        # Each with the weight that it belongs to.
+        self._owner: Watch | None = None  # of sigma
+        self._step: tuple[Tensor, tuple[int, int] | None] | None = None
+        self._settled: tuple[Tensor, Watch] | None = None
+        self._raw: tuple[Bound, Watch] | None = None
+        self._bounds: tuple[Bound, float, dict[tuple[float, float], Bound]] | None = None
 
     @abstractmethod
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         """Gradient of the sum of ``u * (A x)`` with respect to the weight."""
-
-    @abstractmethod
-    def smooth_norm(self, weight: Tensor) -> Tensor:
-        """A rigorous upper bound of the operator norm, a float64 scalar with a gradient."""
-
-    @abstractmethod
-    def tightest_bound(self, weight: Tensor) -> Bound:
-        """The tightest rigorous bound of the operator norm that is affordable."""
 
     @abstractmethod
     def taps(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,36 +89,46 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
         See `iresflow.lipschitz.bounds.induced.entry_bounds`.
         """
 
-    # Normalisation.
+    # The weight that acts.
+
+    def normalize(self) -> Tensor:
+        """The weight for a forward pass, with its norm held at c; attached to the graph.
+
+        In training mode with gradients on, that is a training step: the norm is computed anew,
+        which moves the power iteration on, and the gradient flows through it. Otherwise as
+        `normalized_weight`.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return self.normalized_weight()
+        norm = self.normalization.norm(self, self.weight, self.left).to(self.weight.dtype)
+        self._step = (norm.detach(), version(self.weight))
+        return self.weight * self._scale(norm)
 
     def normalized_weight(self) -> Tensor:
-        """The weight that acts, with its norm held at c; attached to the graph.
+        """The weight that acts; attached to the graph of the raw one, its norm a constant.
 
-        The norm is computed anew where training does: in training mode with gradients on.
+        In training mode with gradients on, that is the weight of the last step; everywhere else,
+        and where the raw weight has changed since, the one that eval mode applies.
         """
-        sigma = self.sigma
-        if self.training and torch.is_grad_enabled():
-            sigma = self.normalization.norm(self).to(self.weight.dtype)
-            self.sigma.copy_(sigma.detach())
-            self._enforced = None
-        return self.weight * self._scale(sigma)
+        return self.weight * self._scale(self._norm())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.operator(self.normalized_weight(), self.bias)(x)
-
-    def train(self, mode: bool = True) -> "NormalizedLayer":
-        leaving_training = self.training and not mode
-        super().train(mode)
-        if leaving_training:
-            # The optimiser has moved the weight since the last forward pass normalised it.
-            self.settle()
-        return self
+        return self.operator(self.normalize(), self.bias)(x)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Brings the stored norm up to date with the weight, unless it is enforced already."""
-        if self._enforced != self._weight_key():
-            self.sigma.copy_(self.normalization.settled_norm(self))
+        """Stores the settled norm, so that ``sigma`` belongs to the weight as it is now."""
+        settled = self._settled_norm()
+        if settled is not self.sigma and not self.weight.is_meta:
+            self._own(settled)
+
+    @torch.no_grad()
+    def sharpen(self) -> None:
+        """Moves the iteration on until the norm has settled, for the training steps that follow.
+
+        The optimiser may have moved the weight further than one step of the iteration follows.
+        """
+        self.normalization.settled(self, self.weight, self.left)
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -141,42 +136,53 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
 
         The raw weight, which training moves, stays as it is.
         """
-        upper = self.normalization.certified_norm(self) + self._rounding()
-        self.sigma.fill_(upper * (1 + 16 * torch.finfo(self.sigma.dtype).eps))
-        self._enforced = self._weight_key()
+        tight = self._raw_bound().upper
+        upper = self.normalization.enforced(self, self.weight, tight) + self._rounding()
+        self._own(torch.tensor(upper * (1 + 16 * torch.finfo(self.sigma.dtype).eps)))
 
-    @torch.no_grad()
-    def raw_bound(self) -> Bound:
-        """Certified bound of the raw weight's norm.
+    # Bounds.
 
-        It is computed anew only when the weight has changed (told by its bytes, since a version
-        counter misses writes through ``.data``).
-        """
-        key = self._weight_key()
-        if self._certificate is None or self._certificate[0] != key:
-            self._certificate = (key, self.tightest_bound(self.weight))
-        return self._certificate[1]
-
-    @torch.no_grad()
     def bound(self, domain: float = 2.0, codomain: float = 2.0) -> Bound:
-        """Certified bound of the layer as eval mode applies it, from one p-norm to another.
+        """Certified bound of the layer with `normalized_weight`, from one p-norm to another.
 
         Arguments:
             domain, codomain: Of `NORMS`.
         """
         return self.bounds()[domain, codomain]
 
-    @torch.no_grad()
     def bounds(self) -> dict[tuple[float, float], Bound]:
-        """Certified bounds of the layer as eval mode applies it, by norms of domain and range."""
-        scale = float(self._scale(self.sigma))
-        raw, key = self.raw_bound(), (self._certificate[0] if self._certificate else 0, scale)
-        if self._bounds is None or self._bounds[0] != key:
+        """Certified bounds of the layer with `normalized_weight`, by norms of domain and range.
+
+        The same dictionary until the layer changes.
+        """
+        scale = float(self._scale(self._norm().detach()))
+        raw = self._raw_bound()
+        if self._bounds is None or self._bounds[0] is not raw or self._bounds[1] != scale:
             upper = (raw.upper + self._rounding()) * scale * (1 + 1e-15)
             spectral = Bound(upper, raw.estimate * scale, raw.method)
-            self._bounds = (key, {(2.0, 2.0): spectral, **self._induced_bounds(spectral, scale)})
-        return self._bounds[1]
+            every = {(2.0, 2.0): spectral, **self._induced_bounds(spectral, scale)}
+            self._bounds = (raw, scale, every)
+        return self._bounds[2]
 
+    def look_again(self) -> None:
+        """Makes the next bound compare the whole weight with what is remembered of it.
+
+        In between, a write through ``.data`` is noticed by a few entries only.
+        """
+        watches = [self._owner, *(pair[1] for pair in (self._settled, self._raw) if pair)]
+        for watch in watches:
+            if watch is not None:
+                watch.look_again()
+
+    @torch.no_grad()
+    def _raw_bound(self) -> Bound:
+        """Certified bound of the raw weight's norm."""
+        if self._raw is None or not self._raw[1].unchanged(self.weight):
+            watch = Watch(self.weight)
+            self._raw = (self.tight_bound(self.weight, self.left), watch)
+        return self._raw[0]
+
+    @torch.no_grad()
     def _induced_bounds(self, spectral: Bound, scale: float) -> dict[tuple[float, float], Bound]:
         kernel, rows, columns = self.taps()
         inputs = kernel.shape[1] * rows.shape[2] * columns.shape[2]
@@ -195,65 +201,53 @@ class NormalizedLayer(nn.Module, LipschitzMap, ABC):
                 bounds[pair] = Bound(value * growth, value * scale, "entries")
         return bounds
 
-    def estimate(self, weight: Tensor, iterations: int, *, keep: bool = True) -> Tensor:
-        """The norm by power iteration, from below, differentiable in the weight.
+    # The norms in action.
 
-        Arguments:
-            weight: Of the layer's shape.
-            iterations: With the operator and its adjoint, from where the last call ended.
-            keep: Whether the next call starts from where this one ends.
-        """
-        frozen = weight.detach()
-        with torch.no_grad():
-            multiply, adjoint = self.operator(frozen), self.adjoint(frozen)
-            left = self.left.unsqueeze(0)
-            for _ in range(iterations - 1):
-                left = _normalized(multiply(adjoint(left)))
-            right = _normalized(adjoint(left))
-        return self._stretch(weight, right, keep)
+    def _norm(self) -> Tensor:
+        if self.training and torch.is_grad_enabled() and self._step is not None:
+            norm, counted = self._step
+            if counted == version(self.weight):
+                return norm
+        return self._settled_norm()
 
-    def bidiagonal_estimate(self, weight: Tensor, *, keep: bool = True) -> Tensor:
-        r"""The norm by two steps of Golub and Kahan's bidiagonalisation; otherwise as `estimate`.
+    @torch.no_grad()
+    def _settled_norm(self) -> Tensor:
+        if self._owner is not None and self._owner.unchanged(self.weight):
+            return self.sigma
+        if self._settled is None or not self._settled[1].unchanged(self.weight):
+            watch = Watch(self.weight)
+            with outside_transforms():  # it is kept for calls that are under none
+                norm = self.normalization.settled(self, self.weight, self.left.clone())
+                self._settled = (norm.to(self.sigma), watch)
+        return self._settled[0]
 
-        From the left vector u, :math:`A^\top u` and :math:`A^\top A A^\top u` span a space of
-        right vectors; in its orthonormal basis, A is a lower triangle of two columns, whose
-        largest singular vector is known in closed form (Golub and Kahan, 1965).
-        """
-        if keep and self.plain and native_norms(weight) and self.left.dtype == weight.dtype:
-            return native_norm(weight, self.left)
-        frozen = weight.detach()
-        with torch.no_grad():
-            multiply, adjoint = self.operator(frozen), self.adjoint(frozen)
-            left = self.left.unsqueeze(0)
-            first = adjoint(left)
-            upper = torch.linalg.vector_norm(first)
-            first = first / upper.clamp_min(_tiny(upper))
-            beside = multiply(first) - upper * left
-            below = torch.linalg.vector_norm(beside)
-            beside = beside / below.clamp_min(_tiny(below))
-            second = adjoint(beside)
-            # Where the first vector was right already, the rest is rounding, along the first too.
-            second = second - (first * second).sum() * first
-            lower = torch.linalg.vector_norm(second)
-            second = second / lower.clamp_min(_tiny(lower))
-            # The top eigenvector of [[upper, below], [0, lower]] times its transpose.
-            angle = torch.atan2(2 * below * lower, upper**2 + below**2 - lower**2) / 2
-            right = _normalized(angle.cos() * first + angle.sin() * second)
-        return self._stretch(weight, right, keep)
+    def _own(self, norm: Tensor) -> None:
+        self.sigma.copy_(norm)
+        self._owner = Watch(self.weight)
 
-    def _stretch(self, weight: Tensor, right: Tensor, keep: bool) -> Tensor:
-        """The norm of A times a unit vector, with A's gradient; the image is the next start."""
-        image = self.operator(weight)(right)
-        left = _normalized(image.detach())
-        if keep:
-            # From the zero vector, that of a zero weight, the iteration would never come back.
-            left_or_old = torch.where(left.any(), left.squeeze(0), self.left)
-            self.left.copy_(left_or_old)
-        return (left * image).sum()
+    # State: a stored norm is that of the weight beside it.
 
-    def _weight_key(self) -> int:
-        data = self.weight.detach().cpu().contiguous().flatten()
-        return hash(data.view(torch.uint8).numpy().tobytes())
+    def _save_to_state_dict(self, *arguments: Any, **names: Any) -> None:  # noqa: ANN401
+        self.settle()
+        super()._save_to_state_dict(*arguments, **names)
+
+    def _load_from_state_dict(
+        self,
+        state: Mapping[str, Any],
+        prefix: str,
+        *arguments: Any,  # noqa: ANN401
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, *arguments)
+        if f"{prefix}sigma" in state:
+            self._owner = Watch(self.weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves to a device or a type of float; a norm that belongs to the weight still does."""
+        owned = self._owner is not None and self._owner.unchanged(self.weight)
+        super()._apply(fn, recurse)
+        if owned:
+            self._owner = Watch(self.weight)
+        return self
 
     def _scale(self, sigma: Tensor) -> Tensor:
         return self.coeff / sigma.clamp_min(self.coeff)
@@ -277,9 +271,7 @@ def broadcast_bias(bias: Tensor, ndim: int) -> Tensor:
     return bias.reshape(*bias.shape, *[1] * (ndim - 2))
 
 
-def _normalized(x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x).clamp_min(_tiny(x))
-
-
-def _tiny(x: Tensor) -> float:
-    return torch.finfo(x.dtype).tiny
+def _start(shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(SEED)
+    start = torch.randn(shape, generator=generator, dtype=torch.get_default_dtype(), device="cpu")
+    return normalized(start).to(torch.get_default_device())

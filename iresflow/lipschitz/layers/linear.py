@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresflow.lipschitz.bounds.banded import banded_bound, banded_cost
-from iresflow.lipschitz.bounds.base import Bound, matrix_norm
+from iresflow.lipschitz.bounds.base import Bound
+from iresflow.lipschitz.bounds.matrix import matrix_norm
 from iresflow.lipschitz.bounds.symbol import symbol_norm
-from iresflow.lipschitz.layers.base import NormalizedLayer, Operator
-from iresflow.lipschitz.layers.normalization import (
-    SETTLING_ITERATIONS,
-    Bidiagonalization,
-    Normalization,
-)
+from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.estimates import lanczos, power_iteration
+from iresflow.lipschitz.layers.normalization import Bidiagonalization, Normalization
+from iresflow.lipschitz.layers.operator import Operator
 from iresflow.lipschitz.layers.padding import CircularPadding, Grid, Padding, ZeroPadding
 
 __all__ = ["NormalizedConv2d", "NormalizedDense"]
@@ -31,6 +30,9 @@ LOOSE_LIMIT = 2e11
 
 TWIST_LIMIT = 5e10
 """Most operations on Gram matrices for which several twists of the grid are compared."""
+
+TRIED = 10
+"""Power iterations for the estimate that tells whether the DFT's bound is tight enough."""
 
 MET = 1.005
 """Ratio of a bound to the estimate below it at which the bound is tight enough."""
@@ -69,10 +71,11 @@ class NormalizedDense(NormalizedLayer):
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         return u.mT @ x
 
-    def smooth_norm(self, weight: Tensor) -> Tensor:
+    def smooth_bound(self, weight: Tensor) -> Tensor:
         return matrix_norm(weight)[0]
 
-    def tightest_bound(self, weight: Tensor) -> Bound:
+    def tight_bound(self, weight: Tensor, left: Tensor) -> Bound:
+        del left
         upper, lower = matrix_norm(weight.detach())
         return Bound(float(upper), lower, "gram")
 
@@ -151,13 +154,13 @@ class NormalizedConv2d(NormalizedLayer):
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         return self.padding.weight_gradient(x, u, self.weight.shape, self.stride)
 
-    def smooth_norm(self, weight: Tensor) -> Tensor:
+    def smooth_bound(self, weight: Tensor) -> Tensor:
         if self.pointwise:
             return matrix_norm(weight.flatten(1))[0]
         return symbol_norm(weight, self._grids(2))[0] * self.amplification
 
-    def tightest_bound(self, weight: Tensor) -> Bound:
-        weight = weight.detach()
+    def tight_bound(self, weight: Tensor, left: Tensor) -> Bound:
+        weight, left = weight.detach(), left.to(weight.dtype, copy=True)
         if self.pointwise:
             upper, lower = matrix_norm(weight.flatten(1))
             return Bound(float(upper), lower, "gram")
@@ -167,22 +170,20 @@ class NormalizedConv2d(NormalizedLayer):
         upper = float(symbol_norm(weight, self._grids(4))[0]) * self.amplification
         cost = banded_cost(weight, self.image_size, self.stride, self.padding)
         if cost <= BANDED_ALWAYS:
-            return self._banded_bound(weight, upper)
-        estimate = float(self.estimate(weight, SETTLING_ITERATIONS // 5, keep=False))
+            return self._banded_bound(weight, left, upper)
+        estimate = float(power_iteration(self, weight, left, TRIED))
         if upper <= MET * estimate:
             return Bound(upper, estimate, "fourier")
         loose = self.stride > 1 or self.amplification > 1
         if cost <= (LOOSE_LIMIT if loose else BANDED_LIMIT):
-            return self._banded_bound(weight, upper)
-        estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
-        return Bound(upper, estimate, "fourier")
+            return self._banded_bound(weight, left, upper)
+        return Bound(upper, float(lanczos(self, weight, left)), "fourier")
 
-    def _banded_bound(self, weight: Tensor, fourier: float) -> Bound:
+    def _banded_bound(self, weight: Tensor, left: Tensor, fourier: float) -> Bound:
         """The tighter of a factorisation's bound and that by the DFT, which may be exact."""
         bound = banded_bound(weight, self.image_size, self.stride, self.padding)
         if bound is None:
-            estimate = float(self.estimate(weight, SETTLING_ITERATIONS, keep=False))
-            return Bound(fourier, estimate, "fourier")
+            return Bound(fourier, float(lanczos(self, weight, left)), "fourier")
         if fourier < bound.upper:
             return Bound(fourier, bound.estimate, "fourier")
         return bound

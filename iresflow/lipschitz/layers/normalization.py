@@ -2,45 +2,63 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.estimates import bidiagonalization, lanczos, power_iteration
+from iresflow.lipschitz.layers.operator import OperatorFamily
 
 __all__ = [
     "NORMALIZATIONS",
-    "SETTLING_ITERATIONS",
     "Bidiagonalization",
     "Certified",
     "Normalization",
     "PowerIteration",
 ]
 
-SETTLING_ITERATIONS = 50
-"""Power iterations where the vectors start cold, or where the estimate is to be reported."""
-
 
 class Normalization(ABC):
     """What training divides a layer's weight by."""
 
     @abstractmethod
-    def norm(self, layer: "NormalizedLayer") -> Tensor:
-        """The norm for a training step, a scalar that is differentiable in the weight."""
+    def norm(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        """The norm for a training step, a scalar that is differentiable in the weight.
+
+        Arguments:
+            family, weight: The layer.
+            left: The iteration's left vector, which moves on.
+        """
 
     @abstractmethod
-    def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
-        """The norm for eval mode, when training is left."""
+    def settled(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        """The norm of a weight that stands still, for eval mode; arguments as in `norm`."""
 
     @abstractmethod
-    def certified_norm(self, layer: "NormalizedLayer") -> float:
-        """A rigorous upper bound of the norm, as close as may be to what training divided by."""
+    def enforced(self, family: OperatorFamily, weight: Tensor, tight: float) -> float:
+        """A rigorous upper bound of the norm, as close as may be to what training divides by.
+
+        Arguments:
+            family, weight: The layer.
+            tight: Its tightest bound.
+        """
+
+
+@dataclass(frozen=True)
+class _Estimated(Normalization):
+    """By an estimate from below."""
+
+    def settled(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        return lanczos(family, weight, left)
+
+    def enforced(self, family: OperatorFamily, weight: Tensor, tight: float) -> float:
+        del family, weight
+        return tight
 
 
 @final
 @dataclass(frozen=True)
-class PowerIteration(Normalization):
+class PowerIteration(_Estimated):
     """Warm-started power iteration on the operator (thesis, section 4.2.1): cheap, from below.
 
     The optimiser grows the directions that the iteration has not found yet, so the true norm runs
@@ -52,19 +70,13 @@ class PowerIteration(Normalization):
 
     iterations: int = 5
 
-    def norm(self, layer: "NormalizedLayer") -> Tensor:
-        return layer.estimate(layer.weight, self.iterations)
-
-    def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
-        return layer.estimate(layer.weight, SETTLING_ITERATIONS, keep=False)
-
-    def certified_norm(self, layer: "NormalizedLayer") -> float:
-        return layer.raw_bound().upper
+    def norm(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        return power_iteration(family, weight, left, self.iterations)
 
 
 @final
 @dataclass(frozen=True)
-class Bidiagonalization(Normalization):
+class Bidiagonalization(_Estimated):
     """Golub and Kahan's bidiagonalisation, two warm-started steps: from below, and cheaper.
 
     It takes the best vector of the space in which two power iterations take the last, for less
@@ -72,14 +84,8 @@ class Bidiagonalization(Normalization):
     (``benchmarks/certify.py --only overshoot``).
     """
 
-    def norm(self, layer: "NormalizedLayer") -> Tensor:
-        return layer.bidiagonal_estimate(layer.weight)
-
-    def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
-        return layer.estimate(layer.weight, SETTLING_ITERATIONS, keep=False)
-
-    def certified_norm(self, layer: "NormalizedLayer") -> float:
-        return layer.raw_bound().upper
+    def norm(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        return bidiagonalization(family, weight, left)
 
 
 @final
@@ -90,14 +96,15 @@ class Certified(Normalization):
     Its cost is that of `symbol_norm` and `matrix_norm`: small where one side has few channels.
     """
 
-    def norm(self, layer: "NormalizedLayer") -> Tensor:
-        return layer.smooth_norm(layer.weight)
+    def norm(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        del left
+        return family.smooth_bound(weight)
 
-    def settled_norm(self, layer: "NormalizedLayer") -> Tensor:
-        return layer.smooth_norm(layer.weight)
+    def settled(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        return self.norm(family, weight.detach(), left)
 
-    def certified_norm(self, layer: "NormalizedLayer") -> float:
-        return float(layer.smooth_norm(layer.weight))
+    def enforced(self, family: OperatorFamily, weight: Tensor, tight: float) -> float:
+        return max(tight, float(family.smooth_bound(weight.detach())))
 
 
 NORMALIZATIONS: dict[str, Normalization] = {

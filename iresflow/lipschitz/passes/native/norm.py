@@ -19,7 +19,7 @@ def native_norms(weight: Tensor) -> bool:
 
 
 def native_norm(weight: Tensor, left: Tensor) -> Tensor:
-    """The operator norm from below, a scalar with its gradient, as `bidiagonal_estimate` has it.
+    """The operator norm from below, a scalar with its gradient, as `bidiagonalization` has it.
 
     Arguments:
         weight: ``(D, C)``, or ``(D, C, k, k)`` of a convolution with zero padding and stride 1.

@@ -18,8 +18,8 @@ template <class T> double normalize(std::vector<T>& x) {
     return norm;
 }
 
-// Two steps of Golub and Kahan's bidiagonalisation, as in `NormalizedLayer.bidiagonal_estimate`,
-// with the names of that. `left` is (outputs, height, width) and moves on; returns the norm and
+// Two steps of Golub and Kahan's bidiagonalisation, as in `bidiagonalization` of
+// `layers/estimates.py`, with the names of that. `left` is (outputs, height, width) and moves on; returns the norm and
 // writes its gradient in the weight.
 template <class T> double bidiagonal(const Shape& shape, const Link& link, T* left) {
     thread_local Scratch<T> scratch;

@@ -1,0 +1,147 @@
+r"""Estimates of an operator's norm, from below.
+
+Each starts from a left vector, and overwrites it by the one that it ends with: the next estimate,
+of a weight that has moved a little, starts warm. The results are norms of A times a unit vector,
+so none exceeds the norm of A, but for rounding.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from iresflow.lipschitz.layers.operator import OperatorFamily
+from iresflow.lipschitz.passes.native.norm import native_norm, native_norms
+from iresflow.threads import threads_for
+
+__all__ = ["bidiagonalization", "lanczos", "normalized", "power_iteration"]
+
+STEPS = 40
+"""Steps of Lanczos' method at most."""
+
+FEWEST = 4
+"""Steps at least: a warm start holds little of the directions that have grown since."""
+
+SETTLED = 1e-4
+"""Relative growth of the norm in one step at which Lanczos' method ends."""
+
+
+def power_iteration(
+    family: OperatorFamily, weight: Tensor, left: Tensor, iterations: int
+) -> Tensor:
+    """The norm by power iteration, a scalar that is differentiable in the weight.
+
+    Arguments:
+        family: Whose operator A is measured.
+        weight: Which one.
+        left: Where to start, a vector of the range; overwritten.
+        iterations: With the operator and its adjoint.
+    """
+    frozen = weight.detach()
+    with torch.no_grad():
+        multiply, adjoint = family.operator(frozen), family.adjoint(frozen)
+        u = left.unsqueeze(0)
+        for _ in range(iterations - 1):
+            u = normalized(multiply(adjoint(u)))
+        right = normalized(adjoint(u))
+    return _stretch(family, weight, right, left)
+
+
+def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+    r"""The norm by two steps of Golub and Kahan's bidiagonalisation; otherwise as power iteration.
+
+    From the left vector u, :math:`A^\top u` and :math:`A^\top A A^\top u` span a space of right
+    vectors; in its orthonormal basis, A is a lower triangle of two columns, whose largest
+    singular vector is known in closed form (Golub and Kahan, 1965).
+    """
+    if family.plain and native_norms(weight) and left.dtype == weight.dtype:
+        return native_norm(weight, left)
+    frozen = weight.detach()
+    with torch.no_grad():
+        multiply, adjoint = family.operator(frozen), family.adjoint(frozen)
+        u = left.unsqueeze(0)
+        first = adjoint(u)
+        upper = torch.linalg.vector_norm(first)
+        first = first / upper.clamp_min(_tiny(upper))
+        beside = multiply(first) - upper * u
+        below = torch.linalg.vector_norm(beside)
+        beside = beside / below.clamp_min(_tiny(below))
+        second = adjoint(beside)
+        # Where the first vector was right already, the rest is rounding, along the first too.
+        second = second - (first * second).sum() * first
+        lower = torch.linalg.vector_norm(second)
+        second = second / lower.clamp_min(_tiny(lower))
+        # The top eigenvector of [[upper, below], [0, lower]] times its transpose.
+        angle = torch.atan2(2 * below * lower, upper**2 + below**2 - lower**2) / 2
+        right = normalized(angle.cos() * first + angle.sin() * second)
+    return _stretch(family, weight, right, left)
+
+
+@torch.no_grad()
+def lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+    r"""The norm by Lanczos' method, until it has settled; without a gradient.
+
+    The largest Ritz value of :math:`A^\top A` or :math:`A A^\top`, whichever is the smaller, in a
+    Krylov space whose basis is kept orthogonal. NaN for a weight that is not finite. Arguments as
+    in `power_iteration`.
+    """
+    weight = weight.detach()
+    work = 2 * weight.numel() * left[0].numel()
+    device = weight.device.type
+    # The same number in whatever surroundings it is first asked for.
+    with threads_for(work), torch.autocast(device, enabled=False):
+        return _lanczos(family, weight, left)
+
+
+def _lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+    multiply, adjoint = family.operator(weight), family.adjoint(weight)
+    u = left.unsqueeze(0)
+    v = adjoint(u)
+    domain = v.numel() <= u.numel()
+    vector = normalized(v if domain else u)
+    shape = vector.shape
+    basis = vector.new_empty(min(STEPS, vector.numel()), vector.numel())
+    tridiagonal = torch.zeros(len(basis), len(basis), dtype=torch.float64)
+    norm, top = 0.0, torch.ones(1, dtype=torch.float64)
+    for step in range(len(basis)):
+        basis[step] = vector.flatten()
+        image = adjoint(multiply(vector)) if domain else multiply(adjoint(vector))
+        image = image.flatten()
+        tridiagonal[step, step] = float(image @ basis[step])
+        if not math.isfinite(tridiagonal[step, step]):
+            return weight.new_tensor(math.nan)
+        values, vectors = torch.linalg.eigh(tridiagonal[: step + 1, : step + 1])
+        before, norm, top = norm, math.sqrt(max(0.0, float(values[-1]))), vectors[:, -1]
+        if step + 1 == len(basis) or (step + 1 >= FEWEST and norm - before <= SETTLED * norm):
+            break
+        span = basis[: step + 1]
+        rest = image
+        for _ in range(2):  # once leaves what the next step's errors grow from
+            rest = rest - (span @ rest) @ span
+        size = float(torch.linalg.vector_norm(rest))
+        if size <= 8 * torch.finfo(rest.dtype).eps * norm**2:
+            break
+        tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = size
+        vector = (rest / size).view(shape)
+    ritz = (top.to(basis) @ basis[: len(top)]).view(shape)
+    right = normalized(ritz if domain else adjoint(ritz))
+    return _stretch(family, weight, right, left)
+
+
+def normalized(x: Tensor) -> Tensor:
+    """x over its Euclidean norm; zero stays zero."""
+    return x / torch.linalg.vector_norm(x).clamp_min(_tiny(x))
+
+
+def _stretch(family: OperatorFamily, weight: Tensor, right: Tensor, left: Tensor) -> Tensor:
+    """The norm of A times a unit vector, with A's gradient; the image is the next start."""
+    image = family.operator(weight)(right)
+    u = normalized(image.detach())
+    with torch.no_grad():
+        # From the zero vector, that of a zero weight, the iteration would never come back.
+        left.copy_(torch.where(u.any(), u.squeeze(0), left))
+    return (u * image).sum()
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny

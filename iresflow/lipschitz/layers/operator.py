@@ -1,0 +1,44 @@
+"""What a linear layer is to those who measure its norm: an operator for each weight."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from iresflow.lipschitz.bounds.base import Bound
+
+__all__ = ["Operator", "OperatorFamily"]
+
+Operator = Callable[[Tensor], Tensor]
+"""A linear (or affine) map of batches."""
+
+
+class OperatorFamily(ABC):
+    """A linear operator A for each weight of some shape.
+
+    Attributes:
+        plain: Whether it is a matrix, or a convolution with zero padding and stride 1.
+    """
+
+    plain: bool = False
+
+    @abstractmethod
+    def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
+        """A, plus a bias ``(D,)`` where one is given, prepared for many batches ``(N, ...)``."""
+
+    @abstractmethod
+    def adjoint(self, weight: Tensor) -> Operator:
+        """The adjoint of A, likewise. Its results are new tensors, which may be overwritten."""
+
+    @abstractmethod
+    def smooth_bound(self, weight: Tensor) -> Tensor:
+        """A rigorous upper bound of the norm of A, a float64 scalar with a gradient."""
+
+    @abstractmethod
+    def tight_bound(self, weight: Tensor, left: Tensor) -> Bound:
+        """The tightest rigorous bound of the norm of A that is affordable.
+
+        Arguments:
+            weight: Of the family's shape.
+            left: A guess of the largest left singular vector; the bound holds for any.
+        """

@@ -12,6 +12,7 @@ from iresflow.lipschitz import (
     ACTIVATIONS,
     Branch,
     CircularPadding,
+    NormalizedLayer,
     ReflectPadding,
     ZeroPadding,
     conv_branch,
@@ -32,6 +33,15 @@ def perturb(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
         for parameter in module.parameters():
             parameter.add_(size * torch.randn_like(parameter))
     return module.eval()
+
+
+def expand(module: torch.nn.Module, factor: float = 10.0) -> torch.nn.Module:
+    """Puts the stored norms far below those of the weights, so that eval mode's map expands."""
+    for layer in module.modules():
+        if isinstance(layer, NormalizedLayer):
+            layer.settle()
+            layer.sigma.div_(factor)
+    return module
 
 
 def small_branch(kind: str, activation: str = "lipswish", context_dim: int = 0) -> Branch:

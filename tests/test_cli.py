@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import expand
 from PIL import Image
 
 import iresflow
@@ -181,10 +182,7 @@ def test_an_evaluation_that_was_stopped_goes_on(run, capsys, monkeypatch):
 
 def test_certify_fails_for_a_model_that_expands(run, tmp_path, capsys):
     model = iresflow.load(run / "checkpoints" / "best.pt")
-    with torch.no_grad():
-        for _, block in model.blocks():
-            for layer in block.branch.layers:
-                layer.weight.mul_(20)
+    expand(model)
     write_file({"model": model.payload()}, tmp_path / "expanding.pt")  # model.save would enforce
     assert main(["certify", str(tmp_path / "expanding.pt")]) == 1
     assert "NOT certified" in capsys.readouterr().out

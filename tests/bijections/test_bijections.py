@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import CLOSED, dense_jacobian, perturb, small_branch
+from helpers import CLOSED, dense_jacobian, expand, perturb, small_branch
 
 from iresflow import (
     Exact,
@@ -199,10 +199,7 @@ def test_squeeze_refuses_odd_sizes():
 
 
 def test_residual_block_that_expands_refuses_to_be_inverted():
-    block = ResidualBlock(small_branch("dense"))
-    with torch.no_grad():
-        for layer in block.branch.layers:
-            layer.weight.mul_(10)
+    block = expand(ResidualBlock(small_branch("dense"))).eval()
     with pytest.raises(NotContractiveError, match="a residual block has a certified"):
         block.inverse(torch.randn(3, 5))
     block.branch.enforce()

@@ -148,8 +148,10 @@ def test_bound_notices_a_write_through_data(layer_and_shape):
     layer.eval().enforce()
     held, raw = layer.bound(), layer.tight_bound(layer.weight, layer.left)
     layer.weight.data.mul_(2)
-    # What was enforced was so for another weight: eval mode takes the norm of this one.
+    # Eval mode divides by what it did, and the bound is that of the weight that acts.
     assert layer.bound() is not held
+    assert layer.bound().upper == pytest.approx(2 * held.upper, rel=1e-3)
+    layer.train().eval()
     assert layer.bound().upper == pytest.approx(held.upper, rel=1e-3)
     assert norm_in_action(layer, shape) <= layer.bound().upper
     assert layer.tight_bound(layer.weight, layer.left).upper == pytest.approx(2 * raw.upper)

@@ -5,8 +5,9 @@ step :math:`\sigma` is what the layer's `Normalization` says of the norm of W, a
 flows through it. Everywhere else it is the *settled* norm, a function of the weight and of the
 iteration's vector. That is the buffer ``sigma`` where this belongs to the weight, as after
 loading, `NormalizedLayer.settle` and `NormalizedLayer.enforce`; and otherwise an estimate, made
-when it is first asked for. `enforce` puts a rigorous upper bound of the norm into the buffer:
-until the weight changes, the layer's certified bound is at most c.
+when it is first asked for. In eval mode it is a constant from then on, whatever becomes of the
+weight, and bounds are those of the weight that acts. `enforce` puts a rigorous upper bound of the
+norm into the buffer: until the weight changes, the layer's certified bound is at most c.
 """
 
 import math
@@ -75,6 +76,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         self._owner: Watch | None = None  # of sigma
         self._step: tuple[Tensor, tuple[int, int] | None] | None = None
         self._settled: tuple[Tensor, Watch] | None = None
+        self._frozen: Tensor | None = None  # what eval mode divides by since it was first asked
         self._raw: tuple[Bound, Watch] | None = None
         self._bounds: tuple[Bound, float, dict[tuple[float, float], Bound]] | None = None
 
@@ -111,6 +113,11 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         and where the raw weight has changed since, the one that eval mode applies.
         """
         return self.weight * self._scale(self._norm())
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._frozen = None
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.operator(self.normalize(), self.bias)(x)
@@ -212,6 +219,13 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
     @torch.no_grad()
     def _settled_norm(self) -> Tensor:
+        if self.training:
+            return self._norm_of_weight()
+        if self._frozen is None:
+            self._frozen = self._norm_of_weight()
+        return self._frozen
+
+    def _norm_of_weight(self) -> Tensor:
         if self._owner is not None and self._owner.unchanged(self.weight):
             return self.sigma
         if self._settled is None or not self._settled[1].unchanged(self.weight):
@@ -223,7 +237,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
     def _own(self, norm: Tensor) -> None:
         self.sigma.copy_(norm)
-        self._owner = Watch(self.weight)
+        self._owner, self._frozen = Watch(self.weight), None
 
     # State: a stored norm is that of the weight beside it.
 
@@ -239,14 +253,16 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     ) -> None:
         super()._load_from_state_dict(state, prefix, *arguments)
         if f"{prefix}sigma" in state:
-            self._owner = Watch(self.weight)
+            self._owner, self._frozen = Watch(self.weight), None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves to a device or a type of float; a norm that belongs to the weight still does."""
         owned = self._owner is not None and self._owner.unchanged(self.weight)
         super()._apply(fn, recurse)
         if owned:
-            self._owner = Watch(self.weight)
+            self._owner, self._frozen = Watch(self.weight), None
+        elif self._frozen is not None:
+            self._frozen = fn(self._frozen)
         return self
 
     def _scale(self, sigma: Tensor) -> Tensor:

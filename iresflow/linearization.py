@@ -318,25 +318,30 @@ class _AnyOrder(torch.autograd.Function):
         return (None, None, *recorded_gradients(ctx.function, operands, grad))
 
 
-def first_order(x: Tensor) -> Tensor:
+def first_order(x: Tensor, error: DerivativeError | None = None) -> Tensor:
     """x, whose gradient is right, and a derivative of that refused.
+
+    Arguments:
+        x: Any tensor.
+        error: What to raise; None for what is true of estimated log-determinants.
 
     Raises:
         DerivativeError: in a backward pass of which a graph is made.
     """
-    return _FirstOrder.apply(x) if x.requires_grad else x
+    return _FirstOrder.apply(x, error or DerivativeError()) if x.requires_grad else x
 
 
 class _FirstOrder(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, error: DerivativeError) -> Tensor:  # noqa: ANN401
+        ctx.error = error
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         if torch.is_grad_enabled():
-            raise DerivativeError
-        return grad
+            raise ctx.error
+        return grad, None
 
 
 @final

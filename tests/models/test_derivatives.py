@@ -4,7 +4,15 @@ import pytest
 import torch
 from helpers import random_context, small_image_flow, small_vector_flow
 
-from iresflow import DerivativeError, Exact, Krylov, Lanczos, PowerSeries, RandomSeries
+from iresflow import (
+    DerivativeError,
+    Exact,
+    Krylov,
+    Lanczos,
+    PowerSeries,
+    RandomSeries,
+    compile_kernels,
+)
 
 STEP = 1e-5
 
@@ -173,3 +181,16 @@ def test_transforms_of_what_they_cannot_go_through_are_one_clear_error():
         torch.func.grad(lambda y: flow.log_prob(y).sum())(x)
     with pytest.raises(DerivativeError, match="an inverse is an iteration"):
         torch.func.grad(lambda z: flow.inverse(z).sum())(torch.randn(2, 32))
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_second_derivatives_through_estimated_norms_are_refused(native):
+    compile_kernels(native)
+    flow, x = small_vector_flow(3).train(), torch.randn(4, 3, requires_grad=True)
+    weight = next(p for p in flow.bijection.parameters() if p.ndim == 2)
+    with pytest.raises(DerivativeError, match=r"call eval\(\)"):
+        torch.autograd.grad(flow.log_prob(x).sum(), weight, create_graph=True)
+    # A gradient penalty differentiates the norms once.
+    score = torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)[0]
+    (found,) = torch.autograd.grad(score.square().sum(), weight)
+    assert bool(found.isfinite().all())

@@ -18,14 +18,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from iresflow.errors import DerivativeError
+from iresflow.linearization import first_order
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.induced import entry_bounds
 from iresflow.lipschitz.layers.estimates import normalized
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.operator import OperatorFamily
 from iresflow.lipschitz.layers.watch import Watch, outside_transforms, version
+from iresflow.tensors import transformed
 
 __all__ = ["NormalizedLayer", "broadcast_bias"]
+
+SECOND = (
+    "in training mode the gradient of a weight goes through an estimate of its norm, whose own "
+    "gradient has no derivatives: call eval(), where norms are constants, or differentiate once"
+)
 
 SEED = 0
 """Of the iteration's first vector: a new layer takes nothing from a random stream for it."""
@@ -104,6 +112,8 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
             return self.normalized_weight()
         norm = self.normalization.norm(self, self.weight, self.left).to(self.weight.dtype)
         self._step = (norm.detach(), version(self.weight))
+        if not transformed():
+            norm = first_order(norm, DerivativeError(SECOND))
         return self.weight * self._scale(norm)
 
     def normalized_weight(self) -> Tensor:

@@ -6,13 +6,22 @@ so none exceeds the norm of A, but for rounding.
 """
 
 import math
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from iresflow.lipschitz.layers.operator import OperatorFamily
-from iresflow.lipschitz.passes.native.norm import native_norm, native_norms
 from iresflow.threads import threads_for
+
+if find_spec("iresflow.lipschitz.passes.native") is not None:
+    from iresflow.lipschitz.passes.native.norm import native_norm
+else:  # the folder may be missing
+
+    def native_norm(weight: Tensor, left: Tensor) -> Tensor | None:
+        """None: there are none."""
+        return None
+
 
 __all__ = ["bidiagonalization", "lanczos", "normalized", "power_iteration"]
 
@@ -54,8 +63,9 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
     vectors; in its orthonormal basis, A is a lower triangle of two columns, whose largest
     singular vector is known in closed form (Golub and Kahan, 1965).
     """
-    if family.plain and native_norms(weight) and left.dtype == weight.dtype:
-        return native_norm(weight, left)
+    native = native_norm(weight, left) if family.plain else None
+    if native is not None:
+        return native
     frozen = weight.detach()
     with torch.no_grad():
         multiply, adjoint = family.operator(frozen), family.adjoint(frozen)

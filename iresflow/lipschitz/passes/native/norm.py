@@ -9,23 +9,23 @@ from torch.autograd.function import once_differentiable
 from iresflow.lipschitz.passes.kernels import kernels_compile
 from iresflow.lipschitz.passes.native.library import SCALARS, Link, Shape, is_plain, library
 
-__all__ = ["native_norm", "native_norms"]
+__all__ = ["native_norm"]
 
 
-def native_norms(weight: Tensor) -> bool:
-    """Whether `native_norm` can be had for a weight."""
-    known = weight.dtype in SCALARS and is_plain(weight)
-    return known and kernels_compile() and library() is not None
-
-
-def native_norm(weight: Tensor, left: Tensor) -> Tensor:
+def native_norm(weight: Tensor, left: Tensor) -> Tensor | None:
     """The operator norm from below, a scalar with its gradient, as `bidiagonalization` has it.
 
     Arguments:
         weight: ``(D, C)``, or ``(D, C, k, k)`` of a convolution with zero padding and stride 1.
         left: Where the iteration starts, ``(D,)`` or ``(D, H, W)`` of the same type; overwritten
             by where it ends.
+
+    Returns:
+        The norm; None for what the compiled code does not know, or where there is none.
     """
+    known = weight.dtype in SCALARS and is_plain(weight) and left.dtype == weight.dtype
+    if not (known and kernels_compile() and library() is not None):
+        return None
     return _NativeNorm.apply(weight, left)
 
 

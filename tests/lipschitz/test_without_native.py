@@ -20,7 +20,8 @@ x = flow.dequantize(images[:3], torch.Generator().manual_seed(0))
 flow.eval().enforce()
 z = flow.transform(x)
 back = flow.inverse(z.detach())
-print([round(float(v.detach()), 3) for v in (*flow.log_prob(x), *z[0, :3], (back - x).abs().max())])
+numbers = (*flow.log_prob(x), *z[0, :3], (back - x).abs().max())
+print([round(float(v.detach()), 3) for v in numbers])
 print([round(float(p.grad.norm()), 3) for p in flow.parameters() if p.grad is not None])
 """
 

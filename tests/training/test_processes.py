@@ -84,12 +84,12 @@ def loaded(path):
 def test_two_processes_give_the_weights_of_one(together, alone, name):
     states = [loaded(together[0] / f"{name}-{rank}.pt") for rank in (0, 1)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert_close(states[0], alone.flow.state_dict())
+    assert_close(states[0], alone.model.state_dict())
     # A control: a step less is told apart.
     start = worker.new_trainer(together[0], steps=7)
     start.train()
     with pytest.raises(AssertionError):
-        assert_close(states[0], start.flow.state_dict())
+        assert_close(states[0], start.model.state_dict())
 
 
 def test_two_processes_give_the_average_and_the_metrics_of_one(together, alone):

@@ -1,0 +1,289 @@
+"""Training from Python: the loop of ``train.py`` for a model and tensors."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from iresflow.data.base import part_size
+from iresflow.errors import NonFiniteError, RunError, TrainingInterrupted
+from iresflow.models import Flow, ImageFlow
+from iresflow.training.batches import Batch
+from iresflow.training.checkpoint import Progress
+from iresflow.training.config import TrainingConfig
+from iresflow.training.likelihood import MaximumLikelihood
+from iresflow.training.loop import OnValidation, Trainer
+from iresflow.training.objectives import Objective
+from iresflow.training.recorder import Row
+from iresflow.training.runs import RunDirectory
+
+__all__ = ["Fitted", "fit", "objective_of"]
+
+Array = Tensor | np.ndarray | Sequence[Any]
+
+DEFAULTS: dict[str, Any] = {"decay_steps": 0.3, "validate_every": 0.05}
+"""Where `fit` differs from the options of ``train.py``, whose runs have a known length."""
+
+
+@final
+@dataclass(frozen=True)
+class Fitted:
+    """A training that is over.
+
+    Attributes:
+        model: The model that was passed, in eval mode, with the best weights.
+        history: What was logged: mappings with a ``step`` each, ``train/...`` numbers every
+            `log_every` steps, and ``validation/...`` numbers.
+        best: The best validation score, in the unit of the loss; lower is better. Infinite
+            without a validation split.
+        steps: Optimiser steps done.
+        seconds: Time spent in them.
+        run: The run directory, or None.
+    """
+
+    model: nn.Module
+    history: list[Row]
+    best: float
+    steps: int
+    seconds: float
+    run: Path | None
+
+
+@singledispatch
+def objective_of(model: nn.Module) -> Objective:
+    """What `fit` minimises where it is told nothing; a room with other models registers theirs.
+
+    Raises:
+        ValueError: nothing is known for such a model.
+    """
+    raise ValueError(
+        f"fit knows no objective for a {type(model).__name__}: pass one, objective=..."
+    )
+
+
+@objective_of.register
+def _(model: Flow) -> Objective:
+    return MaximumLikelihood()
+
+
+def fit(
+    model: nn.Module,
+    x: Array,
+    labels: Array | None = None,
+    *,
+    context: Array | None = None,
+    validation: float | int | tuple[Array, Array | None] | None = 0.1,
+    objective: Objective | None = None,
+    minutes: float | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    flip: bool = False,
+    on_validation: OnValidation | None = None,
+    bar: bool = True,
+    title: str | None = None,
+    **options: Any,  # noqa: ANN401 (the fields of TrainingConfig)
+) -> Fitted:
+    """Trains a model in place, and leaves it in eval mode with the best weights.
+
+    ActNorm that has seen no data is initialised. The weights that are left are the averaged ones
+    with the best validation score, or the last ones where no split is held out; those of a flow
+    have their certified norms enforced. So they are too after Ctrl-C (which raises
+    `TrainingInterrupted` after the step) and after a `NonFiniteError`.
+
+    Arguments:
+        model: On its device, which the data is moved to.
+        x: ``(N, *event)``: integers 0 .. levels - 1 for an `ImageFlow`, floats for other flows,
+            what the objective takes for other models.
+        labels: Class numbers ``(N,)`` or what the objective takes; None for none.
+        context: Of conditional flows, ``(N, context_dim)``, or class numbers ``(N,)``; the same
+            as ``labels``.
+        validation: Samples that are held out to choose the best weights by, at random: a count or
+            a fraction below 1; or ``(x, labels)``; None for none.
+        objective: What is minimised; None for what the model is made for.
+        minutes: Of training steps; validations come on top. With a number, `steps` has no limit
+            unless it is given, and the fall of the learning rate ends with the time.
+        run: A directory for metrics, pictures and checkpoints; made if it is missing.
+        resume: Whether to go on from the checkpoint in ``run``, with the same data and model.
+        seed: Of all random streams.
+        flip: Whether images are mirrored at random.
+        on_validation: Called after each validation with the steps done, the averaged model in
+            eval mode and its `Score` or None; True ends the training.
+        bar: Whether to show a progress bar.
+        title: Of that bar.
+        options: The fields of `TrainingConfig`, such as ``steps=2000``, ``batch_size=128``,
+            ``optimizer="adamw"``, ``patience=5``. Here decay_steps is 0.3 and validate_every 0.05
+            if they are not given.
+
+    Raises:
+        ValueError: data, labels or options that don't fit.
+        NonFiniteError: a loss or gradient is not finite.
+        RunError: ``run`` holds a training already, and ``resume`` is not set.
+        TrainingInterrupted: on Ctrl-C.
+    """
+    config = _config(minutes, options)
+    if labels is not None and context is not None:
+        raise ValueError("labels and context are two names of one thing: pass one of them")
+    samples = _samples(model, x, labels if context is None else context)
+    objective = objective or objective_of(model)
+    train, held = _divided(model, samples, validation, seed)
+    directory = _directory(run, resume)
+    trainer = Trainer(
+        model,
+        objective,
+        train,
+        held,
+        config,
+        run=directory,
+        seed=seed,
+        flip=flip,
+        on_validation=on_validation,
+        bar=bar,
+        title=title,
+    )
+    if directory is not None:
+        if resume:
+            trainer.resume()
+        values = {"training": dataclasses.asdict(config), "seed": seed}
+        values["training"] |= {n: list(values["training"][n]) for n in ("recompute", "drops")}
+        (directory.path / "fit.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    try:
+        trainer.train()
+    except (TrainingInterrupted, NonFiniteError):
+        _finish(trainer)
+        raise
+    _finish(trainer)
+    progress: Progress = trainer.progress
+    return Fitted(
+        model,
+        trainer.recorder.history,
+        progress.best,
+        progress.step,
+        progress.seconds,
+        None if directory is None else directory.path,
+    )
+
+
+def _config(minutes: float | None, options: dict[str, Any]) -> TrainingConfig:
+    names = [field.name for field in dataclasses.fields(TrainingConfig)]
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            advice = f"the nearest is {near[0]}" if near else f"allowed are {', '.join(names)}"
+            raise ValueError(f"unknown option {name!r} of training: {advice}")
+    for name in ("recompute", "compile"):
+        if name in options:
+            raise ValueError(f"{name} is an option of train.py: set it on the model itself")
+    if minutes is not None:
+        options = {"steps": None, **options, "minutes": minutes}
+    return TrainingConfig(**{**DEFAULTS, **options})
+
+
+def _samples(model: nn.Module, x: Array, labels: Array | None) -> Batch:
+    """Tensors of what was passed, checked for a flow."""
+    values = torch.as_tensor(x)
+    tensor = None if labels is None else torch.as_tensor(labels)
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError(f"x has shape {tuple(values.shape)}; allowed is (N, ...), N at least 1")
+    if tensor is not None and (tensor.ndim == 0 or len(tensor) != len(values)):
+        raise ValueError(f"{len(values)} samples and labels of shape {tuple(tensor.shape)}")
+    if not isinstance(model, Flow):
+        return Batch(values, tensor)
+    if tuple(values.shape[1:]) != model.shape:
+        raise ValueError(
+            f"this flow takes samples of shape (N, {', '.join(map(str, model.shape))}), got "
+            f"{tuple(values.shape)}"
+        )
+    if isinstance(model, ImageFlow):
+        if values.is_floating_point() or values.is_complex():
+            raise ValueError(
+                f"an ImageFlow is trained on integers 0 .. {model.levels - 1}, got {values.dtype}"
+            )
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= model.levels:
+            raise ValueError(
+                f"this flow takes integers 0 .. {model.levels - 1}, got {low} .. {high}"
+            )
+        values = values.to(torch.uint8 if model.levels <= 256 else torch.int32)
+    else:
+        values = values.to(next(model.parameters()).dtype)
+    return Batch(values, _contexts(model, tensor))
+
+
+def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
+    size = flow.context_dim
+    if labels is None:
+        if size:
+            raise ValueError(f"this flow needs a context of shape (N, {size}) or class numbers")
+        return None
+    if not size:
+        raise ValueError("this flow takes no context: it was built with context_dim=0")
+    if labels.ndim == 1 and not labels.is_floating_point():
+        if not 0 <= int(labels.min()) <= int(labels.max()) < size:
+            raise ValueError(
+                f"class numbers of this flow are 0 .. {size - 1}, got {int(labels.min())} .. "
+                f"{int(labels.max())}"
+            )
+        return labels.long()
+    if tuple(labels.shape[1:]) != (size,):
+        raise ValueError(
+            f"contexts of this flow have shape (N, {size}), or are class numbers (N,) as integers;"
+            f" got {labels.dtype} {tuple(labels.shape)}"
+        )
+    return labels.to(next(flow.parameters()).dtype)
+
+
+def _divided(
+    model: nn.Module,
+    samples: Batch,
+    validation: float | int | tuple[Array, Array | None] | None,
+    seed: int,
+) -> tuple[Batch, Batch | None]:
+    """The samples to train on, and those to choose by."""
+    if validation is None or (isinstance(validation, float | int) and validation == 0):
+        return samples, None
+    if isinstance(validation, tuple):
+        if len(validation) != 2:
+            raise ValueError(f"validation is (x, labels), got a tuple of {len(validation)}")
+        return samples, _samples(model, *validation)
+    count = part_size(validation, len(samples), name="validation")
+    if count >= len(samples):
+        raise ValueError(f"validation={validation} leaves none of {len(samples)} to train on")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    order = order.to(samples.values.device)
+    return Batch.of(samples, order[count:]), Batch.of(samples, order[:count])
+
+
+def _directory(run: str | Path | None, resume: bool) -> RunDirectory | None:
+    if run is None:
+        if resume:
+            raise ValueError("resume=True needs run=, the directory to go on from")
+        return None
+    directory = RunDirectory(run)
+    if not resume and directory.path.is_dir() and any(directory.path.iterdir()):
+        raise RunError(
+            f"{directory.path} holds something already: pass resume=True to go on from its "
+            "checkpoint, or another directory"
+        )
+    directory.make()
+    return directory
+
+
+def _finish(trainer: Trainer) -> None:
+    """Puts the best weights into the model itself."""
+    model = trainer.model
+    best = trainer.store.weights("best")
+    if best is None:
+        best = trainer.average.settle(model).state_dict()
+    # Eval mode first: leaving training mode would estimate norms of weights that are replaced.
+    model.eval()
+    model.load_state_dict(best)
+    trainer.objective.make_ready(model)

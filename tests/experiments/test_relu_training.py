@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from iresflow.relu.training import Training, accuracy, classification_loss, fit, predict
 from torch import nn
 
 from iresflow.errors import NonFiniteError
-from iresflow.relu.training import Training, accuracy, classification_loss, fit, predict
 
 
 def blobs(count=200):

@@ -32,8 +32,11 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs must be 0 or more, got {self.epochs}")
+        if self.epochs < 0 or self.batch_size < 1:
+            raise ValueError(
+                f"epochs must be 0 or more, and batch_size 1 or more, got {self.epochs} and "
+                f"{self.batch_size}"
+            )
 
 
 def train(

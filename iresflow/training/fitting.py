@@ -14,10 +14,9 @@ import yaml
 from torch import Tensor, nn
 
 from iresflow.data.base import part_size
-from iresflow.errors import NonFiniteError, RunError, TrainingInterrupted
+from iresflow.errors import RunError
 from iresflow.models import Flow, ImageFlow
 from iresflow.training.batches import Batch
-from iresflow.training.checkpoint import Progress
 from iresflow.training.config import TrainingConfig
 from iresflow.training.likelihood import MaximumLikelihood
 from iresflow.training.loop import OnValidation, Trainer
@@ -31,6 +30,12 @@ Array = Tensor | np.ndarray | Sequence[Any]
 
 DEFAULTS: dict[str, Any] = {"decay_steps": 0.3, "validate_every": 0.05}
 """Where `fit` differs from the options of ``train.py``, whose runs have a known length."""
+
+ELSEWHERE = {
+    "compile": "call iresflow.compile_kernels() before",
+    "recompute": "set branch.recompute of the blocks",
+}
+"""Options of a run that are no matter of the loop, and what does the same."""
 
 
 @final
@@ -96,8 +101,7 @@ def fit(
 
     ActNorm that has seen no data is initialised. The weights that are left are the averaged ones
     with the best validation score, or the last ones where no split is held out; those of a flow
-    have their certified norms enforced. So they are too after Ctrl-C (which raises
-    `TrainingInterrupted` after the step) and after a `NonFiniteError`.
+    have their certified norms enforced. An error or Ctrl-C leaves the model so too.
 
     Arguments:
         model: On its device, which the data is moved to.
@@ -130,6 +134,8 @@ def fit(
         TrainingInterrupted: on Ctrl-C.
     """
     config = _config(minutes, options)
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"this {type(model).__name__} has no parameters to train")
     if labels is not None and context is not None:
         raise ValueError("labels and context are two names of one thing: pass one of them")
     samples = _samples(model, x, labels if context is None else context)
@@ -157,11 +163,10 @@ def fit(
         (directory.path / "fit.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     try:
         trainer.train()
-    except (TrainingInterrupted, NonFiniteError):
-        _finish(trainer)
-        raise
-    _finish(trainer)
-    progress: Progress = trainer.progress
+    finally:
+        if trainer.progress.step:
+            _finish(trainer)
+    progress = trainer.progress
     return Fitted(
         model,
         trainer.recorder.history,
@@ -179,18 +184,23 @@ def _config(minutes: float | None, options: dict[str, Any]) -> TrainingConfig:
             near = difflib.get_close_matches(name, names, n=1)
             advice = f"the nearest is {near[0]}" if near else f"allowed are {', '.join(names)}"
             raise ValueError(f"unknown option {name!r} of training: {advice}")
-    for name in ("recompute", "compile"):
+    for name, instead in ELSEWHERE.items():
         if name in options:
-            raise ValueError(f"{name} is an option of train.py: set it on the model itself")
+            raise ValueError(f"{name} is an option of train.py; in Python, {instead}")
+    if options.get("precision") == "mixed":
+        raise ValueError(
+            "precision='mixed' is the estimator's: give the flow log_det=ReducedPrecision(...)"
+        )
     if minutes is not None:
         options = {"steps": None, **options, "minutes": minutes}
     return TrainingConfig(**{**DEFAULTS, **options})
 
 
 def _samples(model: nn.Module, x: Array, labels: Array | None) -> Batch:
-    """Tensors of what was passed, checked for a flow."""
-    values = torch.as_tensor(x)
-    tensor = None if labels is None else torch.as_tensor(labels)
+    """Tensors of what was passed, floats in the model's type, checked for a flow."""
+    dtype = next(model.parameters()).dtype
+    values = _tensor("x", x, dtype)
+    tensor = None if labels is None else _tensor("labels", labels, dtype)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f"x has shape {tuple(values.shape)}; allowed is (N, ...), N at least 1")
     if tensor is not None and (tensor.ndim == 0 or len(tensor) != len(values)):
@@ -203,19 +213,35 @@ def _samples(model: nn.Module, x: Array, labels: Array | None) -> Batch:
             f"{tuple(values.shape)}"
         )
     if isinstance(model, ImageFlow):
-        if values.is_floating_point() or values.is_complex():
+        if values.is_floating_point():
             raise ValueError(
                 f"an ImageFlow is trained on integers 0 .. {model.levels - 1}, got {values.dtype}"
             )
+        if values.dtype != torch.uint8:
+            values = values.long()  # unsigned types of 16 bits and more know no minimum
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= model.levels:
             raise ValueError(
                 f"this flow takes integers 0 .. {model.levels - 1}, got {low} .. {high}"
             )
         values = values.to(torch.uint8 if model.levels <= 256 else torch.int32)
-    else:
-        values = values.to(next(model.parameters()).dtype)
-    return Batch(values, _contexts(model, tensor))
+        return Batch(values, _contexts(model, tensor))
+    return Batch(values.to(dtype), _contexts(model, tensor))
+
+
+def _tensor(name: str, values: Array, dtype: torch.dtype) -> Tensor:
+    if not isinstance(values, Tensor):
+        try:
+            values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} can't be made a tensor: {error}") from None
+    if values.is_complex():
+        raise ValueError(f"{name} is complex, {values.dtype}; allowed are integers and floats")
+    if not values.is_floating_point():
+        return values
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity")
+    return values.to(dtype)
 
 
 def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
@@ -238,7 +264,7 @@ def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
             f"contexts of this flow have shape (N, {size}), or are class numbers (N,) as integers;"
             f" got {labels.dtype} {tuple(labels.shape)}"
         )
-    return labels.to(next(flow.parameters()).dtype)
+    return labels
 
 
 def _divided(

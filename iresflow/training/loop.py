@@ -208,7 +208,10 @@ class Trainer:
     def _validate(self) -> bool:
         """Returns whether the hook asks for the end."""
         model, ready = self._ready()
-        step, score = self.progress.step, self._score(model, ready)
+        step = self.progress.step
+        if not ready.usable:
+            raise NonFiniteError(self._advice("the averaged weights can't be certified", step))
+        score = self._score(model)
         # The best first: killed in between, the run would otherwise believe in one it lacks.
         if score is not None and score.value < self.progress.best:
             self.progress.best, self.progress.stale = score.value, 0
@@ -223,7 +226,7 @@ class Trainer:
             self.objective.illustrate(model, split, Page(self.recorder, step))
         return bool(self.on_validation and self.on_validation(step, model, score))
 
-    def _score(self, model: nn.Module, ready: Ready) -> Score | None:
+    def _score(self, model: nn.Module) -> Score | None:
         if self.held is None:
             return None
         self.own.eval()
@@ -234,7 +237,7 @@ class Trainer:
             raise NonFiniteError(self._advice("the validation score is nan", step)) from None
         finally:
             self.own.train()
-        if not (math.isfinite(score.value) and ready.usable):
+        if not math.isfinite(score.value):
             raise NonFiniteError(self._advice(f"the validation score is {score.value}", step))
         return score
 

@@ -2,31 +2,25 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
-from iresflow.data.base import part_size
 from iresflow.errors import RunError
-from iresflow.models import Flow, ImageFlow
-from iresflow.training.batches import Batch
+from iresflow.models import Flow
 from iresflow.training.config import TrainingConfig
+from iresflow.training.inputs import Array, divided, samples_of
 from iresflow.training.likelihood import MaximumLikelihood
-from iresflow.training.loop import OnValidation, Trainer
-from iresflow.training.objectives import Objective
+from iresflow.training.loop import Trainer
+from iresflow.training.objectives import Objective, OnValidation
 from iresflow.training.recorder import Row
 from iresflow.training.runs import RunDirectory
 
 __all__ = ["Fitted", "fit", "objective_of"]
-
-Array = Tensor | np.ndarray | Sequence[Any]
 
 DEFAULTS: dict[str, Any] = {"decay_steps": 0.3, "validate_every": 0.05}
 """Where `fit` differs from the options of ``train.py``, whose runs have a known length."""
@@ -138,9 +132,11 @@ def fit(
         raise ValueError(f"this {type(model).__name__} has no parameters to train")
     if labels is not None and context is not None:
         raise ValueError("labels and context are two names of one thing: pass one of them")
-    samples = _samples(model, x, labels if context is None else context)
+    samples = samples_of(model, x, labels if context is None else context)
     objective = objective or objective_of(model)
-    train, held = _divided(model, samples, validation, seed)
+    if flip and samples.values.ndim != 4:
+        raise ValueError(f"flip mirrors images (N, C, H, W), got {tuple(samples.values.shape)}")
+    train, held = divided(model, samples, validation, seed)
     directory = _directory(run, resume)
     trainer = Trainer(
         model,
@@ -194,98 +190,6 @@ def _config(minutes: float | None, options: dict[str, Any]) -> TrainingConfig:
     if minutes is not None:
         options = {"steps": None, **options, "minutes": minutes}
     return TrainingConfig(**{**DEFAULTS, **options})
-
-
-def _samples(model: nn.Module, x: Array, labels: Array | None) -> Batch:
-    """Tensors of what was passed, floats in the model's type, checked for a flow."""
-    dtype = next(model.parameters()).dtype
-    values = _tensor("x", x, dtype)
-    tensor = None if labels is None else _tensor("labels", labels, dtype)
-    if values.ndim == 0 or len(values) == 0:
-        raise ValueError(f"x has shape {tuple(values.shape)}; allowed is (N, ...), N at least 1")
-    if tensor is not None and (tensor.ndim == 0 or len(tensor) != len(values)):
-        raise ValueError(f"{len(values)} samples and labels of shape {tuple(tensor.shape)}")
-    if not isinstance(model, Flow):
-        return Batch(values, tensor)
-    if tuple(values.shape[1:]) != model.shape:
-        raise ValueError(
-            f"this flow takes samples of shape (N, {', '.join(map(str, model.shape))}), got "
-            f"{tuple(values.shape)}"
-        )
-    if isinstance(model, ImageFlow):
-        if values.is_floating_point():
-            raise ValueError(
-                f"an ImageFlow is trained on integers 0 .. {model.levels - 1}, got {values.dtype}"
-            )
-        if values.dtype != torch.uint8:
-            values = values.long()  # unsigned types of 16 bits and more know no minimum
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= model.levels:
-            raise ValueError(
-                f"this flow takes integers 0 .. {model.levels - 1}, got {low} .. {high}"
-            )
-        values = values.to(torch.uint8 if model.levels <= 256 else torch.int32)
-        return Batch(values, _contexts(model, tensor))
-    return Batch(values.to(dtype), _contexts(model, tensor))
-
-
-def _tensor(name: str, values: Array, dtype: torch.dtype) -> Tensor:
-    if not isinstance(values, Tensor):
-        try:
-            values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} can't be made a tensor: {error}") from None
-    if values.is_complex():
-        raise ValueError(f"{name} is complex, {values.dtype}; allowed are integers and floats")
-    if not values.is_floating_point():
-        return values
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{name} holds NaN or infinity")
-    return values.to(dtype)
-
-
-def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
-    size = flow.context_dim
-    if labels is None:
-        if size:
-            raise ValueError(f"this flow needs a context of shape (N, {size}) or class numbers")
-        return None
-    if not size:
-        raise ValueError("this flow takes no context: it was built with context_dim=0")
-    if labels.ndim == 1 and not labels.is_floating_point():
-        if not 0 <= int(labels.min()) <= int(labels.max()) < size:
-            raise ValueError(
-                f"class numbers of this flow are 0 .. {size - 1}, got {int(labels.min())} .. "
-                f"{int(labels.max())}"
-            )
-        return labels.long()
-    if tuple(labels.shape[1:]) != (size,):
-        raise ValueError(
-            f"contexts of this flow have shape (N, {size}), or are class numbers (N,) as integers;"
-            f" got {labels.dtype} {tuple(labels.shape)}"
-        )
-    return labels
-
-
-def _divided(
-    model: nn.Module,
-    samples: Batch,
-    validation: float | int | tuple[Array, Array | None] | None,
-    seed: int,
-) -> tuple[Batch, Batch | None]:
-    """The samples to train on, and those to choose by."""
-    if validation is None or (isinstance(validation, float | int) and validation == 0):
-        return samples, None
-    if isinstance(validation, tuple):
-        if len(validation) != 2:
-            raise ValueError(f"validation is (x, labels), got a tuple of {len(validation)}")
-        return samples, _samples(model, *validation)
-    count = part_size(validation, len(samples), name="validation")
-    if count >= len(samples):
-        raise ValueError(f"validation={validation} leaves none of {len(samples)} to train on")
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
-    order = order.to(samples.values.device)
-    return Batch.of(samples, order[count:]), Batch.of(samples, order[:count])
 
 
 def _directory(run: str | Path | None, resume: bool) -> RunDirectory | None:

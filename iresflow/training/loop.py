@@ -3,8 +3,8 @@
 import math
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -17,25 +17,22 @@ from iresflow.training.batches import Batch, Batches, Samples
 from iresflow.training.checkpoint import Files, Memory, Progress, Store, load_training
 from iresflow.training.config import TrainingConfig
 from iresflow.training.guard import Guard, Step, guard_for
+from iresflow.training.inputs import require_good_data
 from iresflow.training.interrupt import deferred_interrupt
-from iresflow.training.objectives import Objective, Ready, Score
+from iresflow.training.objectives import Objective, OnValidation, Ready, Score
 from iresflow.training.optimizers import Schedule, new_optimizer
 from iresflow.training.processes import Alone, Processes
 from iresflow.training.recorder import Page, Recorder
 from iresflow.training.runs import RunDirectory
 from iresflow.training.step import StepFunction, own_shares
 
-__all__ = ["OnValidation", "Trainer"]
+__all__ = ["Trainer"]
 
 ECHO = 2.0
 """Seconds in which a launcher passes on a signal that its processes have had already."""
 
 ROUNDING = 1e-9
 """By how much a quotient of fractions may fall short of a whole number."""
-
-OnValidation = Callable[[int, nn.Module, Score | None], bool | None]
-"""Called with the steps done, the averaged model in eval mode, and its score or None where no
-split is held out; True ends the training."""
 
 
 @final
@@ -107,7 +104,8 @@ class Trainer:
         )
         self.schedule, self.progress = Schedule(config), Progress()
         self.store: Store = Memory() if run is None else Files(run)
-        self.recorder = Recorder(objective.unit(model))
+        self.unit = objective.unit(model)
+        self.recorder = Recorder(self.unit)
         self.on_validation, self.bar, self.title = on_validation, bar, title
         self._elapsed, self._interrupted, self._ended = 0.0, False, False
 
@@ -141,9 +139,7 @@ class Trainer:
         self.own.train()
         batches = self.batches.from_step(start, self.rows)
         self._elapsed, self._interrupted, self._ended = self.progress.seconds, False, False
-        self.recorder = Recorder(
-            self.objective.unit(self.model), self.run if main else None, start
-        )
+        self.recorder = Recorder(self.unit, self.run if main else None, start)
         bar = tqdm(
             total=self.config.steps,
             initial=start,
@@ -170,11 +166,7 @@ class Trainer:
                 raise TrainingInterrupted
             began, step = time.perf_counter(), self.progress.step
             rate, before = self.schedule.rate(step, self._elapsed), self._position()
-
-            def votes(began: float = began) -> tuple[float, float]:
-                seconds = self.progress.seconds + time.perf_counter() - began
-                return float(interrupted.is_set()), seconds * self.processes.main
-
+            votes = partial(self._votes, interrupted, began)
             numbers, known = self.steps.take(step, next(batches), rate, votes)
             self._note(known)
             self.average.update(self.model, step)
@@ -191,6 +183,11 @@ class Trainer:
             if validated:
                 self.validate()
         return validated
+
+    def _votes(self, interrupted: threading.Event, began: float) -> tuple[float, float]:
+        """Whether this process has been interrupted, and the seconds of the main one so far."""
+        seconds = self.progress.seconds + time.perf_counter() - began
+        return float(interrupted.is_set()), seconds if self.processes.main else 0.0
 
     def validate(self) -> None:
         """Scores the averaged model, writes checkpoints and pictures, and logs: in one process."""
@@ -284,14 +281,7 @@ class Trainer:
 
     def _start_alike(self) -> None:
         """Initialises a new model, and makes sure that all processes have the same."""
-        for data in (self.split.values, self.split.labels):
-            if data is None:
-                continue
-            if data.is_floating_point() and not bool(data.isfinite().all()):
-                raise ValueError("the training data holds NaN or infinity")
-            if self.processes.count > 1:
-                digest = zlib.crc32(data.cpu().contiguous().numpy())
-                self.processes.require_same(digest, "the training data")
+        require_good_data(self.split, self.processes)
         if self.progress.step == 0:
             self.objective.initialize(self.model, self.split, self.seed)
             self.average.model.load_state_dict(self.model.state_dict())

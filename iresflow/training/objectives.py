@@ -5,7 +5,7 @@ The loop knows no kind of model. What differs between flows, classifiers and oth
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, final
 
@@ -18,7 +18,7 @@ from iresflow.training.batches import Batch, Samples
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Album", "Objective", "Ready", "Score", "Terms", "stored"]
+__all__ = ["Album", "Objective", "OnValidation", "Ready", "Score", "Terms", "stored"]
 
 
 @final
@@ -63,6 +63,11 @@ class Ready:
     stored: Mapping[str, Any]
     logged: Mapping[str, float] = field(default_factory=dict)
     usable: bool = True
+
+
+OnValidation = Callable[[int, nn.Module, Score | None], bool | None]
+"""Called with the steps done, the averaged model in eval mode, and its score or None where no
+split is held out; True ends the training."""
 
 
 class Album(Protocol):

@@ -98,6 +98,16 @@ def agree(processes: Processes, directory: Path) -> None:
     trainer.train()
     torch.save(trainer.model.state_dict(), directory / f"accumulated-{processes.rank}.pt")
 
+    # A limit in minutes, by the clock of the main process: rates and end agree.
+    limits = {"steps": None, "minutes": 0.01, "decay_steps": 0.5, "validate_every": 0.3}
+    trainer = new_trainer(directory, processes, **limits, log_every=1)
+    trainer.train()
+    rates = [row["train/learning_rate"] for row in trainer.recorder.history if len(row) > 5]
+    torch.save(
+        {"step": trainer.progress.step, "rates": rates, **trainer.model.state_dict()},
+        directory / f"timed-{processes.rank}.pt",
+    )
+
     def interrupt(terms):
         if processes.rank == 1 and trainer.progress.step == SIGNAL_AT:
             signal.raise_signal(signal.SIGTERM)

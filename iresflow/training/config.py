@@ -62,7 +62,7 @@ class ModelConfig:
     )
     """Norm that training divides weights by; certified costs more and holds in every step."""
     factor_out: bool = False
-    """Whether half of the channels go to the latent behind each scale (images)."""
+    """Whether half of the channels go to the latent after each scale (images)."""
     alpha: float = 0.05
     """Distance of the pixels' logit from 0 and 1, in pixel range; 0 centres instead (images)."""
     learned_prior: bool = True

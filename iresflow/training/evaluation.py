@@ -90,7 +90,7 @@ def evaluate(
         seed: Of dequantisation noise and probes.
         batch_size: Samples at a time.
         precision: How exactly; by default one round.
-        progress: Called behind each batch with the batches done and those planned so far.
+        progress: Called after each batch with the batches done and those planned so far.
         state: A file that keeps what is computed when the evaluation is stopped, and that the next
             call with the same arguments goes on from; removed at the end. None for none.
         processes: Those that score the split together, batch by batch in turn. All of them call

@@ -10,9 +10,9 @@ from typing import Any, final
 import yaml
 from torch import nn
 
-from iresflow.errors import RunError
+from iresflow.errors import CheckpointError, RunError
 from iresflow.models import Flow
-from iresflow.training.config import TrainingConfig
+from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.inputs import Array, divided, samples_of
 from iresflow.training.likelihood import MaximumLikelihood
 from iresflow.training.loop import Trainer
@@ -24,6 +24,9 @@ __all__ = ["Fitted", "fit", "objective_of"]
 
 DEFAULTS: dict[str, Any] = {"decay_steps": 0.3, "validate_every": 0.05}
 """Where `fit` differs from the options of ``train.py``, whose runs have a known length."""
+
+OPTIONS = "fit.yaml"
+"""The file of a run that holds its options."""
 
 ELSEWHERE = {
     "compile": "call iresflow.compile_kernels() before",
@@ -105,7 +108,8 @@ def fit(
         context: Of conditional flows, ``(N, context_dim)``, or class numbers ``(N,)``; the same
             as ``labels``.
         validation: Samples that are held out to choose the best weights by, at random: a count or
-            a fraction below 1; or ``(x, labels)``; None for none.
+            a fraction below 1; or ``(x, labels)``; None for none. At most ``validation_samples``
+            of them are scored, 512 unless that is given.
         objective: What is minimised; None for what the model is made for.
         minutes: Of training steps; validations come on top. With a number, `steps` has no limit
             unless it is given, and the fall of the learning rate ends with the time.
@@ -114,7 +118,7 @@ def fit(
         seed: Of all random streams.
         flip: Whether images are mirrored at random.
         on_validation: Called after each validation with the steps done, the averaged model in
-            eval mode and its `Score` or None; True ends the training.
+            eval mode (copy it to keep it) and its `Score` or None; True ends the training.
         bar: Whether to show a progress bar.
         title: Of that bar.
         options: The fields of `TrainingConfig`, such as ``steps=2000``, ``batch_size=128``,
@@ -124,7 +128,9 @@ def fit(
     Raises:
         ValueError: data, labels or options that don't fit.
         NonFiniteError: a loss or gradient is not finite.
-        RunError: ``run`` holds a training already, and ``resume`` is not set.
+        RunError: ``run`` holds a training already, and ``resume`` is not set; or it is one of
+            another model, seed or optimiser.
+        CheckpointError: a checkpoint can't be written, or is not there to go on from.
         TrainingInterrupted: on Ctrl-C.
     """
     config = _config(minutes, options)
@@ -153,10 +159,8 @@ def fit(
     )
     if directory is not None:
         if resume:
-            trainer.resume()
-        values = {"training": dataclasses.asdict(config), "seed": seed}
-        values["training"] |= {n: list(values["training"][n]) for n in ("recompute", "drops")}
-        (directory.path / "fit.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+            _resume(trainer, directory)
+        _write_options(directory, config, seed)
     try:
         trainer.train()
     finally:
@@ -205,6 +209,29 @@ def _directory(run: str | Path | None, resume: bool) -> RunDirectory | None:
         )
     directory.make()
     return directory
+
+
+def _write_options(directory: RunDirectory, config: TrainingConfig, seed: int) -> None:
+    """Not as config.yaml, which would say that ``train.py`` can go on with the run."""
+    values = {"seed": seed, **Config(training=config).to_dict()["training"]}
+    (directory.path / OPTIONS).write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def _resume(trainer: Trainer, directory: RunDirectory) -> None:
+    file = directory.path / OPTIONS
+    if not file.is_file():
+        raise RunError(f"{directory.path} is no run of fit: {OPTIONS} is missing")
+    before = yaml.safe_load(file.read_text())
+    for name, now in (("seed", trainer.seed), ("optimizer", trainer.config.optimizer)):
+        if before[name] != now:
+            raise RunError(f"{directory.path} was trained with {name}={before[name]}, not {now}")
+    try:
+        trainer.resume()
+    except CheckpointError:
+        raise
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"{directory.path} is of another model or objective: {reason}") from None
 
 
 def _finish(trainer: Trainer) -> None:

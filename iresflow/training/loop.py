@@ -20,7 +20,7 @@ from iresflow.training.guard import Guard, Step, guard_for
 from iresflow.training.inputs import require_good_data
 from iresflow.training.interrupt import deferred_interrupt
 from iresflow.training.objectives import Objective, OnValidation, Ready, Score
-from iresflow.training.optimizers import Schedule, new_optimizer
+from iresflow.training.optimizers import Schedule, new_optimizer, take_up
 from iresflow.training.processes import Alone, Processes
 from iresflow.training.recorder import Page, Recorder
 from iresflow.training.runs import RunDirectory
@@ -117,7 +117,7 @@ class Trainer:
         state, self.progress = self.processes.on_main(lambda: load_training(last))
         self.model.load_state_dict(state["flow"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        take_up(self.optimizer, state["optimizer"])
         self.own.load_state_dict(state.get("objective", {}))
         self.processes.on_main(lambda: run.forget_metrics_after(self.progress.step))
 

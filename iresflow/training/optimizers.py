@@ -2,16 +2,16 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from iresflow.training.config import TrainingConfig
 
-__all__ = ["OPTIMIZERS", "Schedule", "new_optimizer"]
+__all__ = ["OPTIMIZERS", "Schedule", "new_optimizer", "take_up"]
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], TrainingConfig], Optimizer]] = {
     # The second moment of the Residual Flow code; Adamax keeps its paper's.
@@ -34,6 +34,18 @@ def new_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) ->
     """The configured optimiser of the parameters that are trained."""
     trained = [p for p in parameters if p.requires_grad]
     return OPTIMIZERS[config.optimizer](trained, config)
+
+
+def take_up(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads what an optimiser remembers; its options stay those that it was built with.
+
+    Raises:
+        ValueError: the state is of an optimiser of other parameters.
+    """
+    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
 
 
 @final

@@ -445,6 +445,14 @@ def test_a_run_holds_what_train_writes_and_goes_on(moons, tmp_path):
     assert fitted.steps == 8 and load_training(run / "checkpoints" / "last.pt")[1].step == 8
     for a, b in zip(other.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
+    with pytest.raises(RunError, match="is of another model or objective"):
+        fit(VectorFlow(2, 2, 4), moons, run=run, resume=True, **options)
+    with pytest.raises(RunError, match="was trained with optimizer=adam, not sgd"):
+        fit(other, moons, run=run, resume=True, optimizer="sgd", **options)
+    with pytest.raises(RunError, match="was trained with seed=0, not 3"):
+        fit(other, moons, run=run, resume=True, seed=3, **options)
+    with pytest.raises(RunError, match=r"fit\.yaml is missing"):
+        fit(other, moons, run=tmp_path / "none", resume=True, **options)
     with pytest.raises(ValueError, match="needs run="):
         fit(flow, moons, resume=True, **QUICK)
 

@@ -1,5 +1,6 @@
 """Each optimiser and each schedule against three steps that are written out here."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from iresflow.training.batches import Batch
 from iresflow.training.config import TrainingConfig
 from iresflow.training.loop import Trainer
 from iresflow.training.objectives import Objective, Score, Terms
-from iresflow.training.optimizers import OPTIMIZERS, Schedule
+from iresflow.training.optimizers import OPTIMIZERS, Schedule, take_up
 
 DECAY = 0.1
 """Weight decay of the tests."""
@@ -114,6 +115,20 @@ def test_a_gradient_below_the_limit_is_not_clipped_and_none_is_without_one():
         torch.testing.assert_close(model.weight.detach(), w - 0.1 * gradient)
         norm = trainer.recorder.history[0]["train/gradient_norm"]
         assert norm == pytest.approx(float(gradient.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resumed_optimiser_remembers_but_has_the_options_of_now(name):
+    trainer, model, _ = new_trainer(optimizer=name, weight_decay=DECAY)
+    trainer.train()
+    other, _, _ = new_trainer(optimizer=name, weight_decay=0.5, momentum=0.3)
+    take_up(other.optimizer, copy.deepcopy(trainer.optimizer.state_dict()))
+    (group,) = other.optimizer.param_groups
+    assert group["weight_decay"] == 0.5 and group.get("momentum", 0) in (0, 0.3)
+    (ours,), (theirs,) = other.optimizer.state.values(), trainer.optimizer.state.values()
+    assert ours and all(
+        torch.equal(torch.as_tensor(v), torch.as_tensor(theirs[k])) for k, v in ours.items()
+    )
 
 
 def rates(steps=100, at=None, **settings):

@@ -11,6 +11,7 @@ ROOT = Path(iresflow.__file__).parent
 RANKS = {
     "errors": 0,
     "streams": 0.5,
+    "threads": 0.5,
     "tensors": 1,
     "linearization": 2,
     "lipschitz": 3,

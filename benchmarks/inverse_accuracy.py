@@ -18,11 +18,11 @@ from torch import Tensor
 
 from iresflow import ImageFlow
 from iresflow.bijections import Accuracy, Bijection, Composition, MultiScale, ResidualBlock
-from iresflow.commands.evaluate import dataset_of_run
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.models import Flow
-from iresflow.training.build import class_context
+from iresflow.training.build import dataset_of_run
 from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.contexts import context_of
 
 REFERENCE = 1e-12
 """Largest certified error of a block's reference, or 1e-9 of what is claimed of the block."""
@@ -133,13 +133,13 @@ def latents(flow: Flow, options: argparse.Namespace):  # noqa: ANN201
         if done // options.batch % 2 == 0 and used + count <= len(test):
             rows = slice(used, used + count)
             labels = None if test.labels is None else test.labels[rows]
-            context = class_context(labels, flow.context_dim, like)
+            context = context_of(labels, flow.context_dim, like)
             x = test.values[rows]
             x = flow.dequantize(x, generator) if isinstance(flow, ImageFlow) else x.to(like.dtype)
             yield flow.transform(x, context), context
             used += count
         else:
-            context = class_context(torch.arange(count), flow.context_dim, like)
+            context = context_of(torch.arange(count), flow.context_dim, like)
             yield flow.base.sample(count, context, generator=generator), context
         done += count
 

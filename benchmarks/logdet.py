@@ -20,9 +20,9 @@ from torch import Tensor
 
 import iresflow
 from iresflow import ImageFlow, Krylov, Lanczos, Poisson, PowerSeries, RandomSeries
-from iresflow.commands.evaluate import dataset_of_run
 from iresflow.linearization import Linearization
 from iresflow.logdet import LogDetEstimate, LogDetEstimator
+from iresflow.training.build import dataset_of_run
 from iresflow.training.checkpoint import find_checkpoint
 
 SEED = 1

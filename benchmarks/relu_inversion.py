@@ -4,7 +4,7 @@ Prints, for latent dimensions 10 to 110, the CPU time of our programs and that o
 programs given to ``scipy.optimize.linprog`` as dense matrices, in turns on the same problems, with
 the ratios. "plain" follows the paper step by step: the same thresholds, each program from nothing.
 
-    OMP_NUM_THREADS=1 python benchmarks/relu_inversion.py [--problems 7] [--noise 0.01]
+    OMP_NUM_THREADS=1 python -m benchmarks.relu_inversion [--problems 7] [--noise 0.01]
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import linprog
 
-from iresflow.relu.experiments.inversion import random_network
+from experiments.relu.inversion import random_network
 from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.relu.layerwise import NetworkInversion, invert_network
 from iresflow.relu.network import Layer, Network

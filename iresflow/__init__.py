@@ -36,6 +36,7 @@ from iresflow.models.storage import (
     warn_of_other_weights,
 )
 from iresflow.solvers import Anderson, Broyden, FixedPoint
+from iresflow.training.fitting import Fitted, fit
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "DataError",
     "DerivativeError",
     "Exact",
+    "Fitted",
     "FixedPoint",
     "Flow",
     "Geometric",
@@ -66,6 +68,7 @@ __all__ = [
     "UnknownBoundError",
     "VectorFlow",
     "compile_kernels",
+    "fit",
     "load",
 ]
 

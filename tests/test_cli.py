@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,7 @@ from iresflow.commands.train import _configure
 from iresflow.models.storage import read_file, write_file
 from iresflow.training.config import Config
 
-CONFIGS = [
-    file
-    for file in sorted((Path(iresflow.__file__).parents[1] / "configs").glob("*.yaml"))
-    if not file.name.startswith("relu-")  # of other verbs
-]
+CONFIGS = sorted((Path(iresflow.__file__).parents[1] / "configs").glob("*.yaml"))
 TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.log_every 1
 --log_det.terms 3""".split()
@@ -93,6 +90,28 @@ def test_resume_refuses_another_model(run, capsys):
     message = fails(["train", "--resume", str(run), "--training.optimizer", "adamax"], capsys)
     assert "other values of training.optimizer" in message
     assert "is missing" in fails(["train", "--resume", str(run / "no")], capsys)
+
+
+def test_options_that_are_younger_than_a_run_have_their_defaults(run, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
+    values = yaml.safe_load((old / "config.yaml").read_text())
+    del values["data"]["flip"], values["model"]["learned_prior"], values["training"]["momentum"]
+    (old / "config.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", "--resume", str(old), "--training.steps", "3"]) == 0
+    message = fails(["train", "--resume", str(old), "--data.flip", "true"], capsys)
+    assert "other values of data.flip" in message
+
+
+def test_a_run_may_have_minutes_and_no_number_of_steps(tmp_path, capsys):
+    limits = ["--training.steps", "null", "--training.minutes", "0.005"]
+    more = ["--training.validate_every", "0.5", "--training.decay_steps", "0.3"]
+    arguments = [*TINY, *limits, *more, "--training.schedule", "cosine", "--data.test", "24"]
+    assert main(["train", *arguments, "--runs", str(tmp_path)]) == 0
+    assert "steps       0 of 0.005 minutes" in capsys.readouterr().out
+    lines = (tmp_path / "0000-digits" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len([row for row in rows if "validation/bits/dim" in row]) == 2
 
 
 @pytest.mark.parametrize("picture", ["samples", "reconstructions", "interpolations"])

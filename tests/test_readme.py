@@ -15,7 +15,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     names = {}
-    exec(compile(example.replace("range(100)", "range(10)"), "README.md", "exec"), names)
+    exec(compile(example.replace("steps=100", "steps=10"), "README.md", "exec"), names)
     assert names["samples"].shape == (64, 2)
     assert "certified: every block" in capsys.readouterr().out
     assert (tmp_path / "flow.pt").is_file()

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,15 +14,16 @@ from iresflow.cli import main as command
 from iresflow.commands.arguments import fail
 from iresflow.data import Split, load_dataset
 from iresflow.errors import DataError, NonFiniteError, TrainingInterrupted
-from iresflow.training import loop
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_for_all
 from iresflow.training.config import Config, LogDetConfig, ModelConfig, TrainingConfig
-from iresflow.training.evaluation import Evaluation, Precision
+from iresflow.training.evaluation import Precision, evaluate
+from iresflow.training.likelihood import MaximumLikelihood
 from iresflow.training.loop import Trainer
+from iresflow.training.objectives import Objective, Terms
 from iresflow.training.processes import Alone, Processes, join_processes
+from iresflow.training.rounds import Evaluation
 from iresflow.training.runs import RunDirectory
-from iresflow.training.score import evaluate
 
 SIGNAL_AT, BAD_AT, KILLED_AT = 2, 4, 5
 
@@ -37,14 +40,39 @@ def configuration(**training) -> Config:
     )
 
 
-def new_trainer(directory: Path, processes: Processes | None = None, **training) -> Trainer:
+@dataclass(frozen=True)
+class Acting(MaximumLikelihood):
+    """Maximum likelihood, and something that is done with the terms of each batch."""
+
+    action: Callable[[Terms], Terms]
+
+    def __call__(self, model, batch, stream) -> Terms:
+        return self.action(super().__call__(model, batch, stream))
+
+
+def new_trainer(
+    directory: Path,
+    processes: Processes | None = None,
+    objective: Objective | None = None,
+    **training,
+) -> Trainer:
     config, dataset = configuration(**training), load_dataset("digits")
     processes = processes or Alone()
     # Each process starts from other weights: those of the main one count.
     torch.manual_seed(processes.rank)
     run = processes.on_main(lambda: RunDirectory.create(directory, "run"))
     flow = build_model(config, dataset)
-    return Trainer(flow, dataset, config.training, run, flip=True, processes=processes)
+    return Trainer(
+        flow,
+        objective or MaximumLikelihood(),
+        dataset.train,
+        dataset.validation,
+        config.training,
+        run=run,
+        flip=True,
+        processes=processes,
+        bar=False,
+    )
 
 
 def score_of(model, dataset, processes: Processes) -> Evaluation:
@@ -54,58 +82,53 @@ def score_of(model, dataset, processes: Processes) -> Evaluation:
     return evaluate(model, split, batch_size=7, precision=precision, processes=processes)
 
 
-def on_objective(action) -> None:
-    """Calls something with the trainer's step before each objective."""
-    objective = loop.evaluate_objective
-
-    def acting(*arguments):
-        return action(objective(*arguments))
-
-    loop.evaluate_objective = acting
-
-
 def agree(processes: Processes, directory: Path) -> None:
     """Several runs of two processes, and an error in one of them at the end."""
-    original = loop.evaluate_objective
     trainer = new_trainer(directory, processes)
     trainer.train()
-    torch.save(trainer.flow.state_dict(), directory / f"equal-{processes.rank}.pt")
+    torch.save(trainer.model.state_dict(), directory / f"equal-{processes.rank}.pt")
     if processes.main:
         torch.save(trainer.average.state_dict(), directory / "average.pt")
 
     model, _ = load_for_all(trainer.run.checkpoint("last"), trainer.device, processes)
-    score = score_of(model, trainer.dataset, processes)
+    score = score_of(model, load_dataset("digits"), processes)
     (directory / f"score-{processes.rank}").write_text(repr(score))
 
     trainer = new_trainer(directory, processes, accumulate=2, validate_every=8)
     trainer.train()
-    torch.save(trainer.flow.state_dict(), directory / f"accumulated-{processes.rank}.pt")
+    torch.save(trainer.model.state_dict(), directory / f"accumulated-{processes.rank}.pt")
 
-    def interrupt(objective):
+    # A limit in minutes, by the clock of the main process: rates and end agree.
+    limits = {"steps": None, "minutes": 0.01, "decay_steps": 0.5, "validate_every": 0.3}
+    trainer = new_trainer(directory, processes, **limits, log_every=1)
+    trainer.train()
+    rates = [row["train/learning_rate"] for row in trainer.recorder.history if len(row) > 5]
+    torch.save(
+        {"step": trainer.progress.step, "rates": rates, **trainer.model.state_dict()},
+        directory / f"timed-{processes.rank}.pt",
+    )
+
+    def interrupt(terms):
         if processes.rank == 1 and trainer.progress.step == SIGNAL_AT:
             signal.raise_signal(signal.SIGTERM)
-        return objective
+        return terms
 
-    trainer = new_trainer(directory, processes)
-    on_objective(interrupt)
+    trainer = new_trainer(directory, processes, Acting(interrupt))
     try:
         trainer.train()
     except TrainingInterrupted:
         (directory / f"interrupted-{processes.rank}").write_text(str(trainer.progress.step))
-    loop.evaluate_objective = original
 
-    def spoil(objective):
+    def spoil(terms):
         if processes.rank == 1 and trainer.progress.step == BAD_AT:
-            return type(objective)(objective.loss * torch.nan, *list(vars(objective).values())[1:])
-        return objective
+            return replace(terms, loss=terms.loss * torch.nan)
+        return terms
 
-    trainer = new_trainer(directory, processes)
-    on_objective(spoil)
+    trainer = new_trainer(directory, processes, Acting(spoil))
     try:
         trainer.train()
     except NonFiniteError as error:
         (directory / f"bad-{processes.rank}").write_text(str(error))
-    loop.evaluate_objective = original
 
     if processes.rank == 1:
         raise DataError("the second process has no data")
@@ -114,15 +137,15 @@ def agree(processes: Processes, directory: Path) -> None:
 
 def die() -> int:
     """``iresflow train`` with a second process that is killed in the middle of a step."""
-    steps = []
+    steps, original = [], MaximumLikelihood.__call__
 
-    def kill(objective):
+    def killing(*arguments):
         steps.append(None)
         if os.environ["RANK"] == "1" and len(steps) > KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
-        return objective
+        return original(*arguments)
 
-    on_objective(kill)
+    MaximumLikelihood.__call__ = killing
     return command(["train", *sys.argv[2:]])
 
 

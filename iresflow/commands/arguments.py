@@ -1,11 +1,12 @@
 """Parsing of command lines, with errors that name the nearest valid option."""
 
 import difflib
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 __all__ = ["add_run_arguments", "fail", "new_parser", "parse"]
@@ -35,7 +36,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(list(arguments))
     except Exception as error:  # the library raises several kinds for bad input
-        fail(_explain(str(error).strip(), _keys(parser)), code=2)
+        fail(_unknown_option(parser, arguments) or " ".join(str(error).split()), code=2)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -44,32 +45,49 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
-    options = [name for action in parser._actions for name in action.option_strings]
-    return sorted({name.lstrip("-") for name in options if name.startswith("--")})
+def _unknown_option(parser: ArgumentParser, arguments: Sequence[str]) -> str | None:
+    """What is to be said of the first option that the parser doesn't have; None where it has all.
+
+    The parser refuses them too, but each kind in other words, without the nearest one.
+    """
+    actions = [name for action in parser._actions for name in action.option_strings]
+    known = sorted({name.lstrip("-") for name in actions if name.startswith("--")})
+    for name in (*_names(arguments), *_names_in_files(arguments)):
+        if name not in known:
+            return f"unknown option {name!r}: {_advice(name, known)}"
+    return None
 
 
-def _explain(message: str, keys: list[str]) -> str:
-    message = re.sub(r"\s+", " ", message)
-    message = re.sub(r"<class '(\w+)'>", r"\1", message)
-    unknown = re.search(r"[Uu]nrecognized arguments?: --([\w.\-]+)", message)
-    in_group = re.search(r"Group '([\w.]+)' does not accept option '([\w.\-]+)'", message)
-    at_root = re.search(
-        r"(?:Key|Option|option) '([\w.\-]+)' is not (?:expected|accepted)", message
-    )
-    wrong: str | None = None
-    if unknown:
-        wrong = unknown[1]
-    elif in_group:
-        wrong = f"{in_group[1]}.{in_group[2]}"
-    elif at_root:
-        wrong = at_root[1]
-    if wrong is None:
-        return message
-    near = difflib.get_close_matches(wrong, keys, n=1, cutoff=0.4)
+def _names(arguments: Sequence[str]) -> Iterator[str]:
+    for argument in arguments:
+        if argument.startswith("--"):
+            yield argument[2:].partition("=")[0].rstrip("+")
+
+
+def _names_in_files(arguments: Sequence[str]) -> Iterator[str]:
+    """The options that the configuration files set, each by its full name."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        path = Path(value or following)
+        if name == "--config" and path.is_file():
+            try:
+                yield from _leaves(yaml.safe_load(path.read_text()))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                continue  # the parser says what is wrong with it
+
+
+def _leaves(values: object, prefix: str = "") -> Iterator[str]:
+    if not isinstance(values, dict):
+        yield prefix
+        return
+    for key, value in values.items():
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _advice(wrong: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
     if not near:
         # The right name in the wrong section: compare the last part alone.
-        last = {key.rsplit(".", 1)[-1]: key for key in keys}
+        last = {name.rsplit(".", 1)[-1]: name for name in known}
         near = [last[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], last, n=1)]
-    advice = f"the nearest is --{near[0]}" if near else "see --help"
-    return f"unknown option {wrong!r}: {advice}"
+    return f"the nearest is --{near[0]}" if near else "see --help"

@@ -4,49 +4,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
-from iresflow.data import Dataset, Split
-from iresflow.errors import RunError
 from iresflow.lipschitz import compile_kernels
-from iresflow.training.build import build_dataset
+from iresflow.training.batches import Batch, Samples
+from iresflow.training.build import build_dataset, data_of_run
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
-from iresflow.training.config import DataConfig
-from iresflow.training.evaluate import RECONSTRUCTED, reconstruct
-from iresflow.training.evaluation import Precision
+from iresflow.training.evaluation import Precision, evaluate
 from iresflow.training.processes import Processes, join_processes
-from iresflow.training.score import evaluate
+from iresflow.training.reconstruction import RECONSTRUCTED, reconstruct
 
-__all__ = ["dataset_of_run", "main"]
+__all__ = ["main"]
 
 DESCRIPTION = """\
 Scores a trained model (its averaged weights) on the test split of its data. With --tol, rounds of
 new dequantisation noise and new probes are added until truncation bound and standard error of both
 are below the tolerance. An evaluation that was stopped goes on where it was, by the same command.
 The exit code is 1 if the tolerance was not met."""
-
-
-def dataset_of_run(run: str, root: str | None) -> Dataset:
-    """The data set that a run was trained on; ``root`` overrides where it lies.
-
-    Raises:
-        RunError: ``run`` is not a run directory.
-    """
-    return build_dataset(*_data_config(run, root))
-
-
-def _data_config(run: str, root: str | None) -> tuple[DataConfig, int]:
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
-    values = yaml.safe_load(file.read_text())
-    data = DataConfig(**values["data"])
-    if root is not None:
-        data.root = root
-    return data, values["seed"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,11 +44,11 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     )
     path = processes.on_main(lambda: find_checkpoint(options.run, options.checkpoint))
     model, step = load_for_all(path, processes.device(options.device), processes)
-    config = processes.on_main(lambda: _data_config(options.run, options.root))
+    config = processes.on_main(lambda: data_of_run(options.run, options.root))
     dataset = processes.one_by_one(lambda: build_dataset(*config))
-    split: Split = getattr(dataset, options.split)
+    split: Samples = getattr(dataset, options.split)
     count = min(options.n or len(split), len(split))
-    split = Split(split.values[:count], None if split.labels is None else split.labels[:count])
+    split = Batch.of(split, slice(count))
     whole = options.split == "test" and options.n is None
     name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
     file = Path(options.run) / f"{name}.json"

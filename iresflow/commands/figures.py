@@ -10,11 +10,11 @@ from torch import Tensor
 from iresflow.analysis.estimators import estimator_curves
 from iresflow.analysis.inversion import inversion_curve
 from iresflow.analysis.norms import layer_norms
-from iresflow.commands.evaluate import dataset_of_run
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.plots import estimator_figure, inversion_figure, layer_norm_figure, save_figure
-from iresflow.training.build import class_context
+from iresflow.training.build import dataset_of_run
+from iresflow.training.contexts import context_of
 
 __all__ = ["data_of_run", "draw_data_figures", "draw_layer_norms"]
 
@@ -48,7 +48,7 @@ def data_of_run(
     like = next(model.parameters())
     values = split.values[:SAMPLES].to(like.device)
     labels = None if split.labels is None else split.labels[:SAMPLES]
-    context = class_context(labels, model.context_dim, like)
+    context = context_of(labels, model.context_dim, like)
     if isinstance(model, ImageFlow):
         generator = torch.Generator(like.device).manual_seed(seed)
         return model.dequantize(values, generator), context

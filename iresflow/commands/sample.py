@@ -12,15 +12,15 @@ from torchvision.utils import save_image
 
 from iresflow.bijections import Accuracy
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
-from iresflow.commands.evaluate import dataset_of_run
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
 from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
-from iresflow.training.build import class_context, resolve_device
+from iresflow.training.build import dataset_of_run, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
-from iresflow.training.evaluate import reconstruct
+from iresflow.training.contexts import context_of
+from iresflow.training.reconstruction import reconstruct
 
 __all__ = ["main"]
 
@@ -96,7 +96,7 @@ def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor,
     labels = torch.arange(options.n) % max(1, model.context_dim)
     if options.label is not None:
         labels = torch.full((options.n,), options.label)
-    context = class_context(labels, model.context_dim, like)
+    context = context_of(labels, model.context_dim, like)
     stream = torch.Generator(like.device).manual_seed(options.seed)
     return model.base.sample(options.n, context, options.temperature, stream), context
 
@@ -138,7 +138,7 @@ def _interpolate(model: ImageFlow, options: Namespace) -> int:
         raise ValueError("a path needs two test images")
     like = next(model.parameters())
     labels = None if split.labels is None else split.labels[: 2 * paths]
-    context = class_context(labels, model.context_dim, like)
+    context = context_of(labels, model.context_dim, like)
     stream = torch.Generator(like.device).manual_seed(options.seed)
     x = model.dequantize(split.values[: 2 * paths].to(like.device), stream)
     ends = model.transform(x, context)

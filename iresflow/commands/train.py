@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -16,12 +17,14 @@ from iresflow.lipschitz import compile_kernels
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
-from iresflow.training.config import Config
-from iresflow.training.evaluate import RECONSTRUCTED, reconstruct
-from iresflow.training.loop import Trainer, own_shares
+from iresflow.training.config import Config, TrainingConfig
+from iresflow.training.evaluation import evaluate
+from iresflow.training.likelihood import MaximumLikelihood
+from iresflow.training.loop import Trainer
 from iresflow.training.processes import Processes, join_processes
+from iresflow.training.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.runs import RunDirectory
-from iresflow.training.score import evaluate
+from iresflow.training.step import own_shares
 
 __all__ = ["main"]
 
@@ -51,9 +54,11 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     )
     trainer = Trainer(
         flow,
-        dataset,
+        MaximumLikelihood(),
+        dataset.train,
+        dataset.validation,
         config.training,
-        run,
+        run=run,
         seed=config.seed,
         flip=config.data.flip,
         processes=processes,
@@ -106,28 +111,31 @@ def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
 
 
 def _require_same_experiment(run: RunDirectory, config: Config) -> None:
-    before = yaml.safe_load(run.config_file.read_text())
-    now = config.to_dict()
-    fixed = ("data", "model", "log_det", "seed")
-    changed = ["training.optimizer"] * (
-        before["training"]["optimizer"] != now["training"]["optimizer"]
-    )
-    changed += [
-        f"{section}.{key}" if isinstance(now[section], dict) else section
-        for section in fixed
-        for key in (now[section] if isinstance(now[section], dict) else [None])
-        if (
-            before[section].get(key) != now[section][key]
-            if key is not None
-            else before[section] != now[section]
-        )
+    stored, now = yaml.safe_load(run.config_file.read_text()), config.to_dict()
+    # Options that are younger than the run had their defaults.
+    before = Config().to_dict()
+    for section, values in stored.items():
+        before[section] = {**before[section], **values} if isinstance(values, dict) else values
+    names = [
+        *(f"{section}.{key}" for section in ("data", "model", "log_det") for key in now[section]),
+        "training.optimizer",
+        "seed",
     ]
-    changed = [name for name in changed if name != "data.root"]
+    changed = [
+        name
+        for name in names
+        if name != "data.root" and _option(before, name) != _option(now, name)
+    ]
     if changed:
         raise RunError(
             f"{run.path} was trained with other values of {', '.join(changed)}; a resumed run may "
             "change the options of training, the device and data.root only"
         )
+
+
+def _option(values: dict[str, Any], name: str) -> object:
+    section, _, key = name.partition(".")
+    return values[section][key] if key else values[section]
 
 
 def _announce(
@@ -147,9 +155,13 @@ def _announce(
         f"{len(dataset.validation)} validation, {len(dataset.test)} test\n"
         f"model       {len(list(flow.blocks()))} residual blocks, {parameters:,} parameters, "
         f"{trainer.device}{team}\n"
-        f"steps       {trainer.progress.step} of {trainer.config.steps}",
+        f"steps       {trainer.progress.step} of {_goal(trainer.config)}",
         flush=True,
     )
+
+
+def _goal(config: TrainingConfig) -> str:
+    return f"{config.minutes} minutes" if config.steps is None else str(config.steps)
 
 
 def _report(

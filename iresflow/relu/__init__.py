@@ -1,8 +1,8 @@
 """What an ordinary ReLU network throws away: a wing of its own, which knows no flow.
 
 The methods work on any ``torch.nn.Sequential`` of linear layers, convolutions, ReLU and LeakyReLU
-(`iresflow.relu.network`), and each module can be imported alone; the figures of the papers are
-drawn by `iresflow.relu.experiments`.
+(`iresflow.relu.network`), and each module can be imported alone. They train nothing; the papers'
+experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
 from iresflow.relu.attack import InnerProduct, Nearest, invariance_attack

@@ -1,1 +1,1 @@
-"""Training of flows: configuration, loop, checkpoints, evaluation."""
+"""One training loop for all models: objectives, checkpoints, evaluation, and `fit`."""

@@ -1,28 +1,59 @@
 """Batches of a split, in an order and with random streams that depend on seed and step alone."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
-from iresflow.data import Split
 from iresflow.streams import PartialStream, Stream
 
-__all__ = [
-    "Batches",
-    "Placement",
-    "Resident",
-    "Share",
-    "Streamed",
-    "placement_for",
-    "random_stream",
-]
+__all__ = ["Batch", "Batches", "Samples", "Share", "random_stream"]
 
 RESIDENT_SHARE = 0.25
 """The part of a GPU's free memory that data may take: the rest is for what training computes."""
+
+
+class Samples(Protocol):
+    """Samples with or without labels, such as a split of a data set, or a batch of one.
+
+    Attributes:
+        values: ``(N, *event)``, of any type.
+        labels: ``(N, *any)``: class numbers, contexts, targets; None for none.
+    """
+
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor | None: ...
+
+    def __len__(self) -> int: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some samples, as an objective gets them.
+
+    Arguments:
+        values: ``(N, *event)``.
+        labels: ``(N, *any)``, or None.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.values)
+
+    @staticmethod
+    def of(samples: Samples, rows: slice | Tensor) -> "Batch":
+        """Some of the samples, by their places."""
+        labels = samples.labels
+        return Batch(samples.values[rows], None if labels is None else labels[rows])
 
 
 def random_stream(seed: int, step: int, purpose: int, device: torch.device) -> torch.Generator:
@@ -83,77 +114,13 @@ class Share:
         return PartialStream(generator, self.whole, self.first)
 
 
-class Placement(ABC):
-    """Where a split's values lie, and how samples of it come to the device.
-
-    Arguments:
-        values: ``(N, *event)``, on the CPU.
-        device: Where the samples shall come.
-    """
-
-    @abstractmethod
-    def __init__(self, values: Tensor, device: torch.device) -> None: ...
-
-    @property
-    @abstractmethod
-    def home(self) -> torch.device:
-        """Where the values lie."""
-
-    @abstractmethod
-    def take(self, index: Tensor) -> Tensor:
-        """Samples on the device, by their numbers ``(B,)``, which lie where the values do."""
-
-
-@final
-class Resident(Placement):
-    """All values on the device, as they are stored: images in one byte a pixel."""
-
-    def __init__(self, values: Tensor, device: torch.device) -> None:
-        self._values = values.to(device)
-
-    @property
-    def home(self) -> torch.device:
-        return self._values.device
-
-    def take(self, index: Tensor) -> Tensor:
-        return self._values[index]
-
-
-@final
-class Streamed(Placement):
-    """All values on the host; samples are gathered there and copied while the device computes."""
-
-    def __init__(self, values: Tensor, device: torch.device) -> None:
-        self._values = values
-        self._device = device
-
-    @property
-    def home(self) -> torch.device:
-        return self._values.device
-
-    def take(self, index: Tensor) -> Tensor:
-        samples = self._values[index]
-        if self._device.type == "cuda":
-            # Only from pinned memory does the copy run beside the host.
-            samples = samples.pin_memory()
-        return samples.to(self._device, non_blocking=True)
-
-
-def placement_for(values: Tensor, device: torch.device) -> type[Placement]:
-    """Resident where that takes a quarter of a GPU's free memory at most, else streamed.
-
-    On other devices there is nothing to choose: their memory is the host's.
-    """
-    if device.type != "cuda":
-        return Resident
-    free, _ = torch.cuda.mem_get_info(device)
-    return Resident if values.nbytes <= RESIDENT_SHARE * free else Streamed
-
-
 @final
 @dataclass(frozen=True)
 class Batches:
     """Batches of a split in a shuffled order, each a function of the seed and the step alone.
+
+    Where a GPU has room, the whole split lies on it; else samples are gathered on the host and
+    copied while the GPU computes.
 
     Arguments:
         split: The samples.
@@ -161,47 +128,67 @@ class Batches:
         seed: Of the order.
         device: Where the batches shall be.
         flip: Whether images are mirrored with probability 1/2.
-        placement: Where the samples are kept; None for what `placement_for` chooses.
     """
 
-    split: Split
+    split: Samples
     size: int
     seed: int
     device: torch.device
     flip: bool = False
-    placement: type[Placement] | None = None
 
     @property
     def count(self) -> int:
         """Samples in each batch."""
         return min(self.size, len(self.split))
 
-    def from_step(
-        self, step: int, rows: slice = slice(None)
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The batches of the steps ``step``, ``step + 1``, ... without end: values and labels.
+    @property
+    def per_epoch(self) -> int:
+        """Batches in a pass over the split; what is left over is in other batches next time."""
+        return len(self.split) // self.count
+
+    def from_step(self, step: int, rows: slice = slice(None)) -> Iterator[Batch]:
+        """The batches of the steps ``step``, ``step + 1``, ... without end.
 
         Arguments:
             step: Of the first batch.
             rows: The samples of each batch that are wanted.
         """
-        per_epoch = len(self.split) // self.count
-        placement = self.placement or placement_for(self.split.values, self.device)
-        values = placement(self.split.values, self.device)
-        labels = self.split.labels
-        classes = None if labels is None else placement(labels, self.device)
+        split = _placed(self.split, self.device)
         epoch, order = -1, torch.empty(0)
         while True:
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
+            if step // self.per_epoch != epoch:
+                epoch = step // self.per_epoch
                 stream = random_stream(self.seed, epoch, 0, torch.device("cpu"))
-                order = torch.randperm(len(self.split), generator=stream).to(values.home)
-            first = step % per_epoch * self.count
+                order = torch.randperm(len(self.split), generator=stream).to(split.values.device)
+            first = step % self.per_epoch * self.count
             index = order[first : first + self.count][rows]
-            batch = values.take(index)
-            if self.flip:
-                stream = random_stream(self.seed, step, 1, self.device)
-                mirrored = torch.rand(self.count, generator=stream, device=self.device) < 0.5
-                batch = torch.where(mirrored[rows].view(-1, 1, 1, 1), batch.flip(-1), batch)
-            yield batch, None if classes is None else classes.take(index)
+            chosen = Batch.of(split, index)
+            batch = Batch(
+                _copied(chosen.values, self.device),
+                None if chosen.labels is None else _copied(chosen.labels, self.device),
+            )
+            yield self._mirrored(batch, step, rows) if self.flip else batch
             step += 1
+
+    def _mirrored(self, batch: Batch, step: int, rows: slice) -> Batch:
+        stream = random_stream(self.seed, step, 1, self.device)
+        mirrored = torch.rand(self.count, generator=stream, device=self.device) < 0.5
+        values = torch.where(mirrored[rows].view(-1, 1, 1, 1), batch.values.flip(-1), batch.values)
+        return Batch(values, batch.labels)
+
+
+def _placed(split: Samples, device: torch.device) -> Samples:
+    """The samples on the device, or where they are if they would fill a GPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if split.values.nbytes > RESIDENT_SHARE * free:
+            return split
+    labels = split.labels
+    return Batch(split.values.to(device), None if labels is None else labels.to(device))
+
+
+def _copied(samples: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and samples.device.type == "cpu":
+        # Only from pinned memory does the copy run beside the host.
+        samples = samples.pin_memory()
+    return samples.to(device, non_blocking=True)

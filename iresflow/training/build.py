@@ -1,12 +1,14 @@
-"""From a configuration and its data to a model and its batches."""
+"""From a configuration to its data and its model."""
+
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+import yaml
 
 from iresflow.bijections import MultiScale, ResidualBlock
 from iresflow.data import Dataset
 from iresflow.data import load_dataset as load_named
+from iresflow.errors import RunError
 from iresflow.logdet import (
     Exact,
     Geometric,
@@ -22,12 +24,7 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.config import Config, DataConfig, LogDetConfig
 from iresflow.training.processes import Alone
 
-__all__ = [
-    "build_dataset",
-    "build_model",
-    "class_context",
-    "resolve_device",
-]
+__all__ = ["build_dataset", "build_model", "data_of_run", "dataset_of_run", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -51,6 +48,31 @@ def build_dataset(config: DataConfig, seed: int) -> Dataset:
         test=config.test,
         seed=seed,
     )
+
+
+def data_of_run(run: str | Path, root: str | None = None) -> tuple[DataConfig, int]:
+    """The configuration of the data that a run was trained on, and its seed.
+
+    Arguments:
+        run: The run's directory.
+        root: Where the data lies, if it has moved.
+
+    Raises:
+        RunError: ``run`` is not a run directory of ``iresflow train``.
+    """
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
+    values = yaml.safe_load(file.read_text())
+    data = DataConfig(**values["data"])
+    if root is not None:
+        data.root = root
+    return data, values["seed"]
+
+
+def dataset_of_run(run: str | Path, root: str | None = None) -> Dataset:
+    """The data set that a run was trained on. Errors: `data_of_run` and `build_dataset`."""
+    return build_dataset(*data_of_run(run, root))
 
 
 def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
@@ -144,10 +166,3 @@ def _full_estimator(s: LogDetConfig) -> LogDetEstimator:
             return RandomSeries(lengths, s.exact_terms, s.probes, s.probe)
         case _:
             return PowerSeries(s.terms, s.probes, s.probe, s.tol)
-
-
-def class_context(labels: Tensor | None, context_dim: int, like: Tensor) -> Tensor | None:
-    """One-hot contexts ``(B, context_dim)`` of labels ``(B,)``, or None for no context."""
-    if context_dim == 0 or labels is None:
-        return None
-    return F.one_hot(labels.to(like.device), context_dim).to(like.dtype)

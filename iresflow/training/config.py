@@ -4,10 +4,15 @@ The defaults are those of ``configs/digits.yaml``, so that a run without argumen
 The docstrings below the fields are the texts of ``--help``.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 __all__ = ["Config", "DataConfig", "LogDetConfig", "ModelConfig", "TrainingConfig"]
+
+
+OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop"]
+ScheduleName = Literal["linear", "cosine", "steps"]
 
 
 def _positive(section: object, *names: str) -> None:
@@ -57,7 +62,7 @@ class ModelConfig:
     )
     """Norm that training divides weights by; certified costs more and holds in every step."""
     factor_out: bool = False
-    """Whether half of the channels go to the latent behind each scale (images)."""
+    """Whether half of the channels go to the latent after each scale (images)."""
     alpha: float = 0.05
     """Distance of the pixels' logit from 0 and 1, in pixel range; 0 centres instead (images)."""
     learned_prior: bool = True
@@ -104,8 +109,8 @@ class LogDetConfig:
 class TrainingConfig:
     """Training."""
 
-    steps: int = 1500
-    """Optimiser steps in all."""
+    steps: int | None = 1500
+    """Optimiser steps in all; null for as many as the minutes allow."""
     minutes: float | None = None
     """Stop after this many minutes of training, if the steps take longer; null for no limit."""
     batch_size: int = 64
@@ -119,33 +124,74 @@ class TrainingConfig:
     compile: bool = True
     """Whether what takes most of the time is compiled, where there is a compiler: the branches'
     passes on a CPU (some seconds, once a machine), pointwise kernels of other large tensors."""
-    optimizer: Literal["adam", "adamax"] = "adam"
+    optimizer: OptimizerName = "adam"
     """Optimiser."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 0.0
+    """Factor of the weights that is added to their gradients; adamw takes it from the weights."""
     learning_rate: float = 5e-3
-    """Learning rate behind the warm-up."""
+    """Learning rate after the warm-up."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
-    decay_steps: int = 0
-    """Last steps over which the learning rate falls linearly to 0; 0 for none."""
+    schedule: ScheduleName = "linear"
+    """How the learning rate falls: over decay_steps, or by the factor drop at each of drops."""
+    decay_steps: int | float = 0
+    """Last steps over which the learning rate falls to 0: a count, or a fraction of training below
+    1 (which ends with steps or minutes, whichever is over first); 0 for none."""
+    drops: tuple[float, ...] = (0.5, 0.75)
+    """Fractions of training at which the schedule steps lowers the learning rate, rising."""
+    drop: float = 0.1
+    """Factor of the learning rate at each of these."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradient; null for no clipping."""
     ema_decay: float = 0.999
     """Decay per step of the average of the weights that is evaluated and kept; 0 for none."""
-    validate_every: int = 250
-    """Steps between validations; each writes checkpoints and sample grids."""
+    validate_every: int | float = 250
+    """Steps between validations: a count, or a fraction of training below 1; each writes
+    checkpoints and sample grids."""
     validation_samples: int = 512
     """Samples of the validation split that are used, at most."""
+    patience: int | None = None
+    """Validations in a row without a better score after which training ends; null for never."""
     log_every: int = 25
     """Steps between lines of metrics.jsonl and of TensorBoard."""
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "minutes", "batch_size", "learning_rate", "clip_norm")
-        _positive(self, "accumulate")
+        _positive(self, "accumulate", "patience")
         _positive(self, "validate_every", "validation_samples", "log_every")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
-        if self.warmup_steps < 0 or self.decay_steps < 0:
+        if self.steps is None and self.minutes is None:
+            raise ValueError("steps and minutes are both null: training would never end")
+        for name in ("ema_decay", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        if self.warmup_steps < 0 or not self.decay_steps >= 0:
             raise ValueError("warmup_steps and decay_steps must be 0 or more")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        self._check_counts()
+        if not 0 < self.drop <= 1:
+            raise ValueError(f"drop must be above 0 and at most 1, got {self.drop}")
+        drops = tuple(self.drops)
+        if list(drops) != sorted(drops) or not all(0 < d < 1 for d in drops):
+            raise ValueError(f"drops must rise and lie strictly between 0 and 1, got {drops}")
+        for name, literal in (("optimizer", OptimizerName), ("schedule", ScheduleName)):
+            value, allowed = getattr(self, name), get_args(literal)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+    def _check_counts(self) -> None:
+        for name in ("decay_steps", "validate_every"):
+            value = getattr(self, name)
+            if value >= 1 and value != int(value):
+                raise ValueError(f"{name} is a count, or a fraction below 1; got {value}")
+        if self.decay_steps >= 1 and self.steps is None:
+            raise ValueError(
+                f"decay_steps counts {self.decay_steps} of no known number of steps: pass a "
+                "fraction below 1"
+            )
 
 
 @dataclass(kw_only=True)
@@ -169,5 +215,6 @@ class Config:
         """Plain values, as they stand in a YAML file."""
         values = asdict(self)
         values["model"]["blocks"] = list(self.model.blocks)
-        values["training"]["recompute"] = list(self.training.recompute)
+        for name in ("recompute", "drops"):
+            values["training"][name] = list(getattr(self.training, name))
         return values

@@ -1,12 +1,39 @@
-"""What is asked of an evaluation, and what it answers."""
+"""The score of a model on a split, to a tolerance, with each source of error told apart.
 
-import json
+Scoring goes in *rounds*. Each round draws new dequantisation noise and new probes for every
+sample, all of them functions of the seed, the round and the place in the split. So rounds can be
+stopped, stored and taken up again, and their spread shows what the noise does.
+"""
+
+import hashlib
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
+from warnings import warn
 
-__all__ = ["Evaluation", "Precision"]
+import torch
+from torch import Tensor
+
+from iresflow.errors import CheckpointError, NonFiniteError
+from iresflow.logdet import Exact, Krylov, LogDetEstimator
+from iresflow.models import Flow, ImageFlow
+from iresflow.models.fingerprint import fingerprint
+from iresflow.models.storage import read_file, write_file
+from iresflow.tensors import full_precision
+from iresflow.training.batches import Samples
+from iresflow.training.contexts import batch_of, unit_of
+from iresflow.training.processes import Alone, Processes
+from iresflow.training.rounds import Evaluation, Scores
+
+__all__ = ["Precision", "evaluate"]
+
+TRUNCATION_SHARE = 0.1
+"""The part of a tolerance that the truncation of series may take; the rest is for the probes."""
+
+SAVE_EVERY = 4
+"""Batches of a process between two writes of the state, and one more when it is stopped."""
 
 
 @final
@@ -43,81 +70,187 @@ class Precision:
             )
 
 
-@final
-@dataclass(frozen=True)
-class Evaluation:
-    """The score of a model on n samples; lower is better. All errors are in its unit.
+@full_precision()
+def evaluate(
+    flow: Flow,
+    split: Samples,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    precision: Precision | None = None,
+    progress: Callable[[int, int], object] = lambda done, planned: None,
+    state: Path | None = None,
+    processes: Processes | None = None,
+) -> Evaluation:
+    """Scores a model in eval mode on all samples of a split.
 
-    Attributes:
-        unit: ``bits/dim`` (images, an upper bound of the integers' by uniform dequantisation) or
-            ``nats`` (vectors, minus the log-density).
-        mean: The mean over samples and rounds.
-        standard_error: Of the mean as an estimate for the source of the samples: the three errors
-            below together.
-        sample_error: Standard error that comes from the choice of the samples.
-        noise_error: Standard error that comes from the dequantisation noise; NaN where no sample
-            was drawn twice.
-        probe_error: Standard error that comes from the probes of the log-determinants.
-        truncation_bound: Upper bound of the mean's truncation error.
-        samples: n.
-        rounds: Draws of noise and probes for each sample.
-        probes: Probes in each round.
-        seed: Of noise and probes; the same seed gives the same numbers.
-        tol: The tolerance that was asked for, or None.
-        importance_samples: Rounds in the importance-weighted bound; 1 for none.
-        importance_mean: That bound, at most `mean` but for its errors; NaN for none.
-        importance_error: Its standard error over samples, noise and probes.
-        importance_bias: What the spread of the probes has been estimated to lower it by, to second
-            order; it is added already.
+    Arguments:
+        flow: The model.
+        split: The samples.
+        seed: Of dequantisation noise and probes.
+        batch_size: Samples at a time.
+        precision: How exactly; by default one round.
+        progress: Called after each batch with the batches done and those planned so far.
+        state: A file that keeps what is computed when the evaluation is stopped, and that the next
+            call with the same arguments goes on from; removed at the end. None for none.
+        processes: Those that score the split together, batch by batch in turn. All of them call
+            this, and get the same result.
+
+    Raises:
+        NotContractiveError: a block has no certified Lipschitz bound below 1.
+        NonFiniteError: the model gives NaN for a sample.
+        CheckpointError: the state can't be written.
+        LostProcessError: another process has ended.
     """
+    precision, processes = precision or Precision(), processes or Alone()
+    scores, key = Scores.empty(len(split)), _key(flow, split, seed, batch_size, precision)
+    if state is not None:
+        scores = processes.on_main(lambda: _restored(state, key)) or scores
+    noisy = isinstance(flow, ImageFlow)
+    if not noisy:
+        precision = replace(precision, repeated=0)  # there is no noise to tell apart
 
-    unit: str
-    mean: float
-    standard_error: float
-    sample_error: float
-    noise_error: float
-    probe_error: float
-    truncation_bound: float
-    samples: int
-    rounds: int
-    probes: int = 2
-    seed: int = 0
-    tol: float | None = None
-    importance_samples: int = 1
-    importance_mean: float = math.nan
-    importance_error: float = math.nan
-    importance_bias: float = math.nan
+    def exchange() -> None:
+        for other in processes.gather(scores) if processes.count > 1 else ():
+            scores.fill(other)
 
-    @property
-    def numerical_error(self) -> float:
-        """What the tolerance is about: truncation bound, and standard error of noise and probes.
+    def summary() -> Evaluation:
+        exchange()
+        result = scores.summary(unit_of(flow), noisy=noisy)
+        return replace(result, probes=precision.probes, seed=seed, tol=precision.tol)
 
-        For the given samples: more computing lowers it, and no further samples are needed.
-        """
-        noise = 0.0 if math.isnan(self.noise_error) else self.noise_error
-        return self.truncation_bound + math.hypot(self.probe_error, noise)
+    estimator = _estimator(flow, precision)
+    unsaved, keeps = 0, state is not None and processes.main
+    schedule = _schedule(scores, batch_size, precision, summary)
+    try:
+        for turn, (row, first, count, planned) in enumerate(schedule):
+            unsaved += 1
+            if turn % processes.count == processes.rank:
+                columns = _score(flow, split, first, count, estimator, (seed, row, batch_size))
+                scores.put(row, first, *columns)
+                progress(int((~scores.truncations.isnan()).sum()), planned)
+            if state is not None and unsaved >= SAVE_EVERY * processes.count:
+                exchange()
+                if keeps:
+                    _save(scores, state, key)
+                unsaved = 0
+    except BaseException:
+        if keeps and unsaved:
+            _save(scores, state, key)
+        raise
+    if keeps:
+        state.unlink(missing_ok=True)
+    result, k = summary(), precision.importance_samples
+    if k > 1:
+        nats_per_unit = flow.base_dim * math.log(2) if noisy else 1.0
+        result = replace(result, **scores.importance(k, nats_per_unit))
+    return result
 
-    @property
-    def met(self) -> bool:
-        """Whether the tolerance was met; True where none was asked for."""
-        return self.tol is None or self.numerical_error <= self.tol
 
-    def __str__(self) -> str:
-        text = (
-            f"{self.mean:.4f} {self.unit} +- {self.standard_error:.4f} (standard errors: sample "
-            f"of {self.samples} {self.sample_error:.1e}, dequantisation {self.noise_error:.1e}, "
-            f"probes {self.probe_error:.1e}; truncation <= {self.truncation_bound:.1e})"
+def _schedule(
+    scores: Scores,
+    batch_size: int,
+    precision: Precision,
+    summary: Callable[[], Evaluation],
+) -> Iterator[tuple[int, int, int, int]]:
+    """What is left to do: (round, first sample, count, scores planned so far)."""
+    samples = scores.values.shape[1]
+    row, wanted = 0, precision.importance_samples
+    while True:
+        planned = wanted * samples
+        for first in range(0, samples, batch_size):
+            count = min(batch_size, samples - first)
+            if not scores.has(row, first, count):
+                yield row, first, count, planned
+        row += 1
+        repeated = min(precision.repeated, samples)
+        if row == 1 and precision.importance_samples == 1:
+            # Whole batches, so that a second round can go on from them.
+            for first in range(0, repeated, batch_size):
+                count = min(batch_size, samples - first)
+                if not scores.has(1, first, count):
+                    yield 1, first, count, planned + repeated
+        if row < precision.importance_samples:
+            continue
+        result = summary()
+        if result.met or row >= precision.limit:
+            return
+        wanted = min(max(_rounds_for(result), row + 1), precision.limit)
+
+
+def _rounds_for(result: Evaluation) -> int:
+    """The rounds after which the tolerance will be met, as far as can be told."""
+    assert result.tol is not None
+    left = result.tol - result.truncation_bound
+    drawn = result.numerical_error - result.truncation_bound
+    return math.ceil(result.rounds * (drawn / left) ** 2) if left > 0 else result.rounds + 1
+
+
+def _score(
+    flow: Flow,
+    split: Samples,
+    first: int,
+    count: int,
+    estimator: LogDetEstimator | None,
+    place: tuple[int, int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, variances over probes and truncation bounds of one batch in one round."""
+    seed, row, batch_size = place
+    values, context = batch_of(flow, split, first, count)
+    # Mixed so that neighbouring seeds share no stream.
+    mixed = hashlib.sha256(f"{seed} {row} {first} {batch_size}".encode()).digest()[:7]
+    generator = torch.Generator(values.device).manual_seed(int.from_bytes(mixed))
+    if isinstance(flow, ImageFlow):
+        bits = flow.bits_per_dim(values, context, estimator, generator)
+        columns = bits.values, bits.probe_variance, bits.truncation_bounds
+    else:
+        result = flow.likelihood(values, context, estimator, generator)
+        columns = -result.log_prob, result.variance, result.truncation_bound
+    if bool(columns[0].isnan().any()):
+        raise NonFiniteError(
+            f"the model gives NaN for {int(columns[0].isnan().sum())} of the samples {first} .. "
+            f"{first + count - 1}: its weights are damaged, or a block is no contraction"
         )
-        if self.importance_samples > 1:
-            text += (
-                f"\nimportance-weighted, {self.importance_samples} draws: "
-                f"{self.importance_mean:.4f} +- {self.importance_error:.4f} {self.unit} "
-                f"({self.importance_bias:.1e} added for the spread of the probes)"
-            )
-        return text
+    return columns
 
-    def write(self, path: Path, **origin: str | int) -> None:
-        """Writes the numbers as JSON, with what else is to be known of them; NaN as null."""
-        numbers = {k: None if v != v else v for k, v in asdict(self).items()}
-        numbers |= {"numerical_error": self.numerical_error, "met": self.met}
-        path.write_text(json.dumps({**origin, **numbers}, indent=2) + "\n")
+
+def _estimator(flow: Flow, precision: Precision) -> LogDetEstimator | None:
+    """What computes the log-determinants; None for the model's own way in eval mode."""
+    blocks = len(list(flow.blocks()))
+    if isinstance(flow.log_det, Exact) or blocks == 0:
+        return None
+    base = flow.EVALUATION
+    tol = base.tol
+    if precision.tol is not None:
+        unit = math.log(2) if isinstance(flow, ImageFlow) else 1 / flow.base_dim
+        tol = min(tol, TRUNCATION_SHARE * precision.tol * unit / blocks)
+    return Krylov(base.steps, tol, precision.probes)
+
+
+def _key(flow: Flow, split: Samples, seed: int, batch_size: int, precision: Precision) -> str:
+    """What the scores depend on, as text: another limit goes on from the same."""
+    data = hashlib.sha256(split.values.cpu().contiguous().numpy().tobytes())
+    if split.labels is not None:
+        data.update(split.labels.cpu().contiguous().numpy().tobytes())
+    settings = (seed, batch_size, replace(precision, limit=1), _estimator(flow, precision))
+    return f"{fingerprint(flow)} {data.hexdigest()} {settings}"
+
+
+def _save(scores: Scores, state: Path, key: str) -> None:
+    write_file({"evaluation": {"key": key, **asdict(scores)}}, state)
+
+
+def _restored(state: Path, key: str) -> Scores | None:
+    """The scores in a state file, or None where it is missing, damaged or of another evaluation.
+
+    Warns:
+        UserWarning: it is damaged, and the evaluation starts anew.
+    """
+    if not state.is_file():
+        return None
+    try:
+        content = dict(read_file(state)["evaluation"])
+        return Scores(**content) if content.pop("key") == key else None
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        warn(f"{state} is damaged: the evaluation starts anew", stacklevel=3)
+        return None

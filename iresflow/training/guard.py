@@ -2,7 +2,7 @@
 
 A step leaves its numbers on the device. To read them at once is free on a CPU; on a GPU the host
 would wait for the whole step, and the GPU then for the host. There they are read one step later,
-while the next one is computed: a bad step, and all behind it, change no weight, and training stops
+while the next one is computed: a bad step, and all after it, change no weight, and training stops
 one step late, naming the right one.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Deferred", "Guard", "Immediate", "Step", "guard_for"]
+__all__ = ["Deferred", "Guard", "Immediate", "Step", "guard_for", "put_back"]
 
 
 @final
@@ -26,8 +26,8 @@ class Step:
 
     Attributes:
         number: Steps that were done before it.
-        numbers: Loss, log-density of the latent and log-determinant, means over the batch; how
-            many processes have been interrupted, or are out of time; and the gradient's norm.
+        numbers: The loss, what else is logged of it, means over the batch; how many processes have
+            been interrupted; the seconds of training so far; and the gradient's norm.
     """
 
     number: int
@@ -39,28 +39,30 @@ class Step:
 
     @property
     def interrupted(self) -> bool:
-        return self.numbers[3] > 0
+        return self.numbers[-3] > 0
 
     @property
-    def out_of_time(self) -> bool:
-        return self.numbers[4] > 0
+    def seconds(self) -> float:
+        return self.numbers[-2]
 
     @property
     def norm(self) -> float:
-        return self.numbers[5]
+        return self.numbers[-1]
 
     @property
-    def finite(self) -> bool:
-        """Whether the step may change the weights."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
+    def fault(self) -> str | None:
+        """What is not finite, in words; None where the step may change the weights."""
+        if not math.isfinite(self.loss):
+            return f"the loss is {self.loss}"
+        return None if math.isfinite(self.norm) else f"the gradient's norm is {self.norm}"
 
 
 class Guard(ABC):
     """Lets steps pass that are finite, and tells what became of each."""
 
     @abstractmethod
-    def admit(self, number: int, numbers: Tensor, optimizer: Optimizer) -> list[Step]:
-        """Looks at a step whose gradient stands, before the optimiser moves the weights.
+    def step(self, number: int, numbers: Tensor, optimizer: Optimizer) -> list[Step]:
+        """Lets the optimiser move the weights by the gradient that stands, if it is finite.
 
         Arguments:
             number: Of the step.
@@ -69,7 +71,7 @@ class Guard(ABC):
 
         Returns:
             Steps that are known from now on. Where one of them is not finite, the weights are
-            those before it, if the optimiser is not called any more.
+            those before it, and stay so.
         """
 
     @abstractmethod
@@ -81,8 +83,11 @@ class Guard(ABC):
 class Immediate(Guard):
     """Reads each step at once."""
 
-    def admit(self, number: int, numbers: Tensor, optimizer: Optimizer) -> list[Step]:
-        return [Step(number, tuple(numbers.tolist()))]
+    def step(self, number: int, numbers: Tensor, optimizer: Optimizer) -> list[Step]:
+        known = Step(number, tuple(numbers.tolist()))
+        if known.fault is None:
+            optimizer.step()
+        return [known]
 
     def settle(self) -> list[Step]:
         return []
@@ -92,9 +97,8 @@ class Immediate(Guard):
 class Deferred(Guard):
     """Reads each step while the next one is computed.
 
-    From a bad step on, gradients and the optimiser's momentum are set to zero on the device, so
-    that no weight moves. For optimisers that move weights by a multiple of their momentum
-    ``exp_avg``, as Adam and Adamax do.
+    From a bad step on, the weights are put back on the device after each step of the optimiser,
+    whichever that is.
 
     Arguments:
         device: Of the weights.
@@ -104,9 +108,14 @@ class Deferred(Guard):
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self._pending: tuple[int, Tensor, torch.Event | None] | None = None
 
-    def admit(self, number: int, numbers: Tensor, optimizer: Optimizer) -> list[Step]:
+    def step(self, number: int, numbers: Tensor, optimizer: Optimizer) -> list[Step]:
         self._sound &= numbers[0].isfinite() & numbers[-1].isfinite()
-        self._hold(optimizer)
+        weights = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+        before = _flat(weights)
+        optimizer.step()
+        # Not by a product: NaN times zero is NaN.
+        for group, old, new in zip(_by_type(weights), before, _flat(weights), strict=True):
+            put_back(group, torch.where(self._sound, new, old))
         known = self.settle()
         self._pending = (number, *_copied(numbers))
         return known
@@ -119,18 +128,6 @@ class Deferred(Guard):
         if event is not None:
             event.synchronize()
         return [Step(number, tuple(numbers.tolist()))]
-
-    def _hold(self, optimizer: Optimizer) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
-            return
-        # Not by a product: NaN times zero is NaN.
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        put_back(gradients, torch.where(self._sound, flat, 0))
-        momenta = [s["exp_avg"] for s in optimizer.state.values() if "exp_avg" in s]
-        if momenta:
-            torch._foreach_mul_(momenta, self._sound.to(momenta[0].dtype))
 
 
 def guard_for(device: torch.device) -> Guard:
@@ -146,8 +143,18 @@ def put_back(tensors: Sequence[Tensor], flat: Tensor) -> None:
     )
 
 
+def _by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    dtypes = dict.fromkeys(t.dtype for t in tensors)
+    return [[t for t in tensors if t.dtype == dtype] for dtype in dtypes]
+
+
+def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """One long vector for each type."""
+    return [torch.cat([t.reshape(-1) for t in group]) for group in _by_type(tensors)]
+
+
 def _copied(numbers: Tensor) -> tuple[Tensor, torch.Event | None]:
-    """The numbers on the host, and the event behind which they are there."""
+    """The numbers on the host, and the event after which they are there."""
     if numbers.device.type == "cpu":
         return numbers.clone(), None
     copied = numbers.to("cpu", non_blocking=True)

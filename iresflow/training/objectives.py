@@ -1,62 +1,141 @@
-"""What is minimised: bits per dimension of images, nats of vectors."""
+"""What an objective is: what training minimises, and by which number it chooses a model.
 
-import math
-from dataclasses import dataclass
-from typing import final
+The loop knows no kind of model. What differs between flows, classifiers and other networks is an
+`Objective` that it is given.
+"""
 
-from torch import Tensor
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, final
 
-from iresflow.bijections import dequantize
-from iresflow.models import ImageFlow, VectorFlow
+from torch import Tensor, nn
+
+from iresflow.models.storage import StoredModel
 from iresflow.streams import Stream
+from iresflow.training.batches import Batch, Samples
 
-__all__ = ["Objective", "evaluate_objective", "unit_of"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Album", "Objective", "OnValidation", "Ready", "Score", "Terms", "stored"]
 
 
 @final
 @dataclass(frozen=True)
-class Objective:
-    """The mean loss of a batch and its parts, which add up to it but for a constant.
+class Terms:
+    """The loss of a batch, and what else is logged of it.
 
     Attributes:
-        loss: Bits/dim of images, nats of vectors. Its value is that of the estimates, never that
-            of a surrogate; its gradient is that of the surrogates.
-        log_base: The part of log p(z), in the same unit.
-        log_det: The part of the log-determinants, in the same unit.
+        loss: A scalar, the mean over the samples of the batch. Its gradient is followed.
+        logged: Scalars, likewise means over samples; the same names in every step.
     """
 
     loss: Tensor
-    log_base: Tensor
-    log_det: Tensor
+    logged: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def unit_of(flow: ImageFlow | VectorFlow) -> str:
-    """The unit of the loss: ``bits/dim`` for images, ``nats`` for vectors."""
-    return "bits/dim" if isinstance(flow, ImageFlow) else "nats"
+@final
+@dataclass(frozen=True)
+class Score:
+    """How good a model is on a split.
 
-
-def evaluate_objective(
-    flow: ImageFlow | VectorFlow,
-    batch: Tensor,
-    context: Tensor | None,
-    generator: Stream,
-) -> Objective:
-    """The objective at a batch of integer images ``(B, C, H, W)`` or of vectors ``(B, D)``.
-
-    The values are taken on trust: to look at them, the host would wait for a GPU in every step.
-
-    Arguments:
-        flow: The model.
-        batch: Samples of a `Split`, which has checked them, on the model's device.
-        context: ``(B, context_dim)`` or None.
-        generator: Of the batch, or of a part of one.
+    Attributes:
+        value: In the unit of the loss; lower is better.
+        logged: Further numbers of the evaluation, by name.
     """
-    constant, scale = 0.0, 1.0
-    if isinstance(flow, ImageFlow):
-        dtype = next(flow.parameters()).dtype
-        batch = dequantize(batch, flow.levels, dtype=dtype, generator=generator)
-        constant, scale = math.log2(flow.levels), 1 / (flow.base_dim * math.log(2))
-    z, log_det = flow.forward(batch, context, generator=generator, check=False)
-    log_base = scale * flow.base.log_prob(z, context).mean()
-    log_det = scale * log_det.mean()
-    return Objective(constant - log_base - log_det, log_base, log_det)
+
+    value: float
+    logged: Mapping[str, float] = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True)
+class Ready:
+    """What is known of a model that has been made ready for use.
+
+    Attributes:
+        stored: What a checkpoint holds of it, under the keys of a checkpoint.
+        logged: Numbers to log, by name.
+        usable: Whether the model may be used at all.
+    """
+
+    stored: Mapping[str, Any]
+    logged: Mapping[str, float] = field(default_factory=dict)
+    usable: bool = True
+
+
+OnValidation = Callable[[int, nn.Module, Score | None], bool | None]
+"""Called with the steps done, the averaged model in eval mode, and its score or None where no
+split is held out; True ends the training."""
+
+
+class Album(Protocol):
+    """Takes the pictures of a validation."""
+
+    def grid(self, name: str, images: Tensor, columns: int | None = None) -> None:
+        """Images ``(N, C, H, W)`` in [0, 1], side by side."""
+
+    def figure(self, name: str, figure: "Figure") -> None:
+        """A figure of matplotlib."""
+
+    def write(self, values: Mapping[str, float | str]) -> None:
+        """Numbers or words to log."""
+
+
+class Objective(ABC):
+    """What is minimised.
+
+    An objective may draw what is random from the stream it gets, and then repeats in every number
+    of processes and parts of a batch; `iresflow.streams.draw` does it. What is stored in the
+    objective itself should be constant, or parameters and buffers of `own`.
+    """
+
+    @property
+    def own(self) -> nn.Module:
+        """What is trained beside the model, such as a second classifier; nothing by default.
+
+        It is trained and stored with the model, but not averaged. Always the same module.
+        """
+        return nn.Module()
+
+    def unit(self, model: nn.Module) -> str:
+        """What the loss is called in logs, such as ``bits/dim``."""
+        return "loss"
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
+        """The loss of a model in training mode at a batch on its device."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: Samples) -> Score:
+        """Scores a model in eval mode; the same numbers for the same model and split.
+
+        Raises:
+            NonFiniteError: the model gives NaN.
+        """
+
+    def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:  # noqa: B027
+        """Sets what depends on the data in a new model, before the first step."""
+
+    def make_ready(self, model: nn.Module) -> Ready:
+        """Makes an averaged model in eval mode ready for use and for storage."""
+        return Ready({"model": stored(model)})
+
+    def illustrate(  # noqa: B027
+        self, model: nn.Module, split: Samples, album: Album
+    ) -> None:
+        """Draws a validated model."""
+
+
+def stored(model: nn.Module) -> dict[str, Any]:
+    """A model as plain values and tensors: whole, or its weights where nothing says how to build
+    it again.
+
+    The weights are under ``state`` in both. To load those that are stored alone, build the model
+    again and call its ``load_state_dict``.
+    """
+    if isinstance(model, StoredModel) and model.spec is not None:
+        return model.payload()
+    kind = f"{type(model).__name__}, put together by hand: only its state is stored"
+    return {"kind": kind, "spec": None, "state": model.state_dict()}

@@ -1,28 +1,21 @@
-"""What a run tells of itself while it trains: metrics.jsonl, TensorBoard and sample grids."""
+"""What a training tells of itself: its history, and a run's metrics, TensorBoard and pictures."""
 
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, final
+from typing import TYPE_CHECKING, Self, final
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from iresflow.data import Split
-from iresflow.errors import InversionError
-from iresflow.models import ImageFlow, VectorFlow
-from iresflow.plots import image_grid, save_figure, save_grid, scatter_figure
-from iresflow.training.build import class_context
-from iresflow.training.evaluate import reconstruct
-from iresflow.training.evaluation import Evaluation
 from iresflow.training.runs import RunDirectory
 
-__all__ = ["Recorder", "Silent"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-GRID = 36
-"""Images in a sample grid."""
+__all__ = ["Page", "Recorder", "Row"]
 
-POINTS = 2000
-"""Points in a scatter plot."""
+Row = dict[str, float | str]
+"""What is logged of a step, by name."""
 
 
 @final
@@ -30,17 +23,26 @@ class Recorder:
     """Collects the numbers of each step and writes their means.
 
     Arguments:
-        run: Where to write.
         unit: Of the loss.
+        run: Where to write; None for the history alone.
         start: The step at which this process takes up the run.
+
+    Attributes:
+        history: All that was written, one mapping a row, each with its ``step``.
     """
 
-    def __init__(self, run: RunDirectory, unit: str, start: int) -> None:
-        self._run = run
+    def __init__(self, unit: str, run: RunDirectory | None = None, start: int = 0) -> None:
+        self.history: list[Row] = []
+        self.run = run
         self._unit = unit
-        self._writer = SummaryWriter(str(run.events), purge_step=start + 1 if start else None)
         self._sums: list[Tensor] = []
         self._seconds = 0.0
+        self.board = None
+        if run is not None:
+            from torch.utils.tensorboard import SummaryWriter  # a second of import
+
+            purge = start + 1 if start else None
+            self.board = SummaryWriter(str(run.events), purge_step=purge)
 
     def __enter__(self) -> Self:
         return self
@@ -51,25 +53,25 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        if self.board is not None:
+            self.board.close()
 
     def count(self, numbers: Tensor, seconds: float) -> None:
         """Takes in the numbers of one step (see `Step`), without waiting for the device."""
         self._sums.append(numbers.float())
         self._seconds += seconds
 
-    def log(self, step: int, rate: float) -> str:
+    def log(self, step: int, names: Sequence[str], rate: float) -> str:
         """Writes the means since the last call; returns a few words for the progress bar."""
         count = len(self._sums)
-        loss, log_base, log_det, *_, norm = torch.stack(self._sums).mean(0).tolist()
+        loss, *logged, _, _, norm = torch.stack(self._sums).mean(0).tolist()
         milliseconds = 1000 * self._seconds / count
         self._sums, self._seconds = [], 0.0
-        self._write(
+        self.write(
             step,
             {
                 f"train/{self._unit}": loss,
-                "train/log_base": log_base,
-                "train/log_det": log_det,
+                **{f"train/{name}": value for name, value in zip(names, logged, strict=True)},
                 "train/gradient_norm": norm,
                 "train/learning_rate": rate,
                 "train/steps_per_second": 1000 / milliseconds,
@@ -77,73 +79,56 @@ class Recorder:
         )
         return f"{self._unit} {loss:.3f}, {milliseconds:.0f} ms a step"
 
-    def validation(self, step: int, score: Evaluation, certified: float) -> None:
-        """Writes a validation score and the largest certified Lipschitz bound."""
-        self._write(
-            step,
-            {
-                f"validation/{self._unit}": score.mean,
-                "validation/standard_error": score.standard_error,
-                "validation/truncation_bound": score.truncation_bound,
-                "certified/largest_lipschitz_bound": certified,
-            },
-        )
+    def validation(
+        self, step: int, value: float, logged: Mapping[str, float], ready: Mapping[str, float]
+    ) -> None:
+        """Writes a validation score, and what is known of the model."""
+        scores = {f"validation/{name}": v for name, v in logged.items()}
+        self.write(step, {f"validation/{self._unit}": value, **scores, **ready})
 
-    def pictures(self, step: int, model: ImageFlow | VectorFlow, split: Split) -> None:
-        """Draws samples, and reconstructions of held-out images.
-
-        An inverse that fails is noted, not raised: it must not end the training of a model whose
-        next validation may find it well again.
-        """
-        device = next(model.parameters()).device
-        generator = torch.Generator(device).manual_seed(0)
-        count = GRID if isinstance(model, ImageFlow) else POINTS
-        classes = torch.arange(count) % max(1, model.context_dim)
-        context = class_context(classes, model.context_dim, next(model.parameters()))
-        name = f"{step:07d}"
-        try:
-            if isinstance(model, ImageFlow):
-                x = model.sample(count, context, generator=generator)
-                save_grid(x, self._run.samples / f"{name}-samples.png")
-                self._writer.add_image("samples", image_grid(x.cpu().float()), step)
-                back = reconstruct(model, split, count=8)
-                pairs = torch.cat([back.originals, back.values])
-                columns = len(back.values)
-                save_grid(pairs, self._run.samples / f"{name}-reconstructions.png", columns)
-                self._writer.add_image(
-                    "reconstructions", image_grid(pairs.cpu().float(), columns), step
-                )
-                self._write(step, {"validation/reconstruction_error": back.largest_error})
-            else:
-                points = model.sample(count, context, generator=generator)
-                figure = scatter_figure(points.cpu().numpy())
-                save_figure(figure, self._run.samples / f"{name}-samples.png")
-                self._writer.add_figure("samples", figure, step)
-        except InversionError as error:
-            self._write(step, {"inversion_failed": str(error)})
-
-    def _write(self, step: int, values: dict[str, float | str]) -> None:
-        self._run.append_metrics({"step": step, **values})
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Writes some values."""
+        self.history.append({"step": step, **values})
+        if self.run is None or self.board is None:
+            return
+        self.run.append_metrics(self.history[-1])
         for key, value in values.items():
             if isinstance(value, str):
-                self._writer.add_text(key, value, step)
+                self.board.add_text(key, value, step)
             else:
-                self._writer.add_scalar(key, value, step)
+                self.board.add_scalar(key, value, step)
 
 
 @final
-class Silent:
-    """The recorder of a process that is not the main one."""
+class Page:
+    """The pictures of one validation, in a run's directory and in TensorBoard: an `Album`.
 
-    def __enter__(self) -> Self:
-        return self
+    Arguments:
+        recorder: Of a run.
+        step: Of the validation.
+    """
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __init__(self, recorder: Recorder, step: int) -> None:
+        self._recorder, self._step = recorder, step
 
-    def count(self, numbers: Tensor, seconds: float) -> None:
-        """Forgets the numbers."""
+    def grid(self, name: str, images: Tensor, columns: int | None = None) -> None:
+        """Writes images ``(N, C, H, W)`` in [0, 1], side by side."""
+        from iresflow.plots import image_grid, save_grid  # a second of import
 
-    def log(self, step: int, rate: float) -> str:
-        """Writes nothing."""
-        return ""
+        run, board = self._recorder.run, self._recorder.board
+        assert run is not None and board is not None
+        save_grid(images, run.samples / f"{self._step:07d}-{name}.png", columns)
+        board.add_image(name, image_grid(images.cpu().float(), columns), self._step)
+
+    def figure(self, name: str, figure: "Figure") -> None:
+        """Writes a figure."""
+        from iresflow.plots import save_figure
+
+        run, board = self._recorder.run, self._recorder.board
+        assert run is not None and board is not None
+        save_figure(figure, run.samples / f"{self._step:07d}-{name}.png")
+        board.add_figure(name, figure, self._step)
+
+    def write(self, values: Mapping[str, float | str]) -> None:
+        """Writes numbers or words."""
+        self._recorder.write(self._step, values)

@@ -52,13 +52,21 @@ class RunDirectory:
         Raises:
             RunError: it can't be made.
         """
-        path = new_directory(parent, name)
+        run = cls(new_directory(parent, name))
+        run.make()
+        return run
+
+    def make(self) -> None:
+        """Makes what is missing of the directory itself.
+
+        Raises:
+            RunError: it can't be made.
+        """
         try:
-            (path / "samples").mkdir()
-            (path / "checkpoints").mkdir()
+            for path in (self.samples, self.checkpoint("last").parent):
+                path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"could not make a run directory in {parent}: {error}") from None
-        return cls(path)
+            raise RunError(f"could not make a run directory at {self.path}: {error}") from None
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":

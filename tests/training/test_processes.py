@@ -84,12 +84,12 @@ def loaded(path):
 def test_two_processes_give_the_weights_of_one(together, alone, name):
     states = [loaded(together[0] / f"{name}-{rank}.pt") for rank in (0, 1)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert_close(states[0], alone.flow.state_dict())
+    assert_close(states[0], alone.model.state_dict())
     # A control: a step less is told apart.
     start = worker.new_trainer(together[0], steps=7)
     start.train()
     with pytest.raises(AssertionError):
-        assert_close(states[0], start.flow.state_dict())
+        assert_close(states[0], start.model.state_dict())
 
 
 def test_two_processes_give_the_average_and_the_metrics_of_one(together, alone):
@@ -111,10 +111,18 @@ def test_two_processes_give_the_score_of_one(together):
         assert (together[0] / f"score-{rank}").read_text() == repr(score)
 
 
+def test_a_limit_in_minutes_ends_both_after_the_same_step(together):
+    ours, theirs = (loaded(together[0] / f"timed-{rank}.pt") for rank in (0, 1))
+    assert ours.pop("step") == theirs.pop("step") == len(ours["rates"])
+    rates = ours.pop("rates")
+    assert rates == theirs.pop("rates")
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_a_signal_to_one_process_ends_both_behind_the_same_step(together):
     steps = {(together[0] / f"interrupted-{rank}").read_text() for rank in (0, 1)}
     assert steps == {str(worker.SIGNAL_AT + 1)}
-    checkpoint = together[0] / "0002-run" / "checkpoints" / "last.pt"
+    checkpoint = together[0] / "0003-run" / "checkpoints" / "last.pt"
     assert load_training(checkpoint)[1].step == worker.SIGNAL_AT + 1
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,15 +13,17 @@ from iresflow import NonFiniteError, NotInitializedError
 from iresflow.bijections import ActNorm
 from iresflow.data import Split, load_dataset
 from iresflow.training import batches as batches_module
-from iresflow.training import loop
-from iresflow.training.batches import Batches, Resident, Share, Streamed, placement_for
+from iresflow.training.batches import Batches, Share
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_training
 from iresflow.training.config import TrainingConfig
 from iresflow.training.guard import Deferred, Immediate, guard_for
-from iresflow.training.loop import PRECISIONS, Trainer, own_shares
+from iresflow.training.likelihood import MaximumLikelihood
+from iresflow.training.loop import Trainer
+from iresflow.training.optimizers import OPTIMIZERS
 from iresflow.training.processes import Alone
 from iresflow.training.runs import RunDirectory
+from iresflow.training.step import PRECISIONS, StepFunction, own_shares
 
 CPU = torch.device("cpu")
 
@@ -46,7 +49,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def new_trainer(tmp_path, guard=None, **settings):
+def new_trainer(tmp_path, guard=None, objective=None, **settings):
     """A trainer of `worker`, whose options of the log-determinant may be others."""
     config = worker.configuration(**settings.pop("training", {}))
     for name, value in settings.items():
@@ -55,13 +58,23 @@ def new_trainer(tmp_path, guard=None, **settings):
     torch.manual_seed(0)
     flow = build_model(config, dataset)
     run = RunDirectory.create(tmp_path, "run")
-    return Trainer(flow, dataset, config.training, run, flip=True, guard=guard)
+    return Trainer(
+        flow,
+        objective or MaximumLikelihood(),
+        dataset.train,
+        dataset.validation,
+        config.training,
+        run=run,
+        flip=True,
+        guard=guard,
+        bar=False,
+    )
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take longer than the steps."""
-    monkeypatch.setattr(loop.Recorder, "pictures", lambda *_: None)
+    monkeypatch.setattr(MaximumLikelihood, "illustrate", lambda *_: None)
 
 
 @pytest.fixture
@@ -77,7 +90,7 @@ def test_a_step_waits_for_nothing(tmp_path, float32, monkeypatch, accumulate):
     trainer = new_trainer(
         tmp_path, Deferred(CPU), tol=0, training={"accumulate": accumulate, "steps": 5}
     )
-    waits, step, counts = Waits(), loop.Trainer._step, []
+    waits, step, counts = Waits(), StepFunction.take, []
 
     def watched(self, *arguments):
         before = len(waits.names)
@@ -94,7 +107,7 @@ def test_a_step_waits_for_nothing(tmp_path, float32, monkeypatch, accumulate):
         waits.paused = False
 
     trainer.optimizer.step = unwatched
-    monkeypatch.setattr(loop.Trainer, "_step", watched)
+    monkeypatch.setattr(StepFunction, "take", watched)
     trainer.train()
     assert counts[1:] == [[]] * 4
     assert len(counts[0]) <= 1  # a constant of the logit, the first time in a process
@@ -104,9 +117,9 @@ def test_a_tolerance_waits_once_a_term(tmp_path, float32):
     """A control, and the only wait that an option brings."""
     trainer = new_trainer(tmp_path, Deferred(CPU), training={"steps": 1})
     trainer._start_alike()
-    trainer.flow.train()
+    trainer.model.train()
     with Waits() as waits:
-        trainer._gradients(*next(trainer.batches.from_step(0)))
+        trainer.steps.gradients(0, next(trainer.batches.from_step(0)))
     assert 3 <= len(waits.names) <= 2 + 2 * 12
 
 
@@ -140,34 +153,30 @@ def test_an_actnorm_reads_its_state_again_where_it_was_written():
 # What a step keeps out of the weights.
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("guard", [Immediate, lambda: Deferred(CPU)], ids=["at once", "later"])
-def test_a_bad_step_changes_no_weight_and_is_named(
-    tmp_path, float32, monkeypatch, guard, where, optimizer
-):
+def test_a_bad_step_changes_no_weight_and_is_named(tmp_path, float32, guard, where, optimizer):
     settings = {"steps": 10, "validate_every": 3, "log_every": 100, "optimizer": optimizer}
+    settings |= {"weight_decay": 0.01, "learning_rate": 1e-3}
     good = new_trainer(tmp_path, training={**settings, "steps": 5})
     good.train()
-    trainer = new_trainer(tmp_path, guard(), training=settings)
-    objective = loop.evaluate_objective
 
-    def spoiled(*arguments):
-        result = objective(*arguments)
+    def spoiled(terms):
         if trainer.progress.step != 5:
-            return result
+            return terms
         if where == "loss":
-            return type(result)(result.loss * math.inf, result.log_base, result.log_det)
-        result.loss.register_hook(lambda gradient: gradient * math.nan)
-        return result
+            return replace(terms, loss=terms.loss * math.inf)
+        terms.loss.register_hook(lambda gradient: gradient * math.nan)
+        return terms
 
-    monkeypatch.setattr(loop, "evaluate_objective", spoiled)
+    trainer = new_trainer(tmp_path, guard(), worker.Acting(spoiled), training=settings)
     what = "the loss is inf" if where == "loss" else "the gradient's norm is nan"
     with pytest.raises(NonFiniteError, match=rf"{what} at step 5; the last good .*last\.pt"):
         trainer.train()
-    for a, b in zip(trainer.flow.parameters(), good.flow.parameters(), strict=True):
+    for a, b in zip(trainer.model.parameters(), good.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    for model in (trainer.flow, trainer.average.module):
+    for model in (trainer.model, trainer.average.model):
         assert all(bool(p.isfinite().all()) for p in model.parameters())
     state, progress = load_training(trainer.run.checkpoint("last"))
     assert progress.step == 3
@@ -180,8 +189,8 @@ def test_a_deferred_guard_changes_nothing_of_a_good_run(tmp_path, float32):
     later = new_trainer(tmp_path, Deferred(CPU))
     for trainer in (at_once, later):
         trainer.train()
-    for key, value in at_once.flow.state_dict().items():
-        assert torch.equal(value, later.flow.state_dict()[key]), key
+    for key, value in at_once.model.state_dict().items():
+        assert torch.equal(value, later.model.state_dict()[key]), key
     lines = [t.run.metrics_file.read_text().split('"train/steps_per') for t in (at_once, later)]
     assert lines[0][0] == lines[1][0]
 
@@ -208,10 +217,10 @@ def test_gradients_of_parts_add_up_to_that_of_the_batch(tmp_path):
     gradients, numbers, norms = [], [], []
     for trainer in trainers:
         trainer._start_alike()
-        trainer.flow.train()
-        numbers.append(trainer._gradients(*next(trainer.batches.from_step(3))))
-        gradients.append([p.grad for p in trainer.flow.parameters()])
-        norms.append({k: v for k, v in trainer.flow.named_buffers() if k.endswith("sigma")})
+        trainer.model.train()
+        numbers.append(trainer.steps.gradients(0, next(trainer.batches.from_step(3))))
+        gradients.append([p.grad for p in trainer.model.parameters()])
+        norms.append({k: v for k, v in trainer.model.named_buffers() if k.endswith("sigma")})
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(numbers[0], numbers[1], rtol=1e-12, atol=0)
@@ -226,9 +235,9 @@ def test_training_in_parts_gives_the_weights_of_whole_batches(tmp_path, name):
     )
     for trainer in (whole, parts):
         trainer.train()
-    for key, value in whole.flow.state_dict().items():
+    for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(
-            parts.flow.state_dict()[key], value, rtol=1e-8, atol=1e-10, msg=key
+            parts.model.state_dict()[key], value, rtol=1e-8, atol=1e-10, msg=key
         )
 
 
@@ -256,26 +265,33 @@ def test_processes_own_consecutive_shares():
         TrainingConfig(accumulate=0)
 
 
-@pytest.mark.parametrize("placement", [Resident, Streamed])
-def test_rows_of_batches_are_rows_wherever_the_data_lies(placement):
+def test_rows_of_batches_are_rows():
     digits = load_dataset("digits").train
-    settings = {"size": 10, "seed": 1, "device": CPU, "flip": True}
-    whole = Batches(digits, **settings).from_step(7)
-    part = Batches(digits, **settings, placement=placement).from_step(7, slice(3, 8))
+    batches = Batches(digits, size=10, seed=1, device=CPU, flip=True)
+    whole, part = batches.from_step(7), batches.from_step(7, slice(3, 8))
     for _ in range(3):
-        (values, labels), (some, few) = next(whole), next(part)
-        assert torch.equal(some, values[3:8]) and torch.equal(few, labels[3:8])
-        assert some.dtype == torch.uint8
+        all_of, some = next(whole), next(part)
+        assert torch.equal(some.values, all_of.values[3:8])
+        assert torch.equal(some.labels, all_of.labels[3:8])
+        assert some.values.dtype == torch.uint8
 
 
-def test_data_streams_from_the_host_where_a_gpu_is_too_small(monkeypatch):
-    values = Split(torch.zeros(100, 1, 8, 8, dtype=torch.uint8)).values
-    assert placement_for(values, CPU) is Resident
-    for free, expected in ((4 * values.nbytes, Resident), (4 * values.nbytes - 4, Streamed)):
+def test_data_stays_on_the_host_where_a_gpu_is_too_small(monkeypatch):
+    split = Split(torch.zeros(100, 1, 8, 8, dtype=torch.uint8))
+    moved, size = [], split.values.nbytes
+
+    def to(self, device):
+        moved.append(device)
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for free, expected in ((4 * size, 1), (4 * size - 4, 0)):
         monkeypatch.setattr(
             batches_module.torch.cuda, "mem_get_info", lambda device, free=free: (free, 0)
         )
-        assert placement_for(values, torch.device("cuda")) is expected
+        moved.clear()
+        batches_module._placed(split, torch.device("cuda"))
+        assert len(moved) == expected
 
 
 # Precision.
@@ -293,13 +309,13 @@ def test_precision_holds_in_steps_and_is_put_back():
 def test_evaluation_and_reconstruction_never_use_reduced_precision(tmp_path, float32, monkeypatch):
     trainer = new_trainer(tmp_path, training={"precision": "tf32", "steps": 2})
     seen = []
-    original = type(trainer.flow).forward
+    original = type(trainer.model).forward
 
     def watched(self, *arguments, **settings):
         seen.append((self.training, torch.backends.cuda.matmul.allow_tf32))
         return original(self, *arguments, **settings)
 
-    monkeypatch.setattr(type(trainer.flow), "forward", watched)
+    monkeypatch.setattr(type(trainer.model), "forward", watched)
     trainer.train()
     assert {tf32 for training, tf32 in seen if training} == {True}
     assert {tf32 for training, tf32 in seen if not training} == {False}

@@ -4,19 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from worker import Acting
 
 from iresflow import CheckpointError, NonFiniteError
 from iresflow.data import Split, load_dataset
 from iresflow.errors import RunError
-from iresflow.training import interrupt, loop
+from iresflow.training import interrupt
 from iresflow.training.batches import Batches
 from iresflow.training.build import build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model, load_training
 from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
-from iresflow.training.evaluate import reconstruct
-from iresflow.training.loop import Trainer, learning_rate
+from iresflow.training.evaluation import evaluate
+from iresflow.training.likelihood import MaximumLikelihood
+from iresflow.training.loop import Trainer
+from iresflow.training.optimizers import Schedule
+from iresflow.training.reconstruction import reconstruct
 from iresflow.training.runs import RunDirectory
-from iresflow.training.score import evaluate
 
 CPU = torch.device("cpu")
 
@@ -46,9 +49,18 @@ def tiny(**training):
     )
 
 
-def new_trainer(config, dataset, run):
+def new_trainer(config, dataset, run, objective=None):
     torch.manual_seed(config.seed)
-    return Trainer(build_model(config, dataset), dataset, config.training, run, seed=config.seed)
+    return Trainer(
+        build_model(config, dataset),
+        objective or MaximumLikelihood(),
+        dataset.train,
+        dataset.validation,
+        config.training,
+        run=run,
+        seed=config.seed,
+        bar=False,
+    )
 
 
 def train(config, dataset, tmp_path):
@@ -58,7 +70,7 @@ def train(config, dataset, tmp_path):
 
 
 def weights(trainer):
-    states = [trainer.flow.state_dict(), trainer.average.state_dict()]
+    states = [trainer.model.state_dict(), trainer.average.state_dict()]
     return {f"{i}.{k}": v.clone() for i, state in enumerate(states) for k, v in state.items()}
 
 
@@ -81,20 +93,18 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(digits, tmp_pat
     assert steps == sorted(steps) and max(steps) == 6
 
 
-def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path, monkeypatch):
+def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path):
     whole = train(tiny(), digits, tmp_path)
-    trainer = new_trainer(tiny(), digits, RunDirectory.create(tmp_path, "interrupted"))
-    objective = loop.evaluate_objective
 
-    def interrupting(*args):
+    def interrupting(terms):
         if trainer.progress.step == 3:
             signal.raise_signal(signal.SIGINT)
-        return objective(*args)
+        return terms
 
-    monkeypatch.setattr(loop, "evaluate_objective", interrupting)
+    run = RunDirectory.create(tmp_path, "interrupted")
+    trainer = new_trainer(tiny(), digits, run, Acting(interrupting))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    monkeypatch.undo()
     rest = new_trainer(tiny(), digits, trainer.run)
     rest.resume()
     assert rest.progress.step == 4  # the step in which the signal came was finished
@@ -142,9 +152,9 @@ def test_validation_and_checkpoints_do_not_change_the_weights(digits, tmp_path):
 def test_the_checkpoint_holds_a_certified_model(digits, tmp_path):
     trainer = train(tiny(), digits, tmp_path)
     with torch.no_grad():  # weights whose norms the power iteration has not seen yet
-        for parameter in trainer.average.module.parameters():
+        for parameter in trainer.average.model.parameters():
             parameter.mul_(1.7)
-    trainer._save(trainer.evaluated)
+    trainer._save(trainer._ready()[1])
     model, progress = load_model(find_checkpoint(trainer.run.path, "last"), CPU)
     assert progress.step == 6
     assert model.certify()
@@ -152,17 +162,12 @@ def test_the_checkpoint_holds_a_certified_model(digits, tmp_path):
         assert all(layer.bound().upper <= layer.coeff for layer in block.branch.layers)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(digits, tmp_path, monkeypatch):
-    trainer = new_trainer(tiny(), digits, RunDirectory.create(tmp_path, "nan"))
-    objective = loop.evaluate_objective
+def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(digits, tmp_path):
+    def spoiled(terms):
+        return replace(terms, loss=terms.loss * torch.nan) if trainer.progress.step == 4 else terms
 
-    def spoiled(flow, batch, *rest):
-        if trainer.progress.step == 4:
-            with torch.no_grad():
-                flow.base.mean[0] = torch.nan
-        return objective(flow, batch, *rest)
-
-    monkeypatch.setattr(loop, "evaluate_objective", spoiled)
+    run = RunDirectory.create(tmp_path, "nan")
+    trainer = new_trainer(tiny(), digits, run, Acting(spoiled))
     with pytest.raises(NonFiniteError, match=r"at step 4; the last good checkpoint is .*last\.pt"):
         trainer.train()
     state, progress = load_training(trainer.run.checkpoint("last"))
@@ -174,10 +179,9 @@ def test_a_validation_that_is_not_finite_stops_and_keeps_the_checkpoint(digits, 
     trainer = train(tiny(steps=3), digits, tmp_path)
     best = trainer.progress.best
     with torch.no_grad():
-        trainer.average.module.base.mean[0] = torch.nan
-    with loop.Recorder(trainer.run, "bits/dim", 3) as recorder:
-        with pytest.raises(NonFiniteError, match=r"validation score is nan at step 3"):
-            trainer.validate(recorder)
+        trainer.average.model.base.mean[0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"validation score is nan at step 3"):
+        trainer.validate()
     _, progress = load_training(trainer.run.checkpoint("last"))
     assert progress.best == best and progress.step == 3
 
@@ -281,34 +285,35 @@ def test_reconstruction_is_as_exact_as_it_says(digits, tmp_path):
 
 def test_learning_rate_rises_stays_and_falls():
     config = TrainingConfig(steps=100, learning_rate=1.0, warmup_steps=10, decay_steps=20)
-    rates = [learning_rate(config, step) for step in range(100)]
+    rates = [Schedule(config).rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1 and rates[50] == 1
     assert rates[90] == pytest.approx(0.5) and 0 < rates[99] <= 0.05
     flat = TrainingConfig(steps=10, learning_rate=1.0, warmup_steps=0)
-    assert {learning_rate(flat, step) for step in range(10)} == {1.0}
+    assert {Schedule(flat).rate(step) for step in range(10)} == {1.0}
 
 
 def test_batches_cover_an_epoch_and_depend_on_the_step_alone(digits):
     split = Split(torch.arange(10.0)[:, None])
     batches = Batches(split, 3, seed=5, device=CPU)
     stream = batches.from_step(0)
-    drawn = [next(stream)[0] for _ in range(7)]
+    drawn = [next(stream).values for _ in range(7)]
     epoch = torch.cat(drawn[:3]).flatten().tolist()
     assert len(set(epoch)) == 9
-    assert torch.equal(next(batches.from_step(5))[0], drawn[5])
+    assert torch.equal(next(batches.from_step(5)).values, drawn[5])
     assert not torch.equal(torch.cat(drawn[:3]), torch.cat(drawn[3:6]))
-    large = next(Batches(split, 100, seed=5, device=CPU).from_step(0))[0]
+    large = next(Batches(split, 100, seed=5, device=CPU).from_step(0)).values
     assert len(large) == 10
 
 
 def test_mirrored_batches_repeat(digits):
     batches = Batches(digits.train, 16, seed=5, device=CPU, flip=True)
-    a, labels = next(batches.from_step(3))
-    plain, _ = next(Batches(digits.train, 16, seed=5, device=CPU).from_step(3))
+    a = next(batches.from_step(3)).values
+    plain = next(Batches(digits.train, 16, seed=5, device=CPU).from_step(3)).values
     same = (a == plain).flatten(1).all(1)
     mirrored = (a == plain.flip(-1)).flatten(1).all(1)
     assert bool((same | mirrored).all()) and 0 < int(same.sum()) < 16
-    assert torch.equal(next(batches.from_step(3))[0], a) and labels is not None
+    again = next(batches.from_step(3))
+    assert torch.equal(again.values, a) and again.labels is not None
 
 
 def test_run_directories_are_numbered_and_never_reused(tmp_path):

@@ -8,8 +8,8 @@ import torch
 import yaml
 from PIL import Image
 
+from experiments.relu.base import Report, Samples
 from iresflow.cli import main
-from iresflow.relu.experiments.base import Report, Samples
 
 PREIMAGE = """--images.name digits --images.test 60 --resolution 6 --hidden [90,20] --epochs 3
 --batch_size 50 --samples 12 --attacked [10,10] --attacked_epochs 5 --attacked_batch_size 50
@@ -75,8 +75,8 @@ def test_configs_hold_the_defaults_and_quick_is_smaller(name):
     from importlib import import_module
     from pathlib import Path
 
-    experiment = import_module(f"iresflow.relu.experiments.{name}")
-    file = Path(__file__).parents[2] / "configs" / f"relu-{name}.yaml"
+    experiment = import_module(f"experiments.relu.{name}")
+    file = Path(__file__).parents[2] / "experiments" / "relu" / f"{name}.yaml"
     values = yaml.safe_load(file.read_text())
     settings = experiment.Settings()
     for section, fields in experiment.DATA.items():

@@ -9,11 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
+from experiments.relu.base import Samples
+from experiments.relu.frames import SCALINGS
+from experiments.relu.frames import Settings as FrameSettings
+from experiments.relu.inversion import Settings as InversionSettings
 from iresflow.cli import main
-from iresflow.relu.experiments.base import Samples
-from iresflow.relu.experiments.frames import SCALINGS
-from iresflow.relu.experiments.frames import Settings as FrameSettings
-from iresflow.relu.experiments.inversion import Settings as InversionSettings
 
 FRAMES = """--images.name digits --images.test 60 --redundancies [2,3] --iris_runs 1
 --iris_epochs 25 --image_samples 300 --image_epochs 2 --max_points 64 --points 20""".split()
@@ -71,8 +71,8 @@ def test_inversion_writes_tables_and_figures(tmp_path):
 
 @pytest.mark.parametrize("name", ["frames", "inversion"])
 def test_configs_hold_the_defaults_and_quick_is_smaller(name):
-    experiment = import_module(f"iresflow.relu.experiments.{name}")
-    file = Path(__file__).parents[2] / "configs" / f"relu-{name}.yaml"
+    experiment = import_module(f"experiments.relu.{name}")
+    file = Path(__file__).parents[2] / "experiments" / "relu" / f"{name}.yaml"
     values = yaml.safe_load(file.read_text())
     settings = experiment.Settings()
     assert values.pop("images").items() >= experiment.DATA["images"].items()

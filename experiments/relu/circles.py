@@ -14,13 +14,14 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iresflow.relu.experiments.base import Report
-from iresflow.relu.experiments.networks import mlp
+from experiments.relu.base import Report
+from experiments.relu.networks import mlp
+from experiments.relu.training import Training, train
 from iresflow.relu.network import parse_network
 from iresflow.relu.omnidirectional import is_omnidirectional
 from iresflow.relu.preimage import Kind, classify_preimage
 from iresflow.relu.stability import linearize, singular_values
-from iresflow.relu.training import Training, accuracy, classification_loss, fit
+from iresflow.training.classification import CrossEntropy, accuracy
 
 __all__ = ["draw_circles", "two_circles"]
 
@@ -159,7 +160,7 @@ def _networks(points: Tensor, labels: Tensor, seed: int) -> tuple[nn.Sequential,
         if is_omnidirectional(parse_network(before).layers[0].affine.dense()):
             continue
         training = Training(epochs=40, batch_size=50, learning_rate=0.02, seed=seed)
-        fit(module, (points, labels), classification_loss, training, title="circles: training")
+        train(module, points, labels, CrossEntropy(), training, title="circles: training")
         score = accuracy(module, points, labels)
         if best is None or score > best[0]:
             best = score, before, module

@@ -6,9 +6,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from iresflow.relu.training import Training, fit
+from experiments.relu.training import Training, train
+from iresflow.streams import Stream, draw
+from iresflow.training.batches import Batch, Samples
+from iresflow.training.objectives import Objective, Score, Terms
 
-__all__ = ["Autoencoder", "train_autoencoder"]
+__all__ = ["Autoencoder", "EvidenceBound", "VariationalAutoencoder", "train_autoencoder"]
 
 
 @final
@@ -31,10 +34,17 @@ class Autoencoder:
     deviation: float = 0.1
 
 
-class _Model(nn.Module):
+@final
+class VariationalAutoencoder(nn.Module):
+    """An encoder to mean and log variance of a code, and a decoder.
+
+    Arguments:
+        sizes: Of both.
+        pixels: n of images ``(B, n)``.
+    """
+
     def __init__(self, sizes: Autoencoder, pixels: int) -> None:
         super().__init__()
-        self.latent, self.deviation = sizes.latent, sizes.deviation
         self.encoder = nn.Sequential(
             nn.Linear(pixels, sizes.encoder), nn.ReLU(), nn.Linear(sizes.encoder, 2 * sizes.latent)
         )
@@ -47,11 +57,32 @@ class _Model(nn.Module):
         # A pixel that is 0 everywhere at the start would get no gradient ever.
         nn.init.constant_(self.decoder[-2].bias, 0.1)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The negative evidence lower bound of images ``(B, n)``, up to a constant, ``(B,)``."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
-        code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
-        misfit = (self.decoder(code) - x).square().sum(1) / (2 * self.deviation**2)
+
+@final
+@dataclass(frozen=True)
+class EvidenceBound(Objective):
+    """The negative evidence lower bound of images ``(B, n)``, up to a constant, in nats.
+
+    Arguments:
+        deviation: Of the Gaussian whose likelihood the squared error is.
+    """
+
+    deviation: float
+
+    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
+        return Terms(self._bound(model, batch.values, stream).mean())
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: Samples) -> Score:
+        stream = torch.Generator(split.values.device).manual_seed(0)
+        return Score(float(self._bound(model, split.values, stream).double().mean()))
+
+    def _bound(self, model: nn.Module, x: Tensor, stream: Stream) -> Tensor:
+        assert isinstance(model, VariationalAutoencoder)
+        mean, log_variance = model.encoder(x).chunk(2, dim=1)
+        noise = draw(torch.randn, mean.shape, stream, batch=0).to(mean)
+        code = mean + noise * (log_variance / 2).exp()
+        misfit = (model.decoder(code) - x).square().sum(1) / (2 * self.deviation**2)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
         return misfit + divergence
 
@@ -68,10 +99,6 @@ def train_autoencoder(
     Raises:
         NonFiniteError: the loss is not finite.
     """
-    model = _Model(sizes, images.shape[1])
-
-    def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        return module(batch[0]).mean()
-
-    fit(model, (images,), loss, training, title="autoencoder")
-    return model.encoder.eval(), model.decoder.eval()
+    model = VariationalAutoencoder(sizes, images.shape[1])
+    train(model, images, None, EvidenceBound(sizes.deviation), training, title="autoencoder")
+    return model.encoder, model.decoder

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.relu.base import Report, Samples
 from iresflow.relu.attack import Attack, InnerProduct, Nearest, invariance_attack
-from iresflow.relu.experiments.base import Report, Samples
 from iresflow.relu.network import parse_network
 
 __all__ = ["attack_first_layer"]

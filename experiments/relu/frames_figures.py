@@ -1,4 +1,4 @@
-"""The figures of `iresflow.relu.experiments.frames`."""
+"""The figures of `experiments.relu.frames`."""
 
 from collections.abc import Mapping, Sequence
 

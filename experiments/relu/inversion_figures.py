@@ -1,4 +1,4 @@
-"""The figures of `iresflow.relu.experiments.inversion`."""
+"""The figures of `experiments.relu.inversion`."""
 
 from collections.abc import Mapping, Sequence
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from iresflow.bijections import Accuracy
-from iresflow.data import Split
-from iresflow.models import FlowInverse, ImageFlow, VectorFlow
+from iresflow.models import Flow, FlowInverse, ImageFlow
 from iresflow.tensors import full_precision
-from iresflow.training.build import class_context
+from iresflow.training.batches import Samples
+from iresflow.training.contexts import batch_of
 
-__all__ = ["RECONSTRUCTED", "Reconstruction", "batch_of", "reconstruct"]
+__all__ = ["RECONSTRUCTED", "Reconstruction", "reconstruct"]
 
 RECONSTRUCTED = 1000
 """Samples of a split that are sent through the inverse for a report, at most."""
@@ -45,8 +45,8 @@ class Reconstruction:
 @torch.no_grad()
 @full_precision()
 def reconstruct(
-    flow: ImageFlow | VectorFlow,
-    split: Split,
+    flow: Flow,
+    split: Samples,
     *,
     count: int,
     seed: int = 0,
@@ -69,15 +69,3 @@ def reconstruct(
         originals.append(x)
         inverses.append(flow.invert(z, context, None if tol is None else Accuracy(tol)))
     return Reconstruction(torch.cat(originals), FlowInverse.concatenate(inverses))
-
-
-def batch_of(
-    flow: ImageFlow | VectorFlow, split: Split, first: int, count: int
-) -> tuple[Tensor, Tensor | None]:
-    """Some samples of a split on the model's device, and the contexts of their labels."""
-    like = next(flow.parameters())
-    values = split.values[first : first + count].to(like.device)
-    labels = None if split.labels is None else split.labels[first : first + count]
-    if not isinstance(flow, ImageFlow):
-        values = values.to(like.dtype)
-    return values, class_context(labels, flow.context_dim, like)

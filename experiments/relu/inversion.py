@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.relu.base import Report, Samples
+from experiments.relu.inversion_figures import noise_figure, picture_figure
+from experiments.relu.training import Training
+from experiments.relu.vae import Autoencoder, train_autoencoder
 from iresflow.relu.descent import descend
-from iresflow.relu.experiments.base import Report, Samples
-from iresflow.relu.experiments.inversion_figures import noise_figure, picture_figure
-from iresflow.relu.experiments.vae import Autoencoder, train_autoencoder
 from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.relu.layerwise import error_bounds, invert_network
 from iresflow.relu.network import Network, parse_network
 from iresflow.relu.sensing import observe_part
-from iresflow.relu.training import Training
 
 __all__ = ["DATA", "Settings", "quick", "random_network", "run"]
 

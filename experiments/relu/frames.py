@@ -13,22 +13,27 @@ import torch
 from sklearn.datasets import load_iris
 from torch import Tensor, nn
 
+from experiments.relu.base import Report, Samples
+from experiments.relu.frames_figures import (
+    accuracy_figure,
+    bounds_figure,
+    image_figure,
+    share_figure,
+)
+from experiments.relu.training import Training, train
 from iresflow.relu.bias import (
     InjectivityPenalty,
     estimate_bias,
     share_of_biases,
     share_of_points,
 )
-from iresflow.relu.experiments.base import Report, Samples
-from iresflow.relu.experiments.frames_figures import (
-    accuracy_figure,
-    bounds_figure,
-    image_figure,
-    share_figure,
-)
 from iresflow.relu.frames import FrameBounds, frame_bounds, frame_of_layer
 from iresflow.relu.reconstruction import Reconstruction, reconstruct
-from iresflow.relu.training import Training, accuracy, classification_loss, fit
+from iresflow.streams import Stream
+from iresflow.training.batches import Batch
+from iresflow.training.batches import Samples as LabelledSamples
+from iresflow.training.classification import CrossEntropy, accuracy
+from iresflow.training.objectives import Objective, Score, Terms
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
@@ -234,6 +239,30 @@ def build(
     return nn.Sequential(nn.Linear(size, units), nn.ReLU(), nn.Linear(units, classes))
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class PenalisedEntropy(Objective):
+    """Cross entropy, and a penalty of the first layer's biases (section 4.2 of the paper).
+
+    Arguments:
+        penalty: Of alpha, which is minus the bias.
+        factor: Of the penalty.
+    """
+
+    penalty: InjectivityPenalty
+    factor: float
+
+    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
+        terms = CrossEntropy()(model, batch, stream)
+        if not self.factor:
+            return terms
+        assert isinstance(model, nn.Sequential) and isinstance(model[0].bias, Tensor)
+        return replace(terms, loss=terms.loss + self.factor * self.penalty(-model[0].bias))
+
+    def evaluate(self, model: nn.Module, split: LabelledSamples) -> Score:
+        return CrossEntropy().evaluate(model, split)
+
+
 def _train(
     settings: Settings, samples: Samples, redundancy: int, factor: float, index: int
 ) -> Trained:
@@ -258,8 +287,9 @@ def _train(
     course: list[tuple[float, float, float]] = []
     converged: list[bool] = []
 
-    def watch(epoch: int) -> None:
-        weight, alpha = frame_of_layer(layer)
+    def watch(module: nn.Module) -> None:
+        assert isinstance(module, nn.Sequential) and isinstance(module[0], nn.Linear)
+        weight, alpha = frame_of_layer(module[0])
         estimate = estimate_bias(
             weight,
             inputs,
@@ -272,24 +302,14 @@ def _train(
         penalty.update(estimate.alpha)
         converged.append(estimate.converged)
         course.append((
-            accuracy(network, test, test_labels),
+            accuracy(module, test, test_labels),
             share_of_points(weight, alpha, test[:WATCHED]),
             share_of_biases(alpha, estimate.alpha),
         ))  # fmt: skip
 
-    def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        value = classification_loss(module, batch)
-        return value + factor * penalty(-layer.bias) if factor else value
-
     title = f"{samples.name} m/n = {redundancy}{', penalised' if factor else ''}"
-    fit(
-        network,
-        (inputs, labels),
-        loss,
-        training,
-        title=title,
-        after_epoch=watch,
-    )
+    objective = PenalisedEntropy(penalty, factor)
+    train(network, inputs, labels, objective, training, title=title, after_epoch=watch)
     numbers = np.array(course).T
     return Trained(network, *numbers, float(np.mean(converged)))
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from iresflow.relu.experiments.base import Report, Samples
+from experiments.relu.base import Report, Samples
 from iresflow.relu.network import parse_network
 from iresflow.relu.preimage import Kind, classify_preimage
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from iresflow.relu.experiments.attacks import attack_first_layer
-from iresflow.relu.experiments.base import Report, Samples
-from iresflow.relu.experiments.circles import draw_circles
-from iresflow.relu.experiments.kinds import count_kinds
-from iresflow.relu.experiments.networks import mlp
-from iresflow.relu.training import Training, accuracy, classification_loss, fit
+from experiments.relu.attacks import attack_first_layer
+from experiments.relu.base import Report, Samples
+from experiments.relu.circles import draw_circles
+from experiments.relu.kinds import count_kinds
+from experiments.relu.networks import mlp
+from experiments.relu.training import Training, train
+from iresflow.training.classification import CrossEntropy, accuracy
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
@@ -99,14 +100,14 @@ def _trained(
     module = mlp((math.prod(images.train.shape[1:]), *hidden, len(images.classes)))
     count = count or len(images.train)
     widths = "-".join(map(str, hidden))
-    data = images.train[:count], train_labels[:count]
-    losses = fit(module, data, classification_loss, training, title=f"training {widths}")
+    x, labels = images.train[:count], train_labels[:count]
+    losses = train(module, x, labels, CrossEntropy(), training, title=f"training {widths}")
     rows.append(
         {
             "hidden layers": widths,
             "epochs": training.epochs,
             "batch size": training.batch_size,
-            "images": len(data[0]),
+            "images": len(x),
             "training loss": losses[-1] if losses else None,
             "test accuracy": accuracy(module, images.test, test_labels),
         }

@@ -10,19 +10,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from iresflow.relu.experiments.base import Report, Samples
-from iresflow.relu.experiments.networks import CIFAR_CHANNELS, cifar_network, mlp
-from iresflow.relu.experiments.spectra import (
+from experiments.relu.base import Report, Samples
+from experiments.relu.networks import CIFAR_CHANNELS, cifar_network, mlp
+from experiments.relu.spectra import (
     Spectra,
     decay_figure,
     effect_figure,
     measure_spectra,
     stages_figure,
 )
+from experiments.relu.training import Training, train
 from iresflow.relu.network import Network, parse_network
 from iresflow.relu.removal import correlation_bound, correlation_counts
 from iresflow.relu.stability import Stage, image_window, linearize, singular_values
-from iresflow.relu.training import Training, accuracy, classification_loss, fit
+from iresflow.training.classification import CrossEntropy, accuracy
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
@@ -211,12 +212,12 @@ def _train(
 ) -> dict[str, object]:
     train_labels, test_labels = data.labels()
     count = count or len(data.train)
-    parts = data.train[:count], train_labels[:count]
-    losses = fit(module, parts, classification_loss, training, title=f"training {name}")
+    x, labels = data.train[:count], train_labels[:count]
+    losses = train(module, x, labels, CrossEntropy(), training, title=f"training {name}")
     return {
         "network": name,
         "data": data.name,
-        "images": len(parts[0]),
+        "images": len(x),
         "epochs": training.epochs,
         "training loss": losses[-1] if losses else None,
         "test accuracy": accuracy(module, data.test, test_labels),

@@ -1,0 +1,111 @@
+"""The papers' experiments, one after another: ``python -m experiments.relu EXPERIMENT``.
+
+``iresflow relu EXPERIMENT`` does the same where the package lies in its source checkout.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
+from time import perf_counter, process_time
+from types import ModuleType
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from threadpoolctl import threadpool_limits
+
+from experiments.relu.base import Report, Samples
+from iresflow.commands.arguments import fail, new_parser, parse
+from iresflow.commands.memory import keep_freed_memory
+from iresflow.data import Dataset, Split
+from iresflow.training.build import build_dataset
+from iresflow.training.config import DataConfig
+from iresflow.training.runs import new_directory
+
+__all__ = ["main"]
+
+EXPERIMENTS = {
+    "preimage": "the sets of inputs that a layer maps to one output",
+    "stability": "singular values of the linearisation, layer by layer",
+    "frames": "bias estimation, and reconstruction from one layer",
+    "inversion": "inversion of generative networks by linear programs",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs an experiment; returns the exit code."""
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        names = "\n".join(f"  {name:<10} {what}" for name, what in EXPERIMENTS.items())
+        print(
+            f"usage: iresflow relu EXPERIMENT ...\n\n{names}\n\n"
+            "iresflow relu EXPERIMENT --help explains each option."
+        )
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in EXPERIMENTS:
+        fail(f"unknown experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}", code=2)
+    experiment = import_module(f"experiments.relu.{name}")
+    parser = _parser(name, experiment)
+    values = parser.instantiate(parse(parser, rest))
+    settings = experiment.Settings(
+        **{field: values[field] for field in experiment.Settings.__dataclass_fields__}
+    )
+    if values["quick"]:
+        settings = experiment.quick(settings)
+    configs: dict[str, DataConfig] = {section: values[section] for section in experiment.DATA}
+    mirrored = [section for section, config in configs.items() if config.flip]
+    if mirrored:
+        fail(f"{mirrored[0]}.flip: only flows train on mirrored images", code=2)
+    keep_freed_memory()
+    torch.manual_seed(settings.seed)
+    data = {
+        section: _samples(build_dataset(config, settings.seed))
+        for section, config in configs.items()
+    }
+    path = new_directory(values["runs"], values["name"] or f"relu-{name}")
+    used = {**asdict(settings), **{section: asdict(c) for section, c in configs.items()}}
+    (path / "config.yaml").write_text(yaml.safe_dump(used, sort_keys=False))
+    print(f"run         {path}", flush=True)
+    began, computed = perf_counter(), process_time()
+    # The programs' matrices are small: a second thread of scipy's BLAS would only wait.
+    with threadpool_limits(1, user_api="blas"):
+        experiment.run(settings, data, Report(path, f"iresflow relu {name}"))
+    minutes, of_cpu = (perf_counter() - began) / 60, (process_time() - computed) / 60
+    print(f"took        {minutes:.1f} minutes, {of_cpu:.1f} of processor time")
+    print(f"results     {path / 'results.md'}, results.json, and the figures beside them")
+    return 0
+
+
+def _parser(name: str, experiment: ModuleType) -> ArgumentParser:
+    parser = new_parser(f"relu {name}", experiment.__doc__ or "")
+    parser.add_argument("--config", action="config", help=f"such as experiments/relu/{name}.yaml")
+    parser.add_argument("--quick", action="store_true", help="small sizes, within a minute")
+    parser.add_argument("--runs", default="runs", help="directory that holds the runs")
+    parser.add_argument("--name", help="name of the run, part of its directory")
+    parser.add_class_arguments(experiment.Settings)
+    for section, fields in experiment.DATA.items():
+        parser.add_class_arguments(DataConfig, section, default=DataConfig(**fields))
+    return parser
+
+
+def _samples(dataset: Dataset) -> Samples:
+    def floats(split: Split) -> torch.Tensor:
+        top = 1 if dataset.levels is None else dataset.levels - 1
+        return split.values.float() / top
+
+    # Nothing is decided on the validation part, so it stays with the training data.
+    parts = (dataset.train, dataset.validation)
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Samples(
+        dataset.name,
+        torch.cat([floats(part) for part in parts]),
+        torch.cat(labels) if labels else None,
+        floats(dataset.test),
+        dataset.test.labels,
+        dataset.classes,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

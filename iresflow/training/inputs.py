@@ -1,0 +1,148 @@
+"""What people pass to a training: made into samples, and checked before time is spent on it."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iresflow.data.base import part_size
+from iresflow.models import Flow, ImageFlow
+from iresflow.training.batches import Batch, Samples
+from iresflow.training.processes import Processes
+
+__all__ = ["Array", "divided", "require_good_data", "samples_of"]
+
+Array = Tensor | np.ndarray | Sequence[Any]
+"""What can be made a tensor."""
+
+
+def require_good_data(split: Samples, processes: Processes) -> None:
+    """Checks that all processes train on the same finite data.
+
+    Raises:
+        ValueError: the data holds NaN or infinity.
+        RunError: processes hold different data.
+    """
+    for data in (split.values, split.labels):
+        if data is None:
+            continue
+        if data.is_floating_point() and not bool(data.isfinite().all()):
+            raise ValueError("the training data holds NaN or infinity")
+        if processes.count > 1:
+            digest = zlib.crc32(data.cpu().contiguous().numpy())
+            processes.require_same(digest, "the training data")
+
+
+def samples_of(model: nn.Module, x: Array, labels: Array | None) -> Batch:
+    """Tensors of what a person passed, floats in the model's type; checked for a flow.
+
+    Arguments:
+        model: What they are for.
+        x: ``(N, *event)``.
+        labels: ``(N, *any)``; for a flow its contexts or class numbers; or None.
+
+    Raises:
+        ValueError: they hold NaN or infinity, or don't fit each other or the flow.
+    """
+    dtype = next(model.parameters()).dtype
+    values = _tensor("x", x, dtype)
+    tensor = None if labels is None else _tensor("labels", labels, dtype)
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError(f"x has shape {tuple(values.shape)}; allowed is (N, ...), N at least 1")
+    if tensor is not None and (tensor.ndim == 0 or len(tensor) != len(values)):
+        raise ValueError(f"{len(values)} samples and labels of shape {tuple(tensor.shape)}")
+    if not isinstance(model, Flow):
+        return Batch(values, tensor)
+    if tuple(values.shape[1:]) != model.shape:
+        raise ValueError(
+            f"this flow takes samples of shape (N, {', '.join(map(str, model.shape))}), got "
+            f"{tuple(values.shape)}"
+        )
+    if isinstance(model, ImageFlow):
+        if values.is_floating_point():
+            raise ValueError(
+                f"an ImageFlow is trained on integers 0 .. {model.levels - 1}, got {values.dtype}"
+            )
+        if values.dtype != torch.uint8:
+            values = values.long()  # unsigned types of 16 bits and more know no minimum
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= model.levels:
+            raise ValueError(
+                f"this flow takes integers 0 .. {model.levels - 1}, got {low} .. {high}"
+            )
+        values = values.to(torch.uint8 if model.levels <= 256 else torch.int32)
+        return Batch(values, _contexts(model, tensor))
+    return Batch(values.to(dtype), _contexts(model, tensor))
+
+
+def _tensor(name: str, values: Array, dtype: torch.dtype) -> Tensor:
+    if not isinstance(values, Tensor):
+        try:
+            values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} can't be made a tensor: {error}") from None
+    if values.is_complex():
+        raise ValueError(f"{name} is complex, {values.dtype}; allowed are integers and floats")
+    if not values.is_floating_point():
+        return values
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinity")
+    return values.to(dtype)
+
+
+def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
+    size = flow.context_dim
+    if labels is None:
+        if size:
+            raise ValueError(f"this flow needs a context of shape (N, {size}) or class numbers")
+        return None
+    if not size:
+        raise ValueError("this flow takes no context: it was built with context_dim=0")
+    if labels.ndim == 1 and not labels.is_floating_point():
+        if not 0 <= int(labels.min()) <= int(labels.max()) < size:
+            raise ValueError(
+                f"class numbers of this flow are 0 .. {size - 1}, got {int(labels.min())} .. "
+                f"{int(labels.max())}"
+            )
+        return labels.long()
+    if tuple(labels.shape[1:]) != (size,):
+        raise ValueError(
+            f"contexts of this flow have shape (N, {size}), or are class numbers (N,) as integers;"
+            f" got {labels.dtype} {tuple(labels.shape)}"
+        )
+    return labels
+
+
+def divided(
+    model: nn.Module,
+    samples: Batch,
+    validation: float | int | tuple[Array, Array | None] | None,
+    seed: int,
+) -> tuple[Batch, Batch | None]:
+    """The samples to train on, and those to choose by.
+
+    Arguments:
+        model: What they are for.
+        samples: All of them.
+        validation: A count or a fraction of them, taken at random; samples of their own,
+            ``(x, labels)``; or None for none.
+        seed: Of the choice.
+
+    Raises:
+        ValueError: it is none of these, or leaves nothing to train on.
+    """
+    if validation is None or (isinstance(validation, float | int) and validation == 0):
+        return samples, None
+    if isinstance(validation, tuple):
+        if len(validation) != 2:
+            raise ValueError(f"validation is (x, labels), got a tuple of {len(validation)}")
+        return samples, samples_of(model, *validation)
+    count = part_size(validation, len(samples), name="validation")
+    if count >= len(samples):
+        raise ValueError(f"validation={validation} leaves none of {len(samples)} to train on")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    order = order.to(samples.values.device)
+    return Batch.of(samples, order[count:]), Batch.of(samples, order[:count])

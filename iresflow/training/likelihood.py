@@ -1,0 +1,110 @@
+"""The objective of flows: maximum likelihood, in bits per dimension of images, else in nats."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from iresflow.bijections import ActNorm, dequantize
+from iresflow.models import Flow, ImageFlow
+from iresflow.streams import Stream
+from iresflow.training.batches import Batch, Samples, random_stream
+from iresflow.training.contexts import context_of, unit_of
+from iresflow.training.evaluation import Precision, evaluate
+from iresflow.training.objectives import Album, Objective, Ready, Score, Terms, stored
+
+__all__ = ["MaximumLikelihood"]
+
+INITIALIZATION_ENTRIES = 2_000_000
+"""Entries of the data from which ActNorm is initialised, about: more than a batch, so that a batch
+of one trains; and all rows of a table but a very large one, since a column may be mostly zeros."""
+
+
+@final
+@dataclass(frozen=True)
+class MaximumLikelihood(Objective):
+    """Minus the mean log-likelihood of a flow (thesis, eq. 5.4): of integer images with uniform
+    dequantisation, of all else as it is.
+
+    Labels are class numbers ``(B,)`` or contexts ``(B, context_dim)``, see `context_of`.
+    """
+
+    def unit(self, model: nn.Module) -> str:
+        return unit_of(_flow(model))
+
+    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
+        """The mean loss and its parts, which add up to it but for a constant.
+
+        Its value is that of the estimates, never that of a surrogate; its gradient is that of the
+        surrogates. The values are taken on trust: to look at them, the host would wait for a GPU
+        in every step.
+        """
+        flow = _flow(model)
+        like = next(flow.parameters())
+        x, context = batch.values, context_of(batch.labels, flow.context_dim, like)
+        constant, scale = 0.0, 1.0
+        if isinstance(flow, ImageFlow):
+            x = dequantize(x, flow.levels, dtype=like.dtype, generator=stream)
+            constant, scale = math.log2(flow.levels), 1 / (flow.base_dim * math.log(2))
+        z, log_det = flow.forward(x, context, generator=stream, check=False)
+        log_base = scale * flow.base.log_prob(z, context).mean()
+        log_det = scale * log_det.mean()
+        loss = constant - log_base - log_det
+        return Terms(loss, {"log_base": log_base, "log_det": log_det})
+
+    def evaluate(self, model: nn.Module, split: Samples) -> Score:
+        result = evaluate(_flow(model), split, precision=Precision(repeated=0))
+        return Score(
+            result.mean,
+            {
+                "standard_error": result.standard_error,
+                "truncation_bound": result.truncation_bound,
+            },
+        )
+
+    def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
+        """Initialises ActNorm from random samples, unless all of it has seen data before.
+
+        Raises:
+            UnknownBoundError: a layer has no known bound, so the flow could never be evaluated.
+        """
+        flow = _flow(model)
+        if flow.spec is None:
+            flow.certify()  # better now than after the first steps
+        norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
+        if norms and all(bool(norm.initialized) for norm in norms):
+            return
+        stream = random_stream(seed, 0, 3, torch.device("cpu"))
+        count = max(16, INITIALIZATION_ENTRIES // split.values[0].numel())
+        if isinstance(flow, ImageFlow):
+            count = min(count, 512)  # each has many pixels, and their activations take memory
+        index = torch.randperm(len(split), generator=stream)[:count].to(split.values.device)
+        batch, like = Batch.of(split, index), next(flow.parameters())
+        x: Tensor = batch.values.to(like.device)
+        if isinstance(flow, ImageFlow):
+            x = flow.dequantize(x, random_stream(seed, 0, 4, like.device))
+        flow.initialize(x, context_of(batch.labels, flow.context_dim, like))
+
+    def make_ready(self, model: nn.Module) -> Ready:
+        """Enforces the certified norms; the certificate is stored with the weights."""
+        certificate = _flow(model).enforce()
+        return Ready(
+            {"model": stored(model), "certificate": certificate.to_dict()},
+            {"certified/largest_lipschitz_bound": certificate.largest},
+            usable=bool(certificate),
+        )
+
+    def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
+        from iresflow.training.pictures import draw_flow  # plots cost a second of import
+
+        draw_flow(_flow(model), split, album)
+
+
+def _flow(model: nn.Module) -> Flow:
+    if not isinstance(model, Flow):
+        raise ValueError(
+            f"maximum likelihood trains flows, got a {type(model).__name__}: pass an objective"
+        )
+    return model

@@ -1,0 +1,66 @@
+"""The pictures of a flow that are drawn at each validation."""
+
+import torch
+
+from iresflow.errors import InversionError
+from iresflow.models import Flow, ImageFlow
+from iresflow.plots import scatter_figure
+from iresflow.training.batches import Batch, Samples
+from iresflow.training.contexts import context_of
+from iresflow.training.objectives import Album
+from iresflow.training.reconstruction import reconstruct
+
+__all__ = ["draw_flow"]
+
+GRID = 36
+"""Images in a sample grid."""
+
+POINTS = 2000
+"""Points in a scatter plot."""
+
+
+def draw_flow(flow: Flow, split: Samples, album: Album) -> None:
+    """Draws samples, and reconstructions of held-out images.
+
+    An inverse that fails is noted, not raised: it must not end the training of a model whose
+    next validation may find it well again.
+
+    Arguments:
+        flow: In eval mode.
+        split: Samples that were held out, with their labels.
+        album: Gets the pictures.
+    """
+    try:
+        if isinstance(flow, ImageFlow):
+            _draw_images(flow, split, album)
+        elif len(flow.shape) == 1:
+            points = flow.sample(POINTS, _contexts(flow, split, POINTS), generator=_stream(flow))
+            album.figure("samples", scatter_figure(points.cpu().numpy()))
+    except InversionError as error:
+        album.write({"inversion_failed": str(error)})
+
+
+def _draw_images(flow: ImageFlow, split: Samples, album: Album) -> None:
+    x = flow.sample(GRID, _contexts(flow, split, GRID), generator=_stream(flow))
+    album.grid("samples", x)
+    back = reconstruct(flow, split, count=8)
+    pairs = torch.cat([back.originals, back.values])
+    album.grid("reconstructions", pairs, columns=len(back.values))
+    album.write({"validation/reconstruction_error": back.largest_error})
+
+
+def _contexts(flow: Flow, split: Samples, count: int) -> torch.Tensor | None:
+    """All classes in turn, or the contexts of the split in turn."""
+    labels = split.labels
+    if flow.context_dim == 0 or labels is None:
+        return None
+    turn = torch.arange(count)
+    if labels.ndim == 1 and not labels.is_floating_point():
+        classes = turn % flow.context_dim
+    else:
+        classes = Batch.of(split, turn.to(labels.device) % len(split)).labels
+    return context_of(classes, flow.context_dim, next(flow.parameters()))
+
+
+def _stream(flow: Flow) -> torch.Generator:
+    return torch.Generator(next(flow.parameters()).device).manual_seed(0)

@@ -1,0 +1,137 @@
+"""One step of training: the gradient of a batch, in parts and over processes, and its use."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from iresflow.tensors import full_precision, reduced_precision
+from iresflow.training.batches import Batch, Share, random_stream
+from iresflow.training.config import TrainingConfig
+from iresflow.training.guard import Guard, Step, put_back
+from iresflow.training.objectives import Objective
+from iresflow.training.processes import Processes
+
+__all__ = ["PRECISIONS", "StepFunction", "own_shares"]
+
+PRECISIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "float32": full_precision,
+    "mixed": full_precision,  # the narrow type is the estimator's
+    "tf32": reduced_precision,
+}
+
+
+def own_shares(config: TrainingConfig, samples: int, processes: Processes) -> list[Share]:
+    """What one process computes of each batch, one after another.
+
+    Arguments:
+        config: The options of training.
+        samples: In the training split; a batch has so many at most.
+        processes: Those that share a batch.
+
+    Raises:
+        ValueError: a batch has fewer samples than there are shares.
+    """
+    parts = processes.count * config.accumulate
+    shares = Share.split(min(config.batch_size, samples), parts)
+    return shares[processes.rank * config.accumulate :][: config.accumulate]
+
+
+@final
+class StepFunction:
+    """Moves the weights of a model, and those of its objective, by one batch at a time.
+
+    Arguments:
+        model: In training mode, on its device.
+        objective: What is minimised.
+        optimizer: Of the parameters of both.
+        guard: What keeps bad steps out of them.
+        config: The options of training.
+        shares: What this process computes of each batch.
+        processes: Those that share a batch.
+        seed: Of all random streams.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: Optimizer,
+        guard: Guard,
+        config: TrainingConfig,
+        shares: list[Share],
+        processes: Processes,
+        seed: int,
+    ) -> None:
+        self.model, self.objective = model, objective
+        self.optimizer, self.guard = optimizer, guard
+        self.config, self.shares = config, shares
+        self.processes, self.seed = processes, seed
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.names: tuple[str, ...] = ()
+        """What else is logged than the loss; known after the first step."""
+
+    def take(
+        self, step: int, batch: Batch, rate: float, votes: Callable[[], tuple[float, float]]
+    ) -> tuple[Tensor, list[Step]]:
+        """One step of the optimiser.
+
+        Arguments:
+            step: Its number.
+            batch: This process' rows of the batch.
+            rate: The learning rate.
+            votes: Asked after the gradient: whether this process has been interrupted, and the
+                seconds of training so far, in the main process alone.
+
+        Returns:
+            The numbers of a `Step`, on the device, and the steps that are known from now on.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with PRECISIONS[self.config.precision]():
+            parts = self.gradients(step, batch)
+            # Filled on the device: a copy from the host would be waited for.
+            said = [parts.new_full((1,), vote) for vote in votes()]
+            summed = self._sum_over_processes(torch.cat([parts, *said]))
+            limit = self.config.clip_norm or float("inf")
+            norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        numbers = torch.cat([summed, norm.detach().to(summed).view(1)])
+        return numbers, self.guard.step(step, numbers, self.optimizer)
+
+    def gradients(self, step: int, batch: Batch) -> Tensor:
+        """Adds up the gradients of this process' shares; returns the loss and what is logged."""
+        first = self.shares[0].first
+        # Each share is normalised by the same norms, from where the last step left the iteration.
+        buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        before = [b.clone() for b in buffers] if len(self.shares) > 1 else []
+        self.optimizer.zero_grad(set_to_none=True)
+        total: list[Tensor] = []
+        for share in self.shares:
+            if share is not self.shares[0]:
+                torch._foreach_copy_(buffers, before)
+            rows = slice(share.first - first, share.first - first + share.size)
+            stream = share.stream(random_stream(self.seed, step, 2, self.device))
+            terms = self.objective(self.model, Batch.of(batch, rows), stream)
+            if terms.loss.ndim:
+                raise ValueError(
+                    f"an objective's loss is a scalar, got one of shape {tuple(terms.loss.shape)}"
+                )
+            self.names = tuple(terms.logged)
+            (terms.loss * share.weight).backward()
+            logged = [torch.as_tensor(value).to(terms.loss) for value in terms.logged.values()]
+            total.append(torch.stack([terms.loss, *logged]).detach() * share.weight)
+        return torch.stack(total).sum(0)
+
+    def _sum_over_processes(self, numbers: Tensor) -> Tensor:
+        """Sums the gradients and some numbers over the processes, in one message."""
+        if self.processes.count == 1:
+            return numbers
+        tensors = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([*(t.reshape(-1) for t in tensors), numbers])
+        self.processes.add(flat)
+        put_back([*tensors, numbers], flat)
+        return numbers

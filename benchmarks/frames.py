@@ -17,6 +17,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import iresflow
+from iresflow.training.batches import Batch, Share
+from iresflow.training.config import TrainingConfig
+from iresflow.training.guard import Immediate
+from iresflow.training.likelihood import MaximumLikelihood
+from iresflow.training.optimizers import new_optimizer
+from iresflow.training.processes import Alone
+from iresflow.training.step import StepFunction
 
 PACKAGE = str(Path(iresflow.__file__).parent)
 PRODUCTS = ("convolution", "mm", "addmm", "bmm")
@@ -69,16 +76,15 @@ def calls() -> dict[str, Callable[[], object]]:
     x = flow.dequantize(images)
     evaluated.log_prob(x)  # certifies
 
-    def step() -> None:
-        from iresflow.training.objectives import evaluate_objective
-
-        flow.zero_grad()
-        stream = torch.Generator().manual_seed(0)
-        evaluate_objective(flow.train(), images, None, stream).loss.backward()
-
+    config = TrainingConfig(batch_size=32)
+    optimizer, objective = new_optimizer(list(flow.parameters()), config), MaximumLikelihood()
+    step = StepFunction(
+        flow.train(), objective, optimizer, Immediate(), config, [Share(32, 0, 32)], Alone(), 0
+    )
+    batch = Batch(images, None)
     return {
         "log_prob": lambda: evaluated.log_prob(x),
-        "training step": step,
+        "training step": lambda: step.take(0, batch, 1e-3, lambda: (0.0, 0.0)),
         "sample": lambda: evaluated.sample(4),
     }
 

@@ -1,6 +1,6 @@
 """One step of training: the gradient of a batch, in parts and over processes, and its use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import final
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from iresflow.streams import Stream
 from iresflow.tensors import full_precision, reduced_precision
 from iresflow.training.batches import Batch, Share, random_stream
 from iresflow.training.config import TrainingConfig
 from iresflow.training.guard import Guard, Step, put_back
-from iresflow.training.objectives import Objective
+from iresflow.training.objectives import Objective, Terms
 from iresflow.training.processes import Processes
 
 __all__ = ["PRECISIONS", "StepFunction", "own_shares"]
@@ -93,7 +94,14 @@ class StepFunction:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with PRECISIONS[self.config.precision]():
-            parts = self.gradients(step, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            logged: list[Tensor] = []
+            for part, weight, stream in self._parts(step, batch):
+                terms = self.objective(self.model, part, stream)
+                numbers = self._logged(terms)
+                (terms.loss * weight).backward()
+                logged.append(numbers * weight)
+            parts = torch.stack(logged).sum(0)
             # Filled on the device: a copy from the host would be waited for.
             said = [parts.new_full((1,), vote) for vote in votes()]
             summed = self._sum_over_processes(torch.cat([parts, *said]))
@@ -102,29 +110,28 @@ class StepFunction:
         numbers = torch.cat([summed, norm.detach().to(summed).view(1)])
         return numbers, self.guard.step(step, numbers, self.optimizer)
 
-    def gradients(self, step: int, batch: Batch) -> Tensor:
-        """Adds up the gradients of this process' shares; returns the loss and what is logged."""
+    def _parts(self, step: int, batch: Batch) -> Iterator[tuple[Batch, float, Stream]]:
+        """This process' shares of a batch, what the mean of each counts, and their streams."""
         first = self.shares[0].first
         # Each share is normalised by the same norms, from where the last step left the iteration.
         buffers = [b for b in self.model.buffers() if b.is_floating_point()]
         before = [b.clone() for b in buffers] if len(self.shares) > 1 else []
-        self.optimizer.zero_grad(set_to_none=True)
-        total: list[Tensor] = []
         for share in self.shares:
             if share is not self.shares[0]:
                 torch._foreach_copy_(buffers, before)
             rows = slice(share.first - first, share.first - first + share.size)
             stream = share.stream(random_stream(self.seed, step, 2, self.device))
-            terms = self.objective(self.model, Batch.of(batch, rows), stream)
-            if terms.loss.ndim:
-                raise ValueError(
-                    f"an objective's loss is a scalar, got one of shape {tuple(terms.loss.shape)}"
-                )
-            self.names = tuple(terms.logged)
-            (terms.loss * share.weight).backward()
-            logged = [torch.as_tensor(value).to(terms.loss) for value in terms.logged.values()]
-            total.append(torch.stack([terms.loss, *logged]).detach() * share.weight)
-        return torch.stack(total).sum(0)
+            yield Batch.of(batch, rows), share.weight, stream
+
+    def _logged(self, terms: Terms) -> Tensor:
+        """The loss and what else is logged, as one tensor without a graph."""
+        if terms.loss.ndim:
+            raise ValueError(
+                f"an objective's loss is a scalar, got one of shape {tuple(terms.loss.shape)}"
+            )
+        self.names = tuple(terms.logged)
+        logged = [torch.as_tensor(value).to(terms.loss) for value in terms.logged.values()]
+        return torch.stack([terms.loss, *logged]).detach()
 
     def _sum_over_processes(self, numbers: Tensor) -> Tensor:
         """Sums the gradients and some numbers over the processes, in one message."""

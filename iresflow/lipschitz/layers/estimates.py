@@ -53,7 +53,7 @@ def power_iteration(
         for _ in range(iterations - 1):
             u = normalized(multiply(adjoint(u)))
         right = normalized(adjoint(u))
-    return _stretch(family, weight, right, left)
+    return _size(family.operator(weight)(right), left)
 
 
 def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
         # The top eigenvector of [[upper, below], [0, lower]] times its transpose.
         angle = torch.atan2(2 * below * lower, upper**2 + below**2 - lower**2) / 2
         right = normalized(angle.cos() * first + angle.sin() * second)
-    return _stretch(family, weight, right, left)
+    return _size(family.operator(weight)(right), left)
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def _lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
         vector = (rest / size).view(shape)
     ritz = (top.to(basis) @ basis[: len(top)]).view(shape)
     right = normalized(ritz if domain else adjoint(ritz))
-    return _stretch(family, weight, right, left)
+    return _size(family.operator(weight)(right), left)
 
 
 def normalized(x: Tensor) -> Tensor:
@@ -143,9 +143,8 @@ def normalized(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x).clamp_min(_tiny(x))
 
 
-def _stretch(family: OperatorFamily, weight: Tensor, right: Tensor, left: Tensor) -> Tensor:
-    """The norm of A times a unit vector, with A's gradient; the image is the next start."""
-    image = family.operator(weight)(right)
+def _size(image: Tensor, left: Tensor) -> Tensor:
+    """The norm of a unit vector's image, with the image's gradient; that is the next start."""
     u = normalized(image.detach())
     with torch.no_grad():
         # From the zero vector, that of a zero weight, the iteration would never come back.

@@ -128,6 +128,8 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
         dataset.shape,
         model.blocks,
         model.hidden,
+        kernels=model.kernels,
+        padding=model.padding,
         levels=dataset.levels,
         context_dim=context_dim,
         activation=model.activation,

@@ -51,8 +51,13 @@ class ModelConfig:
 
     blocks: tuple[int, ...] = (4, 4)
     """Residual blocks on each scale, finest first; 0 squeezes at once. Vectors: one number."""
-    hidden: int = 32
-    """Width of the branches: channels for images, units for vectors."""
+    hidden: int | tuple[int, ...] = 32
+    """Width of the branches: channels for images, units for vectors; or one for each gap between
+    their layers."""
+    kernels: tuple[int, ...] = (3, 1, 3)
+    """Sides of the kernels of a branch's convolutions, odd, one a layer (images)."""
+    padding: Literal["zeros", "circular", "reflect"] = "zeros"
+    """What the convolutions read beyond the border (images)."""
     activation: Literal["clipswish", "elu", "lipswish", "softplus", "tanh"] = "lipswish"
     """Activation of the branches."""
     coeff: float = 0.98
@@ -71,7 +76,11 @@ class ModelConfig:
     """Whether the class label enters the branches and the prior (data with labels)."""
 
     def __post_init__(self) -> None:
-        _positive(self, "hidden")
+        widths = self.hidden if isinstance(self.hidden, tuple | list) else (self.hidden,)
+        if not all(width > 0 for width in widths):
+            raise ValueError(f"hidden must be above 0, got {self.hidden}")
+        if not self.kernels or any(side < 1 or side % 2 == 0 for side in self.kernels):
+            raise ValueError(f"kernels are odd sides, one a layer, got {self.kernels}")
         if not 0 < self.coeff < 1:
             raise ValueError(f"coeff must lie strictly between 0 and 1, got {self.coeff}")
 
@@ -214,7 +223,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in a YAML file."""
         values = asdict(self)
-        values["model"]["blocks"] = list(self.model.blocks)
-        for name in ("recompute", "drops"):
-            values["training"][name] = list(getattr(self.training, name))
+        for section in values.values():
+            for name, value in section.items() if isinstance(section, dict) else ():
+                section[name] = list(value) if isinstance(value, tuple) else value
         return values

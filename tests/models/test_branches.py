@@ -1,0 +1,86 @@
+"""The shape of a branch is data: any number of layers, kernels and widths, any padding."""
+
+import pytest
+import torch
+from helpers import dense_jacobian, perturb
+
+import iresflow
+from iresflow import Exact, ImageFlow, VectorFlow, compile_kernels
+from iresflow.lipschitz.passes.choice import native_passes
+
+IMAGES = {
+    "one layer": {"kernels": (3,), "hidden": 6},
+    "two layers": {"kernels": (3, 3), "hidden": 6},
+    "widths": {"kernels": (5, 1, 1, 3), "hidden": (6, 3, 5)},
+    "circular": {"kernels": (3, 3), "hidden": 6, "padding": "circular"},
+    "reflect": {"kernels": (3, 1, 3), "hidden": 6, "padding": "reflect"},
+}
+
+
+def image_flow(name, **settings):
+    flow = ImageFlow((1, 4, 4), blocks=(2, 1), levels=16, **IMAGES[name], **settings)
+    images = torch.randint(0, 16, (64, 1, 4, 4))
+    context = torch.randn(64, flow.context_dim) if flow.context_dim else None
+    flow.initialize(flow.dequantize(images), context)
+    return perturb(flow, 0.1)
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("name", IMAGES)
+def test_log_determinants_and_inverses_of_images(name, native):
+    compile_kernels(native)
+    flow = image_flow(name)
+    assert flow.certify()
+    x = 0.1 + 0.8 * torch.rand(3, 1, 4, 4)
+    jacobian = dense_jacobian(flow.transform, x)
+    z, log_det = flow(x, log_det=Exact())
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian)[1], rtol=1e-8, atol=1e-8)
+    back = flow.invert(z.detach(), None, iresflow.Accuracy(1e-10))
+    torch.testing.assert_close(back.value, x, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["one layer", "two layers", "widths"])
+def test_branches_of_any_shape_run_natively(name):
+    compile_kernels()
+    flow = image_flow(name)
+    for _, block in flow.blocks():
+        channels = block.branch.layers[-1].weight.shape[0]
+        x = torch.randn(2, channels, *block.branch.layers[0].image_size)
+        assert native_passes(block.branch.chain().links, x) is not None
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (4, 6, 3)])
+def test_vectors_with_any_number_of_layers(hidden):
+    flow = VectorFlow(3, 2, hidden)
+    flow.initialize(torch.randn(64, 3))
+    perturb(flow, 0.1)
+    assert [len(block.branch.layers) for _, block in flow.blocks()] == [len(hidden) + 1] * 2
+    x = torch.randn(4, 3)
+    expected = torch.linalg.slogdet(dense_jacobian(flow.transform, x))[1]
+    torch.testing.assert_close(flow(x)[1], expected)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_stored_models_keep_the_shape_of_their_branches(name, tmp_path):
+    flow = image_flow(name)
+    flow.save(tmp_path / "flow.pt")
+    flow.eval().enforce()
+    loaded = iresflow.load(tmp_path / "flow.pt")
+    x = torch.rand(2, 1, 4, 4)
+    assert torch.equal(loaded.transform(x), flow.transform(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kernels": ()}, "at least one layer"),
+        ({"kernels": (2, 3)}, "must be odd"),
+        ({"kernels": (3, 3), "hidden": (4, 4)}, "takes 1 positive widths"),
+        ({"hidden": 0}, "positive widths"),
+        ({"padding": "mirror"}, "choose one of zeros, circular, reflect"),
+        ({"kernels": (3,), "context_dim": 2}, "a branch of one has none"),
+    ],
+)
+def test_shapes_that_make_no_branch_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ImageFlow((1, 4, 4), blocks=(1,), **settings)

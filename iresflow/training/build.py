@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from iresflow.bijections import MultiScale, ResidualBlock
-from iresflow.data import Dataset
+from iresflow.data import Dataset, Scaling, TableOptions
 from iresflow.data import load_dataset as load_named
 from iresflow.errors import RunError
 from iresflow.logdet import (
@@ -36,8 +36,23 @@ def resolve_device(name: str) -> torch.device:
     return Alone().device(name)
 
 
-def build_dataset(config: DataConfig, seed: int) -> Dataset:
-    """The data set that the configuration names. Errors: see `iresflow.data.load_dataset`."""
+def build_dataset(config: DataConfig, seed: int, scaling: Scaling | None = None) -> Dataset:
+    """The data set that the configuration names. Errors: see `iresflow.data.load_dataset`.
+
+    Arguments:
+        config: The options of data.
+        seed: Chooses the splits.
+        scaling: How contexts are standardised; None for the training rows' own.
+    """
+    table = TableOptions(
+        header=config.header,
+        validation_root=config.validation_root,
+        test_root=config.test_root,
+        split_column=config.split_column,
+        context=tuple(config.context),
+        offset=config.offset,
+        scaling=scaling,
+    )
     return load_named(
         config.name,
         config.root,
@@ -47,6 +62,9 @@ def build_dataset(config: DataConfig, seed: int) -> Dataset:
         validation=config.validation,
         test=config.test,
         seed=seed,
+        order=config.order,
+        bits=config.bits,
+        table=None if table == TableOptions() else table,
     )
 
 

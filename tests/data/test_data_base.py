@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from iresflow.data import Dataset, Split, hold_out, resolve_root
-from iresflow.data.base import part_size, split_in_three, unknown_name
+from iresflow.data.base import unknown_name
+from iresflow.data.cuts import part_size
+from iresflow.data.shuffles import split_in_three
 
 
 def images(count: int = 4, *, side: int = 2) -> Split:

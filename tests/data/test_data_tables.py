@@ -26,8 +26,8 @@ def test_npy(tmp_path: Path, dtype: type) -> None:
     table = np.abs(100 * NUMBERS).astype(dtype)
     np.save(tmp_path / "a.npy", table)
     read, names = read_table(tmp_path / "a.npy")
-    assert read.dtype == np.float32 and names == ()
-    assert np.array_equal(read, table.astype(np.float32))
+    assert read.dtype == np.float64 and names == ()
+    assert np.array_equal(read, table.astype(np.float64))
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", ", "])
@@ -35,7 +35,7 @@ def test_npy(tmp_path: Path, dtype: type) -> None:
 def test_csv(tmp_path: Path, delimiter: str, header: bool) -> None:
     lines = [delimiter.join(["height", "a width", "x"])] * header + text(delimiter)
     read, names = read_table(write(tmp_path, lines))
-    assert np.array_equal(read, NUMBERS.astype(np.float32))
+    assert np.array_equal(read, NUMBERS)
     assert names == (("height", "a width", "x") if header else ())
 
 
@@ -46,7 +46,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     file.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     read, names = read_table(file)
     assert names == ("a,\nb", "c", "column 3")
-    assert np.array_equal(read, NUMBERS.astype(np.float32))
+    assert np.array_equal(read, NUMBERS)
 
 
 def test_csv_as_numpy_writes_it(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_unknown_extension(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
-    with pytest.raises(DataError, match=r"'\.xlsx'; tables are read from \.npy and \.csv"):
+    with pytest.raises(DataError, match=r"'\.xlsx'; tables are read from \.npy, \.npz, \.csv"):
         read_table(tmp_path / "a.xlsx")
 
 

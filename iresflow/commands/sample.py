@@ -17,9 +17,10 @@ from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
 from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
-from iresflow.training.build import dataset_of_run, resolve_device
+from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.contexts import context_of
+from iresflow.training.known_data import load_data
 from iresflow.training.reconstruction import reconstruct
 
 __all__ = ["main"]
@@ -113,7 +114,7 @@ def _sample_images(model: ImageFlow, options: Namespace) -> int:
 
 
 def _reconstruct(model: ImageFlow, options: Namespace) -> int:
-    split = dataset_of_run(options.run, options.root).test
+    split = load_data(options.run, root=options.root).test
     back = reconstruct(model, split, count=options.n, seed=options.seed, tol=options.tol)
     out = _out(options, "reconstructions.png")
     columns = min(12, len(back.values))
@@ -132,7 +133,7 @@ def _reconstruct(model: ImageFlow, options: Namespace) -> int:
 
 
 def _interpolate(model: ImageFlow, options: Namespace) -> int:
-    split = dataset_of_run(options.run, options.root).test
+    split = load_data(options.run, root=options.root).test
     paths = min(options.n, len(split) // 2)
     if paths < 1:
         raise ValueError("a path needs two test images")

@@ -13,6 +13,7 @@ from torchvision.utils import save_image
 from iresflow.bijections import Accuracy
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.data import write_rows
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
@@ -20,7 +21,7 @@ from iresflow.plots import density_figure, save_figure, save_grid, scatter_figur
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.contexts import context_of
-from iresflow.training.known_data import load_data
+from iresflow.training.known_data import KnownData, load_data
 from iresflow.training.reconstruction import reconstruct
 
 __all__ = ["main"]
@@ -184,7 +185,9 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     table = _out(options, "samples.csv")
     if table.suffix == ".png":
         table = table.with_suffix(".csv")
-    np.savetxt(table, points, delimiter=",")
+    known = KnownData.of(options.run) or KnownData()
+    rows = points + np.array(known.offset) if known.offset else points
+    write_rows(table, rows, known.columns)
     if points.shape[1] == 2 and model.context_dim == 0:
         figure = _plane(model, points)
     else:

@@ -6,6 +6,7 @@ from iresflow.data.images import IMAGE_NAMES, load_images
 from iresflow.data.loading import OWN_DATA, load_dataset
 from iresflow.data.shuffles import hold_out
 from iresflow.data.table_set import TableOptions
+from iresflow.data.text import write_rows
 from iresflow.data.vectors import VECTOR_NAMES, load_vectors
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "load_images",
     "load_vectors",
     "resolve_root",
+    "write_rows",
 ]

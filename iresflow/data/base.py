@@ -114,6 +114,8 @@ class Dataset:
         levels: Number of values a pixel can take, ``0 .. levels - 1``; ``None`` for vectors.
         classes: Name of each class, in the order of the labels; empty without labels.
         columns: Name of each dimension of vectors where they are known, else empty.
+        offset: What was subtracted from each dimension of vectors before they became float32;
+            empty for nothing.
         contexts: Name of each column of the splits' contexts; empty where they have none.
         scaling: How those were standardised, or ``None``.
         fingerprint: What tells the samples from others; ``None`` where they are drawn from a
@@ -132,6 +134,7 @@ class Dataset:
     levels: int | None
     classes: tuple[str, ...]
     columns: tuple[str, ...] = ()
+    offset: tuple[float, ...] = ()
     contexts: tuple[str, ...] = ()
     scaling: Scaling | None = None
     fingerprint: Fingerprint | None = None
@@ -146,6 +149,8 @@ class Dataset:
                 f"{len(self.columns)} column names for events of shape {self.shape}; allowed is "
                 "one per dimension of vectors, or none"
             )
+        if self.offset and (images or len(self.offset) != self.shape[0]):
+            raise ValueError(f"{len(self.offset)} offsets for events of shape {self.shape}")
         for part in ("train", "validation", "test"):
             self._check(part, getattr(self, part))
 

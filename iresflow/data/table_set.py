@@ -79,7 +79,8 @@ def load_table(
         raise ValueError(f"the splits of {path} are given, and can't be cut by {cut}")
     parts = arrange(keys, given, cut, validation=validation, test=test)
     titles = table.names or tuple(f"{i}" for i in range(1, table.values.shape[1] + 1))
-    values = _shifted(path, table.values, titles, options.offset)
+    offset = _offset(path, titles, options.offset)
+    values = table.values - offset
     _require_precision(path, values, titles)
     contexts = [_column(path, titles, name) for name in options.context]
     modelled = [i for i in range(len(titles)) if i not in contexts]
@@ -93,7 +94,6 @@ def load_table(
         single = values[rows][:, modelled].astype(np.float32)
         return Split(torch.from_numpy(single), contexts=known)
 
-    named = table.names or ("",) * len(titles)
     rest = [part for part in PART_NAMES if part not in given]
     told = [origin, f"{' and '.join(rest[-2:])} cut by {cut}" if rest else ""]
     return Dataset(
@@ -103,7 +103,8 @@ def load_table(
         take(parts.test),
         levels=None,
         classes=(),
-        columns=tuple(named[i] for i in modelled) if table.names else (),
+        columns=tuple(titles[i] for i in modelled) if table.names else (),
+        offset=tuple(offset[modelled].tolist()) if offset[modelled].any() else (),
         contexts=tuple(titles[i] for i in contexts),
         scaling=scaling if contexts else None,
         fingerprint=Fingerprint.of_samples(keys, (), parts),
@@ -157,14 +158,12 @@ def _column(path: Path, titles: Sequence[str], name: str) -> int:
     return titles.index(name)
 
 
-def _shifted(
-    path: Path, values: np.ndarray, titles: Sequence[str], offset: Mapping[str, float]
-) -> np.ndarray:
-    """The values less their offsets, in double precision."""
+def _offset(path: Path, titles: Sequence[str], offset: Mapping[str, float]) -> np.ndarray:
+    """What to subtract from each column, float64 ``(D,)``."""
     shift = np.zeros(len(titles))
     for name, amount in offset.items():
         shift[_column(path, titles, name)] = amount
-    return values - shift if offset else values
+    return shift
 
 
 def _require_precision(path: Path, values: np.ndarray, titles: Sequence[str]) -> None:

@@ -3,14 +3,29 @@
 import csv
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from iresflow.errors import DataError
 
-__all__ = ["column_title", "line_of", "read_text"]
+__all__ = ["column_title", "line_of", "read_text", "write_rows"]
+
+
+def write_rows(path: Path, rows: np.ndarray, names: Sequence[str] = ()) -> None:
+    """Writes rows float ``(N, D)`` as ``.csv``, so that `read_text` gives the same values back.
+
+    Arguments:
+        path: The file.
+        rows: All digits of them are kept.
+        names: Of the D columns, for the first line; none for no such line.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        if names:
+            writer.writerow(names)
+        writer.writerows([f"{cell:.17g}" for cell in row] for row in rows)
 
 
 def read_text(

@@ -27,11 +27,13 @@ class KnownData:
     Arguments:
         fingerprint: Of the samples; ``None`` where they are drawn from a seed.
         columns: Names of the columns that are modelled, where these are known.
+        offset: What was subtracted from each of them; empty for nothing.
         scaling: How contexts are standardised, or ``None``.
     """
 
     fingerprint: Fingerprint | None = None
     columns: tuple[str, ...] = ()
+    offset: tuple[float, ...] = ()
     scaling: Scaling | None = None
 
     @classmethod
@@ -50,6 +52,7 @@ class KnownData:
             return cls(
                 None if prints is None else Fingerprint.from_dict(prints),
                 tuple(values["columns"]),
+                tuple(values["offset"]),
                 None if scaling is None else Scaling(*(tuple(scaling[k]) for k in _SCALING)),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -71,6 +74,7 @@ def remember(run: str | Path, dataset: Dataset) -> None:
     values = {
         "fingerprint": None if prints is None else prints.to_dict(),
         "columns": list(dataset.columns),
+        "offset": list(dataset.offset),
         "scaling": None if dataset.scaling is None else asdict(dataset.scaling),
     }
     file = Path(run) / FILE

@@ -109,7 +109,7 @@ def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
     config = Config(**fields)
     if config.name is None and parsed.config and not resumed:
         config = replace(config, name=Path(str(parsed.config[-1])).stem)
-    for place in ("root", "validation_root", "test_root"):
+    for place in ("root", "validation_root", "test_root", "cache"):
         if (path := getattr(config.data, place)) is not None:
             # The run must find its data from any working directory.
             setattr(config.data, place, str(Path(path).absolute()))

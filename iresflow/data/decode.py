@@ -26,7 +26,7 @@ class Decoded:
     """What came of a list of files.
 
     Attributes:
-        contents: A hash of each file, 16 bytes.
+        contents: A hash of each file, 16 bytes; zeros where it could not be opened.
         errors: What is wrong with each file, or ``None``.
         bits: How many bits grey values of more than 8 bits were read with; ``None`` where no file
             has such.
@@ -65,6 +65,10 @@ class Decoder:
         if self.bits is not None and self.bits not in BITS:
             raise ValueError(f"bits={self.bits}; allowed are {', '.join(map(str, BITS))}, or None")
 
+    def shape(self, count: int) -> tuple[int, int, int, int]:
+        """The shape of so many images."""
+        return count, self.channels, self.size, self.size
+
     def decode(self, root: Path, files: Sequence[Path], images: np.ndarray) -> Decoded:
         """Reads files into an array uint8 ``(N, channels, size, size)``, row by row.
 
@@ -98,7 +102,7 @@ class Decoder:
         return Decoded([r.content for r in results], errors, bits if deep else None)
 
     def _read(self, file: Path, images: np.ndarray, row: int, bits: int) -> "_Result":
-        content = b""
+        content = bytes(16)
         try:
             data = file.read_bytes()
             content = hashlib.blake2b(data, digest_size=16).digest()

@@ -85,8 +85,7 @@ def load_folder(
     # Decoded in the order of the splits, so that each is a view of one array.
     order = np.concatenate([parts.train, parts.validation, parts.test])
     files = [files[row] for row in order]
-    images = store.empty((len(files), channels, size, size))
-    decoded = decoder.decode(root, files, images)
+    images, decoded = store.read(decoder, root, files)
     good = np.array([row for row, error in enumerate(decoded.errors) if error is None], int)
     _tell_unreadable(root, files, decoded.errors)
     files, contents = [files[row] for row in good], [decoded.contents[row] for row in good]

@@ -12,6 +12,7 @@ from iresflow.data.fingerprint import Fingerprint
 from iresflow.data.folder import load_folder
 from iresflow.data.official import OFFICIAL_NAMES, load_official
 from iresflow.data.shuffles import hold_out
+from iresflow.data.store import MemoryMapped
 
 __all__ = ["IMAGE_NAMES", "load_images"]
 
@@ -34,6 +35,7 @@ def load_images(
     test: Part | None = None,
     seed: int = 0,
     cut: Cut | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
     """Loads a data set of images.
 
@@ -61,6 +63,8 @@ def load_images(
             the official test images the first so many are kept: by default all, in order.
         seed: Chooses the images held out.
         cut: The rule by which images of a ``folder`` are held out; ``None`` for their hashes.
+        cache: A directory where decoded images of a ``folder`` are kept and mapped from, where
+            they are more than memory holds; ``None`` for memory.
 
     Returns:
         Splits with values uint8 ``(N, C, H, W)`` and, save for a folder without subfolders,
@@ -86,9 +90,12 @@ def load_images(
             validation=validation,
             test=test,
             cut=cut or ByHash(seed),
+            store=None if cache is None else MemoryMapped(Path(cache)),
         )
-    if bits is not None:
-        raise ValueError(f"bits={bits}; {name} has 8 bits, allowed is None")
+    if (bits, cache) != (None, None):
+        raise ValueError(
+            f"bits={bits} and cache={cache}; {name} has 8 bits and fits in memory, allowed is None"
+        )
     own = 3 if name.startswith("cifar") else 1
     if channels not in (None, own):
         raise ValueError(f"channels={channels}; {name} has {own}, allowed is {own} or None")

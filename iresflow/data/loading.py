@@ -27,6 +27,7 @@ def load_dataset(
     order: str = "hash",
     bits: int | None = None,
     table: TableOptions | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
     """Loads a data set of images or of vectors by its name.
 
@@ -43,6 +44,7 @@ def load_dataset(
             ``time`` or ``shuffle``; see :mod:`iresflow.data.cuts`.
         table: Only for ``table``: how it is read.
         bits: Only for ``folder``, see :func:`iresflow.data.images.load_images`.
+        cache: Likewise.
 
     Raises:
         ValueError: If the name is unknown, or an argument is not allowed with it.
@@ -66,12 +68,13 @@ def load_dataset(
             test=test,
             seed=seed,
             cut=cut,
+            cache=cache,
         )
     if name in VECTOR_NAMES:
-        if (size, channels, bits) != (None, None, None):
+        if (size, channels, bits, cache) != (None, None, None, None):
             raise ValueError(
-                f"size={size}, channels={channels} and bits={bits}; {name!r} holds vectors, "
-                "allowed is None"
+                f"size={size}, channels={channels}, bits={bits} and cache={cache}; {name!r} holds "
+                "vectors, allowed is None"
             )
         return load_vectors(
             name,

@@ -60,6 +60,7 @@ def build_dataset(config: DataConfig, seed: int, scaling: Scaling | None = None)
         seed=seed,
         order=config.order,
         bits=config.bits,
+        cache=config.cache,
         table=None if table == TableOptions() else table,
     )
 

@@ -46,6 +46,8 @@ class DataConfig:
     holds out the last rows (or paths), shuffle is the rule of version 0.1."""
     bits: int | None = None
     """Bits that grey values of a folder use, where stored in 16 or 32; null for the fewest."""
+    cache: str | None = None
+    """Directory for the decoded images of a folder that memory can't hold; null for memory."""
     header: bool | None = None
     """Whether a .csv table starts with its columns' names; null for what it looks like."""
     validation_root: str | None = None

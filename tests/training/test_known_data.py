@@ -192,3 +192,16 @@ def test_a_table_that_grew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         after = load_data(run).test.values
     assert {tuple(row) for row in before.tolist()} < {tuple(row) for row in after.tolist()}
     assert "added in train" in error_of(["train", "--resume", str(run)], capsys)
+
+
+def test_a_cache_trains_the_same_weights(tmp_path: Path, run: Path) -> None:
+    arguments = f"--data.name folder --data.size 8 --data.channels 1 --runs {tmp_path / 'runs'}"
+    places = ["--data.root", str(tmp_path / "images"), "--data.cache", str(tmp_path / "cache")]
+    assert main(["train", *TINY, *arguments.split(), *places]) == 0
+    states = [
+        torch.load(path / "checkpoints" / "last.pt", weights_only=True)["training"]["flow"]
+        for path in (run, tmp_path / "runs" / "0001-folder")
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(value.equal(states[1][name]) for name, value in states[0].items())
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1

@@ -74,7 +74,8 @@ def _report(what: str) -> None:
         int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("RssAnon", "RssFile")
     )
     print(
-        f"{time.perf_counter() - _START:7.1f} s  {own:7.0f} MB own  {mapped:7.0f} MB mapped  {what}",
+        f"{time.perf_counter() - _START:7.1f} s  {own:7.0f} MB own  {mapped:7.0f} MB mapped  "
+        f"{what}",
         flush=True,
     )
 

@@ -111,6 +111,12 @@ class Fingerprint:
         parts = {name: Prints.from_dict(values[name]) for name in PART_NAMES}
         return cls(**parts, reading=values["reading"])
 
+    def shared(self, one: str, other: str) -> list[str]:
+        """The names in the part ``other`` of samples whose contents are in ``one`` too."""
+        prints = self.part(other)
+        rows = np.flatnonzero(np.isin(prints.contents, self.part(one).contents))
+        return [prints.names[row] for row in rows] if prints.names else []
+
     def changes_to(self, now: "Fingerprint") -> "Changes":
         """What has happened to the samples from this state to another one."""
         then_of = {

@@ -1,6 +1,7 @@
 """A folder of the user's own images: found, decoded to one size, and split."""
 
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -115,14 +116,22 @@ def _dataset(
     inside = [Path(*file.parts[1:]) if directories else file for file in files]
     labels, classes = _classes(inside)
     splits = [Split(values[s], None if labels is None else labels[s]) for s in spans]
-    names = [file.as_posix() for file in files]
+    names = [_name(file) for file in files]
     rows = Parts(*(np.arange(len(files))[span] for span in spans))
+    fingerprint = Fingerprint.of_samples(contents, names, rows, reading)
+    for part in ("validation", "test"):
+        if shared := fingerprint.shared("train", part):
+            warnings.warn(
+                f"{len(shared)} images of the {part} split are also trained on, under another "
+                f"name: {_some(shared)}",
+                stacklevel=4,
+            )
     return Dataset(
         "folder",
         *splits,
         levels=256,
         classes=classes,
-        fingerprint=Fingerprint.of_samples(contents, names, rows, reading),
+        fingerprint=fingerprint,
         origin=_origin(directories, cut),
     )
 
@@ -188,8 +197,13 @@ def _cut(
             given[part] = np.array(rows, dtype=np.int64)
         elif part in directories.values():
             raise DataError(f"no image in the directory of the {part} split can be read")
-    keys = [os.fsencode(file.as_posix()) for file in files]
+    keys = [os.fsencode(_name(file)) for file in files]
     return arrange(keys, given, cut, validation=validation, test=test)
+
+
+def _name(file: Path) -> str:
+    """The path as it is on every system: some write accents as characters of their own."""
+    return unicodedata.normalize("NFC", file.as_posix())
 
 
 def _origin(directories: Mapping[str, str], cut: Cut) -> str:

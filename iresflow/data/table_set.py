@@ -81,12 +81,13 @@ def load_table(
     titles = table.names or tuple(f"{i}" for i in range(1, table.values.shape[1] + 1))
     offset = _offset(path, titles, options.offset)
     values = table.values - offset
-    _require_precision(path, values, titles)
     contexts = [_column(path, titles, name) for name in options.context]
     modelled = [i for i in range(len(titles)) if i not in contexts]
     if not modelled or len(set(contexts)) < len(contexts):
         raise DataError(f"{path}: no column is left to model, or a context column is named twice")
-    _check_spread(path, values[parts.train], titles)
+    # Contexts are standardised in double precision, which rounds none of them away.
+    _require_precision(path, values[:, modelled], [titles[i] for i in modelled])
+    _require_spread(path, values[parts.train], titles)
     scaling = options.scaling or Scaling.of(values[parts.train][:, contexts])
 
     def take(rows: Rows) -> Split:
@@ -180,16 +181,14 @@ def _require_precision(path: Path, values: np.ndarray, titles: Sequence[str]) ->
         middle = round(float(np.median(exact)), -int(np.floor(np.log10(exact.std()))))
         raise DataError(
             f"{path}, column {title!r}: single precision would merge its {before} distinct values "
-            f"into {after}. Subtract a constant before: data.offset: {{{title}: {middle:.17g}}}"
+            f"into {after}. Subtract a constant before: data.offset: {{{title!r}: {middle!r}}}"
         )
 
 
-def _check_spread(path: Path, train: np.ndarray, titles: Sequence[str]) -> None:
-    single = train.astype(np.float32)
-    low, high = single.min(0), single.max(0)
+def _require_spread(path: Path, train: np.ndarray, titles: Sequence[str]) -> None:
+    low, high = train.min(0), train.max(0)
     for column in np.flatnonzero(low == high):
         raise DataError(
             f"{path}, column {titles[column]!r}: all {len(train)} training rows are "
-            f"{low[column]:g} in single precision; no density exists on a constant column: leave "
-            "it out, or subtract its mean if it does vary"
+            f"{low[column]:g}; no density exists on a constant column: leave it out"
         )

@@ -117,8 +117,8 @@ def test_corrupt_images_are_skipped_with_one_warning(tmp_path: Path) -> None:
 
 
 def test_truncated_jpeg_is_skipped(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(256, size=(64, 64, 3)).astype(np.uint8)
     for number in range(4):
+        noise = np.random.default_rng(number).integers(256, size=(64, 64, 3)).astype(np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{number}.jpg")
     content = (tmp_path / "2.jpg").read_bytes()
     (tmp_path / "2.jpg").write_bytes(content[: len(content) // 2])

@@ -65,7 +65,7 @@ def test_constant_column(tmp_path: Path) -> None:
 def test_constant_column_with_a_name(tmp_path: Path) -> None:
     lines = ["a,b", *(f"{i},7" for i in range(20))]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"column 'b': all \d+ training rows are 7 "):
+    with pytest.raises(DataError, match=r"column 'b': all \d+ training rows are 7; "):
         load_vectors("table", tmp_path / "a.csv")
 
 

@@ -112,3 +112,22 @@ def test_growth_moves_no_image(tmp_path: Path) -> None:
     after = all_of(load_folder(tmp_path, 4))
     assert [old - new for old, new in zip(before, after, strict=True)] == [set()] * 3
     assert set.union(*after) - set.union(*before) == {200}
+
+
+def test_an_image_in_two_splits_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "train", "test")
+    copy = tmp_path / "test" / "copy.png"
+    copy.write_bytes((tmp_path / "train" / "0.png").read_bytes())
+    with pytest.warns(UserWarning, match=r"1 images of the test split .*: test/copy\.png"):
+        load_folder(tmp_path, 4, validation=1)
+
+
+def test_accents_are_one_name_however_they_are_written(tmp_path: Path) -> None:
+    names = ["caf\u00e9", "cafe\u0301"]
+    datasets = []
+    for place, name in enumerate(names):
+        fill(tmp_path / str(place), name, "b", count=30)
+        datasets.append(load_folder(tmp_path / str(place), 4))
+    assert all_of(datasets[0])[2] == all_of(datasets[1])[2]
+    assert datasets[0].fingerprint and datasets[1].fingerprint
+    assert not datasets[0].fingerprint.changes_to(datasets[1].fingerprint)

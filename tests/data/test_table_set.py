@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from iresflow.data import Dataset, Scaling, TableOptions, load_vectors
 from iresflow.data.cuts import ByTime
@@ -124,7 +125,7 @@ def test_a_column_that_single_precision_would_merge_is_named(tmp_path: Path, uni
     file = save(tmp_path / "a.csv", rows, "time,b")
     with pytest.raises(DataError, match="'time': single precision would merge its 2000") as caught:
         load(file)
-    advised = float(str(caught.value).rsplit(" ", 1)[1].rstrip("}"))
+    advised = yaml.safe_load(str(caught.value).rsplit("data.offset: ", 1)[1])["time"]
     dataset = load(file, offset={"time": advised})
     read = torch.cat([dataset.train.values, dataset.validation.values, dataset.test.values])
     back = np.sort(read[:, 0].double().numpy() + dataset.offset[0])
@@ -179,3 +180,11 @@ def test_a_context_that_is_no_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no column 'b'; it has 1, 2, 3"):
         load(file, context=("b",))
     assert load(file, context=("2",)).contexts == ("2",)
+
+
+def test_contexts_may_be_what_single_precision_would_merge(tmp_path: Path) -> None:
+    rows = times("seconds")
+    dataset = load(save(tmp_path / "a.csv", rows, "time,b"), context=("time",))
+    known = [split.contexts for split in (dataset.train, dataset.validation, dataset.test)]
+    merged = torch.cat([context for context in known if context is not None])
+    assert len(merged.unique()) > 1990

@@ -102,8 +102,8 @@ def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
         resumed = RunDirectory.open(parsed.resume)
         # What the run was started with, then what this command line overrides.
         stored = data_config(yaml.safe_load(resumed.config_file.read_text())["data"])
-        same = ["--config", str(resumed.config_file), "--data.order", stored.order]
-        parsed = parse(parser, [*same, *arguments])
+        rules = ["--data.order", stored.order, "--data.bits", str(stored.bits or "null")]
+        parsed = parse(parser, ["--config", str(resumed.config_file), *rules, *arguments])
     values = parser.instantiate(parsed)
     fields = {name: values[name] for name in Config.__dataclass_fields__}
     config = Config(**fields)

@@ -154,8 +154,9 @@ def _given(path: Path, words: Sequence[str]) -> dict[str, Rows]:
 
 
 def _column(path: Path, titles: Sequence[str], name: str) -> int:
-    if name not in titles:
-        raise DataError(f"{path} has no column {name!r}; it has {', '.join(titles)}")
+    if titles.count(name) != 1:
+        many = "several columns" if name in titles else "no column"
+        raise DataError(f"{path} has {many} {name!r}; it has {', '.join(titles)}")
     return titles.index(name)
 
 

@@ -73,7 +73,7 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
             squeezed to, or a conditional model of data without labels.
     """
     model = config.model
-    context_dim = len(dataset.classes) if model.conditional else 0
+    context_dim = len(dataset.classes) if model.conditional else len(dataset.contexts)
     if model.conditional and not dataset.classes:
         raise ValueError(
             f"model.conditional needs labels, and {dataset.name} has none"

@@ -87,10 +87,12 @@ def remember(run: str | Path, dataset: Dataset) -> None:
 
 
 def data_config(values: Mapping[str, Any]) -> DataConfig:
-    """The section of data of a run's configuration; runs of version 0.1 keep their splits."""
+    """The section of data of a run's configuration; runs of version 0.1 keep their rules."""
     config = DataConfig(**values)
     if config.name in OWN_DATA and "order" not in values:
         config.order = "shuffle"
+        if config.name == "folder":
+            config.bits = 16
     return config
 
 

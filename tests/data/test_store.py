@@ -96,7 +96,9 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
     fill(tmp_path / "images", 3)
     for number in range(300):
         source = tmp_path / "images" / "class0" / "00.png"
-        (source.parent / f"copy{number}.png").write_bytes(source.read_bytes() + str(number).encode())
+        (source.parent / f"copy{number}.png").write_bytes(
+            source.read_bytes() + str(number).encode()
+        )
     size = 256  # 60 MB of pixels
     load_folder(tmp_path / "images", 8, store=MemoryMapped(tmp_path / "cache"))
     before = anonymous()

@@ -166,7 +166,8 @@ def test_an_old_run_keeps_its_splits_and_says_what_it_can_not_know(
     assert len(dataset.test) == 6
     assert resumes(run) == 0
     assert "made before runs knew their data" in capsys.readouterr().err
-    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["order"] == "shuffle"
+    stored = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    assert stored["order"] == "shuffle" and stored["bits"] == 16
     assert KnownData.of(run) is not None
     assert load_data(run).test.values.equal(dataset.test.values)
 

@@ -16,6 +16,8 @@ from iresflow.data.pixels import BITS, bits_for, largest_value, open_upright, to
 
 __all__ = ["Decoded", "Decoder"]
 
+_BLOCK = 2048
+
 _DARK = 31
 """The largest value of a set of images that are nearly black, of 255."""
 
@@ -142,7 +144,16 @@ class _Result:
 
 
 def _in_parallel(read: Callable[[int], _Result], files: Sequence[Path]) -> list[_Result]:
-    with ThreadPoolExecutor() as pool:
-        jobs = pool.map(read, range(len(files)))
-        bar = tqdm(jobs, "reading images", len(files), unit="image", disable=None, leave=False)
-        return list(bar)
+    results: list[_Result] = []
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(
+            desc="reading images", total=len(files), unit="image", disable=None, leave=False
+        ) as bar,
+    ):
+        # Block by block: what waits in a pool takes more memory than a small image.
+        for first in range(0, len(files), _BLOCK):
+            for result in pool.map(read, range(first, min(first + _BLOCK, len(files)))):
+                results.append(result)
+                bar.update()
+    return results

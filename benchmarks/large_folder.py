@@ -33,7 +33,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         _report("start")
-        _write(folder / "images", options.n, options.size)
+        if not (folder / "images").exists():
+            _write(folder / "images", options.n, options.size)
         _report("images written")
         stores = {
             "decoded": MemoryMapped(folder / "cache"),

@@ -71,7 +71,7 @@ class Decoder:
         """The shape of so many images."""
         return count, self.channels, self.size, self.size
 
-    def decode(self, root: Path, files: Sequence[Path], images: np.ndarray) -> Decoded:
+    def decode(self, root: Path, files: Sequence[str], images: np.ndarray) -> Decoded:
         """Reads files into an array uint8 ``(N, channels, size, size)``, row by row.
 
         Arguments:
@@ -143,7 +143,7 @@ class _Result:
     error: str | None
 
 
-def _in_parallel(read: Callable[[int], _Result], files: Sequence[Path]) -> list[_Result]:
+def _in_parallel(read: Callable[[int], _Result], files: Sequence[str]) -> list[_Result]:
     results: list[_Result] = []
     with (
         ThreadPoolExecutor() as pool,

@@ -81,7 +81,7 @@ def load_folder(
     if len(files) < 3:
         raise DataError(f"{root} has {len(files)} image files; three splits need at least 3")
     directories = _split_directories(root, files) if cut.takes_given else {}
-    files = [file for file in files if not directories or file.parts[0] in directories]
+    files = [file for file in files if not directories or _directory(file) in directories]
     parts = _cut(files, directories, cut, validation, test)
     # Decoded in the order of the splits, so that each is a view of one array.
     order = np.concatenate([parts.train, parts.validation, parts.test])
@@ -101,7 +101,7 @@ def load_folder(
 
 def _dataset(
     images: np.ndarray,
-    files: Sequence[Path],
+    files: Sequence[str],
     contents: Sequence[bytes],
     parts: Parts,
     directories: Mapping[str, str],
@@ -113,7 +113,7 @@ def _dataset(
     ends = np.cumsum([0, *sizes])
     spans = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
     values = torch.from_numpy(images)
-    inside = [Path(*file.parts[1:]) if directories else file for file in files]
+    inside = [file.partition("/")[2] if directories else file for file in files]
     labels, classes = _classes(inside)
     splits = [Split(values[s], None if labels is None else labels[s]) for s in spans]
     names = [_name(file) for file in files]
@@ -136,7 +136,7 @@ def _dataset(
     )
 
 
-def _found(root: Path) -> list[Path]:
+def _found(root: Path) -> list[str]:
     """The image files, relative to the directory and sorted."""
     if not root.is_dir():
         state = "is not a directory" if root.exists() else "does not exist"
@@ -155,9 +155,9 @@ def _found(root: Path) -> list[Path]:
     return found.files
 
 
-def _split_directories(root: Path, files: Sequence[Path]) -> dict[str, str]:
+def _split_directories(root: Path, files: Sequence[str]) -> dict[str, str]:
     """Which directories of the first level are splits, and which split each is, if any are."""
-    counts = Counter(file.parts[0] if len(file.parts) > 1 else "" for file in files)
+    counts = Counter(_directory(file) for file in files)
     found = {name: _DIRECTORIES[name.lower()] for name in counts if name.lower() in _DIRECTORIES}
     others = [name for name in counts if name not in found]
     twice = [name for name, count in Counter(found.values()).items() if count > 1]
@@ -183,7 +183,7 @@ def _split_directories(root: Path, files: Sequence[Path]) -> dict[str, str]:
 
 
 def _cut(
-    files: Sequence[Path],
+    files: Sequence[str],
     directories: Mapping[str, str],
     cut: Cut,
     validation: Part | None,
@@ -192,7 +192,7 @@ def _cut(
     """The samples of each part; errors name the parts that would be empty."""
     given: dict[str, Rows] = {}
     for part in PART_NAMES if directories else ():
-        rows = [row for row, file in enumerate(files) if directories[file.parts[0]] == part]
+        rows = [row for row, file in enumerate(files) if directories[_directory(file)] == part]
         if rows:
             given[part] = np.array(rows, dtype=np.int64)
         elif part in directories.values():
@@ -201,9 +201,14 @@ def _cut(
     return arrange(keys, given, cut, validation=validation, test=test)
 
 
-def _name(file: Path) -> str:
+def _directory(file: str) -> str:
+    """The directory of the first level that a file is in, empty for none."""
+    return file.partition("/")[0] if "/" in file else ""
+
+
+def _name(file: str) -> str:
     """The path as it is on every system: some write accents as characters of their own."""
-    return unicodedata.normalize("NFC", file.as_posix())
+    return unicodedata.normalize("NFC", file)
 
 
 def _origin(directories: Mapping[str, str], cut: Cut) -> str:
@@ -216,11 +221,9 @@ def _origin(directories: Mapping[str, str], cut: Cut) -> str:
     return ", ".join(told + [f"{part} cut from train by {cut}" for part in missing])
 
 
-def _tell_unreadable(root: Path, files: Sequence[Path], errors: Sequence[str | None]) -> None:
+def _tell_unreadable(root: Path, files: Sequence[str], errors: Sequence[str | None]) -> None:
     bad = sorted(
-        f"{file.as_posix()} ({error})"
-        for file, error in zip(files, errors, strict=True)
-        if error is not None
+        f"{file} ({error})" for file, error in zip(files, errors, strict=True) if error is not None
     )
     good = len(files) - len(bad)
     if good < 3:
@@ -241,9 +244,9 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _classes(files: Sequence[Path]) -> tuple[Tensor | None, tuple[str, ...]]:
+def _classes(files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
     """Labels ``(N,)`` and the name of each class, from the first parts of relative paths."""
-    counts = Counter(file.parts[0] if len(file.parts) > 1 else "" for file in files)
+    counts = Counter(_directory(file) for file in files)
     loose = counts.pop("", 0)
     if loose and counts:
         warnings.warn(
@@ -255,4 +258,4 @@ def _classes(files: Sequence[Path]) -> tuple[Tensor | None, tuple[str, ...]]:
         return None, ()
     names = sorted(counts)
     numbers = {name: number for number, name in enumerate(names)}
-    return torch.tensor([numbers[file.parts[0]] for file in files]), tuple(names)
+    return torch.tensor([numbers[_directory(file)] for file in files]), tuple(names)

@@ -24,7 +24,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(
-        self, decoder: Decoder, root: Path, files: Sequence[Path]
+        self, decoder: Decoder, root: Path, files: Sequence[str]
     ) -> tuple[np.ndarray, Decoded]:
         """The images of files, uint8 ``(N, channels, size, size)``, and what came of each file."""
 
@@ -38,7 +38,7 @@ class InMemory(Store):
     """Keeps all images in memory."""
 
     def read(
-        self, decoder: Decoder, root: Path, files: Sequence[Path]
+        self, decoder: Decoder, root: Path, files: Sequence[str]
     ) -> tuple[np.ndarray, Decoded]:
         images = np.empty(decoder.shape(len(files)), dtype=np.uint8)
         return images, decoder.decode(root, files, images)
@@ -62,7 +62,7 @@ class MemoryMapped(Store):
     directory: Path
 
     def read(
-        self, decoder: Decoder, root: Path, files: Sequence[Path]
+        self, decoder: Decoder, root: Path, files: Sequence[str]
     ) -> tuple[np.ndarray, Decoded]:
         key = _key(decoder, root, files)
         about = self.directory / f"{key}.json"
@@ -113,7 +113,7 @@ class MemoryMapped(Store):
             beside.unlink(missing_ok=True)
 
 
-def _key(decoder: Decoder, root: Path, files: Sequence[Path]) -> str:
+def _key(decoder: Decoder, root: Path, files: Sequence[str]) -> str:
     """What the images depend on, as the name of a file."""
     key = hashlib.sha256(repr((decoder, str(root.resolve()))).encode())
     for file in files:

@@ -30,12 +30,12 @@ class ImageFiles:
     """What was found below a directory.
 
     Attributes:
-        files: Paths of the images, relative to the directory and sorted.
+        files: Paths of the images, relative to the directory, with slashes, and sorted.
         passed_over: What has the name of an image or is a directory, and is not read: the path
             and why.
     """
 
-    files: list[Path] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
 
 
@@ -49,39 +49,47 @@ def find_images(root: Path) -> ImageFiles:
     Passed over, and named, are what is no regular file (a pipe would be waited for for ever),
     links to nothing, directories that can't be read, and formats that need Ghostscript.
     """
-    found, candidates = ImageFiles(), []
-    plain, linked, seen = deque([root]), deque[Path](), set[str]()
+    found = ImageFiles()
+    own: list[str] = []
+    links: dict[str, str] = {}
+    directories = set[str]()
+    # Each directory by the path below the root that leads to it, "" or one that ends in a slash.
+    plain, linked = deque([""]), deque[str]()
     while plain or linked:
         folder = plain.popleft() if plain else linked.popleft()
-        here = os.path.realpath(folder)
-        if here in seen:
+        here = os.path.realpath(root / folder)
+        if here in directories:
             continue
-        seen.add(here)
+        directories.add(here)
         try:
-            with os.scandir(folder) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(root / folder) as entries:
+                inside = sorted((entry.name, entry.is_symlink()) for entry in entries)
         except OSError as error:
-            found.passed_over.append(f"{folder.relative_to(root)} ({error.strerror})")
+            found.passed_over.append(f"{folder.rstrip('/')} ({error.strerror})")
             continue
-        for entry in inside:
-            if entry.name.startswith("."):
+        for name, is_link in inside:
+            path, below = f"{folder}{name}", root / folder / name
+            if name.startswith("."):
                 continue
-            path = folder / entry.name
-            if not os.path.isdir(path):
-                reason = _reason(path)
-                if reason is None:
-                    real = os.path.realpath(path) if entry.is_symlink() else f"{here}/{entry.name}"
-                    candidates.append((entry.is_symlink(), path.relative_to(root), real))
-                elif reason:
-                    found.passed_over.append(f"{path.relative_to(root).as_posix()} ({reason})")
-            elif not entry.is_symlink():
-                plain.append(path)
-            elif not Path(here).is_relative_to(os.path.realpath(path)):
-                linked.append(path)
-    real_files: dict[str, Path] = {}
-    for _, path, real in sorted(candidates, key=lambda candidate: candidate[0]):
-        real_files.setdefault(real, path)
-    found.files = sorted(real_files.values(), key=Path.as_posix)
+            if os.path.isdir(below):
+                if not is_link:
+                    plain.append(f"{path}/")
+                elif not Path(here).is_relative_to(os.path.realpath(below)):
+                    linked.append(f"{path}/")
+            elif reason := _reason(below):
+                found.passed_over.append(f"{path} ({reason})")
+            elif reason is None and is_link:
+                links[path] = os.path.realpath(below)
+            elif reason is None:
+                own.append(path)
+    if links:
+        # A real file is known by its one directory, so only links can lead to it again.
+        real = {os.path.realpath(root / path) for path in own}
+        for path, target in links.items():
+            if target not in real:
+                real.add(target)
+                own.append(path)
+    found.files = sorted(own)
     return found
 
 
@@ -92,6 +100,6 @@ def _reason(path: Path) -> str | None:
         return "this format needs Ghostscript"
     if extension not in _READ:
         return ""
-    if path.is_file():
+    if os.path.isfile(path):
         return None
-    return "no regular file" if path.exists() else "a link to nothing"
+    return "no regular file" if os.path.exists(path) else "a link to nothing"

@@ -1,4 +1,4 @@
-"""Random changes of images: which they are, how often, in parts as in the whole, and their cost."""
+"""Random changes of images: which they are, how often, in parts as in the whole, their cost."""
 
 import itertools
 import math

@@ -19,7 +19,7 @@ def fill(root: Path, *names: str) -> None:
 
 
 def paths(root: Path) -> list[str]:
-    return [file.as_posix() for file in find_images(root).files]
+    return find_images(root).files
 
 
 @pytest.mark.parametrize("count", [2, 3, 20])
@@ -58,7 +58,7 @@ def test_a_link_to_itself_and_a_link_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("self")
     (tmp_path / "nothing.png").symlink_to("nowhere.png")
     found = find_images(tmp_path)
-    assert found.files == [Path("0.png")]
+    assert found.files == ["0.png"]
     assert found.passed_over == ["nothing.png (a link to nothing)"]
 
 
@@ -101,7 +101,7 @@ def test_a_directory_that_can_not_be_read_is_named(
 
     monkeypatch.setattr(os, "scandir", refuse)
     found = find_images(tmp_path)
-    assert found.files == [Path("0.png")]
+    assert found.files == ["0.png"]
     assert found.passed_over == ["closed (Permission denied)"]
 
 

@@ -46,6 +46,10 @@ class Scaling:
         scaled = (contexts - np.array(self.mean)) / np.array(self.deviation)
         return torch.from_numpy(scaled.astype(np.float32))
 
+    def undo(self, scaled: Tensor) -> np.ndarray:
+        """The contexts float64 ``(N, C)`` that were standardised."""
+        return scaled.double().numpy() * np.array(self.deviation) + np.array(self.mean)
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

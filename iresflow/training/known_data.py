@@ -28,12 +28,14 @@ class KnownData:
         fingerprint: Of the samples; ``None`` where they are drawn from a seed.
         columns: Names of the columns that are modelled, where these are known.
         offset: What was subtracted from each of them; empty for nothing.
+        contexts: Names of the columns of contexts; empty where there are none.
         scaling: How contexts are standardised, or ``None``.
     """
 
     fingerprint: Fingerprint | None = None
     columns: tuple[str, ...] = ()
     offset: tuple[float, ...] = ()
+    contexts: tuple[str, ...] = ()
     scaling: Scaling | None = None
 
     @classmethod
@@ -53,6 +55,7 @@ class KnownData:
                 None if prints is None else Fingerprint.from_dict(prints),
                 tuple(values["columns"]),
                 tuple(values["offset"]),
+                tuple(values["contexts"]),
                 None if scaling is None else Scaling(*(tuple(scaling[k]) for k in _SCALING)),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -75,6 +78,7 @@ def remember(run: str | Path, dataset: Dataset) -> None:
         "fingerprint": None if prints is None else prints.to_dict(),
         "columns": list(dataset.columns),
         "offset": list(dataset.offset),
+        "contexts": list(dataset.contexts),
         "scaling": None if dataset.scaling is None else asdict(dataset.scaling),
     }
     file = Path(run) / FILE

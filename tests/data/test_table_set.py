@@ -153,7 +153,7 @@ def test_contexts_are_standardised_by_the_training_rows(tmp_path: Path) -> None:
     assert dataset.scaling is not None
     for split in (dataset.train, dataset.test):
         assert split.contexts is not None
-        known = split.contexts.double().numpy() * dataset.scaling.deviation + dataset.scaling.mean
+        known = dataset.scaling.undo(split.contexts)
         together = np.column_stack([known[:, 1], known[:, 0], split.values.double().numpy()])
         distances = np.abs(together[:, None] - rows[None]).max(2).min(1)
         assert distances.max() < 1e-4  # each row kept together

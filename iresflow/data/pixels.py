@@ -6,7 +6,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from iresflow.data.walk import FORMATS
+from iresflow.data.walk import formats
 
 __all__ = ["BITS", "bits_for", "largest_value", "open_upright", "read_image", "to_pixels"]
 
@@ -44,7 +44,7 @@ def open_upright(file: str | Path | IO[bytes], size: int) -> Image.Image:
 
     Errors: as `read_image`. Never runs another program, whatever the file holds.
     """
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(file, formats=formats()) as image:
         # Lets a JPEG of 12 megapixels be decoded at a fraction of its size; no smaller than four
         # times the result, so that the resizing still decides what it looks like.
         image.draft(None, (4 * size, 4 * size))

@@ -3,25 +3,22 @@
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import final
 
 from PIL import Image
 
-__all__ = ["FORMATS", "ImageFiles", "find_images"]
+__all__ = ["ImageFiles", "find_images", "formats"]
 
 _GHOSTSCRIPT = {"EPS"}
 
 
-def _formats() -> tuple[list[str], set[str], set[str]]:
-    """Names of the formats that are read, their extensions, and those that are not read."""
-    extensions = Image.registered_extensions()  # also registers the formats
-    read = [name for name in Image.OPEN if name not in _GHOSTSCRIPT]
-    own = {end for end, name in extensions.items() if name in read}
-    return read, own, {end for end, name in extensions.items() if name in _GHOSTSCRIPT}
-
-
-FORMATS, _READ, _RUN = _formats()
+@cache
+def formats() -> tuple[str, ...]:
+    """Names of the formats that Pillow reads by itself; the first call loads what reads them."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in _GHOSTSCRIPT)
 
 
 @final
@@ -96,9 +93,11 @@ def find_images(root: Path) -> ImageFiles:
 def _reason(path: Path) -> str | None:
     """Why a file is passed over: None for an image, empty for what has no image's name."""
     extension = path.suffix.lower()
-    if extension in _RUN:
+    readable = formats()
+    name = Image.EXTENSION.get(extension)
+    if name in _GHOSTSCRIPT:
         return "this format needs Ghostscript"
-    if extension not in _READ:
+    if name not in readable:
         return ""
     if os.path.isfile(path):
         return None

@@ -49,7 +49,7 @@ def main() -> None:
             stream = ahead(batches.from_step(0))
             total = 0
             for _ in range(len(dataset.train) // options.batch_size):
-                total += int(next(stream)[0].sum())
+                total += int(next(stream).values.sum())
             stream.close()
             _report(f"{name}: one epoch of batches, sum of all values {total}")
             del dataset, batches, stream

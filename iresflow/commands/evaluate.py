@@ -11,6 +11,7 @@ from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.lipschitz import compile_kernels
 from iresflow.training.batches import Batch, Samples
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
+from iresflow.training.contexts import asked_of
 from iresflow.training.evaluation import Precision, evaluate
 from iresflow.training.known_data import load_data
 from iresflow.training.processes import Processes, join_processes
@@ -47,7 +48,7 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     dataset = processes.one_by_one(
         lambda: load_data(options.run, root=options.root, split=options.split)
     )
-    split: Samples = getattr(dataset, options.split)
+    split: Samples = asked_of(getattr(dataset, options.split))
     count = min(options.n or len(split), len(split))
     split = Batch.of(split, slice(count))
     whole = options.split == "test" and options.n is None

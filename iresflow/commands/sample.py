@@ -18,9 +18,10 @@ from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
 from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
+from iresflow.training.batches import Batch
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
-from iresflow.training.contexts import context_of
+from iresflow.training.contexts import asked_of, context_of
 from iresflow.training.known_data import KnownData, load_data
 from iresflow.training.reconstruction import reconstruct
 
@@ -95,9 +96,15 @@ def _parser() -> ArgumentParser:
 
 def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor, Tensor | None]:
     like = next(model.parameters())
+    known = KnownData.of(options.run) or KnownData()
     labels = torch.arange(options.n) % max(1, model.context_dim)
     if options.label is not None:
         labels = torch.full((options.n,), options.label)
+    if known.contexts:
+        if options.label is not None:
+            raise ValueError(f"--label is for classes; this model has {', '.join(known.contexts)}")
+        given = asked_of(load_data(options.run, root=options.root).test)
+        labels = Batch.of(given, torch.arange(options.n) % len(given)).labels
     context = context_of(labels, model.context_dim, like)
     stream = torch.Generator(like.device).manual_seed(options.seed)
     return model.base.sample(options.n, context, options.temperature, stream), context
@@ -187,7 +194,9 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
         table = table.with_suffix(".csv")
     known = KnownData.of(options.run) or KnownData()
     rows = points + np.array(known.offset) if known.offset else points
-    write_rows(table, rows, known.columns)
+    if known.scaling is not None and context is not None:
+        rows = np.column_stack([known.scaling.undo(context.cpu()), rows])
+    write_rows(table, rows, (*known.contexts, *known.columns))
     if points.shape[1] == 2 and model.context_dim == 0:
         figure = _plane(model, points)
     else:

@@ -18,6 +18,7 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
+from iresflow.training.contexts import asked_of
 from iresflow.training.evaluation import evaluate
 from iresflow.training.known_data import data_config, remember, require_same_training
 from iresflow.training.likelihood import MaximumLikelihood
@@ -58,8 +59,8 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     trainer = Trainer(
         flow,
         MaximumLikelihood(),
-        dataset.train,
-        dataset.validation,
+        asked_of(dataset.train),
+        asked_of(dataset.validation),
         config.training,
         run=run,
         seed=config.seed,
@@ -134,7 +135,7 @@ def _require_same_experiment(run: RunDirectory, config: Config) -> None:
     changed = [
         name
         for name in names
-        if not name.endswith("root") and _option(before, name) != _option(now, name)
+        if not name.endswith(("root", "cache")) and _option(before, name) != _option(now, name)
     ]
     if changed:
         raise RunError(
@@ -181,7 +182,7 @@ def _report(
     """Scores the best checkpoint on the test split, once, and says where everything lies."""
     path = processes.on_main(lambda: find_checkpoint(run.path, "best"))
     model, progress = load_for_all(path, device, processes)
-    score = evaluate(model, dataset.test, processes=processes)
+    score = evaluate(model, asked_of(dataset.test), processes=processes)
     if not processes.main:
         return
     score.write(
@@ -194,7 +195,7 @@ def _report(
         f"{'invertible' if certificate else 'NOT certified'}",
         flush=True,
     )
-    back = reconstruct(model, dataset.test, count=RECONSTRUCTED)
+    back = reconstruct(model, asked_of(dataset.test), count=RECONSTRUCTED)
     print(
         f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
         f"{len(back.values)} samples, certified block error "

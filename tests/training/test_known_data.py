@@ -1,6 +1,7 @@
 """A run knows its data: what is said and refused when they are others later."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from iresflow.cli import main
 from iresflow.data import load_dataset
 from iresflow.data.cuts import ByHash
+from iresflow.data.tables import read_table
+from iresflow.data.text import write_rows
 from iresflow.errors import DataError, RunError
 from iresflow.training.known_data import KnownData, load_data
 
@@ -206,3 +209,31 @@ def test_a_cache_trains_the_same_weights(tmp_path: Path, run: Path) -> None:
     assert states[0].keys() == states[1].keys()
     assert all(value.equal(states[1][name]) for name, value in states[0].items())
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+
+
+def test_a_table_with_contexts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    time = 1.7e9 + np.sort(rng.uniform(0, 1e4, 300))
+    a = rng.normal(size=300)
+    write_rows(tmp_path / "t.csv", np.column_stack([time, a, 3 * a]), ("time", "a", "b"))
+    arguments = ["--data.name", "table", "--data.root", str(tmp_path / "t.csv")]
+    arguments += ["--data.context", "[a, time]", "--runs", str(tmp_path)]
+    assert main(["train", *TINY, *arguments]) == 0
+    run = tmp_path / "0000-table"
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["sample", str(run), "--n", "60"]) == 0
+    rows, names = read_table(run / "samples" / "samples.csv")
+    assert names == ("a", "time", "b") and rows.shape == (60, 3)
+    known = np.column_stack([a, time])
+    distances = np.abs((rows[:, None, :2] - known[None]) / known.std(0)).max(2).min(1)
+    assert distances.max() < 1e-6
+    assert "--label is for classes" in error_of(["sample", str(run), "--label", "0"], capsys)
+    scaling = load_data(run).scaling
+    write_rows(
+        tmp_path / "t.csv",
+        np.vstack([np.column_stack([time, a, 3 * a]), [[1.8e9, 9.0, 9.0]] * 3]),
+        ("time", "a", "b"),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load_data(run).scaling == scaling  # of the rows that it was trained on

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iresflow.data.ahead import ahead
 from iresflow.data.folder import load_folder
 from iresflow.data.store import InMemory, MemoryMapped
 from iresflow.training.batches import Batches
@@ -46,11 +45,10 @@ def main() -> None:
             dataset = load_folder(folder / "images", options.size, store=store)
             _report(f"{name}: {len(dataset.train)} images to train on")
             batches = Batches(dataset.train, options.batch_size, 0, torch.device("cpu"))
-            stream = ahead(batches.from_step(0))
+            stream = batches.from_step(0)
             total = 0
             for _ in range(len(dataset.train) // options.batch_size):
                 total += int(next(stream).values.sum())
-            stream.close()
             _report(f"{name}: one epoch of batches, sum of all values {total}")
             del dataset, batches, stream
 

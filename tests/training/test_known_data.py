@@ -1,6 +1,7 @@
 """A run knows its data: what is said and refused when they are others later."""
 
 import json
+import threading
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from iresflow.data.cuts import ByHash
 from iresflow.data.tables import read_table
 from iresflow.data.text import write_rows
 from iresflow.errors import DataError, RunError
+from iresflow.training import batches
+from iresflow.training.batches import Batches
 from iresflow.training.known_data import KnownData, load_data
 
 TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
@@ -237,3 +240,21 @@ def test_a_table_with_contexts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert load_data(run).scaling == scaling  # of the rows that it was trained on
+
+
+def test_batches_of_a_large_split_are_made_ahead_and_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    split = load_dataset("digits").train
+    plain = Batches(split, 50, 0, torch.device("cpu")).from_step(3)
+    monkeypatch.setattr(batches, "LARGE", 1)
+    early = Batches(split, 50, 0, torch.device("cpu")).from_step(3)
+    before = threading.active_count()
+    for _ in range(60):
+        one, other = next(plain), next(early)
+        assert one.values.equal(other.values)
+        assert one.labels is not None and other.labels is not None
+        assert one.labels.equal(other.labels)
+    assert threading.active_count() == before + 1
+    early.close()
+    assert threading.active_count() == before

@@ -20,9 +20,9 @@ from iresflow import ImageFlow
 from iresflow.bijections import Accuracy, Bijection, Composition, MultiScale, ResidualBlock
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.models import Flow
-from iresflow.training.build import dataset_of_run
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.contexts import context_of
+from iresflow.training.known_data import load_data
 
 REFERENCE = 1e-12
 """Largest certified error of a block's reference, or 1e-9 of what is claimed of the block."""
@@ -126,7 +126,7 @@ def latents(flow: Flow, options: argparse.Namespace):  # noqa: ANN201
     """Batches of latents with their contexts, in turn from test samples and from the base."""
     like = next(flow.parameters())
     generator = torch.Generator().manual_seed(0)
-    test = dataset_of_run(options.run, options.root).test
+    test = load_data(options.run, root=options.root).test
     done = used = 0
     while done < options.n:
         count = min(options.batch, options.n - done)

@@ -22,8 +22,8 @@ import iresflow
 from iresflow import ImageFlow, Krylov, Lanczos, Poisson, PowerSeries, RandomSeries
 from iresflow.linearization import Linearization
 from iresflow.logdet import LogDetEstimate, LogDetEstimator
-from iresflow.training.build import dataset_of_run
 from iresflow.training.checkpoint import find_checkpoint
+from iresflow.training.known_data import load_data
 
 SEED = 1
 REFERENCE = PowerSeries(400, tol=1e-12)
@@ -168,7 +168,7 @@ def main() -> None:
     path = find_checkpoint(options.run)
     flow = iresflow.load(path)
     assert isinstance(flow, ImageFlow)
-    images = dataset_of_run(options.run, options.root).test.values[: options.n]
+    images = load_data(options.run, root=options.root).test.values[: options.n]
     flow.double()
     print(
         f"{Path(options.run).name}: {len(images)} test images, {len(list(flow.blocks()))} blocks, "

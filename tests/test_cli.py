@@ -360,8 +360,11 @@ def test_a_table_trains_and_samples(tmp_path, capsys):
     arguments = ["--data.name", "table", "--data.root", str(tmp_path / "t.csv")]
     assert main(["train", *TINY, *arguments, "--runs", str(tmp_path)]) == 0
     assert main(["sample", str(tmp_path / "0000-table"), "--n", "50"]) == 0
-    samples = np.loadtxt(tmp_path / "0000-table" / "samples" / "samples.csv", delimiter=",")
+    samples = np.loadtxt(
+        tmp_path / "0000-table" / "samples" / "samples.csv", delimiter=",", skiprows=1
+    )
     assert samples.shape == (50, 3)
+    assert (tmp_path / "0000-table/samples/samples.csv").read_text().startswith("a,b,c\n")
     table[3, 1] = np.nan
     np.save(tmp_path / "nan.npy", table)
     arguments[-1] = str(tmp_path / "nan.npy")

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.lipschitz import compile_kernels
 from iresflow.training.batches import Batch, Samples
-from iresflow.training.build import build_dataset, data_of_run
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
+from iresflow.training.contexts import asked_of
 from iresflow.training.evaluation import Precision, evaluate
+from iresflow.training.known_data import load_data
 from iresflow.training.processes import Processes, join_processes
 from iresflow.training.reconstruction import RECONSTRUCTED, reconstruct
 
@@ -44,9 +45,10 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     )
     path = processes.on_main(lambda: find_checkpoint(options.run, options.checkpoint))
     model, step = load_for_all(path, processes.device(options.device), processes)
-    config = processes.on_main(lambda: data_of_run(options.run, options.root))
-    dataset = processes.one_by_one(lambda: build_dataset(*config))
-    split: Samples = getattr(dataset, options.split)
+    dataset = processes.one_by_one(
+        lambda: load_data(options.run, root=options.root, split=options.split)
+    )
+    split: Samples = asked_of(getattr(dataset, options.split))
     count = min(options.n or len(split), len(split))
     split = Batch.of(split, slice(count))
     whole = options.split == "test" and options.n is None

@@ -13,8 +13,8 @@ from iresflow.analysis.norms import layer_norms
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.plots import estimator_figure, inversion_figure, layer_norm_figure, save_figure
-from iresflow.training.build import dataset_of_run
-from iresflow.training.contexts import context_of
+from iresflow.training.contexts import asked_of, context_of
+from iresflow.training.known_data import load_data
 
 __all__ = ["data_of_run", "draw_data_figures", "draw_layer_norms"]
 
@@ -44,7 +44,7 @@ def data_of_run(
         RunError: ``run`` is not a run directory.
         DataError: its data is not there.
     """
-    split = dataset_of_run(run, root).test
+    split = asked_of(load_data(run, root=root).test)
     like = next(model.parameters())
     values = split.values[:SAMPLES].to(like.device)
     labels = None if split.labels is None else split.labels[:SAMPLES]

@@ -13,13 +13,16 @@ from torchvision.utils import save_image
 from iresflow.bijections import Accuracy
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.data import write_rows
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
 from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
-from iresflow.training.build import dataset_of_run, resolve_device
+from iresflow.training.batches import Batch
+from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
-from iresflow.training.contexts import context_of
+from iresflow.training.contexts import asked_of, context_of
+from iresflow.training.known_data import KnownData, load_data
 from iresflow.training.reconstruction import reconstruct
 
 __all__ = ["main"]
@@ -93,9 +96,15 @@ def _parser() -> ArgumentParser:
 
 def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor, Tensor | None]:
     like = next(model.parameters())
+    known = KnownData.of(options.run) or KnownData()
     labels = torch.arange(options.n) % max(1, model.context_dim)
     if options.label is not None:
         labels = torch.full((options.n,), options.label)
+    if known.contexts:
+        if options.label is not None:
+            raise ValueError(f"--label is for classes; this model has {', '.join(known.contexts)}")
+        given = asked_of(load_data(options.run, root=options.root).test)
+        labels = Batch.of(given, torch.arange(options.n) % len(given)).labels
     context = context_of(labels, model.context_dim, like)
     stream = torch.Generator(like.device).manual_seed(options.seed)
     return model.base.sample(options.n, context, options.temperature, stream), context
@@ -113,7 +122,7 @@ def _sample_images(model: ImageFlow, options: Namespace) -> int:
 
 
 def _reconstruct(model: ImageFlow, options: Namespace) -> int:
-    split = dataset_of_run(options.run, options.root).test
+    split = load_data(options.run, root=options.root).test
     back = reconstruct(model, split, count=options.n, seed=options.seed, tol=options.tol)
     out = _out(options, "reconstructions.png")
     columns = min(12, len(back.values))
@@ -132,7 +141,7 @@ def _reconstruct(model: ImageFlow, options: Namespace) -> int:
 
 
 def _interpolate(model: ImageFlow, options: Namespace) -> int:
-    split = dataset_of_run(options.run, options.root).test
+    split = load_data(options.run, root=options.root).test
     paths = min(options.n, len(split) // 2)
     if paths < 1:
         raise ValueError("a path needs two test images")
@@ -183,7 +192,11 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     table = _out(options, "samples.csv")
     if table.suffix == ".png":
         table = table.with_suffix(".csv")
-    np.savetxt(table, points, delimiter=",")
+    known = KnownData.of(options.run) or KnownData()
+    rows = points + np.array(known.offset) if known.offset else points
+    if known.scaling is not None and context is not None:
+        rows = np.column_stack([known.scaling.undo(context.cpu()), rows])
+    write_rows(table, rows, (*known.contexts, *known.columns))
     if points.shape[1] == 2 and model.context_dim == 0:
         figure = _plane(model, points)
     else:

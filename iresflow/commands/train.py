@@ -1,7 +1,7 @@
 """``iresflow train``: from a configuration to a trained, certified and evaluated model."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import build_dataset, build_model
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
+from iresflow.training.contexts import asked_of
 from iresflow.training.evaluation import evaluate
+from iresflow.training.known_data import data_config, remember, require_same_training
 from iresflow.training.likelihood import MaximumLikelihood
 from iresflow.training.loop import Trainer
 from iresflow.training.processes import Processes, join_processes
@@ -48,6 +50,8 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     dataset = processes.one_by_one(lambda: build_dataset(config.data, config.seed))
     torch.manual_seed(config.seed)
     flow = build_model(config, dataset).to(device)
+    if resumed:
+        processes.on_main(lambda: require_same_training(resumed.path, config.data, dataset))
     own_shares(config.training, len(dataset.train), processes)  # its errors come before the run
     run = resumed or processes.on_main(
         lambda: RunDirectory.create(config.runs, config.name or config.data.name)
@@ -55,8 +59,8 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     trainer = Trainer(
         flow,
         MaximumLikelihood(),
-        dataset.train,
-        dataset.validation,
+        asked_of(dataset.train),
+        asked_of(dataset.validation),
         config.training,
         run=run,
         seed=config.seed,
@@ -66,6 +70,8 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     if resumed:
         trainer.resume()
     if processes.main:
+        if not resumed:
+            remember(run.path, dataset)
         run.write_config(config.to_dict())
         _announce(run, dataset, flow, trainer, processes)
     try:
@@ -96,15 +102,18 @@ def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
     if parsed.resume:
         resumed = RunDirectory.open(parsed.resume)
         # What the run was started with, then what this command line overrides.
-        parsed = parse(parser, ["--config", str(resumed.config_file), *arguments])
+        stored = data_config(yaml.safe_load(resumed.config_file.read_text())["data"])
+        rules = ["--data.order", stored.order, "--data.bits", str(stored.bits or "null")]
+        parsed = parse(parser, ["--config", str(resumed.config_file), *rules, *arguments])
     values = parser.instantiate(parsed)
     fields = {name: values[name] for name in Config.__dataclass_fields__}
     config = Config(**fields)
     if config.name is None and parsed.config and not resumed:
         config = replace(config, name=Path(str(parsed.config[-1])).stem)
-    if config.data.root is not None:
-        # The run must find its data from any working directory.
-        config.data.root = str(Path(config.data.root).absolute())
+    for place in ("root", "validation_root", "test_root", "cache"):
+        if (path := getattr(config.data, place)) is not None:
+            # The run must find its data from any working directory.
+            setattr(config.data, place, str(Path(path).absolute()))
     if resumed:
         _require_same_experiment(resumed, config)
     return config, resumed
@@ -116,6 +125,8 @@ def _require_same_experiment(run: RunDirectory, config: Config) -> None:
     before = Config().to_dict()
     for section, values in stored.items():
         before[section] = {**before[section], **values} if isinstance(values, dict) else values
+    before["data"] = asdict(data_config(stored["data"]))
+    now["data"] = asdict(config.data)
     names = [
         *(f"{section}.{key}" for section in ("data", "model", "log_det") for key in now[section]),
         "training.optimizer",
@@ -124,12 +135,12 @@ def _require_same_experiment(run: RunDirectory, config: Config) -> None:
     changed = [
         name
         for name in names
-        if name != "data.root" and _option(before, name) != _option(now, name)
+        if not name.endswith(("root", "cache")) and _option(before, name) != _option(now, name)
     ]
     if changed:
         raise RunError(
             f"{run.path} was trained with other values of {', '.join(changed)}; a resumed run may "
-            "change the options of training, the device and data.root only"
+            "change the options of training, the device and where data lie only"
         )
 
 
@@ -147,12 +158,13 @@ def _announce(
 ) -> None:
     shape = " x ".join(map(str, dataset.shape))
     levels = f", {dataset.levels} grey levels" if dataset.levels else ""
+    origin = f" ({dataset.origin})" if dataset.origin else ""
     parameters = sum(p.numel() for p in flow.parameters())
     team = "" if processes.count == 1 else f", {processes.count} processes"
     print(
         f"run         {run.path}\n"
         f"data        {dataset.name}, {shape}{levels}: {len(dataset.train)} train, "
-        f"{len(dataset.validation)} validation, {len(dataset.test)} test\n"
+        f"{len(dataset.validation)} validation, {len(dataset.test)} test{origin}\n"
         f"model       {len(list(flow.blocks()))} residual blocks, {parameters:,} parameters, "
         f"{trainer.device}{team}\n"
         f"steps       {trainer.progress.step} of {_goal(trainer.config)}",
@@ -170,7 +182,7 @@ def _report(
     """Scores the best checkpoint on the test split, once, and says where everything lies."""
     path = processes.on_main(lambda: find_checkpoint(run.path, "best"))
     model, progress = load_for_all(path, device, processes)
-    score = evaluate(model, dataset.test, processes=processes)
+    score = evaluate(model, asked_of(dataset.test), processes=processes)
     if not processes.main:
         return
     score.write(
@@ -183,7 +195,7 @@ def _report(
         f"{'invertible' if certificate else 'NOT certified'}",
         flush=True,
     )
-    back = reconstruct(model, dataset.test, count=RECONSTRUCTED)
+    back = reconstruct(model, asked_of(dataset.test), count=RECONSTRUCTED)
     print(
         f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
         f"{len(back.values)} samples, certified block error "

@@ -1,22 +1,54 @@
-"""What a data set is: three splits of one tensor type, and the seeded cut that makes them."""
+"""What a data set is: three splits of one tensor type, with what is known about them."""
 
 import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from iresflow.data.fingerprint import Fingerprint
+
 __all__ = [
     "Dataset",
+    "Scaling",
     "Split",
-    "hold_out",
-    "part_size",
     "resolve_root",
-    "split_in_three",
     "unknown_name",
 ]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How contexts are standardised: ``(c - mean) / deviation``.
+
+    Arguments:
+        mean: Of each of the C columns.
+        deviation: The standard deviation of each.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @classmethod
+    def of(cls, contexts: np.ndarray) -> "Scaling":
+        """The one that brings contexts float64 ``(N, C)`` to mean 0 and deviation 1."""
+        return cls(tuple(contexts.mean(0).tolist()), tuple(contexts.std(0).tolist()))
+
+    def __call__(self, contexts: np.ndarray) -> Tensor:
+        """Contexts float64 ``(N, C)``, standardised, as float32."""
+        if contexts.shape[1:] != (len(self.mean),):
+            raise ValueError(
+                f"contexts of shape {contexts.shape} for a scaling of {len(self.mean)} columns"
+            )
+        scaled = (contexts - np.array(self.mean)) / np.array(self.deviation)
+        return torch.from_numpy(scaled.astype(np.float32))
+
+    def undo(self, scaled: Tensor) -> np.ndarray:
+        """The contexts float64 ``(N, C)`` that were standardised."""
+        return scaled.double().numpy() * np.array(self.deviation) + np.array(self.mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +59,8 @@ class Split:
         values: Images as uint8 of shape ``(N, C, H, W)``, or vectors as float32 of shape
             ``(N, D)``; at least one.
         labels: Class numbers as int64 of shape ``(N,)``, or ``None`` where there are no classes.
+        contexts: What the density is conditional on, as float32 of shape ``(N, C)`` with C at
+            least 1, standardised; or ``None``.
 
     Raises:
         ValueError: If a type or a shape is another, or the two lengths differ.
@@ -34,6 +68,7 @@ class Split:
 
     values: Tensor
     labels: Tensor | None = None
+    contexts: Tensor | None = None
 
     def __post_init__(self) -> None:
         kind = (self.values.dtype, self.values.dim())
@@ -44,6 +79,14 @@ class Split:
             )
         if self.values.numel() == 0:
             raise ValueError(f"values of shape {tuple(self.values.shape)} are empty")
+        known = self.contexts
+        if known is not None and (
+            known.dtype != torch.float32 or known.dim() != 2 or len(known) != len(self.values)
+        ):
+            raise ValueError(
+                f"contexts are {known.dtype} of shape {tuple(known.shape)}; values of shape "
+                f"{tuple(self.values.shape)} need torch.float32 ({len(self.values)}, C)"
+            )
         if self.labels is None:
             return
         if self.labels.dtype != torch.int64 or self.labels.shape != self.values.shape[:1]:
@@ -55,6 +98,12 @@ class Split:
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.values)
+
+    def first(self, count: int) -> "Split":
+        """The first ``count`` samples, from 1 to N."""
+        labels = None if self.labels is None else self.labels[:count]
+        contexts = None if self.contexts is None else self.contexts[:count]
+        return Split(self.values[:count], labels, contexts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +118,17 @@ class Dataset:
         levels: Number of values a pixel can take, ``0 .. levels - 1``; ``None`` for vectors.
         classes: Name of each class, in the order of the labels; empty without labels.
         columns: Name of each dimension of vectors where they are known, else empty.
+        offset: What was subtracted from each dimension of vectors before they became float32;
+            empty for nothing.
+        contexts: Name of each column of the splits' contexts; empty where they have none.
+        scaling: How those were standardised, or ``None``.
+        fingerprint: What tells the samples from others; ``None`` where they are drawn from a
+            seed, or not known.
+        origin: How the three splits were made, for a reader; empty for those of a built-in set.
 
     Raises:
         ValueError: If the splits differ in event shape or type, or disagree with ``levels``,
-            ``classes`` or ``columns``.
+            ``classes``, ``columns`` or ``contexts``.
     """
 
     name: str
@@ -82,6 +138,11 @@ class Dataset:
     levels: int | None
     classes: tuple[str, ...]
     columns: tuple[str, ...] = ()
+    offset: tuple[float, ...] = ()
+    contexts: tuple[str, ...] = ()
+    scaling: Scaling | None = None
+    fingerprint: Fingerprint | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         images = self.train.values.dtype == torch.uint8
@@ -92,6 +153,8 @@ class Dataset:
                 f"{len(self.columns)} column names for events of shape {self.shape}; allowed is "
                 "one per dimension of vectors, or none"
             )
+        if self.offset and (images or len(self.offset) != self.shape[0]):
+            raise ValueError(f"{len(self.offset)} offsets for events of shape {self.shape}")
         for part in ("train", "validation", "test"):
             self._check(part, getattr(self, part))
 
@@ -101,6 +164,11 @@ class Dataset:
             raise ValueError(
                 f"{part} holds {values.dtype} events of shape {tuple(values.shape[1:])}, but "
                 f"train {self.train.values.dtype} events of shape {self.shape}"
+            )
+        width = 0 if split.contexts is None else split.contexts.shape[1]
+        if width != len(self.contexts):
+            raise ValueError(
+                f"{part} has contexts of {width} columns; allowed are those named: {self.contexts}"
             )
         if self.levels is not None and int(values.max()) >= self.levels:
             raise ValueError(
@@ -124,94 +192,6 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Event shape: ``(C, H, W)`` of images, ``(D,)`` of vectors."""
         return tuple(self.train.values.shape[1:])
-
-
-def part_size(part: int | float, total: int, *, name: str) -> int:
-    """Number of samples that ``part`` asks for.
-
-    Arguments:
-        part: A count (int, at least 1) or a fraction of ``total`` (float between 0 and 1), which
-            is rounded, and up to 1 where it would be 0.
-        total: Number of samples there are.
-        name: What to call ``part`` in the error.
-
-    Raises:
-        ValueError: If ``part`` is neither, or asks for more than ``total``.
-    """
-    if isinstance(part, int) and not isinstance(part, bool) and 1 <= part <= total:
-        return part
-    if isinstance(part, float) and 0.0 < part < 1.0:
-        return max(1, round(part * total))
-    raise ValueError(
-        f"{name}={part!r}; allowed is a count from 1 to {total} or a fraction between 0.0 and 1.0"
-    )
-
-
-def hold_out(
-    values: Tensor, labels: Tensor | None, *, count: int, seed: int
-) -> tuple[Split, Split]:
-    """Takes ``count`` random samples away from the others.
-
-    Both parts come in the order of the permutation, so that every prefix of either is a random
-    sample too. PyTorch's global random state is neither read nor changed.
-
-    Arguments:
-        values: All samples, shape ``(N, *event)``.
-        labels: Their classes, shape ``(N,)``, or ``None``.
-        count: Size of the second part, from 1 to N - 1.
-        seed: Chooses the permutation.
-
-    Returns:
-        The remaining ``N - count`` samples, and the ``count`` samples held out.
-
-    Raises:
-        ValueError: If either part would be empty.
-    """
-    if not 1 <= count < len(values):
-        raise ValueError(
-            f"cannot hold {count} out of {len(values)} samples; allowed is 1 to {len(values) - 1}"
-        )
-    order = torch.randperm(
-        len(values), generator=torch.Generator().manual_seed(seed), device="cpu"
-    )
-
-    def take(rows: Tensor) -> Split:
-        return Split(values[rows], None if labels is None else labels[rows])
-
-    return take(order[count:]), take(order[:count])
-
-
-def split_in_three(
-    values: Tensor,
-    labels: Tensor | None,
-    *,
-    validation: int | float,
-    test: int | float,
-    seed: int,
-) -> tuple[Split, Split, Split]:
-    """Cuts samples into a training, a validation and a test part, all three by ``seed``.
-
-    Arguments:
-        values: All samples, shape ``(N, *event)``, N at least 3.
-        labels: Their classes, shape ``(N,)``, or ``None``.
-        validation: Count or fraction of N, as in :func:`part_size`.
-        test: Likewise.
-        seed: Chooses the permutations.
-
-    Raises:
-        ValueError: If no sample would be left to train on.
-    """
-    total = len(values)
-    validating = part_size(validation, total, name="validation")
-    testing = part_size(test, total, name="test")
-    if validating + testing >= total:
-        raise ValueError(
-            f"validation={validation} and test={test} are {validating} + {testing} samples, which "
-            f"leaves none of {total} to train on"
-        )
-    rest, tested = hold_out(values, labels, count=testing, seed=seed)
-    train, validated = hold_out(rest.values, rest.labels, count=validating, seed=seed)
-    return train, validated, tested
 
 
 def resolve_root(root: str | Path | None) -> Path:

@@ -1,24 +1,36 @@
-"""A folder of the user's own images: found, decoded, cropped to one size, and split."""
+"""A folder of the user's own images: found, decoded to one size, and split."""
 
 import os
+import unicodedata
 import warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
-from iresflow.data.base import Dataset, split_in_three
+from iresflow.data.base import Dataset, Split
+from iresflow.data.cuts import ByHash, Cut, Part, Parts, Rows, arrange
+from iresflow.data.decode import Decoder
+from iresflow.data.fingerprint import PART_NAMES, Fingerprint
+from iresflow.data.store import InMemory, Store
+from iresflow.data.walk import find_images
 from iresflow.errors import DataError
 
-__all__ = ["load_folder", "read_image"]
+__all__ = ["load_folder"]
 
 _NAMED = 5
+
+_DIRECTORIES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+"""Names of directories that are splits, and which split each is."""
 
 
 def load_folder(
@@ -26,133 +38,200 @@ def load_folder(
     size: int,
     *,
     channels: int = 3,
-    validation: int | float = 0.1,
-    test: int | float = 0.1,
+    bits: int | None = None,
+    validation: Part | None = None,
+    test: Part | None = None,
     seed: int = 0,
+    cut: Cut | None = None,
+    store: Store | None = None,
 ) -> Dataset:
     """Loads all images below a directory.
 
-    Files and directories whose name starts with a dot, and files without the name of a format
-    that Pillow reads, are passed over. Images that cannot be decoded are skipped with one
-    warning. All images are held in memory, ``size * size * channels`` bytes each.
+    Which files these are: see :func:`iresflow.data.walk.find_images`. Images that cannot be
+    decoded are skipped with one warning.
 
-    The images are cut into the three parts by ``seed`` from their sorted relative paths, so
-    neither the file system nor the place of the directory matters.
+    A directory ``train`` beside one of ``val``, ``valid``, ``validation`` and ``test``, or alone,
+    makes these directories the splits; a split that has none is cut from the training images.
+    Otherwise all three are cut, by default by a hash of each path below the directory: an image
+    stays in its split when others are added.
 
     Arguments:
-        root: The directory. If every image is in some subdirectory, the subdirectories of the
-            first level are the classes; otherwise there are no labels.
-        size: Height and width to make, in pixels; see :func:`read_image`.
+        root: The directory. If every image is in some subdirectory (of a split's directory, where
+            there are such), the subdirectories of the first level are the classes; otherwise
+            there are no labels.
+        size: Height and width to make, in pixels; see :func:`iresflow.data.pixels.read_image`.
         channels: 1 (grey) or 3 (colour).
-        validation: Count or fraction of the images, as in :func:`iresflow.data.base.part_size`.
+        bits: See :class:`iresflow.data.decode.Decoder`.
+        validation: Count or fraction of the images, as in :func:`iresflow.data.cuts.part_size`;
+            ``None`` for a tenth, or for the split that the directories give.
         test: Likewise.
-        seed: Chooses the images held out.
+        seed: Of the rule.
+        cut: The rule by which images are held out; ``None`` for `ByHash` of the seed.
+        store: Where the images are kept, ``size * size * channels`` bytes each; ``None`` for the
+            memory.
 
     Returns:
         Splits with values uint8 ``(N, channels, size, size)``; levels are 256.
 
     Raises:
-        ValueError: If ``size`` or ``channels`` is not allowed, or the parts leave nothing to
-            train on.
-        DataError: If the directory is missing, or has fewer than three readable images.
+        ValueError: If an argument is not allowed, or the parts leave nothing to train on.
+        DataError: If the directory is missing, or a split would have no readable image.
     """
-    if size < 1 or channels not in (1, 3):
-        raise ValueError(
-            f"size={size} and channels={channels}; allowed are a size of 1 or more, and 1 (grey) "
-            "or 3 (colour) channels"
-        )
-    root = Path(root)
+    root, cut, store = Path(root), cut or ByHash(seed), store or InMemory()
+    decoder = Decoder(size, channels, bits)
+    files = _found(root)
+    if len(files) < 3:
+        raise DataError(f"{root} has {len(files)} image files; three splits need at least 3")
+    directories = _split_directories(root, files) if cut.takes_given else {}
+    files = [file for file in files if not directories or _directory(file) in directories]
+    parts = _cut(files, directories, cut, validation, test)
+    # Decoded in the order of the splits, so that each is a view of one array.
+    order = np.concatenate([parts.train, parts.validation, parts.test])
+    files = [files[row] for row in order]
+    images, decoded = store.read(decoder, root, files)
+    good = np.array([row for row, error in enumerate(decoded.errors) if error is None], int)
+    _tell_unreadable(root, files, decoded.errors)
+    files, contents = [files[row] for row in good], [decoded.contents[row] for row in good]
+    if len(good) < len(order):
+        parts = _cut(files, directories, cut, validation, test)
+        order = np.concatenate([parts.train, parts.validation, parts.test])
+        images = store.take(images, good[order])
+        files, contents = [files[row] for row in order], [contents[row] for row in order]
+    reading = "" if decoded.bits is None else f"images of {decoded.bits} bits"
+    return _dataset(images, files, contents, parts, directories, cut, reading)
+
+
+def _dataset(
+    images: np.ndarray,
+    files: Sequence[str],
+    contents: Sequence[bytes],
+    parts: Parts,
+    directories: Mapping[str, str],
+    cut: Cut,
+    reading: str,
+) -> Dataset:
+    """The data set of images that lie in the order of its parts."""
+    sizes = [len(parts.train), len(parts.validation), len(parts.test)]
+    ends = np.cumsum([0, *sizes])
+    spans = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    values = torch.from_numpy(images)
+    inside = [file.partition("/")[2] if directories else file for file in files]
+    labels, classes = _classes(inside)
+    splits = [Split(values[s], None if labels is None else labels[s]) for s in spans]
+    names = [_name(file) for file in files]
+    rows = Parts(*(np.arange(len(files))[span] for span in spans))
+    fingerprint = Fingerprint.of_samples(contents, names, rows, reading)
+    for part in ("validation", "test"):
+        if shared := fingerprint.shared("train", part):
+            warnings.warn(
+                f"{len(shared)} images of the {part} split are also trained on, under another "
+                f"name: {_some(shared)}",
+                stacklevel=4,
+            )
+    return Dataset(
+        "folder",
+        *splits,
+        levels=256,
+        classes=classes,
+        fingerprint=fingerprint,
+        origin=_origin(directories, cut),
+    )
+
+
+def _found(root: Path) -> list[str]:
+    """The image files, relative to the directory and sorted."""
     if not root.is_dir():
         state = "is not a directory" if root.exists() else "does not exist"
         raise DataError(f"{root} {state}; a directory of images was looked for")
-    files = _image_files(root)
-    if not files:
+    found = find_images(root)
+    if found.passed_over:
+        warnings.warn(
+            f"passed over {len(found.passed_over)} in {root}: {_some(found.passed_over)}",
+            stacklevel=3,
+        )
+    if not found.files:
         raise DataError(
             f"no image is in {root}: no file in it or its subdirectories has the name of a "
             "format that Pillow reads (.png, .jpg, .webp, .tif, .bmp, ...)"
         )
-    images, files = _decode(root, files, size, channels)
-    labels, classes = _classes(files)
-    train, validated, tested = split_in_three(
-        images, labels, validation=validation, test=test, seed=seed
+    return found.files
+
+
+def _split_directories(root: Path, files: Sequence[str]) -> dict[str, str]:
+    """Which directories of the first level are splits, and which split each is, if any are."""
+    counts = Counter(_directory(file) for file in files)
+    found = {name: _DIRECTORIES[name.lower()] for name in counts if name.lower() in _DIRECTORIES}
+    others = [name for name in counts if name not in found]
+    twice = [name for name, count in Counter(found.values()).items() if count > 1]
+    if twice:
+        same = ", ".join(sorted(name for name, part in found.items() if part in twice))
+        raise DataError(f"{root} has {same}, which are the same split: keep one of them")
+    if "train" not in found.values() or (others and len(found) == 1):
+        if found and not others:
+            raise DataError(
+                f"{root} has {', '.join(sorted(found))} and nothing else, so no images to train "
+                "on: name their directory train"
+            )
+        return {}
+    if others:
+        left = sum(counts[name] for name in others)
+        places = sorted(f"{name}/" if name else "no subdirectory" for name in others)
+        warnings.warn(
+            f"{', '.join(sorted(found))} in {root} are the splits: {left} images in "
+            f"{_some(places)} are not used",
+            stacklevel=3,
+        )
+    return found
+
+
+def _cut(
+    files: Sequence[str],
+    directories: Mapping[str, str],
+    cut: Cut,
+    validation: Part | None,
+    test: Part | None,
+) -> Parts:
+    """The samples of each part; errors name the parts that would be empty."""
+    given: dict[str, Rows] = {}
+    for part in PART_NAMES if directories else ():
+        rows = [row for row, file in enumerate(files) if directories[_directory(file)] == part]
+        if rows:
+            given[part] = np.array(rows, dtype=np.int64)
+        elif part in directories.values():
+            raise DataError(f"no image in the directory of the {part} split can be read")
+    keys = [os.fsencode(_name(file)) for file in files]
+    return arrange(keys, given, cut, validation=validation, test=test)
+
+
+def _directory(file: str) -> str:
+    """The directory of the first level that a file is in, empty for none."""
+    return file.partition("/")[0] if "/" in file else ""
+
+
+def _name(file: str) -> str:
+    """The path as it is on every system: some write accents as characters of their own."""
+    return unicodedata.normalize("NFC", file)
+
+
+def _origin(directories: Mapping[str, str], cut: Cut) -> str:
+    """How the splits were made, for a reader."""
+    if not directories:
+        return f"split by {cut}"
+    names = {part: name for name, part in directories.items()}
+    told = [f"{part} from {names[part]}/" for part in PART_NAMES if part in names]
+    missing = [part for part in PART_NAMES if part not in names]
+    return ", ".join(told + [f"{part} cut from train by {cut}" for part in missing])
+
+
+def _tell_unreadable(root: Path, files: Sequence[str], errors: Sequence[str | None]) -> None:
+    bad = sorted(
+        f"{file} ({error})" for file, error in zip(files, errors, strict=True) if error is not None
     )
-    return Dataset("folder", train, validated, tested, levels=256, classes=classes)
-
-
-def read_image(file: str | Path, size: int, *, channels: int = 3) -> np.ndarray:
-    """Reads one image: turned as its EXIF tag says, resized and cropped.
-
-    The shorter side is resized to ``size`` (bicubic, antialiased), and the middle of the longer
-    side is kept. Transparency becomes white. 16-bit grey values lose their lower 8 bits. Of an
-    animation the first frame is read.
-
-    Returns:
-        Array uint8 of shape ``(channels, size, size)``.
-
-    Raises:
-        Exception: Whatever Pillow raises for a file that it cannot read, mostly ``OSError``.
-    """
-    with Image.open(file) as image:
-        # Lets a JPEG of 12 megapixels be decoded at a fraction of its size; no smaller than four
-        # times the result, so that the resizing below still decides what it looks like.
-        image.draft(None, (4 * size, 4 * size))
-        upright = _eight_bit(ImageOps.exif_transpose(image))
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
-    converted = upright.convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(converted, (size, size), method=Image.Resampling.BICUBIC)
-    return np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits with 8, where Pillow's own conversion would clip them to white."""
-    if image.mode == "F":
-        raise ValueError("floating-point images have no agreed range of values")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError(f"values from {values.min()} to {values.max()} are more than 16 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def _image_files(root: Path) -> list[Path]:
-    """Paths relative to ``root`` of the files with an image's name, sorted."""
-    formats = {e for e, name in Image.registered_extensions().items() if name in Image.OPEN}
-    found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        here = Path(os.path.realpath(folder))
-        # A link to a directory that it is in itself would be followed for ever.
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".")
-            and not here.is_relative_to(os.path.realpath(os.path.join(folder, name)))
-        ]
-        found += [
-            Path(folder, name).relative_to(root)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in formats
-        ]
-    return sorted(found, key=Path.as_posix)
-
-
-def _decode(root: Path, files: list[Path], size: int, channels: int) -> tuple[Tensor, list[Path]]:
-    """The readable ones of ``files`` as one tensor, and which they are."""
-    images = np.empty((len(files), channels, size, size), dtype=np.uint8)
-    read = partial(_read_into, images, root, files)
-    with ThreadPoolExecutor() as pool:
-        jobs = pool.map(read, range(len(files)))
-        bar = tqdm(jobs, "reading images", len(files), unit="image", disable=None, leave=False)
-        errors = list(bar)
-    good = [index for index, error in enumerate(errors) if error is None]
-    bad = [f"{files[i].as_posix()} ({error})" for i, error in enumerate(errors) if error]
-    if len(good) < 3:
+    good = len(files) - len(bad)
+    if good < 3:
         raise DataError(
-            f"{root} has {len(good)} readable images of {len(files)} image files; three parts "
-            "need at least 3" + (f". Not readable: {_some(bad)}" if bad else "")
+            f"{root} has {good} readable images of {len(files)} image files; three splits need "
+            "at least 3" + (f". Not readable: {_some(bad)}" if bad else "")
         )
     if bad:
         warnings.warn(
@@ -160,34 +239,16 @@ def _decode(root: Path, files: list[Path], size: int, channels: int) -> tuple[Te
             f"{_some(bad)}",
             stacklevel=3,
         )
-        images = images[good]
-    if channels == 3 and all((images[:, 0] == images[:, i]).all() for i in (1, 2)):
-        warnings.warn(
-            f"all images in {root} are grey; with channels=1 the density would be one of grey "
-            "images, not of three equal channels",
-            stacklevel=3,
-        )
-    return torch.from_numpy(images), [files[index] for index in good]
 
 
-def _read_into(images: np.ndarray, root: Path, files: list[Path], index: int) -> str | None:
-    """Reads file ``index`` into ``images[index]``; returns what is wrong with it, if anything."""
-    _, channels, size, _ = images.shape
-    try:
-        images[index] = read_image(root / files[index], size, channels=channels)
-    except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return None
-
-
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _classes(files: list[Path]) -> tuple[Tensor | None, tuple[str, ...]]:
+def _classes(files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
     """Labels ``(N,)`` and the name of each class, from the first parts of relative paths."""
-    counts = Counter(file.parts[0] if len(file.parts) > 1 else "" for file in files)
+    counts = Counter(_directory(file) for file in files)
     loose = counts.pop("", 0)
     if loose and counts:
         warnings.warn(
@@ -199,4 +260,4 @@ def _classes(files: list[Path]) -> tuple[Tensor | None, tuple[str, ...]]:
         return None, ()
     names = sorted(counts)
     numbers = {name: number for number, name in enumerate(names)}
-    return torch.tensor([numbers[file.parts[0]] for file in files]), tuple(names)
+    return torch.tensor([numbers[_directory(file)] for file in files]), tuple(names)

@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iresflow.data.base import Dataset, Split, hold_out, part_size, resolve_root, unknown_name
+from iresflow.data.base import Dataset, Split, resolve_root, unknown_name
+from iresflow.data.cuts import ByHash, Cut, Part, part_size
+from iresflow.data.fingerprint import Fingerprint
 from iresflow.data.folder import load_folder
 from iresflow.data.official import OFFICIAL_NAMES, load_official
+from iresflow.data.shuffles import hold_out
+from iresflow.data.store import MemoryMapped
 
 __all__ = ["IMAGE_NAMES", "load_images"]
 
@@ -18,7 +22,6 @@ _OFFICIAL_VALIDATION = 5000
 _DIGITS_VALIDATION = 180
 _DIGITS_TEST = 360
 _DIGITS_TEST_SEED = 0
-_FOLDER_HELD_OUT = 0.1
 
 
 def load_images(
@@ -27,9 +30,12 @@ def load_images(
     *,
     size: int | None = None,
     channels: int | None = None,
-    validation: int | float | None = None,
-    test: int | float | None = None,
+    bits: int | None = None,
+    validation: Part | None = None,
+    test: Part | None = None,
     seed: int = 0,
+    cut: Cut | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
     """Loads a data set of images.
 
@@ -38,8 +44,8 @@ def load_images(
     ``fashion-mnist``, ``cifar10`` and ``cifar100`` are read in torchvision's layout below
     ``root``, or downloaded to there. ``folder``: :func:`iresflow.data.folder.load_folder`.
 
-    The test part of all but ``folder`` does not depend on ``seed``: results with different seeds
-    are results on the same images.
+    The test part does not depend on ``seed``: results with different seeds are results on the
+    same images.
 
     Arguments:
         name: One of ``IMAGE_NAMES``.
@@ -49,11 +55,16 @@ def load_images(
             official sets are resized (antialiased) if it is given.
         channels: 1 (grey) or 3 (colour): 3 by default for ``folder``. Other sets only accept
             what they have: grey in three equal channels has no density.
+        bits: Only for ``folder``: of grey values stored in 16 or 32 bits, how many are used;
+            ``None`` for the fewest that all images need.
         validation: Count or fraction of what is not tested on, to hold out; for ``folder`` of
             all. By default 5000 of the official sets, 180 of ``digits``, 0.1 of ``folder``.
         test: Count or fraction to test on: by default 360 of ``digits``, 0.1 of ``folder``. Of
             the official test images the first so many are kept: by default all, in order.
         seed: Chooses the images held out.
+        cut: The rule by which images of a ``folder`` are held out; ``None`` for their hashes.
+        cache: A directory where decoded images of a ``folder`` are kept and mapped from, where
+            they are more than memory holds; ``None`` for memory.
 
     Returns:
         Splits with values uint8 ``(N, C, H, W)`` and, save for a folder without subfolders,
@@ -66,7 +77,25 @@ def load_images(
     if name not in IMAGE_NAMES:
         raise unknown_name(name, IMAGE_NAMES)
     if name == "folder":
-        return _folder(root, size, 3 if channels is None else channels, validation, test, seed)
+        if root is None or size is None:
+            raise ValueError(
+                f"'folder' got root={root} and size={size}; it needs both, the directory of "
+                "images and the number of pixels to make them high and wide"
+            )
+        return load_folder(
+            root,
+            size,
+            channels=3 if channels is None else channels,
+            bits=bits,
+            validation=validation,
+            test=test,
+            cut=cut or ByHash(seed),
+            store=None if cache is None else MemoryMapped(Path(cache)),
+        )
+    if (bits, cache) != (None, None):
+        raise ValueError(
+            f"bits={bits} and cache={cache}; {name} has 8 bits and fits in memory, allowed is None"
+        )
     own = 3 if name.startswith("cifar") else 1
     if channels not in (None, own):
         raise ValueError(f"channels={channels}; {name} has {own}, allowed is {own} or None")
@@ -75,32 +104,7 @@ def load_images(
     return _official(name, resolve_root(root), size, validation, test, seed)
 
 
-def _folder(
-    root: str | Path | None,
-    size: int | None,
-    channels: int,
-    validation: int | float | None,
-    test: int | float | None,
-    seed: int,
-) -> Dataset:
-    if root is None or size is None:
-        raise ValueError(
-            f"'folder' got root={root} and size={size}; it needs both, the directory of images "
-            "and the number of pixels to make them high and wide"
-        )
-    return load_folder(
-        root,
-        size,
-        channels=channels,
-        validation=_FOLDER_HELD_OUT if validation is None else validation,
-        test=_FOLDER_HELD_OUT if test is None else test,
-        seed=seed,
-    )
-
-
-def _digits(
-    size: int | None, validation: int | float | None, test: int | float | None, seed: int
-) -> Dataset:
+def _digits(size: int | None, validation: Part | None, test: Part | None, seed: int) -> Dataset:
     from sklearn.datasets import load_digits  # slow to import, and only needed here
 
     if size not in (None, 8):
@@ -116,15 +120,15 @@ def _digits(
         rest, _DIGITS_VALIDATION if validation is None else validation, seed
     )
     classes = tuple(str(digit) for digit in bunch.target_names)
-    return Dataset("digits", train, validated, tested, levels=17, classes=classes)
+    return _built_in("digits", (train, validated, tested), 17, classes)
 
 
 def _official(
     name: str,
     root: Path,
     size: int | None,
-    validation: int | float | None,
-    test: int | float | None,
+    validation: Part | None,
+    test: Part | None,
     seed: int,
 ) -> Dataset:
     if size is not None and size < 1:
@@ -140,10 +144,17 @@ def _official(
         seed,
     )
     tested = Split(_resized(images, size), labels)
-    return Dataset(name, train, validated, tested, levels=256, classes=official.classes)
+    return _built_in(name, (train, validated, tested), 256, official.classes)
 
 
-def _hold_out_validation(rest: Split, part: int | float, seed: int) -> tuple[Split, Split]:
+def _built_in(
+    name: str, splits: tuple[Split, Split, Split], levels: int, classes: tuple[str, ...]
+) -> Dataset:
+    fingerprint = Fingerprint.of_values(*((split.values, split.labels) for split in splits))
+    return Dataset(name, *splits, levels=levels, classes=classes, fingerprint=fingerprint)
+
+
+def _hold_out_validation(rest: Split, part: Part, seed: int) -> tuple[Split, Split]:
     count = part_size(part, len(rest), name="validation")
     return hold_out(rest.values, rest.labels, count=count, seed=seed)
 

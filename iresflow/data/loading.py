@@ -3,10 +3,15 @@
 from pathlib import Path
 
 from iresflow.data.base import Dataset, unknown_name
+from iresflow.data.cuts import Part, cut_named
 from iresflow.data.images import IMAGE_NAMES, load_images
+from iresflow.data.table_set import TableOptions
 from iresflow.data.vectors import VECTOR_NAMES, load_vectors
 
-__all__ = ["load_dataset"]
+__all__ = ["OWN_DATA", "load_dataset"]
+
+OWN_DATA = ("folder", "table")
+"""The names that stand for data of the user's own."""
 
 
 def load_dataset(
@@ -16,9 +21,13 @@ def load_dataset(
     size: int | None = None,
     channels: int | None = None,
     count: int | None = None,
-    validation: int | float | None = None,
-    test: int | float | None = None,
+    validation: Part | None = None,
+    test: Part | None = None,
     seed: int = 0,
+    order: str = "hash",
+    bits: int | None = None,
+    table: TableOptions | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
     """Loads a data set of images or of vectors by its name.
 
@@ -31,21 +40,50 @@ def load_dataset(
         validation: Count or fraction to validate on; ``None`` for the default of the set.
         test: Count or fraction to test on; ``None`` for the default of the set.
         seed: Chooses the parts, and the points of a density.
+        order: Only for ``folder`` and ``table``: the rule by which samples are held out, ``hash``,
+            ``time`` or ``shuffle``; see :mod:`iresflow.data.cuts`.
+        table: Only for ``table``: how it is read.
+        bits: Only for ``folder``, see :func:`iresflow.data.images.load_images`.
+        cache: Likewise.
 
     Raises:
         ValueError: If the name is unknown, or an argument is not allowed with it.
         DataError: If data is missing, unreadable or corrupt.
     """
+    cut = cut_named(order, seed)
+    if name not in OWN_DATA and order != "hash":
+        raise ValueError(f"order={order!r}; {name!r} has splits of its own, allowed is 'hash'")
     if name in IMAGE_NAMES:
-        if count is not None:
-            raise ValueError(f"count={count}; {name!r} holds images, allowed is None")
+        if count is not None or table is not None:
+            raise ValueError(
+                f"count={count} and table={table}; {name!r} holds images, allowed is None"
+            )
         return load_images(
-            name, root, size=size, channels=channels, validation=validation, test=test, seed=seed
+            name,
+            root,
+            size=size,
+            channels=channels,
+            bits=bits,
+            validation=validation,
+            test=test,
+            seed=seed,
+            cut=cut,
+            cache=cache,
         )
     if name in VECTOR_NAMES:
-        if size is not None or channels is not None:
+        if (size, channels, bits, cache) != (None, None, None, None):
             raise ValueError(
-                f"size={size} and channels={channels}; {name!r} holds vectors, allowed is None"
+                f"size={size}, channels={channels}, bits={bits} and cache={cache}; {name!r} holds "
+                "vectors, allowed is None"
             )
-        return load_vectors(name, root, count=count, validation=validation, test=test, seed=seed)
+        return load_vectors(
+            name,
+            root,
+            count=count,
+            validation=validation,
+            test=test,
+            seed=seed,
+            cut=cut,
+            table=table,
+        )
     raise unknown_name(name, (*IMAGE_NAMES, *VECTOR_NAMES))

@@ -1,82 +1,165 @@
-"""Tables of numbers in ``.npy`` and ``.csv`` files, read whole and checked cell by cell."""
+"""Tables of numbers in files, read whole and checked cell by cell."""
 
-import csv
-import warnings
 import zipfile
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import numpy as np
 
+from iresflow.data.text import column_title, line_of, read_text
 from iresflow.errors import DataError
 
-__all__ = ["read_table"]
+__all__ = ["SPLIT_WORDS", "Table", "read_parts", "read_table"]
+
+KINDS = (".npy", ".npz", ".csv", ".parquet")
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+"""Words for a split, and which split each is."""
 
 _MIN_ROWS = 10
 
 
-def read_table(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
+@final
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table, and the split that each row is of where the file says so.
+
+    Arguments:
+        values: float64 ``(N, D)``.
+        names: Of the D columns, or none.
+        words: N words of `SPLIT_WORDS`, as they stand in the file, or ``None``.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    words: list[str] | None = None
+
+
+def read_table(
+    path: str | Path, *, header: bool | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads a table of finite numbers; every column is one dimension.
 
-    A ``.npy`` file holds a 2-D array of integers or floating-point numbers. A ``.csv`` file is
-    UTF-8 text whose cells are separated by tabs, else by semicolons, else by commas, whichever
-    its first line has; if no cell of the first line is a number, they are the names of the
-    columns. Empty lines are passed over.
+    A ``.npy`` file holds a 2-D array of integers or floating-point numbers, and so does a
+    ``.npz`` file. A ``.csv`` file is UTF-8 text whose cells are separated by tabs, else by
+    semicolons, else by commas, whichever its first line has; if no cell of the first line is a
+    number, they are the names of the columns. Empty lines are passed over. An unnamed first column
+    of distinct integers is the index that pandas writes, and is left out with a warning. A
+    ``.parquet`` file needs pyarrow.
 
     Columns of integers are accepted, but a density over them can grow without bound.
 
     Arguments:
         path: The file; its extension decides how it is read.
+        header: Whether the first line of text holds names; ``None`` for what it looks like.
 
     Returns:
-        Array float32 ``(N, D)``, and the D names of the columns, or none.
+        Array float64 ``(N, D)``, and the D names of the columns, or none.
 
     Raises:
         DataError: If the file is missing or unreadable, is of another type or shape, has fewer
-            than 10 rows, or a cell is not a finite number; with row and column. Rows and columns
-            of an array are counted from 0 as in NumPy, lines and columns of text from 1.
+            than 10 rows, a cell is not a finite number in single precision, with row and column,
+            or the first line can be names or a row. Rows and columns of an array are counted from
+            0 as in NumPy, lines and columns of text from 1.
+    """
+    table = read_parts(path, header=header)
+    if table.words is not None:
+        raise DataError(f"{path} holds the arrays of several splits; one table is needed")
+    return table.values, table.names
+
+
+def read_parts(
+    path: str | Path,
+    *,
+    header: bool | None = None,
+    split_column: str | None = None,
+    min_rows: int = _MIN_ROWS,
+) -> Table:
+    """As `read_table`, with the split of each row: by a column, or by a ``.npz`` file's arrays.
+
+    Arguments:
+        path: The file.
+        header: As in `read_table`.
+        split_column: Name of a column of words that say each row's split, `SPLIT_WORDS`.
+        min_rows: How many rows are needed.
     """
     path = Path(path)
     if not path.is_file():
         state = "is a directory" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {state}; a .npy or .csv file was looked for")
+        raise DataError(f"{path} {state}; a file of {', '.join(KINDS)} was looked for")
     kind = path.suffix.lower()
-    if kind not in (".npy", ".csv"):
+    if kind not in KINDS:
+        raise DataError(f"{path} ends in {path.suffix!r}; tables are read from {', '.join(KINDS)}")
+    if split_column is not None and kind in (".npy", ".npz"):
+        raise DataError(f"{path} has no names of columns, so none that is {split_column!r}")
+    if kind == ".csv":
+        table = Table(*read_text(path, header, split_column))
+    elif kind == ".parquet":
+        table = _read_parquet(path, split_column)
+    else:
+        table = _read_numpy(path)
+    _check(path, table, min_rows)
+    return table
+
+
+def _check(path: Path, table: Table, min_rows: int) -> None:
+    values, names = table.values, table.names
+    rows, columns = values.shape
+    if rows < min_rows or columns == 0:
         raise DataError(
-            f"{path} ends in {path.suffix!r}; tables are read from .npy and .csv files"
-        )
-    table, names = _read_npy(path) if kind == ".npy" else _read_csv(path)
-    rows, columns = table.shape
-    if rows < _MIN_ROWS or columns == 0:
-        raise DataError(
-            f"{path} has {rows} rows and {columns} columns; at least {_MIN_ROWS} rows and 1 "
+            f"{path} has {rows} rows and {columns} columns; at least {min_rows} rows and 1 "
             "column are needed"
         )
     with np.errstate(over="ignore"):
-        single = table.astype(np.float32)
-    bad = np.argwhere(~np.isfinite(single))
+        bad = np.argwhere(~np.isfinite(values.astype(np.float32)))
     if len(bad):
         row, column = map(int, bad[0])
-        if kind == ".npy":
-            where = f"row {row}, column {column} (from 0)"
+        if path.suffix.lower() == ".csv":
+            where = f"line {line_of(path, row, bool(names))}, {column_title(column, names)}"
         else:
-            where = f"line {_line_of(path, row, bool(names))}, {_column(column, names)}"
+            where = f"row {row}, column {column} (from 0)"
         raise DataError(
-            f"{path}, {where}: {table[row, column]} is not a finite number in single precision; "
-            f"{len(bad)} of {table.size} cells are not"
+            f"{path}, {where}: {values[row, column]} is not a finite number in single precision; "
+            f"{len(bad)} of {values.size} cells are not"
         )
-    return single, names
 
 
-def _read_npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _read_numpy(path: Path) -> Table:
     reason = None
     try:
         with path.open("rb") as file:
-            table = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = f"{type(error).__name__}: {error}"
+            content = np.load(file, allow_pickle=False)
+            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {"": content}
+    except (EOFError, MemoryError, OSError, OverflowError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"  # an absurd shape in a header asks for memory
+    except zipfile.BadZipFile as error:
+        reason = f"BadZipFile: {error}"
     if reason:
         raise DataError(f"{path} is not an array of numbers, or is truncated ({reason})")
+    checked = {name: _numbers(path, array) for name, array in arrays.items()}
+    if len(checked) == 1:
+        return Table(next(iter(checked.values())), ())
+    if "train" not in checked or not checked.keys() <= SPLIT_WORDS.keys():
+        raise DataError(
+            f"{path} holds the arrays {', '.join(checked)}; allowed is one, or one for each "
+            "split: train, validation, test"
+        )
+    widths = {array.shape[1] for array in checked.values()}
+    if len(widths) > 1:
+        raise DataError(f"{path} holds splits of {sorted(widths)} columns")
+    words = [name for name, array in checked.items() for _ in array]
+    return Table(np.concatenate(list(checked.values())), (), words)
+
+
+def _numbers(path: Path, table: object) -> np.ndarray:
     if not isinstance(table, np.ndarray) or table.dtype.kind not in "fiu":
         kind = getattr(table, "dtype", type(table).__name__)
         raise DataError(f"{path} holds {kind}; integers or floating-point numbers are needed")
@@ -85,114 +168,38 @@ def _read_npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
             f"{path} holds an array of shape {table.shape}; 2-D (rows, columns) is needed: "
             "reshape it, a single column for instance with array.reshape(-1, 1)"
         )
-    return table, ()
+    return np.array(table, dtype=np.float64)
 
 
-def _read_csv(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    reason = None
+def _read_parquet(path: Path, split_column: str | None) -> Table:
     try:
-        delimiter = _delimiter(path)
-        number, first = next(_lines(path, delimiter), (0, []))
-        names = _header(path, number, first)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of files without data: an error below
-            table = np.loadtxt(
-                path,
-                delimiter=delimiter,
-                comments=None,
-                quotechar='"',
-                skiprows=number if names else 0,
-                ndmin=2,
-                encoding="utf-8-sig",
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(f"{path} needs pyarrow to be read: pip install pyarrow") from None
+    try:
+        content = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} could not be read: {error}") from None
+    words = None
+    if split_column is not None:
+        if split_column not in content.column_names:
+            raise DataError(
+                f"{path} has no column {split_column!r}; it has {', '.join(content.column_names)}"
             )
-    except UnicodeDecodeError:
-        reason = "it is not UTF-8 text"
-    except (OSError, ValueError, csv.Error) as error:
-        reason = str(error)
-    if reason is not None:
-        # NumPy counts neither empty lines nor the header: look again for the line to name.
-        raise _diagnosis(path) or DataError(f"{path} could not be read: {reason}")
-    if names and table.shape[0] and table.shape[1] != len(names):
-        raise _diagnosis(path) or DataError(f"{path} has {len(names)} names for {table.shape[1]}")
-    return table, names
-
-
-def _delimiter(path: Path) -> str:
-    with path.open(encoding="utf-8-sig") as file:
-        first = next((line for line in file if line.strip()), "")
-    return next((mark for mark in "\t;" if mark in first), ",")
-
-
-def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Number (from 1) of each line that is not empty, and its cells."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        for cells in reader:
-            if cells:
-                yield reader.line_num, [cell.strip() for cell in cells]
-
-
-def _header(path: Path, number: int, cells: list[str]) -> tuple[str, ...]:
-    """Names of the columns if no cell of the first line is a number, or nothing if all are."""
-    numeric = [_is_number(cell) for cell in cells]
-    if all(numeric):
-        return ()
-    if any(numeric):
-        column = numeric.index(False)
-        raise DataError(
-            f"{path}, line {number}, {_column(column, ())}: {cells[column]!r} is not a number; if "
-            f"this line is a header, {cells[numeric.index(True)]!r} must not be one"
-        )
-    bare = [cell.lstrip("#").strip() for cell in cells]  # as numpy.savetxt writes a header
-    return tuple(name or f"column {i}" for i, name in enumerate(bare, 1))
-
-
-def _diagnosis(path: Path) -> DataError | None:
-    """What is wrong with a file of text that could not be read, if it is a cell or a row."""
-    try:
-        lines = _lines(path, _delimiter(path))
-        number, first = next(lines, (0, []))
-        names = _header(path, number, first)
-        for number, cells in lines:
-            if len(cells) != len(first):
-                return DataError(
-                    f"{path}, line {number}: {len(cells)} cells, but the first line has "
-                    f"{len(first)}"
-                )
-            for column, cell in enumerate(cells):
-                if not _is_number(cell):
-                    return _not_a_number(path, number, column, cells, names)
-    except DataError as error:
-        return error
-    except (OSError, ValueError, csv.Error):
-        pass  # the caller has the reason already
-    return None
-
-
-def _not_a_number(
-    path: Path, number: int, column: int, cells: list[str], names: tuple[str, ...]
-) -> DataError:
-    cell = cells[column]
-    what = f"{cell!r} is not a number" if cell else "the cell is empty"
-    hint = "; a decimal mark must be a point" if _is_number(cell.replace(",", ".")) else ""
-    return DataError(f"{path}, line {number}, {_column(column, names)}: {what}{hint}")
-
-
-def _column(column: int, names: tuple[str, ...]) -> str:
-    return f"column {column + 1}" + (f" ({names[column]!r})" if names else "")
-
-
-def _line_of(path: Path, row: int, header: bool) -> int:
-    """Number of the line that row ``row`` (from 0, not counting a header) was read from."""
-    for index, (number, _) in enumerate(_lines(path, _delimiter(path))):
-        if index == row + header:
-            return number
-    raise AssertionError(f"row {row} was read from no line of {path}")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell  # which Python reads over, and NumPy does not
+        words = [str(word) for word in content.column(split_column).to_pylist()]
+    # What pandas writes its index as is no column of its own.
+    names = tuple(
+        name
+        for name in content.column_names
+        if name != split_column and not name.startswith("__index_level_")
+    )
+    columns = []
+    for name in names:
+        values = content.column(name).to_numpy()
+        if values.dtype.kind not in "fiu":
+            raise DataError(
+                f"{path}, column {name!r} holds {values.dtype}; integers or floating-point "
+                "numbers are needed"
+            )
+        columns.append(values.astype(np.float64))
+    return Table(np.stack(columns, axis=1) if columns else np.empty((0, 0)), names, words)

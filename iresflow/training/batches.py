@@ -7,9 +7,13 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
+from iresflow.data.ahead import ahead
 from iresflow.streams import PartialStream, Stream
 
 __all__ = ["Batch", "Batches", "Samples", "Share", "random_stream"]
+
+LARGE = 2**30
+"""Bytes of values of which batches are made ahead of the steps."""
 
 RESIDENT_SHARE = 0.25
 """The part of a GPU's free memory that data may take: the rest is for what training computes."""
@@ -149,10 +153,17 @@ class Batches:
     def from_step(self, step: int, rows: slice = slice(None)) -> Iterator[Batch]:
         """The batches of the steps ``step``, ``step + 1``, ... without end.
 
+        Those of a large split are got ready while others are computed with, since it may lie on
+        a disk.
+
         Arguments:
             step: Of the first batch.
             rows: The samples of each batch that are wanted.
         """
+        batches = self._from_step(step, rows)
+        return ahead(batches) if self.split.values.nbytes >= LARGE else batches
+
+    def _from_step(self, step: int, rows: slice) -> Iterator[Batch]:
         split = _placed(self.split, self.device)
         epoch, order = -1, torch.empty(0)
         while True:

@@ -1,14 +1,10 @@
 """From a configuration to its data and its model."""
 
-from pathlib import Path
-
 import torch
-import yaml
 
 from iresflow.bijections import MultiScale, ResidualBlock
-from iresflow.data import Dataset
+from iresflow.data import Dataset, Scaling, TableOptions
 from iresflow.data import load_dataset as load_named
-from iresflow.errors import RunError
 from iresflow.logdet import (
     Exact,
     Geometric,
@@ -24,7 +20,7 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.config import Config, DataConfig, LogDetConfig
 from iresflow.training.processes import Alone
 
-__all__ = ["build_dataset", "build_model", "data_of_run", "dataset_of_run", "resolve_device"]
+__all__ = ["build_dataset", "build_model", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -36,8 +32,23 @@ def resolve_device(name: str) -> torch.device:
     return Alone().device(name)
 
 
-def build_dataset(config: DataConfig, seed: int) -> Dataset:
-    """The data set that the configuration names. Errors: see `iresflow.data.load_dataset`."""
+def build_dataset(config: DataConfig, seed: int, scaling: Scaling | None = None) -> Dataset:
+    """The data set that the configuration names. Errors: see `iresflow.data.load_dataset`.
+
+    Arguments:
+        config: The options of data.
+        seed: Chooses the splits.
+        scaling: How contexts are standardised; None for the training rows' own.
+    """
+    table = TableOptions(
+        header=config.header,
+        validation_root=config.validation_root,
+        test_root=config.test_root,
+        split_column=config.split_column,
+        context=tuple(config.context),
+        offset=config.offset,
+        scaling=scaling,
+    )
     return load_named(
         config.name,
         config.root,
@@ -47,32 +58,11 @@ def build_dataset(config: DataConfig, seed: int) -> Dataset:
         validation=config.validation,
         test=config.test,
         seed=seed,
+        order=config.order,
+        bits=config.bits,
+        cache=config.cache,
+        table=None if table == TableOptions() else table,
     )
-
-
-def data_of_run(run: str | Path, root: str | None = None) -> tuple[DataConfig, int]:
-    """The configuration of the data that a run was trained on, and its seed.
-
-    Arguments:
-        run: The run's directory.
-        root: Where the data lies, if it has moved.
-
-    Raises:
-        RunError: ``run`` is not a run directory of ``iresflow train``.
-    """
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
-    values = yaml.safe_load(file.read_text())
-    data = DataConfig(**values["data"])
-    if root is not None:
-        data.root = root
-    return data, values["seed"]
-
-
-def dataset_of_run(run: str | Path, root: str | None = None) -> Dataset:
-    """The data set that a run was trained on. Errors: `data_of_run` and `build_dataset`."""
-    return build_dataset(*data_of_run(run, root))
 
 
 def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
@@ -83,7 +73,7 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
             squeezed to, or a conditional model of data without labels.
     """
     model = config.model
-    context_dim = len(dataset.classes) if model.conditional else 0
+    context_dim = len(dataset.classes) if model.conditional else len(dataset.contexts)
     if model.conditional and not dataset.classes:
         raise ValueError(
             f"model.conditional needs labels, and {dataset.name} has none"

@@ -41,8 +41,30 @@ class DataConfig:
     """Samples held out for validation: a count, or a fraction below 1; null for the set's own."""
     test: int | float | None = None
     """Samples of the test split: a count, or a fraction below 1; null for the set's own."""
+    order: Literal["hash", "time", "shuffle"] = "hash"
+    """How a folder or table is split: hash keeps each sample's split as others are added, time
+    holds out the last rows (or paths), shuffle is the rule of version 0.1."""
+    bits: int | None = None
+    """Bits that grey values of a folder use, where stored in 16 or 32; null for the fewest."""
+    cache: str | None = None
+    """Directory for the decoded images of a folder that memory can't hold; null for memory."""
+    header: bool | None = None
+    """Whether a .csv table starts with its columns' names; null for what it looks like."""
+    validation_root: str | None = None
+    """Table to validate on; null cuts it from the other one."""
+    test_root: str | None = None
+    """Table to test on; null cuts it from the other one."""
+    split_column: str | None = None
+    """Column of a table that says each row's split: train, validation or test."""
+    context: tuple[str, ...] = ()
+    """Columns of a table that are known: the model is p(other columns | these)."""
+    offset: dict[str, float] = field(default_factory=dict)
+    """What to subtract from a column of a table, such as {time: 1.7e9}, before float32."""
     flip: bool = False
     """Whether training images are mirrored left to right with probability 1/2."""
+
+    def __post_init__(self) -> None:
+        self.context = tuple(self.context)
 
 
 @dataclass(kw_only=True)

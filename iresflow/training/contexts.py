@@ -3,15 +3,21 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from iresflow.data import Split
 from iresflow.models import Flow, ImageFlow
 from iresflow.training.batches import Batch, Samples
 
-__all__ = ["batch_of", "context_of", "unit_of"]
+__all__ = ["asked_of", "batch_of", "context_of", "unit_of"]
 
 
 def unit_of(flow: Flow) -> str:
     """The unit of a flow's score: ``bits/dim`` for images, ``nats`` for all else."""
     return "bits/dim" if isinstance(flow, ImageFlow) else "nats"
+
+
+def asked_of(split: Split) -> Samples:
+    """A split as training takes it: contexts, where it has some, are in the place of labels."""
+    return split if split.contexts is None else Batch(split.values, split.contexts)
 
 
 def context_of(labels: Tensor | None, context_dim: int, like: Tensor) -> Tensor | None:

@@ -229,9 +229,9 @@ def _estimator(flow: Flow, precision: Precision) -> LogDetEstimator | None:
 
 def _key(flow: Flow, split: Samples, seed: int, batch_size: int, precision: Precision) -> str:
     """What the scores depend on, as text: another limit goes on from the same."""
-    data = hashlib.sha256(split.values.cpu().contiguous().numpy().tobytes())
+    data = hashlib.sha256(split.values.cpu().contiguous().numpy())
     if split.labels is not None:
-        data.update(split.labels.cpu().contiguous().numpy().tobytes())
+        data.update(split.labels.cpu().contiguous().numpy())
     settings = (seed, batch_size, replace(precision, limit=1), _estimator(flow, precision))
     return f"{fingerprint(flow)} {data.hexdigest()} {settings}"
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iresflow.data.base import part_size
+from iresflow.data.cuts import part_size
 from iresflow.models import Flow, ImageFlow
 from iresflow.training.batches import Batch, Samples
 from iresflow.training.processes import Processes

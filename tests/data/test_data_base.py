@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from iresflow.data import Dataset, Split, hold_out, resolve_root
-from iresflow.data.base import part_size, split_in_three, unknown_name
+from iresflow.data import Dataset, Scaling, Split, hold_out, resolve_root
+from iresflow.data.base import unknown_name
+from iresflow.data.cuts import part_size
+from iresflow.data.shuffles import split_in_three
 
 
 def images(count: int = 4, *, side: int = 2) -> Split:
@@ -155,3 +158,34 @@ def test_unknown_name_gives_the_nearest_and_all() -> None:
         unknown_name("CIFAR_10", ("mnist", "cifar10"))
     )
     assert "did you mean" not in str(unknown_name("xyzzy", ("mnist", "cifar10")))
+
+
+def test_contexts_are_checked() -> None:
+    values = torch.zeros(4, 3, dtype=torch.float32)
+    for contexts in (
+        torch.zeros(3, 2).float(),
+        torch.zeros(4).float(),
+        torch.zeros(4, 2).double(),
+    ):
+        with pytest.raises(ValueError, match=r"need torch.float32 \(4, C\)"):
+            Split(values, contexts=contexts)
+    split = Split(values, contexts=torch.zeros(4, 2, dtype=torch.float32))
+    with pytest.raises(
+        ValueError, match="train has contexts of 2 columns; allowed are those named"
+    ):
+        Dataset("a", split, split, split, levels=None, classes=())
+    dataset = Dataset("a", split, split, split, levels=None, classes=(), contexts=("t", "u"))
+    assert dataset.train.first(3).contexts is not None
+    assert [len(part) for part in (dataset.train.first(3), dataset.test)] == [3, 4]
+
+
+def test_scaling_and_its_inverse() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 2)) * [1e-3, 1e3] + [5.0, 1.7e9]
+    scaling = Scaling.of(rows)
+    scaled = scaling(rows)
+    assert scaled.dtype == torch.float32
+    expected = (rows - rows.mean(0)) / rows.std(0)
+    assert np.abs(scaled.numpy() - expected).max() < 1e-6
+    assert np.abs((scaling.undo(scaled) - rows) / rows.std(0)).max() < 1e-6
+    with pytest.raises(ValueError, match="for a scaling of 2 columns"):
+        scaling(rows[:, :1])

@@ -14,7 +14,7 @@ def test_names_are_distinct() -> None:
 
 def test_images_and_vectors_are_found(tmp_path: Path) -> None:
     for number in range(3):
-        Image.new("L", (5, 5), number).save(tmp_path / f"{number}.png")
+        Image.new("L", (5, 5), 100 + number).save(tmp_path / f"{number}.png")
     assert load_dataset("digits", validation=100).shape == (1, 8, 8)
     assert load_dataset("folder", tmp_path, size=4, channels=1).shape == (1, 4, 4)
     assert len(load_dataset("two-moons", count=100, test=20).test) == 20

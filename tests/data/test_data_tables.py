@@ -1,11 +1,13 @@
 """Tables from files: what is read, and the file, row and column of whatever is not."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from iresflow.data.tables import read_table
+from iresflow.data.tables import read_parts, read_table
+from iresflow.data.text import write_rows
 from iresflow.errors import DataError
 
 NUMBERS = np.random.default_rng(0).normal(size=(12, 3))
@@ -26,8 +28,8 @@ def test_npy(tmp_path: Path, dtype: type) -> None:
     table = np.abs(100 * NUMBERS).astype(dtype)
     np.save(tmp_path / "a.npy", table)
     read, names = read_table(tmp_path / "a.npy")
-    assert read.dtype == np.float32 and names == ()
-    assert np.array_equal(read, table.astype(np.float32))
+    assert read.dtype == np.float64 and names == ()
+    assert np.array_equal(read, table.astype(np.float64))
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", ", "])
@@ -35,7 +37,7 @@ def test_npy(tmp_path: Path, dtype: type) -> None:
 def test_csv(tmp_path: Path, delimiter: str, header: bool) -> None:
     lines = [delimiter.join(["height", "a width", "x"])] * header + text(delimiter)
     read, names = read_table(write(tmp_path, lines))
-    assert np.array_equal(read, NUMBERS.astype(np.float32))
+    assert np.array_equal(read, NUMBERS)
     assert names == (("height", "a width", "x") if header else ())
 
 
@@ -46,7 +48,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     file.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     read, names = read_table(file)
     assert names == ("a,\nb", "c", "column 3")
-    assert np.array_equal(read, NUMBERS.astype(np.float32))
+    assert np.array_equal(read, NUMBERS)
 
 
 def test_csv_as_numpy_writes_it(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_unknown_extension(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
-    with pytest.raises(DataError, match=r"'\.xlsx'; tables are read from \.npy and \.csv"):
+    with pytest.raises(DataError, match=r"'\.xlsx'; tables are read from \.npy, \.npz, \.csv"):
         read_table(tmp_path / "a.xlsx")
 
 
@@ -185,3 +187,115 @@ def test_csv_of_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(bytes(range(128)) * 20)
     with pytest.raises(DataError, match="a.csv"):
         read_table(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("names", ["0,1,2", "2019,2020,2021", "1990,2000,2020"])
+def test_a_header_of_numbers_is_asked_about(tmp_path: Path, names: str) -> None:
+    file = write(tmp_path, [names, *text()])
+    with pytest.raises(DataError, match="may be the names of the columns or a row: say which"):
+        read_table(file)
+    read, named = read_table(file, header=True)
+    assert np.array_equal(read, NUMBERS) and named == tuple(names.split(","))
+    read, named = read_table(file, header=False)
+    assert len(read) == 13 and named == ()
+
+
+def test_counted_columns_of_integers_are_asked_about(tmp_path: Path) -> None:
+    lines = ["0,1,2", *(f"{i},{3 * i},{i % 4}" for i in range(12))]
+    with pytest.raises(DataError, match="the first line is 0, 1, 2, which may be"):
+        read_table(write(tmp_path, lines))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"{i},{np.cos(i):.6g}" for i in range(12)],
+        [f"{x:g}" for x in np.linspace(0, 1, 11)],
+        ["3,1,2", *text()],
+        ["1,2,3", *(f"{i},{i + 1},{i * i}" for i in range(12))],
+    ],
+)
+def test_a_first_row_of_integers_may_be_a_row(tmp_path: Path, lines: list[str]) -> None:
+    assert len(read_table(write(tmp_path, lines))[0]) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("first", "names"), [("", ("a", "b", "c")), ("Unnamed: 0", ("a", "b", "c"))]
+)
+def test_the_index_of_pandas_is_left_out(
+    tmp_path: Path, first: str, names: tuple[str, ...]
+) -> None:
+    rows = np.column_stack([np.arange(12), NUMBERS])
+    with pytest.warns(UserWarning, match="the first column has no name and counts the rows"):
+        read, named = read_table(write(tmp_path, [",".join([first, *names]), *text(rows=rows)]))
+    assert np.array_equal(read, NUMBERS) and named == names
+
+
+def test_the_index_of_pandas_beside_counted_columns(tmp_path: Path) -> None:
+    rows = np.column_stack([np.arange(12), NUMBERS])
+    with pytest.warns(UserWarning, match="is left out as their index"):
+        read, named = read_table(write(tmp_path, [",0,1,2", *text(rows=rows)]))
+    assert np.array_equal(read, NUMBERS) and named == ("0", "1", "2")
+
+
+def test_an_unnamed_column_of_measurements_is_kept(tmp_path: Path) -> None:
+    read, named = read_table(write(tmp_path, [",b,c", *text()]))
+    assert np.array_equal(read, NUMBERS) and named == ("column 1", "b", "c")
+
+
+@pytest.mark.parametrize("shape", [(10**12, 3), (2**62, 4), (10**30, 3), (-1, 3), (12, 2**40)])
+def test_npy_of_an_absurd_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
+    np.save(tmp_path / "a.npy", NUMBERS)
+    content = (tmp_path / "a.npy").read_bytes()
+    header = content[10:128].replace(b"(12, 3)", str(shape).encode())
+    header = header.rstrip(b" \n").ljust(117) + b"\n"
+    (tmp_path / "a.npy").write_bytes(content[:10] + header + content[128:])
+    with pytest.raises(DataError, match=r"a\.npy"):
+        read_table(tmp_path / "a.npy")
+
+
+def test_npz_of_one_array_and_of_splits(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", NUMBERS)
+    assert np.array_equal(read_table(tmp_path / "a.npz")[0], NUMBERS)
+    np.savez(tmp_path / "b.npz", train=NUMBERS[:9], test=NUMBERS[9:])
+    table = read_parts(tmp_path / "b.npz")
+    assert np.array_equal(table.values, NUMBERS) and table.words == ["train"] * 9 + ["test"] * 3
+    with pytest.raises(DataError, match="arrays of several splits"):
+        read_table(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", x=NUMBERS, y=NUMBERS)
+    with pytest.raises(DataError, match="holds the arrays x, y; allowed is one"):
+        read_table(tmp_path / "c.npz")
+
+
+def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match="needs pyarrow to be read"):
+        read_table(tmp_path / "a.parquet")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"a": NUMBERS[:, 0], "part": ["train"] * 8 + ["test"] * 4, "b": NUMBERS[:, 1]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    table = read_parts(tmp_path / "a.parquet", split_column="part")
+    assert np.array_equal(table.values, NUMBERS[:, :2]) and table.names == ("a", "b")
+    assert table.words == columns["part"]
+    with pytest.raises(DataError, match="column 'part' holds"):
+        read_table(tmp_path / "a.parquet")
+    columns["a"] = [None, *NUMBERS[1:, 0]]
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 0, column 0 \(from 0\): nan is not"):
+        read_parts(tmp_path / "a.parquet", split_column="part")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="could not be read"):
+        read_table(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("names", [(), ("a", "b, c", "d")])
+def test_written_rows_are_read_back_exactly(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_rows(tmp_path / "a.csv", NUMBERS, names)
+    read, named = read_table(tmp_path / "a.csv")
+    assert np.array_equal(read, NUMBERS) and named == names

@@ -1,0 +1,175 @@
+"""What a run knows of its data: kept beside its configuration, compared whenever they are read."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+from warnings import warn
+
+import yaml
+
+from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint, Scaling
+from iresflow.errors import DataError, RunError
+from iresflow.training.build import build_dataset
+from iresflow.training.config import DataConfig
+
+__all__ = ["KnownData", "data_config", "load_data", "remember", "require_same_training"]
+
+FILE = "data.json"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KnownData:
+    """What a run has stored of its data.
+
+    Arguments:
+        fingerprint: Of the samples; ``None`` where they are drawn from a seed.
+        columns: Names of the columns that are modelled, where these are known.
+        offset: What was subtracted from each of them; empty for nothing.
+        contexts: Names of the columns of contexts; empty where there are none.
+        scaling: How contexts are standardised, or ``None``.
+    """
+
+    fingerprint: Fingerprint | None = None
+    columns: tuple[str, ...] = ()
+    offset: tuple[float, ...] = ()
+    contexts: tuple[str, ...] = ()
+    scaling: Scaling | None = None
+
+    @classmethod
+    def of(cls, run: str | Path) -> "KnownData | None":
+        """What the run knows; ``None`` for a run of version 0.1.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        file = Path(run) / FILE
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text())
+            prints, scaling = values["fingerprint"], values["scaling"]
+            return cls(
+                None if prints is None else Fingerprint.from_dict(prints),
+                tuple(values["columns"]),
+                tuple(values["offset"]),
+                tuple(values["contexts"]),
+                None if scaling is None else Scaling(*(tuple(scaling[k]) for k in _SCALING)),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+
+    def changes_to(self, dataset: Dataset) -> Changes:
+        """What has happened to the data since."""
+        if self.fingerprint is None or dataset.fingerprint is None:
+            return Changes({}, None)
+        return self.fingerprint.changes_to(dataset.fingerprint)
+
+
+_SCALING = ("mean", "deviation")
+
+
+def remember(run: str | Path, dataset: Dataset) -> None:
+    """Stores what a run shall know of its data."""
+    prints = dataset.fingerprint
+    values = {
+        "fingerprint": None if prints is None else prints.to_dict(),
+        "columns": list(dataset.columns),
+        "offset": list(dataset.offset),
+        "contexts": list(dataset.contexts),
+        "scaling": None if dataset.scaling is None else asdict(dataset.scaling),
+    }
+    file = Path(run) / FILE
+    beside = file.with_name(f".{FILE}.tmp")
+    try:
+        beside.write_text(json.dumps(values))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def data_config(values: Mapping[str, Any]) -> DataConfig:
+    """The section of data of a run's configuration; runs of version 0.1 keep their rules."""
+    config = DataConfig(**values)
+    if config.name in OWN_DATA and "order" not in values:
+        config.order = "shuffle"
+        if config.name == "folder":
+            config.bits = 16
+    return config
+
+
+def load_data(run: str | Path, *, root: str | None = None, split: str = "test") -> Dataset:
+    """The data of a run, as they are now.
+
+    Arguments:
+        run: The run directory.
+        root: Where they lie, if they have moved.
+        split: The split that a model of the run is to be judged on.
+
+    Raises:
+        RunError: ``run`` is not a run directory.
+        DataError: the model was trained on samples of that split, or values of all samples are
+            read in another way.
+
+    Warns:
+        UserWarning: the split is another than it was when the run was made, or that can't be told.
+    """
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
+    values = yaml.safe_load(file.read_text())
+    config = data_config(values["data"])
+    if root is not None:
+        config.root = root
+    known = KnownData.of(run)
+    dataset = build_dataset(config, values["seed"], None if known is None else known.scaling)
+    if known is None:
+        _warn_of_old_run(run, config)
+        return dataset
+    changes = known.changes_to(dataset)
+    leaked = changes.moved("train", split) if split != "train" else 0
+    if leaked or changes.reading is not None:
+        what = f"{leaked} samples of the {split} split were trained on" if leaked else ""
+        raise DataError(
+            f"the data of {run} have changed, and can't judge its model"
+            + (f": {what}" if what else "")
+            + f" ({changes})"
+        )
+    if changes.touch(split):
+        warn(f"the {split} split is another than when {run} was made: {changes}", stacklevel=2)
+    return dataset
+
+
+def require_same_training(run: str | Path, config: DataConfig, dataset: Dataset) -> None:
+    """Refuses to go on with a run whose training or validation data are others now.
+
+    Raises:
+        RunError: they are; it says what has changed.
+
+    Warns:
+        UserWarning: the test split is another, or whether any is can't be told.
+    """
+    known = KnownData.of(run)
+    if known is None:
+        _warn_of_old_run(run, config)
+        remember(run, dataset)
+        return
+    changes = known.changes_to(dataset)
+    if changes.touch("train") or changes.touch("validation"):
+        raise RunError(
+            f"the data that {run} was trained on have changed: {changes}. Go on with the data of "
+            "then, or start a new run"
+        )
+    if changes:
+        warn(f"the data of {run} have changed: {changes}", stacklevel=2)
+
+
+def _warn_of_old_run(run: str | Path, config: DataConfig) -> None:
+    if config.name in OWN_DATA:
+        warn(
+            f"{run} was made before runs knew their data: its splits are drawn by the rule of "
+            "then, and are right only if nothing was added to the data or removed since",
+            stacklevel=3,
+        )

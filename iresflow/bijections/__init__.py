@@ -1,6 +1,6 @@
 """Invertible maps."""
 
-from iresflow.bijections.affine import ActNorm
+from iresflow.bijections.affine import ActNorm, Standardize
 from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
 from iresflow.bijections.pixels import Center, Logit, dequantize, quantize
 from iresflow.bijections.reshape import MultiScale, Squeeze
@@ -18,6 +18,7 @@ __all__ = [
     "MultiScale",
     "ResidualBlock",
     "Squeeze",
+    "Standardize",
     "dequantize",
     "quantize",
 ]

@@ -186,6 +186,13 @@ class Bijection(nn.Module, ABC):
         """
         return Stretch.unknown()
 
+    def defect(self) -> str | None:
+        """What makes this map itself, apart from its parts, no bijection in floats; or None.
+
+        Numbers that are not finite, and the bounds of blocks, are looked at elsewhere.
+        """
+        return None
+
 
 @final
 class Composition(Bijection):

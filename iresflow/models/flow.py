@@ -260,13 +260,13 @@ class Flow(StoredModel):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialises the ActNorm layers from one batch ``(B, *shape)`` of data.
+        """Initialises the data map and the ActNorm layers from one batch ``(B, *shape)`` of data.
 
         Raises:
             ValueError: wrong shape or values, or a batch in which a channel is constant.
         """
         x, context = self._checked(x, context)
-        self.bijection.initialize(self.data_map.transform(x), context)
+        self.bijection.initialize(self.data_map.initialize(x), context)
 
     def blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
         """The residual blocks with their names, in the order of the forward map."""
@@ -291,6 +291,7 @@ class Flow(StoredModel):
             dim=self.base_dim,
             weights=fingerprint(self),
             tol=tol,
+            defects=find_defects(self),
         )
 
     def enforce(self) -> Certificate:

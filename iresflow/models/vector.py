@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, final
 
-from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock
+from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock, Standardize
 from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, dense_branch
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries, estimator_to_dict
 from iresflow.models.densities import DiagonalNormal
@@ -19,6 +19,9 @@ EXACT_UP_TO = 8
 @final
 class VectorFlow(Flow):
     """An i-ResNet flow on vectors ``(B, D)``: [ActNorm, residual block] repeated, then ActNorm.
+
+    What it does and how it trains does not depend on the units of the data: `initialize` takes
+    mean and deviation of each column, and the flow acts on the standardised vectors.
 
     Arguments:
         dim: D.
@@ -90,6 +93,7 @@ class VectorFlow(Flow):
             Composition([*maps, ActNorm(dim)]),
             DiagonalNormal(dim, learned=learned_prior, context_dim=context_dim),
             (dim,),
+            data_map=Standardize(dim),
             context_dim=context_dim,
             log_det=log_det,
         )

@@ -15,7 +15,7 @@ from iresflow.bijections.base import warn_of_floor
 from iresflow.errors import NotContractiveError
 from iresflow.linearization import Linearization
 from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator, PowerSeries
-from iresflow.models.certificate import Certificate, block_bound, certify_blocks
+from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
 from iresflow.models.fingerprint import fingerprint

@@ -20,7 +20,7 @@ from torch import nn
 
 from iresflow.errors import CertificateWarning, CheckpointError
 from iresflow.logdet import estimator_from_dict
-from iresflow.models.certificate import Certificate
+from iresflow.models.certificate import Certificate, find_defects
 
 __all__ = [
     "FORMAT",
@@ -108,8 +108,14 @@ def warn_of_other_weights(
     """Warns where a model that came with a certificate has other weights than were certified.
 
     Warns:
-        CertificateWarning: so it is.
+        CertificateWarning: so it is, or something in the model is not finite or not invertible.
     """
+    if defects := find_defects(model):
+        warn(
+            f"the model in {path} is no bijection: {'; '.join(defects)}",
+            CertificateWarning,
+            stacklevel=3,
+        )
     if certificate is not None and not certificate.belongs_to(model):
         warn(
             f"the weights in {path} are not those that were certified: the certificate stored "

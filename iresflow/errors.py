@@ -20,6 +20,7 @@ __all__ = [
     "NotInitializedError",
     "RunError",
     "SpectrumError",
+    "StorageWarning",
     "TrainingInterrupted",
     "UnknownBoundError",
     "UnsupportedNetworkError",
@@ -28,6 +29,10 @@ __all__ = [
 
 class CertificateWarning(UserWarning):
     """The weights of a file are not those that its certificate is of."""
+
+
+class StorageWarning(UserWarning):
+    """A model was built that can't be stored."""
 
 
 class UnknownBoundError(ValueError):

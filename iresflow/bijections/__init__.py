@@ -2,7 +2,7 @@
 
 from iresflow.bijections.affine import ActNorm, Standardize
 from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
-from iresflow.bijections.pixels import Center, Logit, dequantize, quantize
+from iresflow.bijections.pixels import Center, Logit, check_levels, dequantize, quantize
 from iresflow.bijections.reshape import MultiScale, Squeeze
 from iresflow.bijections.residual import ResidualBlock
 
@@ -19,6 +19,7 @@ __all__ = [
     "ResidualBlock",
     "Squeeze",
     "Standardize",
+    "check_levels",
     "dequantize",
     "quantize",
 ]

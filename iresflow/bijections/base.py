@@ -14,6 +14,7 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import InversionWarning
@@ -115,7 +116,12 @@ class Bijection(nn.Module, ABC):
 
     Every method takes an optional context ``(B, context_dim)``; maps that have no use for it
     ignore it.
+
+    Attributes:
+        domain: Where each entry of x may lie.
     """
+
+    domain: constraints.Constraint = constraints.real
 
     @abstractmethod
     def forward(

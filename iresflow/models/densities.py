@@ -87,7 +87,7 @@ class DiagonalNormal(BaseDensity):
     def _moments(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.shift is None or context is None:
             return self.mean, self.log_std
-        mean, log_std = self.shift(context).chunk(2, dim=1)
+        mean, log_std = self.shift(context.to(self.mean.dtype)).chunk(2, dim=1)
         return self.mean + mean, self.log_std + log_std
 
 

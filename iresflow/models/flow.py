@@ -145,7 +145,8 @@ class Flow(StoredModel):
 
         Raises:
             ValueError: z or the context has another shape than the model's, or z is not finite.
-            InversionError: a block missed its tolerance, or the measured residual did.
+            InversionError: a block missed its tolerance, or the measured residual did, or x is not
+                finite.
             NotContractiveError: a block has no certified Lipschitz bound below 1.
             NotInitializedError: ActNorm has not seen data.
         """

@@ -264,6 +264,23 @@ def test_a_block_in_float32_says_what_it_reached():
     assert bool((block.invert(z.double(), None, Accuracy(1e-9)).error <= 1e-9).all())
 
 
+def test_a_block_leaves_room_for_the_rounding_of_its_result():
+    """An error is above the tolerance only where the type of float allows no better."""
+    torch.manual_seed(4)
+    block = ResidualBlock(small_branch("dense")).float()
+    block.branch.enforce()
+    eps, tight = torch.finfo(torch.float32).eps, 0
+    for size in (1.0, 30.0, 1000.0):
+        z = size * torch.randn(200, 5, dtype=torch.float32)
+        for tol in eps * size * torch.logspace(-1, 2, 40):
+            back = block.invert(z, None, Accuracy(float(tol), FixedPoint(1000)))
+            x = back.value.double().norm(dim=1)
+            possible = back.floor + eps * x <= tol
+            assert bool((back.error[possible] <= tol).all())
+            tight += int((back.error[possible] > 0.9 * tol).sum())
+    assert tight > 30  # some come near, so that what rounding adds matters
+
+
 def test_multi_scale_splits_its_latent_into_images():
     bijection = multi_scale()
     x = torch.rand(4, 2, 4, 6)

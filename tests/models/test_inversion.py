@@ -288,6 +288,40 @@ def test_a_saved_float32_model_keeps_its_claims(tmp_path):
     assert bool((distance(back.value, exact) <= back.worst_case).all())
 
 
+def far_apart(log_scale):
+    """A float32 flow whose first map stretches the inverse by so many powers of e."""
+    flow = small_vector_flow().float()
+    with torch.no_grad():
+        flow.bijection.maps[0].log_scale.fill_(-log_scale)
+    flow.enforce()
+    return flow
+
+
+@torch.no_grad()
+def test_an_inverse_beyond_the_largest_number_raises():
+    z = torch.full((4, 3), 30.0, dtype=torch.float32)
+    flow = far_apart(86.0)
+    with pytest.raises(InversionError, match="of 4 samples are not finite in torch.float32"):
+        flow.invert(z)
+    with pytest.raises(InversionError, match="not finite in torch.float32"):
+        flow.sample(200, temperature=30.0)
+    assert bool(flow.inverse(z.double()).isfinite().all())
+    norm = flow.bijection.maps[0]
+    with pytest.raises(InversionError, match="of 4 samples are not finite"):
+        norm.inverse(z)
+    # The data map is inverted last, in the type of z.
+    flow = far_apart(60.0)
+    flow.data_map.deviation.fill_(1e20)
+    with pytest.raises(InversionError, match="not finite in torch.float32"):
+        flow.invert(z)
+
+
+def test_an_error_that_is_not_a_number_is_warned_of():
+    nan = torch.tensor([0.0, math.nan])
+    with pytest.warns(InversionWarning, match="certified to nan"):
+        bijections.base.warn_of_floor(nan, nan, 1e-5, torch.float32)
+
+
 # What an inverse costs.
 
 

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class CertificateWarning(UserWarning):
-    """The weights of a file are not those that its certificate is of."""
+    """The weights of a file are not those that its certificate is of, or not invertible."""
 
 
 class StorageWarning(UserWarning):

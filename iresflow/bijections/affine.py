@@ -139,7 +139,7 @@ class ActNorm(_SetFromData):
         x = divided - _spread(self.shift, z)
         # Half an eps of the quotient and half of the difference, doubled for the norms' sake.
         rounding = torch.finfo(x.dtype).eps * (wide_norm(divided) + wide_norm(x))
-        slowest = float(scale.detach().double().min()) if scale.numel() else 1.0
+        slowest = float(scale.detach().min()) if scale.numel() else 1.0
         return Inverse.closed_form(
             x, lipschitz=(1 + ULP) / slowest if slowest else math.inf, rounding=rounding
         )
@@ -215,11 +215,11 @@ class Standardize(_SetFromData):
         x = scaled + _spread(self.mean, z)
         # Half an eps of the product and half of the sum, doubled for the norms' sake.
         rounding = torch.finfo(x.dtype).eps * (wide_norm(scaled) + wide_norm(x))
-        largest = float(self.deviation.double().max()) if self.deviation.numel() else 1.0
+        largest = float(self.deviation.max()) if self.deviation.numel() else 1.0
         return Inverse.closed_form(x, lipschitz=largest * (1 + ULP), rounding=rounding)
 
     def stretch(self, dim: int) -> Stretch:
-        scales = (1 / self.deviation.double()).tolist()
+        scales = [1 / d if d else math.inf for d in self.deviation.tolist()]
         return Stretch.diagonal(scales, copies=dim // max(1, len(scales)), error=ULP)
 
     def defect(self) -> str | None:

@@ -435,3 +435,16 @@ def test_a_base_flow_without_images_has_the_whole_space_as_support():
     assert isinstance(flow, Flow)
     support = flow.as_distribution().support
     assert bool(support.check(torch.full((3,), 1e30))) and support.event_dim == 1
+
+
+def test_densities_are_mapped_over_by_torch_func():
+    flow = small_vector_flow(context_dim=2, log_det=Exact()).requires_grad_(False)
+    distribution = flow.as_distribution(torch.randn(2))
+    x = torch.randn(4, 3)
+    got = torch.func.vmap(torch.func.grad(distribution.log_prob))(x)
+    x.requires_grad_()
+    distribution.log_prob(x).sum().backward()
+    torch.testing.assert_close(got, x.grad, rtol=1e-8, atol=1e-8)
+    context = torch.randn(4, 2)
+    each = torch.func.vmap(lambda y, c: flow.log_prob(y[None], c[None])[0])(x.detach(), context)
+    torch.testing.assert_close(each, flow.log_prob(x.detach(), context), rtol=1e-8, atol=1e-8)

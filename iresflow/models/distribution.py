@@ -1,18 +1,37 @@
 """A flow in the clothes of torch.distributions."""
 
-from math import prod
-from typing import TYPE_CHECKING, Self, final
+from typing import Protocol, Self, final
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
+from iresflow.bijections import Bijection
+from iresflow.models.densities import BaseDensity
 from iresflow.tensors import transformed
 
-if TYPE_CHECKING:
-    from iresflow.models.flow import Flow
-
 __all__ = ["FlowDistribution", "FlowTransform"]
+
+
+class _Flow(Protocol):
+    """What is asked of an `iresflow.models.Flow`, whose module builds on this one."""
+
+    shape: tuple[int, ...]
+    data_map: Bijection
+    base: BaseDensity
+
+    @property
+    def base_dim(self) -> int: ...
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, check: bool = True
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+    def rsample(self, n: int, context: Tensor | None = None) -> Tensor: ...
 
 
 @final
@@ -32,7 +51,7 @@ class FlowDistribution(Distribution):
     has_rsample = True
 
     def __init__(
-        self, flow: "Flow", context: Tensor | None = None, validate_args: bool = False
+        self, flow: _Flow, context: Tensor | None = None, validate_args: bool = False
     ) -> None:
         self.flow = flow
         self.context = context
@@ -118,7 +137,7 @@ class FlowTransform(Transform):
 
     bijective = True
 
-    def __init__(self, flow: "Flow", context: Tensor | None = None, cache_size: int = 0) -> None:
+    def __init__(self, flow: _Flow, context: Tensor | None = None, cache_size: int = 0) -> None:
         super().__init__(cache_size)
         self.flow = flow
         self.context = context
@@ -138,10 +157,10 @@ class FlowTransform(Transform):
         return self.flow.forward(flat, context, check=False)[1].reshape(shape)
 
     def forward_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
-        return self._moved(shape, self.flow.shape, (prod(self.flow.shape),))
+        return self._moved(shape, self.flow.shape, (self.flow.base_dim,))
 
     def inverse_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
-        return self._moved(shape, (prod(self.flow.shape),), self.flow.shape)
+        return self._moved(shape, (self.flow.base_dim,), self.flow.shape)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -158,7 +177,7 @@ class FlowTransform(Transform):
         return self.flow.transform(flat, context).reshape(*shape, self.flow.base_dim)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        shape, flat, context = self._rows(y, (prod(self.flow.shape),))
+        shape, flat, context = self._rows(y, (self.flow.base_dim,))
         return self.flow.inverse(flat, context).reshape(*shape, *self.flow.shape)
 
     def _rows(

@@ -15,6 +15,7 @@ from iresflow.errors import (
     NonFiniteError,
     NotContractiveError,
     NotInitializedError,
+    StorageWarning,
     UnknownBoundError,
 )
 from iresflow.lipschitz import compile_kernels
@@ -65,6 +66,7 @@ __all__ = [
     "PowerSeries",
     "RandomSeries",
     "ReducedPrecision",
+    "StorageWarning",
     "UnknownBoundError",
     "VectorFlow",
     "compile_kernels",
@@ -86,7 +88,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> St
         CheckpointError: no file, a truncated one, or one of another version or program.
 
     Warns:
-        CertificateWarning: the weights in the file are not those that its certificate is of.
+        CertificateWarning: the weights in the file are not those that its certificate is of, or
+            something in the model is not finite or not invertible.
     """
     content = read_file(path)
     model = model_from_payload(content["model"], device)

@@ -20,6 +20,7 @@ __all__ = [
     "NotInitializedError",
     "RunError",
     "SpectrumError",
+    "StorageWarning",
     "TrainingInterrupted",
     "UnknownBoundError",
     "UnsupportedNetworkError",
@@ -27,7 +28,11 @@ __all__ = [
 
 
 class CertificateWarning(UserWarning):
-    """The weights of a file are not those that its certificate is of."""
+    """The weights of a file are not those that its certificate is of, or not invertible."""
+
+
+class StorageWarning(UserWarning):
+    """A model was built that can't be stored."""
 
 
 class UnknownBoundError(ValueError):

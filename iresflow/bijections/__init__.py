@@ -1,8 +1,8 @@
 """Invertible maps."""
 
-from iresflow.bijections.affine import ActNorm
+from iresflow.bijections.affine import ActNorm, Standardize
 from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
-from iresflow.bijections.pixels import Center, Logit, dequantize, quantize
+from iresflow.bijections.pixels import Center, Logit, check_levels, dequantize, quantize
 from iresflow.bijections.reshape import MultiScale, Squeeze
 from iresflow.bijections.residual import ResidualBlock
 
@@ -18,6 +18,8 @@ __all__ = [
     "MultiScale",
     "ResidualBlock",
     "Squeeze",
+    "Standardize",
+    "check_levels",
     "dequantize",
     "quantize",
 ]

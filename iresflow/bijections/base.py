@@ -14,15 +14,24 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from iresflow.bijections.stretch import Stretch
-from iresflow.errors import InversionWarning
+from iresflow.errors import InversionError, InversionWarning
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import LogDetEstimate
 from iresflow.solvers import Anderson, Solver
 from iresflow.tensors import widest
 
-__all__ = ["Accuracy", "Bijection", "Composition", "Inverse", "LogDet", "warn_of_floor"]
+__all__ = [
+    "Accuracy",
+    "Bijection",
+    "Composition",
+    "Inverse",
+    "LogDet",
+    "require_finite",
+    "warn_of_floor",
+]
 
 LogDet = Callable[[Linearization], LogDetEstimate]
 """An estimator with its random stream bound to it."""
@@ -115,7 +124,12 @@ class Bijection(nn.Module, ABC):
 
     Every method takes an optional context ``(B, context_dim)``; maps that have no use for it
     ignore it.
+
+    Attributes:
+        domain: Where each entry of x may lie.
     """
+
+    domain: constraints.Constraint = constraints.real
 
     @abstractmethod
     def forward(
@@ -157,9 +171,13 @@ class Bijection(nn.Module, ABC):
         Warns:
             InversionWarning: the tolerance is below what the type of float allows.
 
-        Errors: as `invert`.
+        Raises:
+            InversionError: the result is not finite.
+
+        Other errors: as `invert`.
         """
         result = self.invert(z, context, None if tol is None else Accuracy(tol))
+        require_finite(result.value)
         if tol is not None:
             warn_of_floor(result.error, result.floor, tol, z.dtype)
         return result.value
@@ -185,6 +203,13 @@ class Bijection(nn.Module, ABC):
             dim: The dimension of one sample.
         """
         return Stretch.unknown()
+
+    def defect(self) -> str | None:
+        """What makes this map itself, apart from its parts, no bijection in floats; or None.
+
+        Numbers that are not finite, and the bounds of blocks, are looked at elsewhere.
+        """
+        return None
 
 
 @final
@@ -237,6 +262,17 @@ class Composition(Bijection):
         return x
 
 
+def require_finite(x: Tensor) -> None:
+    """Raises an InversionError where an inverse ``(B, *event)`` is not finite."""
+    finite = x.detach().isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        raise InversionError(
+            f"the inverses of {int((~finite).sum())} of {len(x)} samples are not finite in "
+            f"{x.dtype}: what was inverted is, or the scales of the map take it beyond the "
+            "largest number"
+        )
+
+
 def warn_of_floor(error: Tensor, floor: Tensor, tol: float, dtype: torch.dtype) -> None:
     """Says so where certified errors ``(B,)`` exceed a tolerance that was asked for.
 
@@ -244,7 +280,7 @@ def warn_of_floor(error: Tensor, floor: Tensor, tol: float, dtype: torch.dtype) 
         InversionWarning: with the error, the tolerance and the floor.
     """
     reached = float(error.max()) if len(error) else 0.0
-    if reached > tol > 0:
+    if tol > 0 and not reached <= tol:
         more = "" if dtype == torch.float64 else "; pass z.double() for more digits"
         warn(
             f"the inverse of a block is certified to {reached:.3g}, not to {tol:.3g}: the floor "

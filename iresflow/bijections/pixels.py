@@ -7,16 +7,38 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import constraints
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.bijections.stretch import Stretch
 from iresflow.streams import Stream, draw
 from iresflow.tensors import sum_per_sample, wide_norm
 
-__all__ = ["Center", "Logit", "dequantize", "quantize"]
+__all__ = ["Center", "Logit", "check_levels", "dequantize", "quantize"]
 
 ROUNDING = 8.0
 """Error of the logit's inverse, in units of eps for each entry."""
+
+
+MARGIN = 1e-6
+"""How far beyond its domain rounding may put a sample of `Logit`."""
+
+NOISE_LEVELS = 256
+"""At least so many values has the dequantisation noise between two grey levels."""
+
+
+def check_levels(levels: int, dtype: torch.dtype) -> None:
+    """Raises a ValueError where a type of float has too few digits for so many grey levels.
+
+    Just below 1 its numbers are eps / 2 apart: with `NOISE_LEVELS` to each grey level, the noise
+    is as good as uniform.
+    """
+    most = int(2 / (NOISE_LEVELS * torch.finfo(dtype).eps))
+    if not 1 <= levels <= min(most, 2**31):
+        raise ValueError(
+            f"levels must lie between 1 and {min(most, 2**31)} with floats of {dtype}, got "
+            f"{levels}: there are too few numbers between two levels for the noise"
+        )
 
 
 def dequantize(
@@ -26,17 +48,26 @@ def dequantize(
 
     Uniform dequantisation makes the density's likelihood a lower bound of the integers' (thesis,
     Lemma 5.10; Theis et al., 2016).
+
+    Raises:
+        ValueError: the type of float can't tell so many levels, see `check_levels`.
     """
+    check_levels(levels, dtype)
     sampler = partial(torch.rand, device=images.device, dtype=dtype)
     noise = draw(sampler, images.shape, generator, batch=0)
     x = (images.to(dtype) + noise) / levels
-    # In float32, 255 + 0.99999997 rounds to 256: the largest float below 1 stays inside.
-    return x.clamp_(max=1 - torch.finfo(dtype).eps / 2)
+    # In float32, 254 + 0.99999997 rounds to 255: the largest float below it stays inside.
+    ends = torch.arange(1, levels + 1, device=images.device, dtype=dtype) / levels
+    last = ends.nextafter(torch.zeros_like(ends))
+    return torch.minimum(x, last[images.long()])
 
 
 def quantize(x: Tensor, levels: int) -> Tensor:
     """Floats to the integers that they dequantise, clamped; ``uint8`` up to 256 levels."""
-    integers = (x * levels).floor().clamp(0, levels - 1)
+    integers = (x * levels).floor()
+    # Where the product was rounded across the end of a grey level.
+    low, high = x < integers / levels, x >= (integers + 1) / levels
+    integers = (integers - low.to(x.dtype) + high.to(x.dtype)).clamp(0, levels - 1)
     return integers.to(torch.uint8 if levels <= 256 else torch.int32)
 
 
@@ -67,6 +98,7 @@ class Logit(Bijection):
         self.alpha = alpha
         self.reach = alpha / (1 - 2 * alpha)
         self.outliers = 0.0
+        self.domain = constraints.interval(-self.reach - MARGIN, 1 + self.reach + MARGIN)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None

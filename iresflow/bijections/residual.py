@@ -1,6 +1,8 @@
 """The invertible residual block, the heart of the package."""
 
 import math
+from dataclasses import replace
+from functools import partial
 from typing import final
 
 import torch
@@ -72,16 +74,25 @@ class ResidualBlock(Bijection):
         assert lipschitz is not None
         z = z.to(torch.promote_types(z.dtype, dtype))
         # Cheap steps in the type of the weights, the last ones and the proof in the widest.
-        solution = solve(
+        certified = partial(
+            solve,
             maps,
             z.detach(),
             lipschitz=lipschitz,
-            tol=accuracy.tol,
             solver=accuracy.solver,
             context=self.name,
         )
+        solution = certified(tol=accuracy.tol)
         x = solution.value.to(z.dtype)
         rounding = wide_norm(solution.value - x)
+        # What the rounding of the result to z's type takes at most, the solve has to leave.
+        room = accuracy.tol - torch.finfo(z.dtype).eps / 2 * wide_norm(solution.value)
+        short = (solution.error + rounding > accuracy.tol) & (room > solution.floor)
+        if bool(short.any()):
+            again = certified(tol=float(room[short].min()))
+            solution = replace(again, steps=solution.steps + again.steps)
+            x = solution.value.to(z.dtype)
+            rounding = wide_norm(solution.value - x)
         error = solution.error + rounding
         if torch.is_grad_enabled() and (
             z.requires_grad or any(t.requires_grad for t in chain.tensors)

@@ -5,6 +5,7 @@ kept as logarithms, since over many blocks the products overflow.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import final
 
@@ -57,9 +58,27 @@ class Stretch:
         return Stretch(forward, inverse, -dim * inverse, dim * forward)
 
     @staticmethod
-    def scaling(log_smallest: float, log_largest: float, log_det: float) -> "Stretch":
-        """Of a linear map, from the logarithms of its extreme singular values, and its log-det."""
-        return Stretch(log_largest, -log_smallest, log_det, log_det)
+    def diagonal(scales: Sequence[float], copies: int, error: float) -> "Stretch":
+        """Of a product of each dimension with a positive number.
+
+        Arguments:
+            scales: The numbers.
+            copies: Dimensions that each of them multiplies.
+            error: Of how they were computed, relative to each.
+        """
+        if not all(0 < s < math.inf for s in scales):
+            return Stretch.unknown()
+        logs = [math.log(s) for s in scales]
+        # The second term is for the rounding of the logarithm and of the sums.
+        slack = [error + 4 * _EPS * (1 + abs(log)) for log in logs]
+        lower = [log - s for log, s in zip(logs, slack, strict=True)]
+        upper = [log + s for log, s in zip(logs, slack, strict=True)]
+        return Stretch(
+            max(upper, default=0.0),
+            -min(lower, default=0.0),
+            copies * math.fsum(lower),
+            copies * math.fsum(upper),
+        )
 
     @property
     def forward(self) -> float:

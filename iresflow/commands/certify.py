@@ -19,9 +19,10 @@ __all__ = ["main"]
 
 DESCRIPTION = """\
 Computes the certified bounds of a trained model anew and prints them, block by block. The exit
-code is 0 only if every block's Lipschitz bound is below 1, and the weights are those of the
-certificate that the checkpoint carries. It is 1 otherwise. A checkpoint without a certificate, as
-older versions wrote, is judged by its bounds alone."""
+code is 0 only if every block's Lipschitz bound is below 1, everything else is finite and
+invertible too, and the weights are those of the certificate that the checkpoint carries. It is 1
+otherwise. A checkpoint without a certificate, as older versions wrote, is judged by its bounds
+alone."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Estimators of log det(I + J), as objects to pass in."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -48,27 +48,36 @@ LENGTHS: dict[str, type[LengthDistribution]] = {"geometric": Geometric, "poisson
 
 
 def estimator_to_dict(estimator: LogDetEstimator) -> dict[str, Any]:
-    """The estimator as plain values, for a checkpoint."""
+    """The estimator as plain values, for a checkpoint.
+
+    An estimator of one's own is a dataclass of plain values, and is known by its module and class.
+
+    Raises:
+        ValueError: it is no dataclass, or holds something that is no plain value.
+    """
+    values = _settings(estimator)
     if isinstance(estimator, ReducedPrecision):
-        inner = estimator_to_dict(estimator.estimator)
-        dtype = str(estimator.dtype).removeprefix("torch.")
-        return {"name": _name(ESTIMATORS, estimator), "estimator": inner, "dtype": dtype}
-    values = asdict(estimator)  # type: ignore[call-overload]
-    if isinstance(estimator, RandomSeries):
+        values["estimator"] = estimator_to_dict(estimator.estimator)
+        values["dtype"] = str(estimator.dtype).removeprefix("torch.")
+    elif isinstance(estimator, RandomSeries):
         lengths = estimator.distribution
-        values["distribution"] = {"name": _name(LENGTHS, lengths), **values["distribution"]}
-    return {"name": _name(ESTIMATORS, estimator), **values}
+        described = {key: _plain(lengths, key, v) for key, v in _settings(lengths).items()}
+        values["distribution"] = {"name": _name(LENGTHS, lengths), **described}
+    plain = {key: _plain(estimator, key, value) for key, value in values.items()}
+    return {"name": _name(ESTIMATORS, estimator), **plain}
 
 
 def estimator_from_dict(settings: Mapping[str, Any]) -> LogDetEstimator:
     """The estimator that `estimator_to_dict` described.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, such as that of a class whose module is not imported.
     """
-    estimator, rest = _pick(ESTIMATORS, "estimator", settings)
+    estimator, rest = _pick(ESTIMATORS, LogDetEstimator, "estimator", settings)
     if estimator is RandomSeries:
-        lengths, parameters = _pick(LENGTHS, "distribution of lengths", rest["distribution"])
+        lengths, parameters = _pick(
+            LENGTHS, LengthDistribution, "distribution of lengths", rest["distribution"]
+        )
         rest["distribution"] = lengths(**parameters)
     elif estimator is ReducedPrecision:
         inner = estimator_from_dict(rest["estimator"])
@@ -81,14 +90,53 @@ def estimator_from_dict(settings: Mapping[str, Any]) -> LogDetEstimator:
 
 
 def _name(known: Mapping[str, type], value: object) -> str:
-    return next(name for name, cls in known.items() if type(value) is cls)
+    names = (name for name, cls in known.items() if type(value) is cls)
+    return next(names, _place(type(value)))
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _settings(value: object) -> dict[str, Any]:
+    if not is_dataclass(value):
+        raise ValueError(f"{type(value).__name__} is no dataclass of its settings")
+    return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+
+
+def _plain(owner: object, name: str, value: Any) -> Any:  # noqa: ANN401 (any plain value)
+    """A setting as a plain value: scalars of NumPy and torch as what they hold."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, dict):
+        return {key: _plain(owner, f"{name}.{key}", entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(owner, name, entry) for entry in value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise ValueError(
+        f"{type(owner).__name__} holds {name}, a {type(value).__name__}, which is no plain value"
+    )
 
 
 def _pick(
-    known: Mapping[str, type[Any]], what: str, settings: Mapping[str, Any]
+    known: Mapping[str, type[Any]], base: type, what: str, settings: Mapping[str, Any]
 ) -> tuple[type[Any], dict[str, Any]]:
+    """The class of a name, and the settings without it.
+
+    A class of someone else is found where its module has been imported: a file can't have it done.
+    """
     rest = dict(settings)
     name = str(rest.pop("name", None))
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
-    return known[name], rest
+    found = known.get(name) or {_place(cls): cls for cls in _subclasses(base)}.get(name)
+    if found is None:
+        raise ValueError(
+            f"unknown {what} {name!r}; choose one of {', '.join(known)}, or import the module of "
+            "your own first"
+        )
+    return found, rest
+
+
+def _subclasses(base: type) -> list[type]:
+    direct = base.__subclasses__()
+    return direct + [cls for child in direct for cls in _subclasses(child)]

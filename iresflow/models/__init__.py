@@ -2,6 +2,7 @@
 
 from iresflow.models.certificate import Certificate
 from iresflow.models.densities import DiagonalNormal, UnitUniform
+from iresflow.models.distribution import FlowDistribution, FlowTransform
 from iresflow.models.flow import Flow, Likelihood
 from iresflow.models.image import BitsPerDim, ImageFlow
 from iresflow.models.inversion import FlowInverse
@@ -13,7 +14,9 @@ __all__ = [
     "Certificate",
     "DiagonalNormal",
     "Flow",
+    "FlowDistribution",
     "FlowInverse",
+    "FlowTransform",
     "ImageFlow",
     "Likelihood",
     "StoredModel",

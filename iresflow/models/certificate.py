@@ -12,10 +12,11 @@ from iresflow.bijections import Bijection, ResidualBlock
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import UnknownBoundError
 from iresflow.lipschitz import Bound, LipschitzMap, NormalizedLayer
+from iresflow.models.densities import BaseDensity
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.table import certificate_table
 
-__all__ = ["BlockCertificate", "Certificate", "block_bound", "certify_blocks"]
+__all__ = ["BlockCertificate", "Certificate", "block_bound", "certify_blocks", "find_defects"]
 
 
 @final
@@ -86,7 +87,8 @@ class BlockCertificate:
 class Certificate:
     """The certified bounds of all residual blocks, in the order of the forward map, and of all.
 
-    It is truthy if every block's Lipschitz bound is below 1, and prints as a table.
+    It is truthy if every block's Lipschitz bound is below 1 and everything else is finite and
+    invertible too: scales, base density, data map. It prints as a table.
 
     Attributes:
         blocks: One for each residual block.
@@ -96,6 +98,7 @@ class Certificate:
         dim: D, the dimension of x.
         weights: Fingerprint of the weights that were certified, see `fingerprint`.
         tol: Of the fixed-point steps in the table, relative to the first step.
+        defects: What is not finite or not invertible beside the blocks, one sentence each.
 
     Raises:
         ValueError: tol is not above 0.
@@ -107,13 +110,14 @@ class Certificate:
     dim: int
     weights: str
     tol: float = 1e-5
+    defects: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tol > 0:
             raise ValueError(f"tol must be above 0, got {self.tol}")
 
     def __bool__(self) -> bool:
-        return all(block.bound.upper < 1 for block in self.blocks)
+        return not self.defects and all(block.bound.upper < 1 for block in self.blocks)
 
     def __iter__(self) -> Iterator[BlockCertificate]:
         return iter(self.blocks)
@@ -170,6 +174,7 @@ class Certificate:
             "dim": self.dim,
             "weights": self.weights,
             "tol": self.tol,
+            "defects": list(self.defects),
         }
 
     @classmethod
@@ -193,6 +198,7 @@ class Certificate:
                 values["dim"],
                 values["weights"],
                 values["tol"],
+                tuple(values.get("defects", ())),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a certificate: {error!r}") from None
@@ -232,6 +238,25 @@ def certify_blocks(
         BlockCertificate(name, block_bound(name, block), dims.get(name, dim))
         for name, block in blocks
     )
+
+
+def find_defects(model: nn.Module) -> tuple[str, ...]:
+    """What is not finite or not invertible in a model, one sentence each, with its place.
+
+    Residual blocks are left to `block_bound`: one that holds NaN has no bound.
+    """
+    parts = list(model.named_modules())
+    blocks = tuple(f"{name}." for name, part in parts if isinstance(part, ResidualBlock))
+    found = [
+        f"{name} holds NaN or infinity"
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if not name.startswith(blocks) and not bool(tensor.detach().isfinite().all())
+    ]
+    for name, part in parts:
+        defect = part.defect() if isinstance(part, Bijection | BaseDensity) else None
+        if defect is not None:
+            found.append(f"{name or type(part).__name__}: {defect}")
+    return tuple(found)
 
 
 def _part_dimensions(

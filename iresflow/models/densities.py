@@ -29,6 +29,10 @@ class BaseDensity(nn.Module, ABC):
     ) -> Tensor:
         """n latents ``(n, D)``; the temperature scales the deviations from the mean."""
 
+    def defect(self) -> str | None:
+        """What makes this no density in floats, or None; NaN is looked for elsewhere."""
+        return None
+
 
 @final
 class DiagonalNormal(BaseDensity):
@@ -72,10 +76,18 @@ class DiagonalNormal(BaseDensity):
         noise = torch.randn(size, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + temperature * log_std.exp() * noise
 
+    def defect(self) -> str | None:
+        std = self.log_std.detach().exp()
+        bad = (std < torch.finfo(std.dtype).tiny) | std.isinf()
+        if bool(bad.any()):
+            worst = float(self.log_std.detach()[bad][0])
+            return f"its deviation exp({worst:.4g}) is no normal number of {std.dtype}"
+        return None
+
     def _moments(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.shift is None or context is None:
             return self.mean, self.log_std
-        mean, log_std = self.shift(context).chunk(2, dim=1)
+        mean, log_std = self.shift(context.to(self.mean.dtype)).chunk(2, dim=1)
         return self.mean + mean, self.log_std + log_std
 
 

@@ -1,46 +1,230 @@
 """A flow in the clothes of torch.distributions."""
 
-from typing import TYPE_CHECKING, final
+from typing import Protocol, Self, final
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Transform, constraints
 
-if TYPE_CHECKING:
-    from iresflow.models.flow import Flow
+from iresflow.bijections import Bijection
+from iresflow.models.densities import BaseDensity
+from iresflow.tensors import transformed
 
-__all__ = ["FlowDistribution"]
+__all__ = ["FlowDistribution", "FlowTransform"]
+
+
+class _Flow(Protocol):
+    """What is asked of an `iresflow.models.Flow`, whose module builds on this one."""
+
+    shape: tuple[int, ...]
+    data_map: Bijection
+    base: BaseDensity
+
+    @property
+    def base_dim(self) -> int: ...
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, check: bool = True
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+    def rsample(self, n: int, context: Tensor | None = None) -> Tensor: ...
 
 
 @final
 class FlowDistribution(Distribution):
-    """One density of a flow, with ``event_shape`` the shape of its samples.
+    """The density of a flow, with ``event_shape`` the shape of its samples.
+
+    Outside of its support the density is 0 and ``log_prob`` minus infinity, where `Flow.log_prob`
+    refuses its input: so an iteration that steps out of the unit cube is told so and goes on.
 
     Arguments:
         flow: The flow.
-        context: ``(context_dim,)`` or ``(1, context_dim)``, for a conditional flow.
+        context: ``(*batch_shape, context_dim)`` for a conditional flow, else None.
+        validate_args: Whether ``log_prob`` refuses what lies outside of the support, as torch's
+            own distributions do if asked to check.
     """
 
-    has_rsample = False
+    has_rsample = True
 
-    def __init__(self, flow: "Flow", context: Tensor | None = None) -> None:
-        self._flow = flow
-        self._context = None if context is None else context.reshape(1, -1)
-        super().__init__(event_shape=torch.Size(flow.shape), validate_args=False)
+    def __init__(
+        self, flow: _Flow, context: Tensor | None = None, validate_args: bool = False
+    ) -> None:
+        self.flow = flow
+        self.context = context
+        batch_shape = torch.Size() if context is None else context.shape[:-1]
+        super().__init__(batch_shape, torch.Size(flow.shape), validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        return {} if self.context is None else {"context": constraints.real_vector}
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.independent(self.flow.data_map.domain, len(self.event_shape))
+
+    @property
+    def transform(self) -> "FlowTransform":
+        """The map from samples to flat latents ``(*batch, D)``; its ``inv`` samples."""
+        return FlowTransform(self.flow, self.context)
+
+    def expand(  # type: ignore[override]
+        self, batch_shape: torch.Size | tuple[int, ...], _instance: None = None
+    ) -> "FlowDistribution":
+        """The same density for a larger batch of contexts; without a context, of samples."""
+        shape, context = torch.Size(batch_shape), self.context
+        _broadcast(self.batch_shape, shape, shape)
+        if context is not None:
+            context = context.expand(*shape, context.shape[-1])
+        new = FlowDistribution(self.flow, context, self._validate_args)
+        new._batch_shape = shape
+        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats of ``(*batch, *event_shape)``, shape ``(*batch,)``."""
-        batch = value.shape[: value.ndim - len(self.event_shape)]
-        flat = value.reshape(-1, *self.event_shape)
-        context = None if self._context is None else self._context.expand(len(flat), -1)
-        return self._flow.log_prob(flat, context).reshape(batch)
+        """Log-density in nats of ``(*sample_shape, *batch_shape, *event_shape)``.
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Samples of shape ``(*sample_shape, *event_shape)``."""
-        size = torch.Size(sample_shape)
-        x = self._flow.sample(size.numel(), self._context)
-        return x.reshape(*size, *self.event_shape)
+        Both are broadcast; the result has the shape ``(*sample_shape, *batch_shape)``.
+
+        Raises:
+            ValueError: another event shape, no floats, or NaN.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        shape, flat, context = _rows(value, self.event_shape, self.batch_shape, self.context)
+        if len(flat) == 0:
+            return flat.new_zeros(shape)
+        if not transformed() and bool(flat.isnan().any()):
+            raise ValueError("the input holds NaN")
+        inside = self.support.check(flat.detach()) & flat.detach().flatten(1).isfinite().all(1)
+        within = inside.reshape(-1, *[1] * len(self.event_shape))
+        # Any point inside will do: where rows lie outside, what it gives is not looked at.
+        flat = torch.where(within, flat, 0.5)
+        z, log_det = self.flow.forward(flat, context, check=False)
+        log_prob = self.flow.base.log_prob(z, context) + log_det
+        return torch.where(inside, log_prob, -torch.inf).reshape(shape)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:  # type: ignore[override]
+        """Samples ``(*sample_shape, *batch_shape, *event_shape)``, see `Flow.rsample`."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        context = self.context
+        if context is not None:
+            context = context.expand(*shape, context.shape[-1]).reshape(-1, context.shape[-1])
+        x = self.flow.rsample(shape.numel(), context)
+        return x.reshape(*shape, *self.event_shape)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({type(self.flow).__name__}, batch_shape: "
+            f"{tuple(self.batch_shape)}, event_shape: {tuple(self.event_shape)})"
+        )
+
+
+@final
+class FlowTransform(Transform):
+    """A flow's map from x ``(*batch, *shape)`` to latents ``(*batch, D)``.
+
+    Its inverse makes samples of a flow from those of any density on the latents:
+    ``TransformedDistribution(base, flow.as_distribution().transform.inv)``.
+
+    Arguments:
+        flow: The flow.
+        context: ``(*batch, context_dim)`` for a conditional flow, else None.
+        cache_size: 1 to remember the last pair of x and z, as torch's transforms do.
+    """
+
+    bijective = True
+
+    def __init__(self, flow: _Flow, context: Tensor | None = None, cache_size: int = 0) -> None:
+        super().__init__(cache_size)
+        self.flow = flow
+        self.context = context
+        self.domain = constraints.independent(flow.data_map.domain, len(flow.shape))
+        self.codomain = constraints.independent(constraints.real, 1)
+
+    def with_cache(self, cache_size: int = 1) -> Self:
+        if cache_size == self._cache_size:
+            return self
+        return type(self)(self.flow, self.context, cache_size)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The log-determinant of the forward map in nats, ``(*batch,)``; y is not looked at."""
+        shape, flat, context = self._rows(x, self.flow.shape)
+        if not transformed() and not bool(self.domain.check(flat.detach()).all()):
+            raise ValueError(f"x lies outside of the domain {self.domain}")
+        return self.flow.forward(flat, context, check=False)[1].reshape(shape)
+
+    def forward_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
+        return self._moved(shape, self.flow.shape, (self.flow.base_dim,))
+
+    def inverse_shape(self, shape: torch.Size | tuple[int, ...]) -> torch.Size:
+        return self._moved(shape, (self.flow.base_dim,), self.flow.shape)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, FlowTransform)
+            and self.flow is other.flow
+            and self.context is other.context
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.flow), id(self.context)))
+
+    def _call(self, x: Tensor) -> Tensor:
+        shape, flat, context = self._rows(x, self.flow.shape)
+        return self.flow.transform(flat, context).reshape(*shape, self.flow.base_dim)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        shape, flat, context = self._rows(y, (self.flow.base_dim,))
+        return self.flow.inverse(flat, context).reshape(*shape, *self.flow.shape)
+
+    def _rows(
+        self, value: Tensor, event: tuple[int, ...]
+    ) -> tuple[torch.Size, Tensor, Tensor | None]:
+        batch = torch.Size() if self.context is None else self.context.shape[:-1]
+        return _rows(value, torch.Size(event), batch, self.context)
+
+    def _moved(
+        self, shape: torch.Size | tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]
+    ) -> torch.Size:
+        cut = len(shape) - len(old)
+        if cut < 0 or tuple(shape[cut:]) != tuple(old):
+            raise ValueError(f"shapes end with {tuple(old)}, got {tuple(shape)}")
+        batch = torch.Size(shape[:cut])
+        if self.context is not None:
+            batch = torch.broadcast_shapes(batch, self.context.shape[:-1])
+        return torch.Size((*batch, *new))
+
+
+def _rows(
+    value: Tensor, event: torch.Size, batch: torch.Size, context: Tensor | None
+) -> tuple[torch.Size, Tensor, Tensor | None]:
+    """The shape of a batch of events, the events one after another, and a context for each.
+
+    Raises:
+        ValueError: no floats, another event shape, or a batch that does not fit the contexts'.
+    """
+    cut = value.ndim - len(event)
+    if cut < 0 or value.shape[cut:] != event or not value.is_floating_point():
+        raise ValueError(
+            f"values are floats of shape (*batch, {', '.join(map(str, event))}), got "
+            f"{value.dtype} {tuple(value.shape)}"
+        )
+    shape = _broadcast(value.shape[:cut], batch)
+    flat = value.expand(*shape, *event).reshape(-1, *event)
+    if context is not None:
+        context = context.expand(*shape, context.shape[-1]).reshape(-1, context.shape[-1])
+    return shape, flat, context
+
+
+def _broadcast(one: torch.Size, other: torch.Size, due: torch.Size | None = None) -> torch.Size:
+    """The shape that both broadcast to, which is the one that is due, or a ValueError."""
+    try:
+        shape = torch.broadcast_shapes(one, other)
+    except RuntimeError:
+        shape = None
+    if shape is None or due not in (None, shape):
+        raise ValueError(f"batches of shapes {tuple(one)} and {tuple(other)} don't fit each other")
+    return shape

@@ -6,6 +6,8 @@ import json
 import torch
 from torch import Tensor, nn
 
+from iresflow.bijections import Standardize
+
 __all__ = ["fingerprint"]
 
 
@@ -17,14 +19,22 @@ def fingerprint(module: nn.Module) -> str:
 
     Each entry counts with its name, its kind of number, its shape and its values, in the order of
     the names. Values are widened to 64 bits, which is exact, so the fingerprint tells neither
-    the device nor the type of float: it changes only with a value.
+    the device nor the type of float: it changes only with a value. A `Standardize` that changes
+    nothing counts nothing: models of version 0.1.0 have none, and keep their fingerprints.
     """
     digest = hashlib.sha256()
     spec = getattr(module, "spec", None)
     if spec is not None:
         built = {name: value for name, value in spec.items() if name != "log_det"}
         digest.update(f"{type(module).__name__} {json.dumps(built, sort_keys=True)}\n".encode())
+    neutral = tuple(
+        f"{name}."
+        for name, part in module.named_modules()
+        if isinstance(part, Standardize) and part.is_identity()
+    )
     for name, value in sorted(module.state_dict().items()):
+        if name.startswith(neutral):
+            continue
         digest.update(f"{name}\n".encode())
         if isinstance(value, Tensor):
             kind, wide = _widest(value)

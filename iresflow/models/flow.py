@@ -15,11 +15,12 @@ from iresflow.bijections.base import warn_of_floor
 from iresflow.errors import NotContractiveError
 from iresflow.linearization import Linearization
 from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator, PowerSeries
-from iresflow.models.certificate import Certificate, block_bound, certify_blocks
+from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.inversion import FlowInverse, invert_flow
+from iresflow.models.plain import integer, number
 from iresflow.models.storage import StoredModel, write_file
 from iresflow.streams import Stream
 from iresflow.tensors import transformed
@@ -144,7 +145,8 @@ class Flow(StoredModel):
 
         Raises:
             ValueError: z or the context has another shape than the model's, or z is not finite.
-            InversionError: a block missed its tolerance, or the measured residual did.
+            InversionError: a block missed its tolerance, or the measured residual did, or x is not
+                finite.
             NotContractiveError: a block has no certified Lipschitz bound below 1.
             NotInitializedError: ActNorm has not seen data.
         """
@@ -156,9 +158,7 @@ class Flow(StoredModel):
         if not bool(torch.isfinite(z.detach()).all()):
             raise ValueError("the latent holds NaN or infinity")
         context = self._checked_context(context, len(z))
-        dtype = self._dtype()
-        z = z.to(torch.promote_types(z.dtype, dtype))
-        context = None if context is None else context.to(dtype)
+        z = z.to(torch.promote_types(z.dtype, self._dtype()))
         result = invert_flow(self.bijection, self.data_map, z, context, accuracy or Accuracy())
         if accuracy is not None:
             error = torch.maximum(result.block_error, result.rounding)
@@ -228,11 +228,32 @@ class Flow(StoredModel):
         """n samples x, ``(n, *shape)``; the log-determinant is never computed.
 
         Arguments:
-            n: Number of samples.
+            n: Number of samples, 0 or more.
             context: ``(n, context_dim)``, or ``(1, context_dim)`` for all.
-            temperature: Scale of the latent's deviations from its mean; 1 samples the density.
+            temperature: Scale of the latent's deviations from its mean, 0 or more; 1 samples the
+                density.
             generator: The random stream; None for torch's global one.
+
+        Raises:
+            ValueError: a number or a context that is none of these.
+
+        Other errors: as `invert`.
         """
+        return self.rsample(n, context, temperature, generator)
+
+    def rsample(
+        self,
+        n: int,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """`sample` with gradients: of the parameters and the context, by the implicit function
+        theorem at the inverse of a latent that the base density draws with gradients of its own.
+        """
+        n, temperature = integer("n", n, 0), number("temperature", temperature)
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, got {temperature}")
         context = self._checked_context(context, n)
         z = self.base.sample(n, context, temperature, generator)
         return invert_flow(self.bijection, self.data_map, z, context, Accuracy()).value
@@ -247,26 +268,45 @@ class Flow(StoredModel):
     ) -> tuple[Tensor, Tensor]:
         """n samples ``(n, *shape)`` and their log-densities ``(n,)`` under the model."""
         x = self.sample(n, context, temperature, generator)
-        context = self._checked_context(context, n)
+        if len(x) == 0:
+            return x, x.new_zeros(0)
+        context = self._checked_context(context, len(x))
         # Without the check of the range: a sample is where the model put it.
         z, term = self.forward(x, context, check=False)
         return x, self.base.log_prob(z, context) + term
 
     def as_distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """The density for one context (or none) as a `torch.distributions.Distribution`."""
-        return FlowDistribution(self, context)
+        """The density as a `torch.distributions.Distribution`, with a ``transform``.
+
+        Arguments:
+            context: ``(*batch, context_dim)``, for conditional flows: one density for each.
+
+        Raises:
+            ValueError: a context of another shape or with NaN, or none where one is due.
+        """
+        if context is not None and self.context_dim:
+            if context.ndim == 0 or context.shape[-1] != self.context_dim:
+                raise ValueError(
+                    f"contexts have the shape (*batch, {self.context_dim}), got "
+                    f"{tuple(context.shape)}"
+                )
+            rows = context.reshape(-1, self.context_dim)
+            checked = self._checked_context(rows, len(rows))
+            assert checked is not None
+            return FlowDistribution(self, checked.reshape(context.shape))
+        return FlowDistribution(self, self._checked_context(context, 1))
 
     # State.
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialises the ActNorm layers from one batch ``(B, *shape)`` of data.
+        """Initialises the data map and the ActNorm layers from one batch ``(B, *shape)`` of data.
 
         Raises:
             ValueError: wrong shape or values, or a batch in which a channel is constant.
         """
         x, context = self._checked(x, context)
-        self.bijection.initialize(self.data_map.transform(x), context)
+        self.bijection.initialize(self.data_map.initialize(x), context)
 
     def blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
         """The residual blocks with their names, in the order of the forward map."""
@@ -291,6 +331,7 @@ class Flow(StoredModel):
             dim=self.base_dim,
             weights=fingerprint(self),
             tol=tol,
+            defects=find_defects(self),
         )
 
     def enforce(self) -> Certificate:
@@ -365,6 +406,7 @@ class Flow(StoredModel):
         """Raises a ValueError where x lies outside of the domain; any real vector lies inside."""
 
     def _checked_context(self, context: Tensor | None, n: int) -> Tensor | None:
+        """The context of n samples in the type of the weights, or a ValueError."""
         if self.context_dim == 0:
             if context is not None:
                 raise ValueError("this flow takes no context: it was built with context_dim=0")
@@ -378,4 +420,9 @@ class Flow(StoredModel):
                 f"the context must have shape ({n}, {self.context_dim}), got "
                 f"{tuple(context.shape)}"
             )
+        if context.is_complex():
+            raise ValueError(f"a context holds real numbers, got {context.dtype}")
+        context = context.to(self._dtype())
+        if not transformed() and not bool(torch.isfinite(context.detach()).all()):
+            raise ValueError(f"the context holds NaN, or numbers that {context.dtype} can't hold")
         return context

@@ -17,14 +17,16 @@ from iresflow.bijections import (
     MultiScale,
     ResidualBlock,
     Squeeze,
+    check_levels,
     dequantize,
     quantize,
 )
 from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, PADDINGS, conv_branch
-from iresflow.logdet import LogDetEstimator, PowerSeries, estimator_to_dict
+from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
 from iresflow.models.names import check_names
+from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
 from iresflow.streams import Stream
 
 __all__ = ["BitsPerDim", "ImageFlow"]
@@ -100,6 +102,9 @@ class ImageFlow(Flow):
     Raises:
         ValueError: an image size that the squeezes don't divide, or a value out of range.
 
+    Warns:
+        StorageWarning: the estimator can't be described, so the model can't be stored.
+
     Example:
         >>> flow = ImageFlow((1, 8, 8), blocks=(1, 1), hidden=8)
         >>> images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
@@ -128,11 +133,23 @@ class ImageFlow(Flow):
         learned_prior: bool = True,
         log_det: LogDetEstimator | None = None,
     ) -> None:
+        shape, blocks = integers("shape", shape, 1), integers("blocks", blocks, 0)
+        hidden, context_dim = widths("hidden", hidden), integer("context_dim", context_dim, 0)
+        kernels, padding = integers("kernels", kernels, 1), word("padding", padding)
+        levels, factor_out = integer("levels", levels, 2), switch("factor_out", factor_out)
+        coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
+        alpha, activation = number("alpha", alpha), word("activation", activation)
+        normalization = word("normalization", normalization)
+        check_names(activation, normalization)
+        if padding not in PADDINGS:
+            raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
+        check_levels(levels, torch.get_default_dtype())
+        _check_shape(shape, blocks)
         log_det = log_det or PowerSeries()
         self.spec: dict[str, Any] = {
-            "shape": list(shape),
-            "blocks": list(blocks),
-            "hidden": hidden if isinstance(hidden, int) else list(hidden),
+            "shape": shape,
+            "blocks": blocks,
+            "hidden": hidden,
             "levels": levels,
             "context_dim": context_dim,
             "activation": activation,
@@ -141,20 +158,16 @@ class ImageFlow(Flow):
             "factor_out": factor_out,
             "alpha": alpha,
             "learned_prior": learned_prior,
-            "log_det": estimator_to_dict(log_det),
+            "log_det": estimator_spec(log_det),
         }
         # Left out where they are what older files mean without a word.
-        if tuple(kernels) != (3, 1, 3):
-            self.spec["kernels"] = list(kernels)
+        if kernels != [3, 1, 3]:
+            self.spec["kernels"] = kernels
         if padding != "zeros":
             self.spec["padding"] = padding
-        _check(shape, blocks, levels)
-        check_names(activation, normalization)
-        if padding not in PADDINGS:
-            raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
         settings = {
             "hidden": hidden,
-            "kernels": tuple(kernels),
+            "kernels": kernels,
             "padding": PADDINGS[padding],
             "activation": ACTIVATIONS[activation],
             "coeff": coeff,
@@ -193,6 +206,7 @@ class ImageFlow(Flow):
                 f"this flow takes images of shape (B, {', '.join(map(str, self.shape))}), got "
                 f"{tuple(images.shape)}"
             )
+        images = images.long()  # of unsigned integers, torch knows no extremes
         if len(images) and not 0 <= int(images.min()) <= int(images.max()) < self.levels:
             raise ValueError(
                 f"this flow takes integers 0 .. {self.levels - 1}, got {int(images.min())} .. "
@@ -240,13 +254,11 @@ class ImageFlow(Flow):
             )
 
 
-def _check(shape: Sequence[int], blocks: Sequence[int], levels: int) -> None:
-    if len(shape) != 3 or min(shape) < 1:
+def _check_shape(shape: Sequence[int], blocks: Sequence[int]) -> None:
+    if len(shape) != 3:
         raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
-    if not blocks or min(blocks) < 0:
-        raise ValueError(f"blocks must be counts of 0 or more, one a scale, got {tuple(blocks)}")
-    if levels < 2:
-        raise ValueError(f"levels must be 2 or more, got {levels}")
+    if not blocks:
+        raise ValueError("blocks must hold one number for each scale, got none")
     factor = 2 ** (len(blocks) - 1)
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from iresflow.bijections import Accuracy, Bijection, Inverse
+from iresflow.bijections.base import require_finite
 from iresflow.errors import InversionError, InversionWarning
 from iresflow.tensors import full_precision, wide_norm, widest
 
@@ -106,7 +107,8 @@ def invert_flow(
             the type of z.
 
     Raises:
-        InversionError: a block missed its tolerance, or the residual did after `SWEEPS` sweeps.
+        InversionError: a block missed its tolerance, or the residual did after `SWEEPS` sweeps, or
+            the result is beyond the largest number of its type.
         NotContractiveError: a block has no certified Lipschitz bound below 1.
         NotInitializedError: ActNorm has not seen data.
     """
@@ -119,6 +121,7 @@ def invert_flow(
         y = (first.value + (best.value - first.value).detach()).to(z.dtype)
         rounding = wide_norm(best.value - y)
         outer = data_map.invert(y)
+        require_finite(outer.value)
     rounded = replace(best, value=y, bound=best.bound + rounding)
     return FlowInverse(
         value=outer.value,
@@ -173,8 +176,14 @@ def _refine(
             f"block errors up to {float(best.error.max()):.3g}. Allow a larger residual "
             "(Accuracy(residual=...))"
         )
-    residual[suspects] = measure(best.value[suspects].to(dtype).to(target.dtype), suspects)
-    if bool((residual > tolerance).any()):
+    rounded = best.value[suspects].to(dtype)
+    require_finite(rounded)
+    residual[suspects] = measure(rounded.to(target.dtype), suspects)
+    if not bool(residual.isfinite().all()):
+        raise InversionError(
+            f"results that were rounded to {dtype} have latents beyond all floats"
+        )
+    if not bool((residual <= tolerance).all()):
         warn(
             f"rounding the result to {dtype} moves its latent by up to "
             f"{float(residual.max()):.3g}, above the allowed {tolerance:.3g}: pass z.double() for "

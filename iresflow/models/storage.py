@@ -20,7 +20,7 @@ from torch import nn
 
 from iresflow.errors import CertificateWarning, CheckpointError
 from iresflow.logdet import estimator_from_dict
-from iresflow.models.certificate import Certificate
+from iresflow.models.certificate import Certificate, find_defects
 
 __all__ = [
     "FORMAT",
@@ -45,7 +45,14 @@ class StoredModel(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**kwargs)
-        StoredModel.kinds[cls.__name__] = cls
+        StoredModel.kinds[cls.kind()] = cls
+
+    @classmethod
+    def kind(cls) -> str:
+        """The name of the class in files; that of a class from elsewhere has its module in it."""
+        if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            return cls.__name__
+        return f"{cls.__module__}.{cls.__qualname__}"
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
@@ -56,14 +63,20 @@ class StoredModel(nn.Module):
         """The model as it is, as plain values and tensors.
 
         Raises:
-            CheckpointError: it was put together by hand, so nothing says how to build it again.
+            CheckpointError: it was put together by hand, so nothing says how to build it again, or
+                its estimator can't be described.
         """
         if self.spec is None:
             raise CheckpointError(
                 f"a {type(self).__name__} put together by hand can't be stored whole: store its "
                 "state_dict(), and build it again before loading that"
             )
-        return {"kind": type(self).__name__, "spec": self.spec, "state": self.state_dict()}
+        if self.spec.get("log_det", {}) is None:
+            raise CheckpointError(
+                "a model whose estimator of log-determinants is no dataclass of plain values "
+                "can't be stored"
+            )
+        return {"kind": self.kind(), "spec": self.spec, "state": self.state_dict()}
 
 
 def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -> StoredModel:
@@ -73,7 +86,7 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
         CheckpointError: an unknown kind of model, or weights that don't fit the description.
     """
     try:
-        model = StoredModel.kinds[payload["kind"]].from_spec(payload["spec"])
+        model = _class_of(payload["kind"]).from_spec(payload["spec"])
         state = payload["state"]
         dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
         model.to(dtype=dtypes.pop() if len(dtypes) == 1 else None)
@@ -83,6 +96,16 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"the model in the checkpoint can't be rebuilt: {reason}") from None
     return model.to(device)
+
+
+def _class_of(kind: str) -> type[StoredModel]:
+    if kind in StoredModel.kinds:
+        return StoredModel.kinds[kind]
+    # Files of version 0.1.0 name classes from elsewhere without their modules.
+    found = [cls for cls in StoredModel.kinds.values() if cls.__name__ == kind]
+    if len(found) != 1:
+        raise ValueError(f"no kind of model {kind!r} is known; import the module that has it")
+    return found[0]
 
 
 def stored_certificate(content: Mapping[str, Any]) -> Certificate | None:
@@ -108,8 +131,14 @@ def warn_of_other_weights(
     """Warns where a model that came with a certificate has other weights than were certified.
 
     Warns:
-        CertificateWarning: so it is.
+        CertificateWarning: so it is, or something in the model is not finite or not invertible.
     """
+    if defects := find_defects(model):
+        warn(
+            f"the model in {path} is no bijection: {'; '.join(defects)}",
+            CertificateWarning,
+            stacklevel=3,
+        )
     if certificate is not None and not certificate.belongs_to(model):
         warn(
             f"the weights in {path} are not those that were certified: the certificate stored "

@@ -83,7 +83,7 @@ def _stretch_row(name: str, stretch: Stretch, dim: int, steps: int | None) -> tu
 
 def _notes(certificate: "Certificate") -> list[str]:
     data_map = (
-        ["data map: bounds on [0, 1], from x to what the flow takes; both: from x to the latent"]
+        ["data map: from x (of images in [0, 1]) to what the flow takes; both: to the latent"]
         if certificate.data_map != Stretch()
         else []
     )
@@ -102,10 +102,14 @@ def _verdict(certificate: "Certificate") -> str:
     if certificate:
         return f"certified: every block has Lip(g) <= {largest} < 1"
     failed = sum(not block.bound.upper < 1 for block in certificate)
-    return (
-        f"NOT certified: the bounds of {failed} of {len(certificate)} blocks are not below 1, the "
-        f"largest is {largest}"
-    )
+    reasons = list(certificate.defects)
+    if failed:
+        reasons.insert(
+            0,
+            f"the bounds of {failed} of {len(certificate)} blocks are not below 1, the largest is "
+            f"{largest}",
+        )
+    return f"NOT certified: {'; '.join(reasons)}"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

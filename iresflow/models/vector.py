@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, final
 
-from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock
+from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock, Standardize
 from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, dense_branch
-from iresflow.logdet import Exact, LogDetEstimator, PowerSeries, estimator_to_dict
+from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
 from iresflow.models.names import check_names
+from iresflow.models.plain import estimator_spec, integer, number, switch, widths, word
 
 __all__ = ["VectorFlow"]
 
@@ -19,6 +20,9 @@ EXACT_UP_TO = 8
 @final
 class VectorFlow(Flow):
     """An i-ResNet flow on vectors ``(B, D)``: [ActNorm, residual block] repeated, then ActNorm.
+
+    What it does and how it trains does not depend on the units of the data: `initialize` takes
+    mean and deviation of each column, and the flow acts on the standardised vectors.
 
     Arguments:
         dim: D.
@@ -37,6 +41,9 @@ class VectorFlow(Flow):
 
     Raises:
         ValueError: a value out of range.
+
+    Warns:
+        StorageWarning: the estimator can't be described, so the model can't be stored.
 
     Example:
         >>> import torch
@@ -59,21 +66,24 @@ class VectorFlow(Flow):
         learned_prior: bool = False,
         log_det: LogDetEstimator | None = None,
     ) -> None:
+        dim, blocks = integer("dim", dim, 1), integer("blocks", blocks, 0)
+        hidden, context_dim = widths("hidden", hidden), integer("context_dim", context_dim, 0)
+        coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
+        activation = word("activation", activation)
+        normalization = word("normalization", normalization)
+        check_names(activation, normalization)
         log_det = log_det or (Exact() if dim <= EXACT_UP_TO else PowerSeries())
         self.spec: dict[str, Any] = {
             "dim": dim,
             "blocks": blocks,
-            "hidden": hidden if isinstance(hidden, int) else list(hidden),
+            "hidden": hidden,
             "context_dim": context_dim,
             "activation": activation,
             "coeff": coeff,
             "normalization": normalization,
             "learned_prior": learned_prior,
-            "log_det": estimator_to_dict(log_det),
+            "log_det": estimator_spec(log_det),
         }
-        if dim < 1 or blocks < 0:
-            raise ValueError(f"dim must be positive and blocks 0 or more, got {dim} and {blocks}")
-        check_names(activation, normalization)
         maps: list[Bijection] = []
         for index in range(blocks):
             branch = dense_branch(
@@ -90,6 +100,7 @@ class VectorFlow(Flow):
             Composition([*maps, ActNorm(dim)]),
             DiagonalNormal(dim, learned=learned_prior, context_dim=context_dim),
             (dim,),
+            data_map=Standardize(dim),
             context_dim=context_dim,
             log_det=log_det,
         )

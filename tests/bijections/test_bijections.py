@@ -1,6 +1,7 @@
 """Properties that every bijection has; a new one is one line in BIJECTIONS."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from iresflow.bijections import (
     MultiScale,
     ResidualBlock,
     Squeeze,
+    Standardize,
     dequantize,
     quantize,
 )
@@ -37,6 +39,8 @@ BIJECTIONS = {
     "identity": (Composition, (3,), 0),
     "actnorm-vector": (lambda: ActNorm(3), (3,), 0),
     "actnorm-image": (lambda: ActNorm(2), (2, 3, 3), 0),
+    "standardize-vector": (lambda: Standardize(3), (3,), 0),
+    "standardize-image": (lambda: Standardize(2), (2, 3, 3), 0),
     "squeeze": (Squeeze, (2, 4, 6), 0),
     "logit": (lambda: Logit(0.05), (1, 2, 3), 0),
     "center": (Center, (1, 2, 3), 0),
@@ -167,16 +171,18 @@ def test_a_batch_of_one_keeps_its_dimensions(case):
     assert bijection.inverse(z.detach(), one).shape == x[:1].shape
 
 
-def test_actnorm_normalizes_its_first_training_batch():
-    layer = ActNorm(2).train()
+@pytest.mark.parametrize("kind", [ActNorm, Standardize])
+def test_what_is_set_from_data_normalizes_its_first_training_batch(kind):
+    layer = kind(2).train()
     z = layer.transform(torch.randn(50, 2, 3, 3) * 1e-3 + 1e3)
     channels = z.detach().movedim(1, 0).flatten(1)
     torch.testing.assert_close(channels.mean(1), torch.zeros(2), rtol=0, atol=1e-6)
     torch.testing.assert_close(channels.std(1, correction=0), torch.ones(2), rtol=1e-6, atol=0)
 
 
-def test_actnorm_in_eval_mode_refuses_to_start():
-    layer = ActNorm(2).eval()
+@pytest.mark.parametrize("kind", [ActNorm, Standardize])
+def test_what_is_set_from_data_refuses_to_start_in_eval_mode(kind):
+    layer = kind(2).eval()
     with pytest.raises(NotInitializedError, match="before it has seen data"):
         layer(torch.randn(4, 2))
     with pytest.raises(NotInitializedError, match="before it has seen data"):
@@ -184,13 +190,42 @@ def test_actnorm_in_eval_mode_refuses_to_start():
     assert not layer.initialized
 
 
-def test_actnorm_refuses_one_vector_and_constant_channels():
+@pytest.mark.parametrize("kind", [ActNorm, Standardize])
+def test_what_is_set_from_data_refuses_one_vector_and_constant_channels(kind):
     with pytest.raises(ValueError, match="constant or not finite"):
-        ActNorm(2).initialize(torch.randn(1, 2))
+        kind(2).initialize(torch.randn(1, 2))
     batch = torch.randn(8, 2)
     batch[:, 1] = 3
     with pytest.raises(ValueError, match="channel 1 is constant"):
-        ActNorm(2).initialize(batch)
+        kind(2).initialize(batch)
+    batch[3, 1] = math.nan
+    with pytest.raises(ValueError, match="channel 1 is constant or not finite"):
+        kind(2).initialize(batch)
+
+
+@pytest.mark.parametrize("unit", [1e-42, 1e42])
+def test_units_that_the_type_of_float_cannot_hold_are_refused(unit):
+    with pytest.raises(ValueError, match="channel 0 has mean .* torch.float32 can't hold"):
+        Standardize(2).float().initialize(unit * torch.randn(8, 2))
+
+
+@pytest.mark.parametrize("kind", [ActNorm, Standardize])
+def test_bounds_of_scales_hold_for_what_float32_makes_of_them(kind):
+    """The singular values are those numbers that the map multiplies by, to float64's rounding."""
+    layer = kind(4).float()
+    for _ in range(200):
+        x = torch.randn(16, 4) * torch.randn(4).mul(3).exp()
+        layer.initialize(x.float())
+        stretch = layer.eval().stretch(4)
+        zero = torch.zeros(1, 4)
+        for bijection, rounding in ((layer, 1e-13), (copy.deepcopy(layer).double(), 1e-13)):
+            scales = dense_jacobian(bijection.transform, zero)[0].diagonal()
+            logs = scales.double().log()
+            assert float(logs.max()) <= stretch.log_forward + rounding
+            assert float(-logs.min()) <= stretch.log_inverse + rounding
+            assert stretch.log_det_lower - rounding <= float(logs.sum())
+            assert float(logs.sum()) <= stretch.log_det_upper + rounding
+        assert stretch.log_det_upper - stretch.log_det_lower < 1e-5
 
 
 def test_squeeze_refuses_odd_sizes():
@@ -227,6 +262,23 @@ def test_a_block_in_float32_says_what_it_reached():
     assert bool((error <= back.error).all()) and bool((back.error <= back.floor + 1e-9).all())
     assert 1e-9 < float(back.floor.max()) < 1e-4
     assert bool((block.invert(z.double(), None, Accuracy(1e-9)).error <= 1e-9).all())
+
+
+def test_a_block_leaves_room_for_the_rounding_of_its_result():
+    """An error is above the tolerance only where the type of float allows no better."""
+    torch.manual_seed(4)
+    block = ResidualBlock(small_branch("dense")).float()
+    block.branch.enforce()
+    eps, tight = torch.finfo(torch.float32).eps, 0
+    for size in (1.0, 30.0, 1000.0):
+        z = size * torch.randn(200, 5, dtype=torch.float32)
+        for tol in eps * size * torch.logspace(-1, 2, 40):
+            back = block.invert(z, None, Accuracy(float(tol), FixedPoint(1000)))
+            x = back.value.double().norm(dim=1)
+            possible = back.floor + eps * x <= tol
+            assert bool((back.error[possible] <= tol).all())
+            tight += int((back.error[possible] > 0.9 * tol).sum())
+    assert tight > 30  # some come near, so that what rounding adds matters
 
 
 def test_multi_scale_splits_its_latent_into_images():

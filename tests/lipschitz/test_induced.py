@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import branch_shape, dense_jacobian, materialize, small_branch
 
+from iresflow import NotContractiveError
 from iresflow.lipschitz import (
     CircularPadding,
     LipSwish,
@@ -119,3 +120,47 @@ def test_other_norms_are_refused():
     branch = conv_branch(2, 3, (4, 4), activation=LipSwish, coeff=0.9)
     with pytest.raises(ValueError, match="1, 2 or infinity, got 3"):
         branch.bound(3)
+
+
+def require_bounds(layer, shape):
+    """Of what the weight of float32, as it is scaled there, does in float64."""
+    weight = layer.normalized_weight().detach()
+    assert weight.dtype == torch.float32
+    matrix = materialize(layer.operator(weight.double()), shape)
+    for p, q in itertools.product(NORMS, NORMS):
+        assert induced_norm(matrix, p, q) <= layer.bounds()[p, q].upper
+
+
+@pytest.mark.parametrize("padding", [ReflectPadding(), CircularPadding()])
+def test_bounds_hold_where_the_taps_of_a_pixel_cancel(padding):
+    """A pixel that several taps read sums their rounding, and not their values."""
+    for trial in range(60):
+        layer = NormalizedConv2d(2, 3, 3, (2, 2), coeff=0.9, padding=padding).float().eval()
+        weight = 2 * torch.randn(3, 2, 3, 3)
+        weight[..., 1] = 0
+        weight[..., 2] = -weight[..., 0] * (1 + 10.0 ** (-1 - trial % 6) * torch.randn(3, 2, 3))
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+        layer.enforce()
+        require_bounds(layer, (2, 2, 2))
+
+
+@pytest.mark.parametrize("size", [2.0**-149, 1e-40, 1e-38])
+def test_bounds_hold_where_numbers_lose_their_digits(size):
+    layer = NormalizedDense(4, 3, coeff=0.9).float().eval()
+    for _ in range(50):
+        with torch.no_grad():
+            layer.weight.copy_(size * torch.randint(-9, 9, (3, 4)))
+            layer.settle()
+            layer.sigma.fill_(2.0)  # as a file may hold it
+        require_bounds(layer, (4,))
+
+
+@pytest.mark.parametrize("size", [1e38, 3e38])
+def test_a_norm_that_no_float_holds_is_refused_by_name(size):
+    for layer in (NormalizedDense(4, 3, coeff=0.9), NormalizedConv2d(2, 3, 3, (4, 4), coeff=0.9)):
+        layer = layer.float().eval()
+        with torch.no_grad():
+            layer.weight.fill_(size)
+        with pytest.raises(NotContractiveError, match=r"norm of up to .*torch.float32 ends at"):
+            layer.enforce()

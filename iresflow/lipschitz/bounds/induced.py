@@ -26,13 +26,15 @@ NORMS = (1.0, 2.0, math.inf)
 
 
 def entry_bounds(
-    kernel: Tensor, rows: Tensor, columns: Tensor
+    kernel: Tensor, rows: Tensor, columns: Tensor, error: float = 0.0, quantum: float = 0.0
 ) -> dict[tuple[float, float], float]:
     """Upper bounds of the induced norms of a convolution, by (p, q), all but that from 2 to 2.
 
     Arguments:
         kernel: ``(D, C, k, k)``.
         rows, columns: Its taps along both axes, ``(k, H', H)`` and ``(k, W', W)`` of 0 and 1.
+        error, quantum: Each weight may be off by its magnitude times `error`, plus `quantum`. It
+            counts for each tap by itself: taps that add up to an entry may cancel each other.
 
     Sums of positive numbers are off by a relative error of their count times eps at most, and an
     entry that several taps add up to by k^2 eps times the sum of their absolute values.
@@ -46,7 +48,8 @@ def entry_bounds(
     merge = "ua,vb,dcab->uvdc"
     sums = torch.einsum(merge, row_sets, column_sets, weight).abs()
     magnitudes = torch.einsum(merge, row_sets, column_sets, weight.abs())
-    entries = sums + kernel[0, 0].numel() * EPS * magnitudes
+    taps = torch.einsum("ua,vb->uv", row_sets, column_sets)[..., None, None]
+    entries = sums + (kernel[0, 0].numel() * EPS + error) * magnitudes + taps * (quantum / power)
 
     def over_rows(values: Tensor) -> Tensor:
         return torch.einsum("ou,pv,uvd->opd", row_reads, column_reads, values.sum(3))

@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from iresflow.errors import DerivativeError
+from iresflow.errors import DerivativeError, NotContractiveError
 from iresflow.linearization import first_order
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.induced import entry_bounds
@@ -152,10 +152,20 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         """Stores a certified norm of the raw weight: the layer's bound is at most c from then on.
 
         The raw weight, which training moves, stays as it is.
+
+        Raises:
+            NotContractiveError: the type of float can't hold the norm.
         """
         tight = self._raw_bound().upper
         upper = self.normalization.enforced(self, self.weight, tight) + self._rounding()
-        self._own(torch.tensor(upper * (1 + 16 * torch.finfo(self.sigma.dtype).eps)))
+        info = torch.finfo(self.sigma.dtype)
+        upper *= 1 + 16 * info.eps
+        if info.max < upper < math.inf:
+            raise NotContractiveError(
+                f"a layer with a weight of shape {tuple(self.weight.shape)} has a norm of up to "
+                f"{upper:.3g}, and {self.sigma.dtype} ends at {info.max:.3g}"
+            )
+        self._own(torch.tensor(upper))
 
     # Bounds.
 
@@ -175,7 +185,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         scale = float(self._scale(self._norm().detach()))
         raw = self._raw_bound()
         if self._bounds is None or self._bounds[0] is not raw or self._bounds[1] != scale:
-            upper = (raw.upper + self._rounding()) * scale * (1 + 1e-15)
+            upper = (raw.upper + self._rounding(scale)) * scale * (1 + 1e-15)
             spectral = Bound(upper, raw.estimate * scale, raw.method)
             every = {(2.0, 2.0): spectral, **self._induced_bounds(spectral, scale)}
             self._bounds = (raw, scale, every)
@@ -207,10 +217,9 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         # |x|_2 <= root of n |x|_inf and |y|_1 <= root of m |y|_2 bound what has no formula.
         wide, tall = math.sqrt(inputs) * (1 + 1e-15), math.sqrt(outputs) * (1 + 1e-15)
         factors = {(math.inf, 2.0): wide, (2.0, 1.0): tall, (math.inf, 1.0): wide * tall}
-        # Each entry is off by the type's eps at most where the weight is scaled.
-        growth = scale * (1 + torch.finfo(self.weight.dtype).eps) * (1 + 1e-15)
+        growth = scale * (1 + 1e-15)
         bounds = {}
-        for pair, value in entry_bounds(kernel, rows, columns).items():
+        for pair, value in entry_bounds(kernel, rows, columns, *self._errors(scale)).items():
             if pair in factors:
                 upper = min(value * growth, spectral.upper * factors[pair] * (1 + 1e-15))
                 bounds[pair] = Bound(upper, spectral.estimate, "entries")
@@ -278,15 +287,26 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     def _scale(self, sigma: Tensor) -> Tensor:
         return self.coeff / sigma.clamp_min(self.coeff)
 
-    def _rounding(self) -> float:
-        """Upper bound of the norm of what rounding adds when the weight is scaled.
+    def _errors(self, scale: float) -> tuple[float, float]:
+        """By what an entry of the raw weight is off, at most, where rounding scales it.
 
-        Each entry of the product is off by eps at most, and the norm of a convolution is at most
-        the sum of its taps' Frobenius norms times the norm of what extends the image.
+        That is its magnitude times the first number, plus the second: below the normal numbers,
+        which some processors take for 0, rounding is no longer relative.
         """
+        info = torch.finfo(self.weight.dtype)
+        return info.eps, info.tiny / scale if scale else 0.0
+
+    def _rounding(self, scale: float = 1.0) -> float:
+        """Upper bound of the norm of what rounding adds to the raw weight where it is scaled.
+
+        The norm of a convolution is at most the sum of its taps' Frobenius norms times the norm of
+        what extends the image.
+        """
+        error, quantum = self._errors(scale)
         taps = self.weight.detach().double().reshape(*self.weight.shape[:2], -1)
-        taps = torch.linalg.vector_norm(taps, dim=(0, 1))
-        return torch.finfo(self.weight.dtype).eps * float(taps.sum()) * self.amplification
+        total = float(torch.linalg.vector_norm(taps, dim=(0, 1)).sum())
+        entries = math.sqrt(taps[..., 0].numel()) * taps.shape[-1]
+        return (error * total + quantum * entries) * self.amplification
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, coeff={self.coeff}, {self.normalization}"

@@ -1,7 +1,7 @@
 """Maps that only move entries: squeeze, and the multi-scale architecture that factors out."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -98,22 +98,19 @@ class MultiScale(Bijection):
         return torch.cat([*pieces, x.flatten(1)], dim=1), total
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self._descend(x, context, [scale.transform for scale in self.scales])
-
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self._descend(x, context, [scale.initialize for scale in self.scales])
-
-    def _descend(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        maps: Sequence[Callable[[Tensor, Tensor | None], Tensor]],
-    ) -> Tensor:
         pieces = []
-        for scale, count in zip(maps, (*self.factored, 0), strict=True):
-            x = scale(x, context)
+        for scale, count in zip(self.scales, (*self.factored, 0), strict=True):
+            x = scale.transform(x, context)
             pieces.append(x[:, :count].flatten(1))
             x = x[:, count:]
+        return torch.cat([*pieces, x.flatten(1)], dim=1)
+
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        pieces = []
+        for scale, count in zip(self.scales, (*self.factored, 0), strict=True):
+            whole = scale.initialize(x, context)
+            pieces.append(whole[:, :count].flatten(1))
+            x = whole[:, count:]
         return torch.cat([*pieces, x.flatten(1)], dim=1)
 
     def invert(

@@ -76,7 +76,7 @@ def test_stored_models_keep_the_shape_of_their_branches(name, tmp_path):
         ({"kernels": ()}, "at least one layer"),
         ({"kernels": (2, 3)}, "must be odd"),
         ({"kernels": (3, 3), "hidden": (4, 4)}, "takes 1 positive widths"),
-        ({"hidden": 0}, "positive widths"),
+        ({"hidden": 0}, "hidden must be a whole number of 1 or more"),
         ({"padding": "mirror"}, "choose one of zeros, circular, reflect"),
         ({"kernels": (3,), "context_dim": 2}, "a branch of one has none"),
     ],

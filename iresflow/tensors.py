@@ -6,12 +6,11 @@ K vectors for each sample, as the estimators and the linearizations exchange the
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from iresflow.streams import Stream, draw
+from iresflow.streams import BITS, NORMAL, Stream, draw
 
 __all__ = [
     "Probe",
@@ -79,15 +78,15 @@ def rademacher(count: int, like: Tensor, generator: Stream | None = None) -> Ten
     Of all distributions with independent entries, this one gives Hutchinson's trace estimate the
     smallest variance (Avron and Toledo, 2011).
     """
-    sampler = partial(torch.randint, 0, 2, device=like.device, dtype=torch.int8)
-    bits = draw(sampler, (count, *like.shape), generator, batch=1)
+    size = (count, *like.shape)
+    bits = draw(BITS, size, generator, batch=1, device=like.device, dtype=torch.int8)
     return bits.to(like.dtype).mul_(2).sub_(1)
 
 
 def gaussian(count: int, like: Tensor, generator: Stream | None = None) -> Tensor:
     """Probes with independent standard normal entries, shape ``(count, *like.shape)``."""
-    sampler = partial(torch.randn, device=like.device, dtype=like.dtype)
-    return draw(sampler, (count, *like.shape), generator, batch=1)
+    size = (count, *like.shape)
+    return draw(NORMAL, size, generator, batch=1, device=like.device, dtype=like.dtype)
 
 
 @contextmanager

@@ -141,3 +141,9 @@ def contractions(norm: float, batch: int = 3, dim: int = 12) -> Tensor:
     left = torch.randn(batch, dim, dim)
     matrices = left @ left.mT - dim * torch.eye(dim) + 0.5 * torch.randn(batch, dim, dim)
     return norm * matrices / torch.linalg.matrix_norm(matrices, 2)[:, None, None]
+
+
+def numbers_of(record) -> dict[str, float]:
+    """The fields of a dataclass that are numbers, NaN as minus one."""
+    fields = {name: x for name, x in vars(record).items() if isinstance(x, int | float)}
+    return {name: -1.0 if x != x else x for name, x in fields.items()}

@@ -182,11 +182,11 @@ def test_an_evaluation_that_was_stopped_goes_on(run, capsys, monkeypatch):
     whole = json.loads((run / "evaluation-test-20.json").read_text())
     original, calls = iresflow.ImageFlow.bits_per_dim, []
 
-    def counted(*arguments):
+    def counted(*arguments, **settings):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **settings)
 
     monkeypatch.setattr(iresflow.ImageFlow, "bits_per_dim", counted)
     assert main(command) == 130

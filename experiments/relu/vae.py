@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.relu.training import Training, train
-from iresflow.streams import Stream, draw
+from iresflow.streams import NORMAL, Stream, draw
 from iresflow.training.batches import Batch, Samples
 from iresflow.training.objectives import Objective, Score, Terms
 
@@ -80,7 +80,8 @@ class EvidenceBound(Objective):
     def _bound(self, model: nn.Module, x: Tensor, stream: Stream) -> Tensor:
         assert isinstance(model, VariationalAutoencoder)
         mean, log_variance = model.encoder(x).chunk(2, dim=1)
-        noise = draw(torch.randn, mean.shape, stream, batch=0).to(mean)
+        like = {"device": mean.device, "dtype": mean.dtype}
+        noise = draw(NORMAL, mean.shape, stream, batch=0, **like)
         code = mean + noise * (log_variance / 2).exp()
         misfit = (model.decoder(code) - x).square().sum(1) / (2 * self.deviation**2)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2

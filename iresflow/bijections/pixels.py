@@ -1,7 +1,7 @@
 """From integers to the real line: dequantisation, and maps of the unit interval."""
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import final
 
 import torch
@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
 from iresflow.bijections.stretch import Stretch
-from iresflow.streams import Stream, draw
+from iresflow.streams import UNIFORM, Stream, draw
 from iresflow.tensors import sum_per_sample, wide_norm
 
 __all__ = ["Center", "Logit", "check_levels", "dequantize", "quantize"]
@@ -53,8 +53,8 @@ def dequantize(
         ValueError: the type of float can't tell so many levels, see `check_levels`.
     """
     check_levels(levels, dtype)
-    sampler = partial(torch.rand, device=images.device, dtype=dtype)
-    noise = draw(sampler, images.shape, generator, batch=0)
+    device = images.device
+    noise = draw(UNIFORM, images.shape, generator, batch=0, device=device, dtype=dtype)
     x = (images.to(dtype) + noise) / levels
     # In float32, 254 + 0.99999997 rounds to 255: the largest float below it stays inside.
     ends = torch.arange(1, levels + 1, device=images.device, dtype=dtype) / levels

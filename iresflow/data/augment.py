@@ -10,13 +10,12 @@ data costs at most :math:`\log K` nats an image.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from iresflow.streams import Stream, draw
+from iresflow.streams import UNIFORM, Stream, draw
 
 __all__ = ["Augmentation", "Crop", "Flip", "Shift"]
 
@@ -44,8 +43,9 @@ class Flip(Augmentation):
     """Mirrors an image left to right with probability 1/2 (thesis A.1, for CIFAR)."""
 
     def __call__(self, images: Tensor, stream: Stream) -> Tensor:
-        uniform = partial(torch.rand, device=images.device)
-        mirrored = draw(uniform, (len(images),), stream, batch=0) < 0.5
+        size, device = (len(images),), images.device
+        u = draw(UNIFORM, size, stream, batch=0, device=device, dtype=torch.float32)
+        mirrored = u < 0.5
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
     @property
@@ -152,8 +152,8 @@ class Crop(Augmentation):
 
 def _integers(count: int, size: tuple[int, ...], stream: Stream, device: torch.device) -> Tensor:
     """Independent integers from 0 to ``count - 1``, all equally probable."""
-    uniform = partial(torch.rand, device=device, dtype=torch.float64)
-    return (draw(uniform, size, stream, batch=0) * count).long()
+    u = draw(UNIFORM, size, stream, batch=0, device=device, dtype=torch.float64)
+    return (u * count).long()
 
 
 def _window(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from iresflow.logdet.lengths import Geometric, LengthDistribution, Poisson
 from iresflow.logdet.random_series import RandomSeries
 from iresflow.logdet.reduced import ReducedPrecision
 from iresflow.logdet.series import PowerSeries
+from iresflow.logdet.small import ExactWhereSmall
 
 __all__ = [
     "ESTIMATORS",
     "LENGTHS",
     "Exact",
+    "ExactWhereSmall",
     "Geometric",
     "Krylov",
     "Lanczos",
@@ -35,6 +37,7 @@ __all__ = [
 
 ESTIMATORS: dict[str, type[LogDetEstimator]] = {
     "exact": Exact,
+    "exact-where-small": ExactWhereSmall,
     "krylov": Krylov,
     "lanczos": Lanczos,
     "power-series": PowerSeries,
@@ -59,6 +62,8 @@ def estimator_to_dict(estimator: LogDetEstimator) -> dict[str, Any]:
     if isinstance(estimator, ReducedPrecision):
         values["estimator"] = estimator_to_dict(estimator.estimator)
         values["dtype"] = str(estimator.dtype).removeprefix("torch.")
+    elif isinstance(estimator, ExactWhereSmall):
+        values["otherwise"] = estimator_to_dict(estimator.otherwise)
     elif isinstance(estimator, RandomSeries):
         lengths = estimator.distribution
         described = {key: _plain(lengths, key, v) for key, v in _settings(lengths).items()}
@@ -82,6 +87,8 @@ def estimator_from_dict(settings: Mapping[str, Any]) -> LogDetEstimator:
     elif estimator is ReducedPrecision:
         inner = estimator_from_dict(rest["estimator"])
         return ReducedPrecision(inner, getattr(torch, rest["dtype"]))
+    elif estimator is ExactWhereSmall:
+        rest["otherwise"] = estimator_from_dict(rest["otherwise"])
     elif estimator is PowerSeries:
         # As files of version 0.1.0 named them.
         names = {"distribution": "probe", "tolerance": "tol"}

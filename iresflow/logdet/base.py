@@ -43,6 +43,8 @@ class LogDetEstimate:
             from :math:`(I + J)^{-\top} v`, relative to :math:`\|v\|`, the largest over probes.
             Zero and infinite as above.
         products: ``(B,)``, products with J or its transpose that the value took, for each probe.
+        degrees: Degrees of freedom of `variance`, which K probes estimate with K - 1; infinite
+            where it is known.
     """
 
     value: Tensor
@@ -51,6 +53,7 @@ class LogDetEstimate:
     truncation: Tensor
     gradient_truncation: Tensor
     products: Tensor
+    degrees: float = math.inf
 
     @property
     def log_det(self) -> Tensor:

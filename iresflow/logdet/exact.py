@@ -14,6 +14,9 @@ from iresflow.tensors import transformed
 
 __all__ = ["Exact"]
 
+AT_A_TIME = 16
+"""Columns of a Jacobian that are computed together, which limits the memory inside the branch."""
+
 
 @final
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Exact(LogDetEstimator):
         identity = torch.eye(dim, dtype=point.dtype, device=point.device)
         directions = identity.view(dim, 1, *point.shape[1:]).expand(dim, *point.shape).contiguous()
         with torch.no_grad():
-            columns = linearization.jvp(directions).flatten(2)  # (D, B, D), column i first
+            parts = [linearization.jvp(part) for part in directions.split(AT_A_TIME)]
+            columns = torch.cat(parts).flatten(2)  # (D, B, D), column i first
             matrix = identity + columns.permute(1, 2, 0)
             sign, value = torch.linalg.slogdet(matrix)
             # Where J is a contraction the determinant is positive (thesis, Lemma 5.4), and no

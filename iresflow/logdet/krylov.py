@@ -111,6 +111,7 @@ class Krylov(LogDetEstimator):
             truncation=result.truncation.mean(0),
             gradient_truncation=result.gradient_truncation.amax(0),
             products=result.products.mean(0),
+            degrees=self.probes - 1,
         )
 
 

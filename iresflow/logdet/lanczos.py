@@ -94,6 +94,7 @@ class Lanczos(LogDetEstimator):
             truncation=half.to(dtype).mean(0),
             gradient_truncation=residual.to(dtype).amax(0),
             products=torch.full_like(v[0].flatten(1)[:, 0], 2 * len(process.diagonal)),
+            degrees=self.probes - 1,
         )
 
 

@@ -4,13 +4,12 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 
-from iresflow.streams import Stream, draw
+from iresflow.streams import UNIFORM, Stream, draw
 
 __all__ = ["Geometric", "LengthDistribution", "Poisson"]
 
@@ -34,8 +33,7 @@ class LengthDistribution(ABC):
     def draw(self, size: tuple[int, ...], generator: Stream | None) -> Tensor:
         """Independent draws ``(..., B)``, int64, on the generator's device (the CPU for None)."""
         device = torch.device("cpu") if generator is None else generator.device
-        sampler = partial(torch.rand, device=device, dtype=torch.float64)
-        u = draw(sampler, size, generator, batch=-1)
+        u = draw(UNIFORM, size, generator, batch=-1, device=device, dtype=torch.float64)
         # N >= k if u lies below P(N >= k), for one u and all k: the inverse of the distribution.
         tail = self.tails()[1:].to(device)
         return torch.searchsorted(tail.flip(0), u, right=True).neg().add(len(tail))

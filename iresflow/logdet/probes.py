@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from iresflow.logdet.distinct import FEW, distinct_signs
 from iresflow.streams import Stream
 from iresflow.tensors import Probe, gaussian, rademacher
 
@@ -31,7 +32,13 @@ def check_settings(probes: int, probe: str, tol: float = 0.0, **counts: int) -> 
 
 
 def draw_probes(distribution: str, probes: int, point: Tensor, generator: Stream | None) -> Tensor:
-    """``(K, B, *event)`` probes for points ``(B, *event)``."""
+    """``(K, B, *event)`` probes for points ``(B, *event)``.
+
+    Those of a sample are independent, but for Rademacher's in few dimensions: see
+    `distinct_signs`.
+    """
+    if distribution == "rademacher" and point[0].numel() <= FEW:
+        return distinct_signs(probes, point.detach(), generator)
     return PROBES[distribution](probes, point.detach(), generator)
 
 

@@ -69,6 +69,7 @@ class RandomSeries(LogDetEstimator):
             truncation=truncation,
             gradient_truncation=truncation,
             products=(self.exact_terms + lengths).to(v.dtype).mean(0),
+            degrees=self.probes - 1,
         )
 
 

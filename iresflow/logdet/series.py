@@ -78,6 +78,7 @@ class PowerSeries(LogDetEstimator):
             truncation=_times(sums.size * slope, _tails(bound, sums.taken)).mean(0),
             gradient_truncation=_times(sums.size / size, rest).amax(0),
             products=sums.taken.mean(0),
+            degrees=self.probes - 1,
         )
 
 

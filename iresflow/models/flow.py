@@ -3,9 +3,8 @@
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, final
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,39 +13,32 @@ from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, Residu
 from iresflow.bijections.base import warn_of_floor
 from iresflow.errors import NotContractiveError
 from iresflow.linearization import Linearization
-from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator, PowerSeries
+from iresflow.logdet import (
+    Exact,
+    ExactWhereSmall,
+    Krylov,
+    LogDetEstimate,
+    LogDetEstimator,
+    PowerSeries,
+)
 from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.inversion import FlowInverse, invert_flow
+from iresflow.models.likelihood import Likelihood, sample_stream
 from iresflow.models.plain import integer, number
 from iresflow.models.storage import StoredModel, write_file
-from iresflow.streams import Stream
+from iresflow.streams import KeyedStream, Stream, fresh_seed
 from iresflow.tensors import transformed
 
-__all__ = ["Flow", "Likelihood"]
+__all__ = ["Flow"]
 
 EVALUATION_SEED = 0
-"""Seed of the probes in eval mode: the same input gives the same log-likelihood."""
+"""Seed of the probes that all points have in common in eval mode."""
 
-
-@final
-@dataclass(frozen=True)
-class Likelihood:
-    """Log-likelihoods with what is known of their error, for a batch of B samples.
-
-    Attributes:
-        log_prob: ``(B,)`` nats.
-        variance: ``(B,)`` squared nats, the squared standard error over the probes; NaN with one
-            probe.
-        truncation_bound: ``(B,)`` nats, upper bound of what truncation left out; infinite in
-            training mode, where no Lipschitz bound is certified.
-    """
-
-    log_prob: Tensor
-    variance: Tensor
-    truncation_bound: Tensor
+ROUNDING = 8.0
+"""What is allowed for a likelihood's arithmetic, in units of eps for each dimension."""
 
 
 class Flow(StoredModel):
@@ -61,10 +53,11 @@ class Flow(StoredModel):
         data_map: A map in closed form that acts on x first, such as a logit; F is both.
         context_dim: Dimension of the context, 0 for none.
         log_det: The estimator in training mode. In eval mode an exact one stays, and `EVALUATION`
-            takes the place of any other.
+            takes the place of any other: exact up to 32 dimensions, and Krylov subspaces of two
+            probes above.
     """
 
-    EVALUATION: ClassVar = Krylov(tol=1e-6, probes=2)
+    EVALUATION: ClassVar = ExactWhereSmall(Krylov(tol=1e-6, probes=2))
     INTEGER_ADVICE: ClassVar = ""
 
     def __init__(
@@ -176,8 +169,16 @@ class Flow(StoredModel):
     ) -> Tensor:
         """Log-density of x ``(B, *shape)`` in nats, ``(B,)``.
 
-        In eval mode it repeats exactly: the probes come from a fixed seed unless a generator is
-        given. Its gradient is that of the estimator's surrogate, in both modes.
+        In eval mode it is a function of x (and of the context) alone: it repeats, is continuous
+        and differentiable up to the estimator's tolerance, and is the same for a point in
+        whatever batch it comes. For that all points share their probes, which are a function of a
+        fixed seed, or of a number that is drawn from the generator. So where the log-determinant
+        is estimated, its error is nearly the same for neighbouring points, and **does not average
+        out** over a data set: for means, and for how exact a number is, take `likelihood`.
+
+        Its gradient is that of the estimator's surrogate, in both modes: where the
+        log-determinant is not exact, an estimate of the exact density's gradient with the same
+        probes, and not the derivative of the estimated values.
 
         Arguments:
             x: ``(B, *shape)``; for images floats in [0, 1).
@@ -195,27 +196,30 @@ class Flow(StoredModel):
         context: Tensor | None = None,
         log_det: LogDetEstimator | None = None,
         generator: torch.Generator | None = None,
+        *,
+        seed: int | None = None,
     ) -> Likelihood:
-        """`log_prob` with its standard errors over probes and its truncation bounds.
+        """Log-densities in nats with their standard errors and truncation bounds.
+
+        The probes of a sample are a function of the seed, and of x and its context. So errors are
+        independent between different samples, and between seeds: they average out. With the same
+        seed a sample has the same value in any batch (up to rounding, and to the tolerance where
+        that decides when a probe stops). Without one, each call draws a new seed.
+
+        Arguments:
+            x: ``(B, *shape)``; for images floats in [0, 1).
+            context: ``(B, context_dim)``, for conditional flows.
+            log_det: The estimator of the residual blocks' log-determinants.
+            generator: Where the seed is drawn from; None for torch's global stream.
+            seed: Any integer.
 
         Raises:
-            ValueError: as `log_prob`.
+            ValueError: as `log_prob`, or both a generator and a seed.
             NotContractiveError: in eval mode, where a block's certified bound is not below 1.
         """
-        estimator = self._bound_estimator(log_det, generator)
-        estimates: list[LogDetEstimate] = []
-
-        def recording(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
-            estimates.append(estimator(linearization))
-            return estimates[-1]
-
-        z, term = self.forward(x, context, recording)
-        log_prob = self.base.log_prob(z, context) + term
-        variance, bound = torch.zeros_like(log_prob), torch.zeros_like(log_prob)
-        for estimate in estimates:
-            variance += estimate.variance
-            bound += estimate.truncation
-        return Likelihood(log_prob, variance, bound)
+        x, context = self._checked(x, context)
+        stream = sample_stream((x, context), generator, seed)
+        return self._likelihood(x, context, log_det, stream)
 
     @torch.no_grad()
     def sample(
@@ -369,14 +373,31 @@ class Flow(StoredModel):
         """D, the dimension of the latent."""
         return int(torch.Size(self.shape).numel())
 
+    def _likelihood(
+        self, x: Tensor, context: Tensor | None, log_det: LogDetEstimator | None, stream: Stream
+    ) -> Likelihood:
+        estimator = self._bound_estimator(log_det, stream)
+        estimates: list[LogDetEstimate] = []
+
+        def recording(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
+            estimates.append(estimator(linearization))
+            return estimates[-1]
+
+        z, term = self.forward(x, context, recording, stream, check=False)
+        log_prob = self.base.log_prob(z, context) + term
+        eps = torch.finfo(log_prob.dtype).eps
+        rounding = ROUNDING * eps * (self.base_dim + log_prob.abs())
+        return Likelihood.of_blocks(log_prob, estimates, rounding)
+
     def _bound_estimator(
         self, log_det: LogDet | None, generator: Stream | None
     ) -> partial[LogDetEstimate]:
         estimator = log_det or self.log_det
         if log_det is None and not self.training and not isinstance(estimator, Exact):
             estimator = self.EVALUATION
-        if generator is None and not self.training:
-            generator = torch.Generator(self._device()).manual_seed(EVALUATION_SEED)
+        if not self.training and (generator is None or isinstance(generator, torch.Generator)):
+            seed = EVALUATION_SEED if generator is None else fresh_seed(generator)
+            generator = KeyedStream.common(seed, self._device())
         return partial(estimator, generator=generator)
 
     def _dtype(self) -> torch.dtype:

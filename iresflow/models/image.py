@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -23,55 +22,15 @@ from iresflow.bijections import (
 )
 from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, PADDINGS, conv_branch
 from iresflow.logdet import LogDetEstimator, PowerSeries
+from iresflow.models.bits import BitsPerDim
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
+from iresflow.models.likelihood import sample_stream
 from iresflow.models.names import check_names
 from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
 from iresflow.streams import Stream
 
-__all__ = ["BitsPerDim", "ImageFlow"]
-
-
-@final
-@dataclass(frozen=True)
-class BitsPerDim:
-    """Bits per dimension of a batch of N images under a model.
-
-    Attributes:
-        values: ``(N,)``, one for each image.
-        probe_variance: ``(N,)`` squared bits/dim, the squared standard error over the probes.
-        truncation_bounds: ``(N,)`` bits/dim, upper bound of what truncated series left out.
-    """
-
-    values: Tensor
-    probe_variance: Tensor
-    truncation_bounds: Tensor
-
-    @property
-    def mean(self) -> float:
-        """Mean over the images, in bits/dim."""
-        return float(self.values.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `mean` as an estimate of the expectation over images, in bits/dim.
-
-        The spread of the values holds all that varies from image to image: the image itself, its
-        dequantisation noise and its probes. NaN for a single image.
-        """
-        if len(self.values) < 2:
-            return math.nan
-        return float(self.values.std() / len(self.values) ** 0.5)
-
-    @property
-    def probe_error(self) -> float:
-        """Standard error of `mean` from the probes alone, in bits/dim."""
-        return float(self.probe_variance.sum().sqrt() / len(self.values))
-
-    @property
-    def truncation_bound(self) -> float:
-        """Upper bound of the truncation error of `mean`, in bits/dim."""
-        return float(self.truncation_bounds.mean())
+__all__ = ["ImageFlow"]
 
 
 @final
@@ -196,6 +155,53 @@ class ImageFlow(Flow):
         Raises:
             ValueError: floats, another shape, or integers out of range.
         """
+        self._check_integers(images)
+        dtype = next(t.dtype for t in self.parameters())
+        return dequantize(images, self.levels, dtype=dtype, generator=generator)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Floats to integers 0 .. levels - 1; what lies outside of [0, 1) is clamped."""
+        return quantize(x, self.levels)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        images: Tensor,
+        context: Tensor | None = None,
+        log_det: LogDetEstimator | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        seed: int | None = None,
+    ) -> BitsPerDim:
+        """Bits/dim of integer images ``(N, C, H, W)``, each with one draw of dequantisation noise.
+
+        :math:`-\\log_2 p(x) / D + \\log_2(\\text{levels})` for the density of x in [0, 1): in
+        expectation an upper bound of the integers' bits/dim (thesis, section 5.3).
+
+        Noise and probes of an image are a function of the seed, and of the image and its context:
+        with the same seed it has the same bits/dim in any batch, and without one each call draws
+        a new seed. Images that are equal share their numbers.
+
+        Arguments:
+            images: ``(N, C, H, W)``, integers 0 .. levels - 1.
+            context: ``(N, context_dim)``, for conditional flows.
+            log_det: The estimator of the residual blocks' log-determinants.
+            generator: Where the seed is drawn from; None for torch's global stream.
+            seed: Any integer.
+
+        Raises:
+            ValueError: as `dequantize`, a context of another shape, or both generator and seed.
+            NotContractiveError: in eval mode, where a block's certified bound is not below 1.
+        """
+        self._check_integers(images)
+        context = self._checked_context(context, len(images))
+        stream = sample_stream((images, context), generator, seed)
+        x, context = self._checked(self.dequantize(images, stream), context)
+        return BitsPerDim(
+            self._likelihood(x, context, log_det, stream), self.base_dim, self.levels
+        )
+
+    def _check_integers(self, images: Tensor) -> None:
         if images.is_floating_point() or images.is_complex():
             raise ValueError(
                 f"dequantize takes integers 0 .. {self.levels - 1}, got {images.dtype}; floats in "
@@ -212,37 +218,6 @@ class ImageFlow(Flow):
                 f"this flow takes integers 0 .. {self.levels - 1}, got {int(images.min())} .. "
                 f"{int(images.max())}"
             )
-        dtype = next(t.dtype for t in self.parameters())
-        return dequantize(images, self.levels, dtype=dtype, generator=generator)
-
-    def quantize(self, x: Tensor) -> Tensor:
-        """Floats to integers 0 .. levels - 1; what lies outside of [0, 1) is clamped."""
-        return quantize(x, self.levels)
-
-    @torch.no_grad()
-    def bits_per_dim(
-        self,
-        images: Tensor,
-        context: Tensor | None = None,
-        log_det: LogDetEstimator | None = None,
-        generator: torch.Generator | None = None,
-    ) -> BitsPerDim:
-        """Bits/dim of integer images ``(N, C, H, W)``, each with one draw of dequantisation noise.
-
-        :math:`-\\log_2 p(x) / D + \\log_2(\\text{levels})` for the density of x in [0, 1): in
-        expectation an upper bound of the integers' bits/dim (thesis, section 5.3). In eval mode
-        it repeats exactly unless a generator is given.
-        """
-        if generator is None and not self.training:
-            generator = torch.Generator(images.device).manual_seed(1)
-        x = self.dequantize(images, generator)
-        result = self.likelihood(x, context, log_det, generator)
-        nats = self.base_dim * math.log(2)
-        return BitsPerDim(
-            values=math.log2(self.levels) - result.log_prob / nats,
-            probe_variance=result.variance / nats**2,
-            truncation_bounds=result.truncation_bound / nats,
-        )
 
     def _check_range(self, x: Tensor) -> None:
         reach = self.data_map.reach + 1e-6

@@ -1,8 +1,10 @@
 """The score of a model on a split, to a tolerance, with each source of error told apart.
 
 Scoring goes in *rounds*. Each round draws new dequantisation noise and new probes for every
-sample, all of them functions of the seed, the round and the place in the split. So rounds can be
-stopped, stored and taken up again, and their spread shows what the noise does.
+sample, all of them functions of the seed, the round and the sample itself. So rounds can be
+stopped, stored and taken up again, in batches of any size, and their spread shows what the noise
+does. Samples that are equal share their numbers, so where a split repeats many of its samples the
+errors of probes and noise are larger than is said.
 """
 
 import hashlib
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import final
 from warnings import warn
 
-import torch
 from torch import Tensor
 
 from iresflow.errors import CheckpointError, NonFiniteError
@@ -103,7 +104,7 @@ def evaluate(
         LostProcessError: another process has ended.
     """
     precision, processes = precision or Precision(), processes or Alone()
-    scores, key = Scores.empty(len(split)), _key(flow, split, seed, batch_size, precision)
+    scores, key = Scores.empty(len(split)), _key(flow, split, seed, precision)
     if state is not None:
         scores = processes.on_main(lambda: _restored(state, key)) or scores
     noisy = isinstance(flow, ImageFlow)
@@ -126,7 +127,7 @@ def evaluate(
         for turn, (row, first, count, planned) in enumerate(schedule):
             unsaved += 1
             if turn % processes.count == processes.rank:
-                columns = _score(flow, split, first, count, estimator, (seed, row, batch_size))
+                columns = _score(flow, split, first, count, estimator, _seed_of(seed, row))
                 scores.put(row, first, *columns)
                 progress(int((~scores.truncations.isnan()).sum()), planned)
             if state is not None and unsaved >= SAVE_EVERY * processes.count:
@@ -158,18 +159,13 @@ def _schedule(
     row, wanted = 0, precision.importance_samples
     while True:
         planned = wanted * samples
-        for first in range(0, samples, batch_size):
-            count = min(batch_size, samples - first)
-            if not scores.has(row, first, count):
-                yield row, first, count, planned
+        for first, count in scores.missing(row, samples, batch_size):
+            yield row, first, count, planned
         row += 1
         repeated = min(precision.repeated, samples)
         if row == 1 and precision.importance_samples == 1:
-            # Whole batches, so that a second round can go on from them.
-            for first in range(0, repeated, batch_size):
-                count = min(batch_size, samples - first)
-                if not scores.has(1, first, count):
-                    yield 1, first, count, planned + repeated
+            for first, count in scores.missing(1, repeated, batch_size):
+                yield 1, first, count, planned + repeated
         if row < precision.importance_samples:
             continue
         result = summary()
@@ -192,19 +188,15 @@ def _score(
     first: int,
     count: int,
     estimator: LogDetEstimator | None,
-    place: tuple[int, int, int],
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, variances over probes and truncation bounds of one batch in one round."""
-    seed, row, batch_size = place
     values, context = batch_of(flow, split, first, count)
-    # Mixed so that neighbouring seeds share no stream.
-    mixed = hashlib.sha256(f"{seed} {row} {first} {batch_size}".encode()).digest()[:7]
-    generator = torch.Generator(values.device).manual_seed(int.from_bytes(mixed))
     if isinstance(flow, ImageFlow):
-        bits = flow.bits_per_dim(values, context, estimator, generator)
+        bits = flow.bits_per_dim(values, context, estimator, seed=seed)
         columns = bits.values, bits.probe_variance, bits.truncation_bounds
     else:
-        result = flow.likelihood(values, context, estimator, generator)
+        result = flow.likelihood(values, context, estimator, seed=seed)
         columns = -result.log_prob, result.variance, result.truncation_bound
     if bool(columns[0].isnan().any()):
         raise NonFiniteError(
@@ -214,25 +206,30 @@ def _score(
     return columns
 
 
+def _seed_of(seed: int, row: int) -> int:
+    """Of one round: mixed so that neighbouring seeds have no round in common."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:7])
+
+
 def _estimator(flow: Flow, precision: Precision) -> LogDetEstimator | None:
     """What computes the log-determinants; None for the model's own way in eval mode."""
     blocks = len(list(flow.blocks()))
     if isinstance(flow.log_det, Exact) or blocks == 0:
         return None
-    base = flow.EVALUATION
+    base = flow.EVALUATION.otherwise
     tol = base.tol
     if precision.tol is not None:
         unit = math.log(2) if isinstance(flow, ImageFlow) else 1 / flow.base_dim
         tol = min(tol, TRUNCATION_SHARE * precision.tol * unit / blocks)
-    return Krylov(base.steps, tol, precision.probes)
+    return replace(flow.EVALUATION, otherwise=Krylov(base.steps, tol, precision.probes))
 
 
-def _key(flow: Flow, split: Samples, seed: int, batch_size: int, precision: Precision) -> str:
+def _key(flow: Flow, split: Samples, seed: int, precision: Precision) -> str:
     """What the scores depend on, as text: another limit goes on from the same."""
     data = hashlib.sha256(split.values.cpu().contiguous().numpy())
     if split.labels is not None:
         data.update(split.labels.cpu().contiguous().numpy())
-    settings = (seed, batch_size, replace(precision, limit=1), _estimator(flow, precision))
+    settings = (seed, replace(precision, limit=1), _estimator(flow, precision))
     return f"{fingerprint(flow)} {data.hexdigest()} {settings}"
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, final
 
@@ -112,11 +114,15 @@ class Scores:
         nothing = torch.empty(0, samples, dtype=torch.float64)
         return Scores(nothing, nothing.clone(), nothing.clone())
 
-    def has(self, row: int, first: int, count: int) -> bool:
-        """Whether a batch of a round is there."""
-        return row < len(self.values) and not bool(
-            self.truncations[row, first : first + count].isnan().any()
-        )
+    def missing(self, row: int, samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
+        """Batches of the first samples that have no score in a round yet: first sample, count."""
+        blank = [True] * samples
+        if row < len(self.values):
+            blank = self.truncations[row, :samples].isnan().tolist()
+        for wanted, run in groupby(range(samples), key=blank.__getitem__):
+            places = list(run)
+            for first in places[::batch_size] if wanted else ():
+                yield first, min(batch_size, places[-1] + 1 - first)
 
     def put(self, row: int, first: int, *columns: Tensor) -> None:
         """Writes values, variances and truncations of a batch of a round."""

@@ -149,7 +149,8 @@ def test_surrogate_gradient_is_that_of_the_series(branch_case):
     directions = torch.randn(5, *parameter.shape)
     projected = torch.stack([(directions * g).flatten(1).sum(1) for g in draws])
     error = (projected.mean(0) - (directions * exact).flatten(1).sum(1)).abs()
-    allowed = 4 * projected.std(0) / rounds**0.5
+    # In few dimensions so many probes give the exact trace: rounding is left.
+    allowed = 4 * projected.std(0) / rounds**0.5 + 1e-10
     assert bool((error <= allowed).all())
     biased = (1.5 * projected.mean(0) - (directions * exact).flatten(1).sum(1)).abs()
     assert not bool((biased <= allowed).all())

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import numbers_of
 
 from iresflow import Exact, ImageFlow, PowerSeries, VectorFlow
 from iresflow.data import Split, load_dataset
@@ -121,6 +122,41 @@ def test_evaluation_goes_on_where_it_was_stopped(digits_flow, tmp_path):
     assert resumed == whole
     assert sorted(set(seen)) == seen  # nothing was computed twice
     assert not state.exists()
+
+
+@pytest.mark.parametrize("precision", [Precision(repeated=7), Precision(tol=0.03)])
+def test_batches_of_any_size_give_the_same_numbers(digits_flow, precision):
+    flow, split = digits_flow
+    whole = evaluate(flow, split, precision=precision)
+    for size in (1, 5, 16):
+        again = evaluate(flow, split, batch_size=size, precision=precision)
+        assert numbers_of(again) == pytest.approx(numbers_of(whole), rel=1e-4)
+    order = torch.randperm(len(split))
+    mixed = evaluate(flow, Split(split.values[order]), precision=Precision(repeated=24))
+    whole = evaluate(flow, split, precision=Precision(repeated=24))
+    assert numbers_of(mixed) == pytest.approx(numbers_of(whole), rel=1e-4)
+
+
+def test_an_evaluation_goes_on_in_batches_of_another_size(digits_flow, tmp_path):
+    flow, split = digits_flow
+    state = tmp_path / "evaluation.state"
+    stopped(flow, split, state)
+    done = []
+    resumed = evaluate(
+        flow, split, batch_size=7, state=state, progress=lambda n, planned: done.append(n)
+    )
+    assert done[0] == 5 + 7 and done[-1] == 48
+    assert numbers_of(resumed) == pytest.approx(numbers_of(evaluate(flow, split)), rel=1e-4)
+
+
+def test_what_is_missing_of_a_round():
+    scores = Scores.empty(10)
+    assert list(scores.missing(0, 10, 4)) == [(0, 4), (4, 4), (8, 2)]
+    for first, count in ((3, 2), (6, 1)):
+        scores.put(1, first, *[torch.zeros(count)] * 3)
+    assert list(scores.missing(1, 10, 2)) == [(0, 2), (2, 1), (5, 1), (7, 2), (9, 1)]
+    assert list(scores.missing(1, 4, 100)) == [(0, 3)]
+    assert list(scores.missing(0, 10, 100)) == [(0, 10)]
 
 
 def test_state_of_another_evaluation_is_not_used(digits_flow, tmp_path):

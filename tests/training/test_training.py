@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import numbers_of
 from worker import Acting
 
 from iresflow import CheckpointError, NonFiniteError
@@ -271,8 +272,13 @@ def test_evaluation_repeats_for_a_seed_and_for_any_batch_size_of_one_draw(digits
     trainer = train(tiny(), digits, tmp_path)
     model, _ = load_model(find_checkpoint(trainer.run.path), CPU)
     part = Split(digits.test.values[:30])
-    assert evaluate(model, part) == evaluate(model, part)
-    assert evaluate(model, part, seed=1).mean != evaluate(model, part).mean
+    whole = evaluate(model, part)
+    assert evaluate(model, part) == whole
+    for size in (1, 7, 30, 100):
+        again = evaluate(model, part, batch_size=size)
+        assert again.mean == pytest.approx(whole.mean, abs=1e-5)
+        assert numbers_of(again) == pytest.approx(numbers_of(whole), rel=1e-3)
+    assert abs(evaluate(model, part, seed=1).mean - whole.mean) > 1e-4
 
 
 def test_reconstruction_is_as_exact_as_it_says(digits, tmp_path):

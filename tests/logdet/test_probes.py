@@ -1,0 +1,103 @@
+"""Probes of few dimensions, and the degrees of freedom that estimators state."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import MatrixLinearization, contractions
+
+from iresflow.logdet import (
+    Exact,
+    ExactWhereSmall,
+    Krylov,
+    Lanczos,
+    PowerSeries,
+    RandomSeries,
+    estimator_from_dict,
+    estimator_to_dict,
+)
+from iresflow.logdet.distinct import FEW, distinct_signs
+from iresflow.logdet.probes import draw_probes
+from iresflow.tensors import rademacher
+
+
+def lines(probes):
+    """The probes of each sample up to their sign, ``(K, B)`` sets of tuples."""
+    unsigned = probes * probes[..., -1:]
+    return [[tuple(v.tolist()) for v in sample] for sample in unsigned.movedim(1, 0)]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 6, FEW])
+def test_few_dimensions_have_all_patterns_before_any_comes_again(dim):
+    patterns = 2 ** (dim - 1)
+    probes = distinct_signs(2 * patterns + 1, torch.zeros(30, dim), None)
+    assert bool((probes.abs() == 1).all())
+    for sample in lines(probes):
+        assert len(set(sample[:patterns])) == len(set(sample[patterns : 2 * patterns])) == patterns
+    # The control: independent probes are equal now and then.
+    if 1 < dim < FEW:
+        control = lines(rademacher(patterns, torch.zeros(30, dim)))
+        assert any(len(set(sample)) < patterns for sample in control)
+
+
+def test_each_probe_has_the_identity_as_its_covariance():
+    probes = distinct_signs(2, torch.zeros(40_000, 4), torch.Generator().manual_seed(0))
+    for v in probes:
+        covariance = v.T @ v / len(v)
+        assert float((covariance - torch.eye(4)).abs().max()) < 4 / len(v) ** 0.5
+
+
+def test_traces_by_distinct_probes_are_unbiased_and_their_spread_covers_the_error():
+    matrix = torch.randn(5, 5)
+    for count in (2, 3, 16):
+        v = distinct_signs(count, torch.zeros(20_000, 5), torch.Generator().manual_seed(1))
+        values = torch.einsum("kbi,ij,kbj->kb", v, matrix, v)
+        error = values.mean(0) - matrix.trace()
+        assert abs(float(error.mean())) <= 4 * float(error.std()) / len(error) ** 0.5 + 1e-12
+        # Sampling without replacement: (1 - K / N) times the variance of independent draws.
+        claimed = float((values.var(0) / count).mean())
+        expected = claimed * (1 - count / 16)
+        assert float(error.square().mean()) == pytest.approx(expected, rel=0.05, abs=1e-12)
+
+
+def test_probes_are_drawn_so_in_few_dimensions_only():
+    for dim, repeated in ((FEW, False), (FEW + 1, True)):
+        probes = draw_probes("rademacher", 2 ** (FEW - 1), torch.zeros(20, dim), None)
+        assert any(len(set(s)) < len(s) for s in lines(probes)) == repeated
+
+
+def test_no_estimate_in_two_dimensions_claims_to_be_exact_and_is_not():
+    """Two equal probes have no spread. Every pair of patterns, by every stream of 200 samples."""
+    matrices = contractions(0.8, batch=200, dim=2)
+    exact = torch.linalg.slogdet(torch.eye(2) + matrices).logabsdet
+    for estimator in (Krylov(probes=2), Lanczos(probes=2), PowerSeries(60, probes=2)):
+        estimate = estimator(MatrixLinearization(matrices, 0.81), torch.Generator().manual_seed(0))
+        wrong = (estimate.value - exact).abs() > estimate.truncation + 1e-9
+        assert not bool((wrong & (estimate.variance == 0)).any())
+    control = rademacher(2, torch.zeros(200, 2), torch.Generator().manual_seed(0))
+    assert bool((control.prod(-1)[0] == control.prod(-1)[1]).any())
+
+
+@pytest.mark.parametrize("probes", [1, 2, 5])
+def test_degrees_of_freedom(probes):
+    linearization = MatrixLinearization(contractions(0.5), 0.51)
+    for cls in (Krylov, Lanczos, PowerSeries, RandomSeries):
+        assert cls(probes=probes)(linearization).degrees == probes - 1
+    assert Exact()(linearization).degrees == math.inf
+
+
+def test_small_is_exact_and_the_rest_as_told():
+    otherwise = PowerSeries(3, probes=2)
+    linearization = MatrixLinearization(contractions(0.5, dim=12), 0.51)
+    for limit, expected in ((12, Exact()), (11, otherwise)):
+        ours = ExactWhereSmall(otherwise, limit)(linearization, torch.Generator().manual_seed(0))
+        theirs = expected(linearization, torch.Generator().manual_seed(0))
+        assert torch.equal(ours.value, theirs.value)
+        assert torch.equal(ours.variance, theirs.variance)
+
+
+def test_estimators_within_others_are_stored():
+    for inner, limit in itertools.product((Krylov(probes=3), PowerSeries(7)), (0, 9)):
+        estimator = ExactWhereSmall(inner, limit)
+        assert estimator_from_dict(estimator_to_dict(estimator)) == estimator

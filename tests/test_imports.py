@@ -10,6 +10,7 @@ ROOT = Path(iresflow.__file__).parent
 # Each part may import parts of a lower rank, and itself; parts of one rank never each other.
 RANKS = {
     "errors": 0,
+    "ambient": 0.5,
     "streams": 0.5,
     "threads": 0.5,
     "tensors": 1,

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iresflow.ambient import recorded
 from iresflow.errors import UnknownBoundError
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
@@ -94,7 +96,8 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()  # also in training: an unknown module would not be applied
         shifts: list[Tensor] = []
         if self.shift is not None and context is not None:
-            shifts = list(self.shift(context).split(self._hidden_widths(), dim=1))
+            shift = recorded(F.linear, context, self.shift.weight)
+            shifts = list(shift.split(self._hidden_widths(), dim=1))
         links = []
         for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
             activation = module if isinstance(module, Activation) else None

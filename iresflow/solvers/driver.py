@@ -39,7 +39,7 @@ from torch import Tensor
 
 from iresflow.errors import InversionError, NotContractiveError
 from iresflow.solvers.base import JacobianProduct, RefinableMap, RoundedMap, Solution, Solver
-from iresflow.tensors import full_precision, norm_per_sample
+from iresflow.tensors import norm_per_sample
 
 __all__ = ["solve"]
 
@@ -56,7 +56,6 @@ NEAR = 1.5
 
 
 @torch.no_grad()
-@full_precision()
 def solve(
     maps: Sequence[RoundedMap],
     y: Tensor,

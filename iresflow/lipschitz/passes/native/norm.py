@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from iresflow.ambient import keeps_arithmetic
 from iresflow.lipschitz.passes.kernels import kernels_compile
 from iresflow.lipschitz.passes.native.library import SCALARS, Link, Shape, is_plain, library
 
@@ -29,6 +30,7 @@ def native_norm(weight: Tensor, left: Tensor) -> Tensor | None:
     return _NativeNorm.apply(weight, left)
 
 
+@keeps_arithmetic
 class _NativeNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, left: Tensor) -> Tensor:  # noqa: ANN401

@@ -23,6 +23,9 @@ def native_norm(weight: Tensor, left: Tensor) -> Tensor | None:
 
     Returns:
         The norm; None for what the compiled code does not know, or where there is none.
+
+    Raises:
+        MemoryError: there is not enough memory.
     """
     known = weight.dtype in SCALARS and is_plain(weight) and left.dtype == weight.dtype
     if not (known and kernels_compile() and library() is not None):
@@ -42,13 +45,13 @@ class _NativeNorm(torch.autograd.Function):
         matrix = weight.new_empty(getattr(library(), f"packed_size_{scalar}")(link))
         link.matrix = matrix.data_ptr()
         size = left.shape[1:] if left.ndim == 3 else (1, 1)
-        norm = getattr(library(), f"bidiagonal_{scalar}")(
-            Shape(1, 1, 1, *size), link, start.data_ptr()
-        )
+        norm = weight.new_empty((), dtype=torch.float64)
+        bidiagonal = getattr(library(), f"bidiagonal_{scalar}")
+        bidiagonal(Shape(1, 1, 1, *size), link, start.data_ptr(), norm.data_ptr())
         if start is not left:
             left.copy_(start)
         ctx.save_for_backward(gradient)
-        return weight.new_tensor(norm)
+        return norm.to(weight.dtype)
 
     @staticmethod
     @once_differentiable

@@ -263,9 +263,6 @@ def test_whatever_its_switches_float32_means_all_digits_forwards_and_backwards(
 
     monkeypatch.setattr(TorchPasses, "primal", watched(primal, "forward"))
     monkeypatch.setattr(TorchPasses, "adjoint", watched(adjoint, "backward"))
-    monkeypatch.setattr(
-        "iresflow.lipschitz.passes.chain.passes_through", lambda stages, x: TorchPasses(stages)
-    )
     set_switches(SETTINGS[name])
     before = switches()
     assert flow.sample(2, context[:2]).isfinite().all()

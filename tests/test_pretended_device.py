@@ -6,6 +6,8 @@ import pytest
 import torch
 import worker
 from helpers import small_image_flow, small_vector_flow
+from iresflow.training.evaluate import reconstruct
+from iresflow.training.score import evaluate
 from pretended_device import CUDA, PretendedDevice
 
 import iresflow
@@ -25,10 +27,8 @@ from iresflow.data import Split, load_dataset
 from iresflow.training import loop
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_model
-from iresflow.training.evaluate import reconstruct
 from iresflow.training.loop import Trainer
 from iresflow.training.runs import RunDirectory
-from iresflow.training.score import evaluate
 
 FLOWS = {
     "image": small_image_flow,

@@ -178,6 +178,9 @@ class _Operations(TorchDispatchMode):
         if kwargs.get("device") is not None or not operands:
             device = world.created[-1]
         result = func(*args, **kwargs)
+        if name.startswith(("_foreach_", "_fused_")) and name.endswith("_"):
+            # Versions that PyTorch does not count in the presence of this mode.
+            torch.autograd.graph.increment_version(args[0])
         old = {_storage(x)._cdata for x in operands}
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and _storage(x)._cdata not in old:

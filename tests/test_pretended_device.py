@@ -24,11 +24,14 @@ from iresflow import (
     ReducedPrecision,
 )
 from iresflow.data import Split, load_dataset
-from iresflow.training import loop
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_model
+from iresflow.training.evaluation import evaluate
+from iresflow.training.likelihood import MaximumLikelihood
 from iresflow.training.loop import Trainer
+from iresflow.training.reconstruction import reconstruct
 from iresflow.training.runs import RunDirectory
+from iresflow.training.step import StepFunction
 
 FLOWS = {
     "image": small_image_flow,
@@ -162,7 +165,7 @@ def float32(float64_and_seed):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(loop.Recorder, "pictures", lambda *_: None)
+    monkeypatch.setattr(MaximumLikelihood, "illustrate", lambda *_: None)
 
 
 def trainer(directory, run=None, **settings):
@@ -175,7 +178,16 @@ def trainer(directory, run=None, **settings):
     torch.manual_seed(0)
     flow = build_model(config, dataset).to("cuda")
     run = run or RunDirectory.create(directory, "run")
-    return Trainer(flow, dataset, config.training, run, flip=True)
+    return Trainer(
+        flow,
+        MaximumLikelihood(),
+        dataset.train,
+        dataset.validation,
+        config.training,
+        run=run,
+        flip=True,
+        bar=False,
+    )
 
 
 @pytest.mark.parametrize("tol", [0, 1e-4])
@@ -183,25 +195,22 @@ def trainer(directory, run=None, **settings):
 def test_a_run_trains_stores_resumes_and_is_evaluated_there(
     tol, accumulate, tmp_path, float32, no_pictures
 ):
-    settings = {
-        "tol": tol,
-        "training": {"steps": 6, "validate_every": 3, "accumulate": accumulate},
-    }
+    training = {"steps": 6, "validate_every": 3, "accumulate": accumulate}
+    settings = {"tol": tol, "training": training}
     with PretendedDevice():
         whole = trainer(tmp_path / "whole", **settings)
-        assert whole.device == CUDA
         whole.train()
-        cut = trainer(tmp_path / "cut", **settings)
-        cut.config.steps = 3
+        short = {**settings, "training": {**training, "steps": 3}}
+        cut = trainer(tmp_path / "cut", **short)
         cut.train()
         again = trainer(tmp_path / "again", run=cut.run, **settings)
         again.resume()
         again.train()
-        for name, value in whole.flow.state_dict().items():
+        for name, value in whole.model.state_dict().items():
             assert value.device == CUDA
-            torch.testing.assert_close(again.flow.state_dict()[name], value, msg=name)
+            torch.testing.assert_close(again.model.state_dict()[name], value, msg=name)
         model, _ = load_model(again.run.checkpoint("best"), CUDA)
-        split = Split(again.dataset.test.values[:6])
+        split = Split(load_dataset("digits").test.values[:6])
         assert evaluate(model, split).mean > 0
         assert reconstruct(model, split, count=2) is not None
 
@@ -211,7 +220,7 @@ def test_a_run_trains_stores_resumes_and_is_evaluated_there(
 
 def waits_of_steps(tmp_path, monkeypatch, **settings):
     """The waits of each step of training but the first."""
-    counts, step = [], loop.Trainer._step
+    counts, step = [], StepFunction.take
     with PretendedDevice() as device:
         made = trainer(tmp_path, **settings)
 
@@ -221,7 +230,7 @@ def waits_of_steps(tmp_path, monkeypatch, **settings):
             counts.append(dict(device.waits))
             return result
 
-        monkeypatch.setattr(loop.Trainer, "_step", watched)
+        monkeypatch.setattr(StepFunction, "take", watched)
         made.train()
     return counts[1:]
 

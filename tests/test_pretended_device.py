@@ -1,6 +1,7 @@
 """Everything on a GPU, as far as it can be told without one: see `pretended_device`."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -241,3 +242,31 @@ def test_a_training_step_with_fixed_terms_waits_for_nothing(
 ):
     training = {"steps": 4, "accumulate": accumulate}
     assert waits_of_steps(tmp_path, monkeypatch, tol=0, training=training) == [{}] * 3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solve_reads_its_flags_once_a_step_and_where_samples_end(solver):
+    """Each use of a mask made the host wait: twenty times in a step of the solver."""
+    flow = small_image_flow()
+    with PretendedDevice() as device:
+        flow.cuda().certify()
+        z = torch.randn(6, 32, device="cuda")
+        device.waits.clear()
+        flow.invert(z, accuracy=Accuracy(1e-8, SOLVERS[solver]))
+    in_driver = Counter()
+    for wait, count in device.waits.items():
+        if "@ solvers/" in wait:
+            in_driver[wait.split(" @")[0]] += count
+    assert set(in_driver) <= {"tolist", "nonzero", "_local_scalar_dense"}
+    assert in_driver["nonzero"] <= 4 * in_driver["tolist"]
+
+
+def test_a_bound_in_eval_mode_is_one_look_at_the_parameters():
+    flow = small_image_flow(log_det=PowerSeries(3))
+    with PretendedDevice() as device:
+        x = torch.rand(2, *flow.shape).cuda()
+        flow.cuda().log_prob(x, log_det=PowerSeries(3))
+        device.waits.clear()
+        flow.log_prob(x, log_det=PowerSeries(3))
+    looks = sum(n for wait, n in device.waits.items() if "@ lipschitz/branch.py" in wait)
+    assert looks == len(list(flow.blocks()))

@@ -140,7 +140,8 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()
         if norm not in NORMS:
             raise ValueError(f"norm must be 1, 2 or infinity, got {norm}")
-        if not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+        finite = torch.stack([torch.isfinite(p).all() for p in self.parameters()])
+        if not bool(finite.all()):
             # A bias that is NaN has no norm, and yet the branch maps everything to NaN.
             return Bound(math.inf, math.inf, "not finite")
         paths = {norm: Bound(1.0, 1.0, "")}

@@ -7,8 +7,6 @@ import pytest
 import torch
 import worker
 from helpers import small_image_flow, small_vector_flow
-from iresflow.training.evaluate import reconstruct
-from iresflow.training.score import evaluate
 from pretended_device import CUDA, PretendedDevice
 
 import iresflow

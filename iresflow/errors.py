@@ -5,6 +5,10 @@ here are outcomes that no look at the arguments could have told: a solve that di
 checkpoint that was cut off, a directory without data.
 """
 
+import os
+import sys
+from pathlib import Path
+
 __all__ = [
     "CertificateWarning",
     "CheckpointError",
@@ -24,7 +28,22 @@ __all__ = [
     "TrainingInterrupted",
     "UnknownBoundError",
     "UnsupportedNetworkError",
+    "callers_level",
 ]
+
+ROOT = str(Path(__file__).parent)
+
+
+def callers_level() -> int:
+    """The ``stacklevel`` of a warning that is to name the line that called the package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _passed(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _passed(file: str) -> bool:
+    return file.startswith(ROOT) or f"{os.sep}torch{os.sep}" in file
 
 
 class CertificateWarning(UserWarning):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
 from iresflow.tensors import dot, norms, spread
 
@@ -296,6 +297,7 @@ def recorded_gradients(
     return [next(rest) if t.requires_grad else None for t in operands]
 
 
+@keeps_arithmetic
 class _AnyOrder(torch.autograd.Function):
     """See `Linearization.any_order`."""
 
@@ -331,6 +333,7 @@ def first_order(x: Tensor, error: DerivativeError | None = None) -> Tensor:
     return _FirstOrder.apply(x, error or DerivativeError()) if x.requires_grad else x
 
 
+@keeps_arithmetic
 class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, error: DerivativeError) -> Tensor:  # noqa: ANN401

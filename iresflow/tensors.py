@@ -1,11 +1,10 @@
-"""Per-sample sums and norms, probe vectors, and the precision of products.
+"""Per-sample sums and norms, and probe vectors.
 
 Two layouts occur. A *batch* is ``(B, *event)``. A *stack of directions* is ``(K, B, *event)``:
 K vectors for each sample, as the estimators and the linearizations exchange them.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,13 +13,12 @@ from iresflow.streams import BITS, NORMAL, Stream, draw
 
 __all__ = [
     "Probe",
+    "at_least_float32",
     "dot",
-    "full_precision",
     "gaussian",
     "norm_per_sample",
     "norms",
     "rademacher",
-    "reduced_precision",
     "spread",
     "sum_per_sample",
     "transformed",
@@ -45,6 +43,11 @@ def sum_per_sample(x: Tensor) -> Tensor:
 def norm_per_sample(x: Tensor) -> Tensor:
     """Euclidean norm of each sample: ``(B, *event)`` to ``(B,)``."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, widened where its type of float has fewer digits than float32."""
+    return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -87,28 +90,3 @@ def gaussian(count: int, like: Tensor, generator: Stream | None = None) -> Tenso
     """Probes with independent standard normal entries, shape ``(count, *like.shape)``."""
     size = (count, *like.shape)
     return draw(NORMAL, size, generator, batch=1, device=like.device, dtype=like.dtype)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Turns TF32 off on a GPU: its ten bits of mantissa would break bounds made for float32."""
-    with _tf32(False):
-        yield
-
-
-@contextmanager
-def reduced_precision() -> Iterator[None]:
-    """Turns TF32 on for products and convolutions in float32, on GPUs that have it."""
-    with _tf32(True):
-        yield
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before

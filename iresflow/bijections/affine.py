@@ -23,11 +23,10 @@ EXPONENTIAL = 4.0
 
 
 class _SetFromData(Bijection):
-    """What starts as the map that gives its first batch mean 0 and standard deviation 1.
+    """What starts as the map that gives the batch of `initialize` mean 0 and standard deviation 1.
 
-    That happens in `initialize`, or in the first forward pass in *training mode*; used earlier in
-    eval mode, or inverted earlier, it raises. Whether it has happened is a buffer, part of every
-    checkpoint.
+    Used or inverted earlier, it raises: each of several processes would start from what its own
+    first samples happen to be. Whether it has happened is a buffer, part of every checkpoint.
     """
 
     def __init__(self) -> None:
@@ -61,16 +60,13 @@ class _SetFromData(Bijection):
         self.initialized.fill_(True)
         return self.transform(x, context)
 
-    def _be_initialized(self, x: Tensor) -> None:
-        """Initialises from x, in training mode, what has seen no data yet."""
+    def _require_initialized(self, verb: str) -> None:
         if not self._is_initialized():
-            if not self.training:
-                raise NotInitializedError(self._message("used"))
-            self.initialize(x)
-
-    def _require_initialized(self) -> None:
-        if not self._is_initialized():
-            raise NotInitializedError(self._message("inverted"))
+            raise NotInitializedError(
+                f"{type(self).__name__} was {verb} before it has seen data: call "
+                "flow.initialize(batch) with some hundreds of samples, the same in all "
+                "processes, or load a trained flow"
+            )
 
     def _is_initialized(self) -> bool:
         """What the buffer says, read from its device only where it has been written to since.
@@ -86,19 +82,12 @@ class _SetFromData(Bijection):
             self._read = buffer, buffer._version
         return True
 
-    def _message(self, verb: str) -> str:
-        return (
-            f"{type(self).__name__} was {verb} before it has seen data: call "
-            "flow.initialize(batch), train the flow, or load a trained one"
-        )
-
 
 @final
 class ActNorm(_SetFromData):
     """``z = (x + shift) * exp(log_scale)`` for each channel (Glow, Kingma and Dhariwal, 2018).
 
-    It starts as what gives its first batch mean 0 and standard deviation 1. That happens in
-    `initialize`, or in the first forward pass in *training mode*; used earlier in eval mode, or
+    It starts as what gives the batch of `initialize` mean 0 and standard deviation 1; used or
     inverted earlier, it raises.
 
     Its shift is trained in the units of x, so training depends on them: what has units of its own
@@ -125,13 +114,13 @@ class ActNorm(_SetFromData):
         return z, (self.log_scale.sum() * pixels).expand(x.shape[0])
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self._be_initialized(x)
+        self._require_initialized("used")
         return (x + _spread(self.shift, x)) * _spread(self.log_scale.exp(), x)
 
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
-        self._require_initialized()
+        self._require_initialized("inverted")
         # A division by the very number that `transform` multiplies with: in a wider type than the
         # parameters' the two are inverse to each other up to that type's rounding.
         scale = self.log_scale.exp()
@@ -204,13 +193,13 @@ class Standardize(_SetFromData):
         return z, (-pixels * self.deviation.log().sum()).expand(x.shape[0])
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self._be_initialized(x)
+        self._require_initialized("used")
         return (x - _spread(self.mean, x)) / _spread(self.deviation, x)
 
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
-        self._require_initialized()
+        self._require_initialized("inverted")
         scaled = z * _spread(self.deviation, z)
         x = scaled + _spread(self.mean, z)
         # Half an eps of the product and half of the sum, doubled for the norms' sake.

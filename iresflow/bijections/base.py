@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from iresflow.ambient import OwnArithmetic
 from iresflow.bijections.stretch import Stretch
-from iresflow.errors import InversionError, InversionWarning
+from iresflow.errors import InversionError, InversionWarning, callers_level
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import LogDetEstimate
 from iresflow.solvers import Anderson, Solver
@@ -119,7 +120,7 @@ class Inverse:
         )
 
 
-class Bijection(nn.Module, ABC):
+class Bijection(OwnArithmetic, nn.Module, ABC):
     """An invertible map with a tractable log-determinant, on batches ``(B, *event)``.
 
     Every method takes an optional context ``(B, context_dim)``; maps that have no use for it
@@ -286,5 +287,5 @@ def warn_of_floor(error: Tensor, floor: Tensor, tol: float, dtype: torch.dtype) 
             f"the inverse of a block is certified to {reached:.3g}, not to {tol:.3g}: the floor "
             f"of {dtype} is {float(floor.max()):.3g} here{more}",
             InversionWarning,
-            stacklevel=3,
+            stacklevel=callers_level(),
         )

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iresflow.ambient import recorded
 from iresflow.errors import UnknownBoundError
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
@@ -94,7 +96,8 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()  # also in training: an unknown module would not be applied
         shifts: list[Tensor] = []
         if self.shift is not None and context is not None:
-            shifts = list(self.shift(context).split(self._hidden_widths(), dim=1))
+            shift = recorded(F.linear, context, self.shift.weight)
+            shifts = list(shift.split(self._hidden_widths(), dim=1))
         links = []
         for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
             activation = module if isinstance(module, Activation) else None
@@ -137,7 +140,8 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()
         if norm not in NORMS:
             raise ValueError(f"norm must be 1, 2 or infinity, got {norm}")
-        if not all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+        finite = torch.stack([torch.isfinite(p).all() for p in self.parameters()])
+        if not bool(finite.all()):
             # A bias that is NaN has no norm, and yet the branch maps everything to NaN.
             return Bound(math.inf, math.inf, "not finite")
         paths = {norm: Bound(1.0, 1.0, "")}

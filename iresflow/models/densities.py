@@ -5,14 +5,16 @@ from abc import ABC, abstractmethod
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iresflow.ambient import OwnArithmetic, recorded
 from iresflow.tensors import sum_per_sample
 
 __all__ = ["BaseDensity", "DiagonalNormal", "UnitUniform"]
 
 
-class BaseDensity(nn.Module, ABC):
+class BaseDensity(OwnArithmetic, nn.Module, ABC):
     """A density on flat latents ``(B, D)``."""
 
     @abstractmethod
@@ -87,7 +89,8 @@ class DiagonalNormal(BaseDensity):
     def _moments(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.shift is None or context is None:
             return self.mean, self.log_std
-        mean, log_std = self.shift(context.to(self.mean.dtype)).chunk(2, dim=1)
+        context = context.to(self.mean.dtype)
+        mean, log_std = recorded(F.linear, context, self.shift.weight).chunk(2, dim=1)
         return self.mean + mean, self.log_std + log_std
 
 

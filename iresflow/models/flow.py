@@ -30,7 +30,7 @@ from iresflow.models.likelihood import Likelihood, sample_stream
 from iresflow.models.plain import integer, number
 from iresflow.models.storage import StoredModel, write_file
 from iresflow.streams import KeyedStream, Stream, fresh_seed
-from iresflow.tensors import transformed
+from iresflow.tensors import at_least_float32, transformed
 
 __all__ = ["Flow"]
 
@@ -417,6 +417,7 @@ class Flow(StoredModel):
             raise ValueError("an empty batch has no density")
         if not x.is_floating_point():
             raise ValueError(f"a density is of floats, got {x.dtype}{self.INTEGER_ADVICE}")
+        x = at_least_float32(x)
         if not transformed():  # by torch.func.vmap, values can't be looked at
             if not bool(torch.isfinite(x.detach()).all()):
                 raise ValueError("the input holds NaN or infinity")

@@ -16,10 +16,11 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from iresflow.ambient import full_precision
 from iresflow.bijections import Accuracy, Bijection, Inverse
 from iresflow.bijections.base import require_finite
-from iresflow.errors import InversionError, InversionWarning
-from iresflow.tensors import full_precision, wide_norm, widest
+from iresflow.errors import InversionError, InversionWarning, callers_level
+from iresflow.tensors import wide_norm, widest
 
 __all__ = ["FlowInverse", "invert_flow", "residual_tolerance"]
 
@@ -189,7 +190,7 @@ def _refine(
             f"{float(residual.max()):.3g}, above the allowed {tolerance:.3g}: pass z.double() for "
             "a result in float64",
             InversionWarning,
-            stacklevel=4,
+            stacklevel=callers_level(),
         )
     return best, residual, sweeps
 

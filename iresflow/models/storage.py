@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 
+from iresflow.ambient import OwnArithmetic, own_arithmetic
 from iresflow.errors import CertificateWarning, CheckpointError
 from iresflow.logdet import estimator_from_dict
 from iresflow.models.certificate import Certificate, find_defects
@@ -37,7 +38,7 @@ FORMAT = "iresflow"
 VERSION = 1
 
 
-class StoredModel(nn.Module):
+class StoredModel(OwnArithmetic, nn.Module):
     """A model that can be rebuilt from ``spec``, its constructor's arguments as plain values."""
 
     kinds: ClassVar[dict[str, type["StoredModel"]]] = {}
@@ -79,6 +80,7 @@ class StoredModel(nn.Module):
         return {"kind": self.kind(), "spec": self.spec, "state": self.state_dict()}
 
 
+@own_arithmetic()
 def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -> StoredModel:
     """The model that `StoredModel.payload` described, in eval mode, on a device.
 
@@ -89,7 +91,9 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
         model = _class_of(payload["kind"]).from_spec(payload["spec"])
         state = payload["state"]
         dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
-        model.to(dtype=dtypes.pop() if len(dtypes) == 1 else None)
+        # Narrow weights, of older files, are widened: no model computes in their type.
+        wide = {torch.promote_types(dtype, torch.float32) for dtype in dtypes}
+        model.to(dtype=wide.pop() if len(wide) == 1 else None)
         # Eval mode first: leaving training mode would estimate norms of the random weights.
         model.eval().load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -98,7 +98,7 @@ class Proposer(ABC):
 
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
-        """Forgets the samples but those of a mask ``(N,)``."""
+        """Forgets the samples but those at some positions, integers ``(M,)``."""
 
 
 def check_counts(**counts: int) -> None:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from iresflow.errors import InversionError, NotContractiveError
 from iresflow.solvers.base import JacobianProduct, RefinableMap, RoundedMap, Solution, Solver
-from iresflow.tensors import full_precision, norm_per_sample
+from iresflow.tensors import norm_per_sample
 
 __all__ = ["solve"]
 
@@ -56,7 +56,6 @@ NEAR = 1.5
 
 
 @torch.no_grad()
-@full_precision()
 def solve(
     maps: Sequence[RoundedMap],
     y: Tensor,
@@ -157,8 +156,8 @@ def _iterate(
             if not certify:
                 # Nobody has evaluated it: only whose last proposal was good is trusted.
                 value = torch.where(_wide(trusted, x), x, value)
-            results.settle(rows[done], value[done], bound[done], floor[done])
-            keep = ~done
+            ended, keep = _where(done), _where(~done)
+            results.settle(rows[ended], value[ended], bound[ended], floor[ended])
             rows, target, scale, x, plain = (t[keep] for t in (rows, target, scale, x, plain))
             best = best.at(keep)
             last = best if all_kept else last.at(keep)
@@ -200,26 +199,29 @@ def _refine(
         if too_late:
             raise task.out_of_steps(int((~done).sum()), len(y), point.size)
         if some_done:
-            value = point.x[done] + point.residual[done]
-            results.settle(rows[done], value, bound[done], floor[done])
+            ended = _where(done)
+            value = point.x[ended] + point.residual[ended]
+            results.settle(rows[ended], value, bound[ended], floor[ended])
         keep = ~done
         if some_poor and last is not None:
-            dropped = poor & keep
+            dropped = _where(poor & keep)
             left.append((rows[dropped], last.x[dropped] + last.residual[dropped]))
             keep = keep & ~poor
         if some_done or some_poor:
-            rows, target, scale, newton = rows[keep], target[keep], scale[keep], newton[keep]
-            point = point.at(keep)
+            kept = _where(keep)
+            rows, target, scale, newton = rows[kept], target[kept], scale[kept], newton[kept]
+            point = point.at(kept)
         x = point.x + point.residual
         if some_newton:
             # d of d + J d = r, in the narrow type: the next point is x + d.
-            some, r = point.at(newton), point.residual[newton]
-            jacobian = narrow.jacobian(some.x.to(narrow.dtype), rows[newton])
+            chosen = _where(newton)
+            some, r = point.at(chosen), point.residual[chosen]
+            jacobian = narrow.jacobian(some.x.to(narrow.dtype), rows[chosen])
             product = JacobianProduct(jacobian, "jvp", len(r), narrow.dtype)
-            used = torch.ones_like(rows[newton])  # the linearization costs as an evaluation does
+            used = torch.ones_like(rows[chosen])  # the linearization costs as an evaluation does
             correction = _iterate(task, product, r, r, used, certify=False)
-            steps[rows[newton]] += used
-            x[newton] = some.x + correction.value.to(wide.dtype)
+            steps[rows[chosen]] += used
+            x[chosen] = some.x + correction.value.to(wide.dtype)
         last = point
     if left:
         rows = torch.cat([some for some, _ in left])
@@ -368,6 +370,11 @@ def _noise(target: Tensor, x: Tensor) -> Tensor:
     """The size of a residual that is nothing but rounding, as a rule, ``(N,)``."""
     eps = torch.finfo(x.dtype).eps
     return eps * (NOISE * norm_per_sample(target - x) + norm_per_sample(x))
+
+
+def _where(mask: Tensor) -> Tensor:
+    """The positions at which a mask holds: with the mask, the host would wait at each use."""
+    return mask.nonzero()[:, 0]
 
 
 def _wide(mask: Tensor, like: Tensor) -> Tensor:

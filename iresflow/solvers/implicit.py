@@ -25,6 +25,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
+from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
 from iresflow.linearization import Jacobian, Linearization, recorded_gradients
 from iresflow.solvers.base import JacobianProduct, Solver
@@ -122,6 +123,7 @@ class _Equation:
         return replace(self, function=function, kind=kind)
 
 
+@keeps_arithmetic
 class _Implicit(torch.autograd.Function):
     """The solution s of an equation; see the head of this file for the derivation.
 

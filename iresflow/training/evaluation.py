@@ -17,12 +17,12 @@ from warnings import warn
 
 from torch import Tensor
 
+from iresflow.ambient import full_precision
 from iresflow.errors import CheckpointError, NonFiniteError
 from iresflow.logdet import Exact, Krylov, LogDetEstimator
 from iresflow.models import Flow, ImageFlow
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
-from iresflow.tensors import full_precision
 from iresflow.training.batches import Samples
 from iresflow.training.contexts import batch_of, unit_of
 from iresflow.training.processes import Alone, Processes

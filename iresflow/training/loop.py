@@ -10,8 +10,8 @@ from typing import Any, final
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from iresflow.ambient import full_precision
 from iresflow.errors import NonFiniteError, TrainingInterrupted
-from iresflow.tensors import full_precision
 from iresflow.training.average import WeightAverage
 from iresflow.training.batches import Batch, Batches, Samples
 from iresflow.training.checkpoint import Files, Memory, Progress, Store, load_training

@@ -6,9 +6,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from iresflow.ambient import full_precision
 from iresflow.bijections import Accuracy
 from iresflow.models import Flow, FlowInverse, ImageFlow
-from iresflow.tensors import full_precision
 from iresflow.training.batches import Samples
 from iresflow.training.contexts import batch_of
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from iresflow.ambient import full_precision, reduced_precision
 from iresflow.streams import Stream
-from iresflow.tensors import full_precision, reduced_precision
 from iresflow.training.batches import Batch, Share, random_stream
 from iresflow.training.config import TrainingConfig
 from iresflow.training.guard import Guard, Step, put_back

@@ -172,21 +172,22 @@ def test_a_batch_of_one_keeps_its_dimensions(case):
 
 
 @pytest.mark.parametrize("kind", [ActNorm, Standardize])
-def test_what_is_set_from_data_normalizes_its_first_training_batch(kind):
+def test_what_is_set_from_data_normalizes_the_batch_it_is_initialized_from(kind):
     layer = kind(2).train()
-    z = layer.transform(torch.randn(50, 2, 3, 3) * 1e-3 + 1e3)
+    z = layer.initialize(torch.randn(50, 2, 3, 3) * 1e-3 + 1e3)
     channels = z.detach().movedim(1, 0).flatten(1)
     torch.testing.assert_close(channels.mean(1), torch.zeros(2), rtol=0, atol=1e-6)
     torch.testing.assert_close(channels.std(1, correction=0), torch.ones(2), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", [ActNorm, Standardize])
-def test_what_is_set_from_data_refuses_to_start_in_eval_mode(kind):
-    layer = kind(2).eval()
-    with pytest.raises(NotInitializedError, match="before it has seen data"):
-        layer(torch.randn(4, 2))
-    with pytest.raises(NotInitializedError, match="before it has seen data"):
-        layer.train().inverse(torch.randn(4, 2))
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_set_from_data_never_starts_from_whatever_it_is_given(kind, training):
+    """Neither of two samples, nor of other ones in each of several processes."""
+    layer, x = kind(2).train(training), torch.randn(2, 2)
+    for call in (layer, layer.transform, layer.inverse):
+        with pytest.raises(NotInitializedError, match=r"call flow\.initialize\(batch\)"):
+            call(x)
     assert not layer.initialized
 
 

@@ -1,7 +1,6 @@
 """The compiled passes: the numbers of PyTorch and autograd, and a fallback that is told."""
 
 import logging
-import shutil
 
 import pytest
 import torch
@@ -186,7 +185,6 @@ def test_other_chains_take_the_passes_of_torch(case, compiled):
 
 def test_without_a_compiler_torch_takes_over_and_it_is_logged(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.library.cache_clear()
     compile_kernels()
     branch = conv_branch(2, 4, (4, 4), activation=LipSwish, coeff=0.9).eval()
@@ -200,14 +198,6 @@ def test_without_a_compiler_torch_takes_over_and_it_is_logged(monkeypatch, tmp_p
     assert chosen == [None] * 3
     (record,) = caplog.records  # once
     assert "no-such-compiler" in record.message and "PyTorch's run instead" in record.message
-
-
-def test_a_broken_object_is_built_anew(compiled, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = library._built()
-    path.write_bytes(b"cut off")
-    assert library._loaded().packed_size_double is not None
-    assert path.stat().st_size > 10_000
 
 
 def test_both_normalizations_of_a_chain_reach_the_raw_weights(compiled):
@@ -384,38 +374,3 @@ def test_saved_tensors_may_come_back_in_another_layout(compiled):
         ours = gradients()
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b)
-
-
-def test_a_compiler_may_come_with_options_and_there_may_be_no_home(
-    compiled, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "g++ -m64")
-    if shutil.which("g++"):
-        assert library._built().exists()
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.delenv("HOME")
-
-    def nobody():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(library.Path, "home", nobody)
-    library.library.cache_clear()
-    assert library.library() is None
-    library.library.cache_clear()
-
-
-def test_an_object_that_never_loads_is_built_once_only(compiled, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path, builds = library._built(), []
-
-    def refused(name):
-        raise OSError("undefined symbol")
-
-    built = library._built
-    monkeypatch.setattr(library, "_built", lambda: builds.append(1) or built())
-    monkeypatch.setattr(library.ctypes, "CDLL", refused)
-    for message in ("^undefined symbol", "to retry"):
-        with pytest.raises(OSError, match=message):
-            library._loaded()
-    assert path.exists() and len(builds) == 3  # twice at first, and then only its name

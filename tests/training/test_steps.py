@@ -303,12 +303,12 @@ def test_data_stays_on_the_host_where_a_gpu_is_too_small(monkeypatch):
 
 
 def test_precision_holds_in_steps_and_is_put_back():
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    for name, allowed in (("float32", False), ("tf32", True)):
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    for name, precision in (("float32", "ieee"), ("tf32", "tf32")):
         with PRECISIONS[name]():
-            assert cudnn.allow_tf32 is allowed and matmul.allow_tf32 is allowed
-        assert (cudnn.allow_tf32, matmul.allow_tf32) == before
+            assert conv.fp32_precision == matmul.fp32_precision == precision
+        assert (conv.fp32_precision, matmul.fp32_precision) == before
 
 
 def test_evaluation_and_reconstruction_never_use_reduced_precision(tmp_path, float32, monkeypatch):
@@ -317,10 +317,10 @@ def test_evaluation_and_reconstruction_never_use_reduced_precision(tmp_path, flo
     original = type(trainer.model).forward
 
     def watched(self, *arguments, **settings):
-        seen.append((self.training, torch.backends.cuda.matmul.allow_tf32))
+        seen.append((self.training, torch.backends.cuda.matmul.fp32_precision))
         return original(self, *arguments, **settings)
 
     monkeypatch.setattr(type(trainer.model), "forward", watched)
     trainer.train()
-    assert {tf32 for training, tf32 in seen if training} == {True}
-    assert {tf32 for training, tf32 in seen if not training} == {False}
+    assert {precision for training, precision in seen if training} == {"tf32"}
+    assert {precision for training, precision in seen if not training} == {"ieee"}

@@ -165,7 +165,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
                 f"a layer with a weight of shape {tuple(self.weight.shape)} has a norm of up to "
                 f"{upper:.3g}, and {self.sigma.dtype} ends at {info.max:.3g}"
             )
-        self._own(torch.tensor(upper))
+        self._own(self.sigma.new_tensor(upper))
 
     # Bounds.
 

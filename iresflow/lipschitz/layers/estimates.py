@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from iresflow.ambient import own_arithmetic, recorded
 from iresflow.lipschitz.layers.operator import OperatorFamily
 from iresflow.threads import threads_for
 
@@ -53,7 +54,7 @@ def power_iteration(
         for _ in range(iterations - 1):
             u = normalized(multiply(adjoint(u)))
         right = normalized(adjoint(u))
-    return _size(family.operator(weight)(right), left)
+    return _size(_image(family, weight, right), left)
 
 
 def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
         # The top eigenvector of [[upper, below], [0, lower]] times its transpose.
         angle = torch.atan2(2 * below * lower, upper**2 + below**2 - lower**2) / 2
         right = normalized(angle.cos() * first + angle.sin() * second)
-    return _size(family.operator(weight)(right), left)
+    return _size(_image(family, weight, right), left)
 
 
 @torch.no_grad()
@@ -97,9 +98,8 @@ def lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
     """
     weight = weight.detach()
     work = 2 * weight.numel() * left[0].numel()
-    device = weight.device.type
     # The same number in whatever surroundings it is first asked for.
-    with threads_for(work), torch.autocast(device, enabled=False):
+    with threads_for(work), own_arithmetic():
         return _lanczos(family, weight, left)
 
 
@@ -135,12 +135,16 @@ def _lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
         vector = (rest / size).view(shape)
     ritz = (top.to(basis) @ basis[: len(top)]).view(shape)
     right = normalized(ritz if domain else adjoint(ritz))
-    return _size(family.operator(weight)(right), left)
+    return _size(_image(family, weight, right), left)
 
 
 def normalized(x: Tensor) -> Tensor:
     """x over its Euclidean norm; zero stays zero."""
     return x / torch.linalg.vector_norm(x).clamp_min(_tiny(x))
+
+
+def _image(family: OperatorFamily, weight: Tensor, right: Tensor) -> Tensor:
+    return recorded(lambda right, weight: family.operator(weight)(right), right, weight)
 
 
 def _size(image: Tensor, left: Tensor) -> Tensor:

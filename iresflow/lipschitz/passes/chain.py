@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
 from iresflow.linearization import (
     FunctionLinearization,
@@ -150,6 +151,7 @@ class ChainLinearization(Linearization):
         return products
 
 
+@keeps_arithmetic
 class _ChainFunction(torch.autograd.Function):
     r"""Value and bilinear form of a chain, with one adjoint pass for both.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from iresflow.ambient import keeps_arithmetic
 from iresflow.lipschitz.passes.kernels import kernels_compile
 from iresflow.lipschitz.passes.native.library import SCALARS, Link, Shape, is_plain, library
 
@@ -22,6 +23,9 @@ def native_norm(weight: Tensor, left: Tensor) -> Tensor | None:
 
     Returns:
         The norm; None for what the compiled code does not know, or where there is none.
+
+    Raises:
+        MemoryError: there is not enough memory.
     """
     known = weight.dtype in SCALARS and is_plain(weight) and left.dtype == weight.dtype
     if not (known and kernels_compile() and library() is not None):
@@ -29,6 +33,7 @@ def native_norm(weight: Tensor, left: Tensor) -> Tensor | None:
     return _NativeNorm.apply(weight, left)
 
 
+@keeps_arithmetic
 class _NativeNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, left: Tensor) -> Tensor:  # noqa: ANN401
@@ -40,13 +45,13 @@ class _NativeNorm(torch.autograd.Function):
         matrix = weight.new_empty(getattr(library(), f"packed_size_{scalar}")(link))
         link.matrix = matrix.data_ptr()
         size = left.shape[1:] if left.ndim == 3 else (1, 1)
-        norm = getattr(library(), f"bidiagonal_{scalar}")(
-            Shape(1, 1, 1, *size), link, start.data_ptr()
-        )
+        norm = weight.new_empty((), dtype=torch.float64)
+        bidiagonal = getattr(library(), f"bidiagonal_{scalar}")
+        bidiagonal(Shape(1, 1, 1, *size), link, start.data_ptr(), norm.data_ptr())
         if start is not left:
             left.copy_(start)
         ctx.save_for_backward(gradient)
-        return weight.new_tensor(norm)
+        return norm.to(weight.dtype)
 
     @staticmethod
     @once_differentiable

@@ -19,7 +19,7 @@ from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.passes.kernels import kernels_compile
 from iresflow.lipschitz.passes.links import Hidden, Link
-from iresflow.lipschitz.passes.native.library import SCALARS, Shape, is_plain, library
+from iresflow.lipschitz.passes.native.library import SCALARS, Shape, is_plain, library, plain
 from iresflow.lipschitz.passes.native.library import Link as Record
 from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, TorchPasses
 
@@ -198,7 +198,7 @@ class NativePasses(Passes):
             raise ValueError(
                 f"expected a batch of {event} in {self._dtype}, got {tuple(x.shape)} in {x.dtype}"
             )
-        return same_layout(x.detach())
+        return same_layout(plain(x.detach()))
 
     def _check_biases(self, biases: Sequence[Tensor], batch: int) -> None:
         if any(bias.ndim == 2 and len(bias) != batch for bias in biases):

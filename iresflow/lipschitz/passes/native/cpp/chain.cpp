@@ -14,39 +14,62 @@
 //
 // Every array is a contiguous matrix (rows, channels), its rows the pixels of an image and these
 // the samples of a batch; a dense layer has k = 1, and some rows of a batch make up an `Item`.
-// Errors are ruled out by the callers, `native.py` and `native_norm.py`.
+// Errors are ruled out by the callers, `passes.py` and `norm.py`, but for memory that runs out.
+
+#include <new>
+#include <stdexcept>
 
 #include "adjoint.h"
 #include "norm.h"
 #include "passes.h"
 
+namespace {
+
+// The status of a pass, 0 or 1 for out of memory: no exception may pass through Python.
+template <class Pass> int status_of(Pass pass) noexcept {
+    try {
+        pass();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    } catch (const std::length_error&) {  // more than can be addressed
+        return 1;
+    }
+}
+
+}  // namespace
+
 extern "C" {
 
 #define PASSES(T)                                                                                 \
     int64_t packed_size_##T(const Link* link) { return Layer(*link).size<T>(); }                  \
-    void pack_##T(const Shape* shape, const Link* links) { pack<T>(*shape, links); }              \
-    void forward_##T(const Shape* shape, const Link* links, const T* x, T* out) {                 \
-        forward<T>(*shape, links, x, out);                                                        \
+    int pack_##T(const Shape* shape, const Link* links) {                                         \
+        return status_of([=] { pack<T>(*shape, links); });                                        \
     }                                                                                             \
-    void tangents_##T(const Shape* shape, const Link* links, const T* t, T* out) {                \
-        tangents<T>(*shape, links, t, out);                                                       \
+    int forward_##T(const Shape* shape, const Link* links, const T* x, T* out) {                  \
+        return status_of([=] { forward<T>(*shape, links, x, out); });                             \
     }                                                                                             \
-    void vjp_##T(const Shape* shape, const Link* links, const T* u, T* out) {                     \
-        vjp<T>(*shape, links, u, out);                                                            \
+    int tangents_##T(const Shape* shape, const Link* links, const T* t, T* out) {                 \
+        return status_of([=] { tangents<T>(*shape, links, t, out); });                            \
     }                                                                                             \
-    void adjoint_##T(const Shape* shape, const Link* links, const T* x, const T* t,               \
-                     const T* behind, T* before) {                                                \
-        adjoint<T>(*shape, links, x, t, behind, before);                                          \
+    int vjp_##T(const Shape* shape, const Link* links, const T* u, T* out) {                      \
+        return status_of([=] { vjp<T>(*shape, links, u, out); });                                 \
     }                                                                                             \
-    void power_sums_##T(const Shape* shape, const Link* links, const T* v, const T* weights,      \
-                        const int64_t* limit, const T* enough, T* neumann, T* weighted, T* taken, \
-                        T* size, T* growth) {                                                     \
-        power_sums<T>(*shape, links,                                                              \
-                      {v, weights, limit, enough, neumann, weighted, taken, size, growth});       \
+    int adjoint_##T(const Shape* shape, const Link* links, const T* x, const T* t,                \
+                    const T* behind, T* before) {                                                 \
+        return status_of([=] { adjoint<T>(*shape, links, x, t, behind, before); });               \
     }                                                                                             \
-    double bidiagonal_##T(const Shape* shape, const Link* link, T* left) {                        \
-        pack<T>(*shape, link);                                                                    \
-        return bidiagonal<T>(*shape, *link, left);                                                \
+    int power_sums_##T(const Shape* shape, const Link* links, const T* v, const T* weights,       \
+                       const int64_t* limit, const T* enough, T* neumann, T* weighted, T* taken,  \
+                       T* size, T* growth) {                                                      \
+        const Powers<T> powers{v, weights, limit, enough, neumann, weighted, taken, size, growth}; \
+        return status_of([=] { power_sums<T>(*shape, links, powers); });                          \
+    }                                                                                             \
+    int bidiagonal_##T(const Shape* shape, const Link* link, T* left, double* norm) {             \
+        return status_of([=] {                                                                    \
+            pack<T>(*shape, link);                                                                \
+            *norm = bidiagonal<T>(*shape, *link, left);                                           \
+        });                                                                                       \
     }
 
 PASSES(float)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "links.h"
@@ -43,8 +44,31 @@ template <class T> struct Scratch {
     std::vector<T> buffers[12];
     T* at(int which, long size) {
         auto& buffer = buffers[which];
-        if (long(buffer.size()) < size + LANES<T>) buffer.resize(size + LANES<T>);
+        if (long(buffer.size()) < size + LANES<T>) {
+            free(buffer);  // first, so that both are never there at once
+            buffer.resize(size + LANES<T>);
+        }
         return buffer.data();
+    }
+    static void free(std::vector<T>& buffer) { std::vector<T>().swap(buffer); }
+};
+
+constexpr size_t KEPT = size_t(16) << 20;  // bytes of its buffers that a thread keeps between passes
+
+// The buffers of this thread, for one pass.
+template <class T> struct Borrowed {
+    Scratch<T>& scratch;
+
+    Borrowed() : scratch(own()) {}
+    ~Borrowed() {
+        size_t bytes = 0;
+        for (const auto& buffer : scratch.buffers) bytes += buffer.capacity() * sizeof(T);
+        if (bytes > KEPT)
+            for (auto& buffer : scratch.buffers) Scratch<T>::free(buffer);
+    }
+    static Scratch<T>& own() {
+        thread_local Scratch<T> scratch;
+        return scratch;
     }
 };
 

@@ -22,7 +22,8 @@ template <class T> double normalize(std::vector<T>& x) {
 // `layers/estimates.py`, with the names of that. `left` is (outputs, height, width) and moves on; returns the norm and
 // writes its gradient in the weight.
 template <class T> double bidiagonal(const Shape& shape, const Link& link, T* left) {
-    thread_local Scratch<T> scratch;
+    Borrowed<T> borrowed;
+    Scratch<T>& scratch = borrowed.scratch;
     const long pixels = shape.height * shape.width;
     const Item item{0, pixels, 0, shape.height, shape.width};
     const Layer layer(link);

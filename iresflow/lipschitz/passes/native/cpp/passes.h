@@ -5,9 +5,11 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "activations.h"
@@ -37,17 +39,24 @@ void for_items(const Shape& shape, const Link* links, long directions, Body body
     }
     const long each = pixels == 1 && side == 1 ? VECTORS : pixels;
     const long items = (all + each - 1) / each;
+    std::atomic<bool> out_of_memory{false};  // an exception must not leave a thread's region
 #pragma omp parallel if (work * all * directions > SMALL)
     {
-        thread_local Scratch<T> scratch;
+        Borrowed<T> borrowed;
 #pragma omp for schedule(static)
         for (long n = 0; n < items * directions; ++n) {
+            if (out_of_memory) continue;
             const long row = n % items * each;
             const Item item{row, std::min(each, all - row), row / pixels, shape.height,
                             shape.width};
-            body(item, n / items, scratch);
+            try {
+                body(item, n / items, borrowed.scratch);
+            } catch (const std::bad_alloc&) {
+                out_of_memory = true;
+            }
         }
     }
+    if (out_of_memory) throw std::bad_alloc();
 }
 
 template <class T> void forward(const Shape& shape, const Link* links, const T* x, T* out) {

@@ -1,0 +1,269 @@
+"""The package's own arithmetic, whatever switches of PyTorch the caller has set around it.
+
+Three of them would change what is computed: `torch.autocast`, which a thread turns on for a region
+of its code; the reduced formats of float32 products (TF32 on GPUs, bfloat16 on some CPUs), which
+the whole process shares; and the default device. Bounds, solvers and error estimates count on all
+digits of their type. So whatever the package computes runs inside one of the guards below: the
+public methods of models and maps by `OwnArithmetic`, backward passes by `keeps_arithmetic`.
+
+Guards nest, also in several threads at once. Products are exact as long as any thread asks for it,
+and when the last guard has ended, the switches are what they were before the first.
+"""
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, Self, TypeVar, final
+
+import torch
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+__all__ = [
+    "OwnArithmetic",
+    "full_precision",
+    "keeps_arithmetic",
+    "own_arithmetic",
+    "recorded",
+    "reduced_precision",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Wish = Literal["ieee", "tf32"]
+"""What float32 products of a thread are computed in; named as PyTorch names them."""
+
+KEYS = [("generic", "all")]
+KEYS += [(backend, "all") for backend in ("cuda", "mkldnn")]
+KEYS += [(b, operation) for b in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")]
+"""PyTorch's switches for float32 products, by backend and operation: those of an operation follow
+their backend's unless they are set themselves, and these those of all backends."""
+
+
+@final
+class Guard:
+    """A region of code with an arithmetic of its own: a context manager, and a decorator.
+
+    Arguments:
+        wish: Of float32 products; None for the one of the region around, or else "ieee".
+    """
+
+    __slots__ = ("_autocast", "_device", "_now", "_outer", "_wish")
+
+    def __init__(self, wish: Wish | None) -> None:
+        self._wish = wish
+
+    def __enter__(self) -> None:
+        self._autocast = _leave_autocast()
+        self._device = _leave_default_device()
+        self._outer: Wish | None = getattr(_THREAD, "wish", None)
+        self._now: Wish = self._wish or self._outer or "ieee"
+        if self._now != self._outer:
+            _SWITCHES.replace(self._outer, self._now)
+            _THREAD.wish = self._now
+
+    def __exit__(self, *_: object) -> None:
+        if self._now != self._outer:
+            _THREAD.wish = self._outer
+            _SWITCHES.replace(self._now, self._outer)
+        if self._device is not None:
+            self._device.__exit__(None, None, None)
+        for kind in self._autocast:
+            torch.set_autocast_enabled(kind, True)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        wish = self._wish
+
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            with Guard(wish):
+                return function(*args, **kwargs)
+
+        return guarded
+
+
+def _leave_autocast() -> list[str]:
+    """Turns autocast off in this thread; returns the kinds of devices that had it on."""
+    if not torch._C._is_any_autocast_enabled():
+        return []
+    kinds = torch._C._autocast_supported_devices()
+    kinds = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+    for kind in kinds:
+        torch.set_autocast_enabled(kind, False)
+    return kinds
+
+
+def _leave_default_device() -> DeviceContext | None:
+    """Makes the CPU this thread's default device, where it is not; returns what ends that."""
+    if torch._C._len_torch_function_stack() == 0:
+        return None
+    modes = _get_current_function_mode_stack()
+    # The default device lies below all other modes.
+    if not isinstance(modes[0], DeviceContext) or modes[0].device.type == "cpu":
+        return None
+    context = DeviceContext("cpu")
+    context.__enter__()
+    return context
+
+
+def full_precision() -> Guard:
+    """All digits of float32: what bounds and evaluations need."""
+    return Guard("ieee")
+
+
+def reduced_precision() -> Guard:
+    """TF32 for products of float32, on hardware that has it; otherwise as `full_precision`."""
+    return Guard("tf32")
+
+
+def own_arithmetic() -> Guard:
+    """All digits of float32, unless a `reduced_precision` around it asks for fewer."""
+    return Guard(None)
+
+
+class OwnArithmetic:
+    """A module whose public methods, and those of its subclasses, run in `own_arithmetic`.
+
+    It refuses to be made narrower than float32, in which no bound would mean anything.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 (as they come)
+        super().__init_subclass__(**kwargs)
+        for name, method in list(vars(cls).items()):
+            lazy = inspect.isgeneratorfunction(method)
+            if inspect.isfunction(method) and not lazy and not name.startswith("_"):
+                setattr(cls, name, own_arithmetic()(method))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        dtype = fn(torch.zeros((), dtype=torch.float32)).dtype  # before any weight is changed
+        if dtype.is_floating_point and dtype.itemsize < 4:
+            raise ValueError(
+                f"a {type(self).__name__} computes in float32 or float64, not in {dtype}, whose "
+                "digits suffice for no inverse and no likelihood. Training may take 16-bit "
+                "products in the series alone: ReducedPrecision(PowerSeries()), or "
+                "training.precision=mixed"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[misc] (of nn.Module)
+
+
+F = TypeVar("F", bound=type[torch.autograd.Function])
+
+
+def keeps_arithmetic(function: F) -> F:
+    """Makes a function's backward pass run in the arithmetic of its forward pass.
+
+    A backward pass runs where the caller starts it, and on a GPU in a thread of its own.
+    """
+    forward, backward = function.forward, function.backward
+
+    @functools.wraps(forward)
+    def noting(ctx: Any, *args: Any) -> Any:  # noqa: ANN401 (as autograd has them)
+        ctx.wish = getattr(_THREAD, "wish", None)
+        return forward(ctx, *args)
+
+    @functools.wraps(backward)
+    def guarded(ctx: Any, *grads: Any) -> Any:  # noqa: ANN401
+        with Guard(ctx.wish):
+            return backward(ctx, *grads)
+
+    function.forward, function.backward = staticmethod(noting), staticmethod(guarded)
+    return function
+
+
+def recorded(function: Callable[..., torch.Tensor], *operands: torch.Tensor) -> torch.Tensor:
+    """``function(*operands)`` as one node of the graph, which keeps its arithmetic.
+
+    For products of matrices and convolutions that PyTorch differentiates by itself: it does so in
+    the precision that is set where the backward pass is started.
+
+    Arguments:
+        function: Of tensors, without state. It may be called again in a backward pass.
+    """
+    graph = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    # Forward mode and functional transforms look inside, and do not come back later.
+    transformed = forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
+    if not graph or transformed:
+        return function(*operands)
+    return _Recorded.apply(function, *operands)
+
+
+@final
+@keeps_arithmetic
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., torch.Tensor], *operands: torch.Tensor) -> Any:  # noqa: ANN401
+        ctx.function = function
+        ctx.save_for_backward(*operands)
+        return function(*operands)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        again = torch.is_grad_enabled()
+        needed = ctx.needs_input_grad[1:]
+        operands = ctx.saved_tensors
+        if not again:
+            operands = [
+                x.detach().requires_grad_(n) for x, n in zip(operands, needed, strict=True)
+            ]
+        with torch.enable_grad():
+            result = ctx.function(*operands)
+        leaves = [x for x, wanted in zip(operands, needed, strict=True) if wanted]
+        gradients = iter(torch.autograd.grad(result, leaves, grad, create_graph=again))
+        return (None, *(next(gradients) if wanted else None for wanted in needed))
+
+
+@final
+class _Switches:
+    """The process' switches for products of float32, with the threads' wishes counted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[Wish, int] = {"ieee": 0, "tf32": 0}
+        self._set: Wish | None = None
+        self._before: list[tuple[tuple[str, str], str]] = []
+
+    def replace(self, old: Wish | None, new: Wish | None) -> None:
+        """Takes one thread's wish back and notes another; None for none."""
+        with self._lock:
+            if new is not None:
+                self._counts[new] += 1
+            if old is not None:
+                self._counts[old] -= 1
+            wanted: Wish | None = None
+            if any(self._counts.values()):
+                wanted = "ieee" if self._counts["ieee"] else "tf32"
+            if wanted == self._set:
+                return
+            while self._before:
+                _put(*self._before.pop())
+            if wanted is not None:
+                self._turn(wanted)
+            self._set = wanted
+
+    def _turn(self, wish: Wish) -> None:
+        # From all backends down to each operation: what then still says something else had been
+        # set by itself, and only that is to be set. An inherited value is never made its own.
+        for key in KEYS:
+            value = _get(key)
+            if value != wish:
+                self._before.append((key, value))
+                _put(key, wish)
+
+
+# PyTorch's older switches (`allow_tf32`) can't say what the newer ones can, and raise where they
+# are read then. So they are neither read nor set.
+
+
+def _get(key: tuple[str, str]) -> str:
+    return torch._C._get_fp32_precision_getter(*key)
+
+
+def _put(key: tuple[str, str], value: str) -> None:
+    torch._C._set_fp32_precision_setter(*key, value)
+
+
+_THREAD = threading.local()
+_SWITCHES = _Switches()

@@ -1,0 +1,158 @@
+"""The commands for several machines in docs/scaling.md, between two network namespaces."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import iresflow
+from iresflow.training.checkpoint import load_training
+from iresflow.training.processes import SIZES
+
+ROOT = Path(iresflow.__file__).parents[1]
+ADDRESSES = ("10.97.0.1", "10.97.0.2")
+OPTIONS = """--model.blocks [1,1] --model.hidden 4 --data.flip true --training.batch_size 9
+    --training.validation_samples 8 --training.log_every 1 --log_det.terms 4 --log_det.tol 0
+    --data.test 12""".split()
+
+
+def ip(*arguments):
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    """Two network namespaces, each with a loopback of its own, and a cable between them."""
+    names = [f"iresflow-{os.getpid()}-{i}" for i in (0, 1)]
+    if shutil.which("ip") is None:
+        pytest.skip("there is no ip command (Debian's iproute2)")
+    made = []
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                made.append(name)
+            cable = [f"ires{i}" for i in (0, 1)]
+            ends = ["name", cable[1], "netns", names[1]]
+            ip("link", "add", cable[0], "netns", names[0], "type", "veth", "peer", *ends)
+            for name, end, address in zip(names, cable, ADDRESSES, strict=True):
+                ip("-n", name, "address", "add", f"{address}/24", "dev", end)
+                ip("-n", name, "link", "set", "lo", "up")
+                ip("-n", name, "link", "set", end, "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces are not allowed here: {error.stderr.strip()}")
+        yield names
+    finally:
+        for name in made:
+            kill_host(name)
+            ip("netns", "del", name)
+
+
+def kill_host(name):
+    for number in ip("netns", "pids", name).split():
+        os.kill(int(number), signal.SIGKILL)
+
+
+def documented(launcher, rank):
+    """The command of the documentation for one of two machines with one process each."""
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    section = text[text.index("Four machines") :]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL).group(1).replace("\\\n", " ")
+    (command,) = [line for line in block.splitlines() if line.startswith(launcher)]
+    assert "RANK" in command and "HOST" in command
+    command = command.replace("RANK", str(rank)).replace("HOST", ADDRESSES[0])
+    for there, here in (
+        ("--nnodes=4", "--nnodes=2"),
+        ("--nproc_per_node=8", "--nproc_per_node=1"),
+        ("--num_machines=4", "--num_machines=2"),
+        ("--num_processes=32", "--num_processes=2"),
+    ):
+        command = command.replace(there, here)
+    words = shlex.split(command)
+    modules = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.launch"]}
+    skipped = 1 if launcher == "torchrun" else 2
+    words = words[skipped : words.index("train.py")]
+    return [sys.executable, "-m", *modules[launcher], *words, str(ROOT / "train.py")]
+
+
+def start(host, command, log, rank):
+    environment = {k: v for k, v in os.environ.items() if k not in SIZES} | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "1",
+        "GLOO_SOCKET_IFNAME": f"ires{rank}",
+    }
+    with log.open("w") as file:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", host, *command], env=environment, stdout=file, stderr=file
+        )
+
+
+def launch(hosts, launcher, directory, *options):
+    """Both machines, each with a disk of its own."""
+    return [
+        start(
+            host,
+            [*documented(launcher, rank), *OPTIONS, *options, "--runs", f"{directory}/{rank}"],
+            directory / f"log-{rank}",
+            rank,
+        )
+        for rank, host in enumerate(hosts)
+    ]
+
+
+def logs(directory):
+    return "\n".join((directory / f"log-{rank}").read_text() for rank in (0, 1))
+
+
+def weights(path):
+    return load_training(path)[0]["flow"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, str(ROOT / "train.py"), *OPTIONS, "--training.steps", "6"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--runs", str(directory)], env=environment, check=True)
+    (path,) = directory.glob("*/checkpoints/last.pt")
+    return weights(path)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_machines_train_as_one(launcher, hosts, alone, tmp_path):
+    running = launch(hosts, launcher, tmp_path, "--training.steps", "6")
+    codes = [process.wait(timeout=300) for process in running]
+    assert codes == [0, 0], logs(tmp_path)
+    (path,) = tmp_path.glob("0/*/checkpoints/last.pt")
+    assert not (tmp_path / "1").exists()  # only the first machine writes
+    for name, value in weights(path).items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_a_machine_that_dies_ends_the_run_which_goes_on_elsewhere(launcher, hosts, tmp_path):
+    options = ["--training.steps", "100000", "--training.validate_every", "2"]
+    running = launch(hosts, launcher, tmp_path, *options)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("0/*/checkpoints/last.pt")):
+        assert time.monotonic() < deadline and running[0].poll() is None, logs(tmp_path)
+        time.sleep(0.2)
+    kill_host(hosts[1])
+    codes = [process.wait(timeout=120) for process in running]
+    assert 0 not in codes, logs(tmp_path)
+    (path,) = tmp_path.glob("0/*/checkpoints/last.pt")
+    step = load_training(path)[1].step
+    command = [sys.executable, str(ROOT / "train.py"), "--resume", str(path.parents[1])]
+    command += ["--training.steps", str(step + 2)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert load_training(path)[1].step == step + 2

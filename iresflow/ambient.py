@@ -4,30 +4,27 @@ Three of them would change what is computed: `torch.autocast`, which a thread tu
 of its code; the reduced formats of float32 products (TF32 on GPUs, bfloat16 on some CPUs), which
 the whole process shares; and the default device. Bounds, solvers and error estimates count on all
 digits of their type. So whatever the package computes runs inside one of the guards below: the
-public methods of models and maps by `OwnArithmetic`, backward passes by `keeps_arithmetic`.
+public methods of flows and residual blocks open one, and backward passes in closed form keep that
+of their forward pass (`keeps_arithmetic`). Other maps are elementwise, which no switch touches.
 
 Guards nest, also in several threads at once. Products are exact as long as any thread asks for it,
 and when the last guard has ended, the switches are what they were before the first.
 """
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, Self, TypeVar, final
 
 import torch
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 __all__ = [
-    "OwnArithmetic",
+    "WideFloats",
     "full_precision",
     "keeps_arithmetic",
     "own_arithmetic",
-    "recorded",
     "reduced_precision",
 ]
 
@@ -124,18 +121,8 @@ def own_arithmetic() -> Guard:
     return Guard(None)
 
 
-class OwnArithmetic:
-    """A module whose public methods, and those of its subclasses, run in `own_arithmetic`.
-
-    It refuses to be made narrower than float32, in which no bound would mean anything.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 (as they come)
-        super().__init_subclass__(**kwargs)
-        for name, method in list(vars(cls).items()):
-            lazy = inspect.isgeneratorfunction(method)
-            if inspect.isfunction(method) and not lazy and not name.startswith("_"):
-                setattr(cls, name, own_arithmetic()(method))
+class WideFloats:
+    """A module that refuses to be made narrower than float32, where no bound means anything."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         dtype = fn(torch.zeros((), dtype=torch.float32)).dtype  # before any weight is changed
@@ -171,48 +158,6 @@ def keeps_arithmetic(function: F) -> F:
 
     function.forward, function.backward = staticmethod(noting), staticmethod(guarded)
     return function
-
-
-def recorded(function: Callable[..., torch.Tensor], *operands: torch.Tensor) -> torch.Tensor:
-    """``function(*operands)`` as one node of the graph, which keeps its arithmetic.
-
-    For products of matrices and convolutions that PyTorch differentiates by itself: it does so in
-    the precision that is set where the backward pass is started.
-
-    Arguments:
-        function: Of tensors, without state. It may be called again in a backward pass.
-    """
-    graph = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    # Forward mode and functional transforms look inside, and do not come back later.
-    transformed = forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
-    if not graph or transformed:
-        return function(*operands)
-    return _Recorded.apply(function, *operands)
-
-
-@final
-@keeps_arithmetic
-class _Recorded(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., torch.Tensor], *operands: torch.Tensor) -> Any:  # noqa: ANN401
-        ctx.function = function
-        ctx.save_for_backward(*operands)
-        return function(*operands)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
-        again = torch.is_grad_enabled()
-        needed = ctx.needs_input_grad[1:]
-        operands = ctx.saved_tensors
-        if not again:
-            operands = [
-                x.detach().requires_grad_(n) for x, n in zip(operands, needed, strict=True)
-            ]
-        with torch.enable_grad():
-            result = ctx.function(*operands)
-        leaves = [x for x, wanted in zip(operands, needed, strict=True) if wanted]
-        gradients = iter(torch.autograd.grad(result, leaves, grad, create_graph=again))
-        return (None, *(next(gradients) if wanted else None for wanted in needed))
 
 
 @final

@@ -5,10 +5,13 @@ K vectors for each sample, as the estimators and the linearizations exchange the
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from iresflow.ambient import keeps_arithmetic
 from iresflow.streams import BITS, NORMAL, Stream, draw
 
 __all__ = [
@@ -16,6 +19,7 @@ __all__ = [
     "at_least_float32",
     "dot",
     "gaussian",
+    "linear",
     "norm_per_sample",
     "norms",
     "rademacher",
@@ -28,6 +32,30 @@ __all__ = [
 
 Probe = Callable[[int, Tensor, Stream | None], Tensor]
 """Draws ``(K, B, *event)`` probes with mean zero and identity covariance for a batch."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for ``(B, C)`` and ``(D, C)``, with a gradient in that arithmetic.
+
+    PyTorch's own gradient is in that of the place where the backward pass is started.
+    """
+    if transformed() or not torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    product = _Linear.apply(x, weight)
+    return product if bias is None else product + bias
+
+
+@keeps_arithmetic
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        x, weight = ctx.saved_tensors
+        return grad @ weight, grad.mT @ x
 
 
 def transformed() -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from iresflow.ambient import OwnArithmetic
+from iresflow.ambient import WideFloats
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import InversionError, InversionWarning, callers_level
 from iresflow.linearization import Linearization
@@ -120,7 +120,7 @@ class Inverse:
         )
 
 
-class Bijection(OwnArithmetic, nn.Module, ABC):
+class Bijection(WideFloats, nn.Module, ABC):
     """An invertible map with a tractable log-determinant, on batches ``(B, *event)``.
 
     Every method takes an optional context ``(B, context_dim)``; maps that have no use for it

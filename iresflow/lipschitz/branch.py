@@ -6,10 +6,8 @@ from dataclasses import replace
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresflow.ambient import recorded
 from iresflow.errors import UnknownBoundError
 from iresflow.linearization import Linearization
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
@@ -22,7 +20,7 @@ from iresflow.lipschitz.layers.padding import Padding
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.links import Link
 from iresflow.lipschitz.passes.rounding import RoundedChain
-from iresflow.tensors import transformed, widest
+from iresflow.tensors import linear, transformed, widest
 
 __all__ = ["Branch", "conv_branch", "dense_branch", "hidden_widths"]
 
@@ -96,8 +94,7 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()  # also in training: an unknown module would not be applied
         shifts: list[Tensor] = []
         if self.shift is not None and context is not None:
-            shift = recorded(F.linear, context, self.shift.weight)
-            shifts = list(shift.split(self._hidden_widths(), dim=1))
+            shifts = list(linear(context, self.shift.weight).split(self._hidden_widths(), dim=1))
         links = []
         for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
             activation = module if isinstance(module, Activation) else None

@@ -5,16 +5,15 @@ from abc import ABC, abstractmethod
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresflow.ambient import OwnArithmetic, recorded
-from iresflow.tensors import sum_per_sample
+from iresflow.ambient import WideFloats
+from iresflow.tensors import linear, sum_per_sample
 
 __all__ = ["BaseDensity", "DiagonalNormal", "UnitUniform"]
 
 
-class BaseDensity(OwnArithmetic, nn.Module, ABC):
+class BaseDensity(WideFloats, nn.Module, ABC):
     """A density on flat latents ``(B, D)``."""
 
     @abstractmethod
@@ -90,7 +89,7 @@ class DiagonalNormal(BaseDensity):
         if self.shift is None or context is None:
             return self.mean, self.log_std
         context = context.to(self.mean.dtype)
-        mean, log_std = recorded(F.linear, context, self.shift.weight).chunk(2, dim=1)
+        mean, log_std = linear(context, self.shift.weight).chunk(2, dim=1)
         return self.mean + mean, self.log_std + log_std
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, ResidualBlock
 from iresflow.bijections.base import warn_of_floor
 from iresflow.errors import NotContractiveError
@@ -98,17 +99,19 @@ class Flow(StoredModel):
             check: Whether x and the context are checked. A look at their values makes the host
                 wait for a GPU in every call, and training has checked its data once.
         """
-        if check:
-            x, context = self._checked(x, context)
-        estimator = self._bound_estimator(log_det, generator)
-        y, outer = self.data_map(x)
-        z, inner = self.bijection(y, context, estimator)
-        return z, outer + inner
+        with own_arithmetic():
+            if check:
+                x, context = self._checked(x, context)
+            estimator = self._bound_estimator(log_det, generator)
+            y, outer = self.data_map(x)
+            z, inner = self.bijection(y, context, estimator)
+            return z, outer + inner
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Latents ``(B, D)`` alone, without the cost of the log-determinant."""
-        x, context = self._checked(x, context)
-        return self.bijection.transform(self.data_map.transform(x), context)
+        with own_arithmetic():
+            x, context = self._checked(x, context)
+            return self.bijection.transform(self.data_map.transform(x), context)
 
     def inverse(
         self, z: Tensor, context: Tensor | None = None, tol: float | None = None
@@ -143,20 +146,21 @@ class Flow(StoredModel):
             NotContractiveError: a block has no certified Lipschitz bound below 1.
             NotInitializedError: ActNorm has not seen data.
         """
-        dim = self.base_dim
-        if z.ndim != 2 or z.shape[1] != dim or not z.is_floating_point():
-            raise ValueError(
-                f"latents are floats of shape (B, {dim}), got {z.dtype} {tuple(z.shape)}"
-            )
-        if not bool(torch.isfinite(z.detach()).all()):
-            raise ValueError("the latent holds NaN or infinity")
-        context = self._checked_context(context, len(z))
-        z = z.to(torch.promote_types(z.dtype, self._dtype()))
-        result = invert_flow(self.bijection, self.data_map, z, context, accuracy or Accuracy())
-        if accuracy is not None:
-            error = torch.maximum(result.block_error, result.rounding)
-            warn_of_floor(error, result.limit, accuracy.tol, z.dtype)
-        return result
+        with own_arithmetic():
+            dim = self.base_dim
+            if z.ndim != 2 or z.shape[1] != dim or not z.is_floating_point():
+                raise ValueError(
+                    f"latents are floats of shape (B, {dim}), got {z.dtype} {tuple(z.shape)}"
+                )
+            if not bool(torch.isfinite(z.detach()).all()):
+                raise ValueError("the latent holds NaN or infinity")
+            context = self._checked_context(context, len(z))
+            z = z.to(torch.promote_types(z.dtype, self._dtype()))
+            result = invert_flow(self.bijection, self.data_map, z, context, accuracy or Accuracy())
+            if accuracy is not None:
+                error = torch.maximum(result.block_error, result.rounding)
+                warn_of_floor(error, result.limit, accuracy.tol, z.dtype)
+            return result
 
     # Densities.
 
@@ -186,8 +190,9 @@ class Flow(StoredModel):
             log_det: The estimator of the residual blocks' log-determinants.
             generator: The probes' random stream.
         """
-        z, term = self.forward(x, context, log_det, generator)
-        return self.base.log_prob(z, context) + term
+        with own_arithmetic():
+            z, term = self.forward(x, context, log_det, generator)
+            return self.base.log_prob(z, context) + term
 
     @torch.no_grad()
     def likelihood(
@@ -217,9 +222,10 @@ class Flow(StoredModel):
             ValueError: as `log_prob`, or both a generator and a seed.
             NotContractiveError: in eval mode, where a block's certified bound is not below 1.
         """
-        x, context = self._checked(x, context)
-        stream = sample_stream((x, context), generator, seed)
-        return self._likelihood(x, context, log_det, stream)
+        with own_arithmetic():
+            x, context = self._checked(x, context)
+            stream = sample_stream((x, context), generator, seed)
+            return self._likelihood(x, context, log_det, stream)
 
     @torch.no_grad()
     def sample(
@@ -255,12 +261,13 @@ class Flow(StoredModel):
         """`sample` with gradients: of the parameters and the context, by the implicit function
         theorem at the inverse of a latent that the base density draws with gradients of its own.
         """
-        n, temperature = integer("n", n, 0), number("temperature", temperature)
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
-        context = self._checked_context(context, n)
-        z = self.base.sample(n, context, temperature, generator)
-        return invert_flow(self.bijection, self.data_map, z, context, Accuracy()).value
+        with own_arithmetic():
+            n, temperature = integer("n", n, 0), number("temperature", temperature)
+            if temperature < 0:
+                raise ValueError(f"temperature must be 0 or more, got {temperature}")
+            context = self._checked_context(context, n)
+            z = self.base.sample(n, context, temperature, generator)
+            return invert_flow(self.bijection, self.data_map, z, context, Accuracy()).value
 
     @torch.no_grad()
     def sample_and_log_prob(
@@ -271,13 +278,14 @@ class Flow(StoredModel):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """n samples ``(n, *shape)`` and their log-densities ``(n,)`` under the model."""
-        x = self.sample(n, context, temperature, generator)
-        if len(x) == 0:
-            return x, x.new_zeros(0)
-        context = self._checked_context(context, len(x))
-        # Without the check of the range: a sample is where the model put it.
-        z, term = self.forward(x, context, check=False)
-        return x, self.base.log_prob(z, context) + term
+        with own_arithmetic():
+            x = self.sample(n, context, temperature, generator)
+            if len(x) == 0:
+                return x, x.new_zeros(0)
+            context = self._checked_context(context, len(x))
+            # Without the check of the range: a sample is where the model put it.
+            z, term = self.forward(x, context, check=False)
+            return x, self.base.log_prob(z, context) + term
 
     def as_distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """The density as a `torch.distributions.Distribution`, with a ``transform``.
@@ -309,8 +317,9 @@ class Flow(StoredModel):
         Raises:
             ValueError: wrong shape or values, or a batch in which a channel is constant.
         """
-        x, context = self._checked(x, context)
-        self.bijection.initialize(self.data_map.initialize(x), context)
+        with own_arithmetic():
+            x, context = self._checked(x, context)
+            self.bijection.initialize(self.data_map.initialize(x), context)
 
     def blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
         """The residual blocks with their names, in the order of the forward map."""
@@ -328,15 +337,16 @@ class Flow(StoredModel):
             UnknownBoundError: a layer of a branch, which it names, has no known bound.
             ValueError: tol is not above 0.
         """
-        return Certificate(
-            certify_blocks(self.blocks(), self.bijection, self.base_dim),
-            bijection=self.bijection.stretch(self.base_dim),
-            data_map=self.data_map.stretch(self.base_dim),
-            dim=self.base_dim,
-            weights=fingerprint(self),
-            tol=tol,
-            defects=find_defects(self),
-        )
+        with own_arithmetic():
+            return Certificate(
+                certify_blocks(self.blocks(), self.bijection, self.base_dim),
+                bijection=self.bijection.stretch(self.base_dim),
+                data_map=self.data_map.stretch(self.base_dim),
+                dim=self.base_dim,
+                weights=fingerprint(self),
+                tol=tol,
+                defects=find_defects(self),
+            )
 
     def enforce(self) -> Certificate:
         """Rescales the layers whose certified norm exceeds their coefficient, and certifies.
@@ -344,10 +354,11 @@ class Flow(StoredModel):
         Only the normalisation of eval mode changes, not the raw weights that training moves.
         Errors: as `certify`.
         """
-        for name, block in self.blocks():
-            block_bound(name, block)
-            block.branch.enforce()
-        return self.certify()
+        with own_arithmetic():
+            for name, block in self.blocks():
+                block_bound(name, block)
+                block.branch.enforce()
+            return self.certify()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model, its certified norms enforced, to a file that `iresflow.load` reads.

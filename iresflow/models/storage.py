@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 
-from iresflow.ambient import OwnArithmetic, own_arithmetic
+from iresflow.ambient import WideFloats, own_arithmetic
 from iresflow.errors import CertificateWarning, CheckpointError
 from iresflow.logdet import estimator_from_dict
 from iresflow.models.certificate import Certificate, find_defects
@@ -38,7 +38,7 @@ FORMAT = "iresflow"
 VERSION = 1
 
 
-class StoredModel(OwnArithmetic, nn.Module):
+class StoredModel(WideFloats, nn.Module):
     """A model that can be rebuilt from ``spec``, its constructor's arguments as plain values."""
 
     kinds: ClassVar[dict[str, type["StoredModel"]]] = {}

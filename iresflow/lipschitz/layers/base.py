@@ -89,10 +89,6 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         self._bounds: tuple[Bound, float, dict[tuple[float, float], Bound]] | None = None
 
     @abstractmethod
-    def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
-        """Gradient of the sum of ``u * (A x)`` with respect to the weight."""
-
-    @abstractmethod
     def taps(self) -> tuple[Tensor, Tensor, Tensor]:
         """The raw weight as a kernel ``(D, C, k, k)``, and its taps along both axes of an image.
 

@@ -7,12 +7,14 @@ so none exceeds the norm of A, but for rounding.
 
 import math
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from iresflow.ambient import own_arithmetic, recorded
+from iresflow.ambient import keeps_arithmetic, own_arithmetic
 from iresflow.lipschitz.layers.operator import OperatorFamily
+from iresflow.tensors import transformed
 from iresflow.threads import threads_for
 
 if find_spec("iresflow.lipschitz.passes.native") is not None:
@@ -54,7 +56,8 @@ def power_iteration(
         for _ in range(iterations - 1):
             u = normalized(multiply(adjoint(u)))
         right = normalized(adjoint(u))
-    return _size(_image(family, weight, right), left)
+        image = multiply(right)
+    return _norm(family, weight, right, image, left)
 
 
 def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
         # The top eigenvector of [[upper, below], [0, lower]] times its transpose.
         angle = torch.atan2(2 * below * lower, upper**2 + below**2 - lower**2) / 2
         right = normalized(angle.cos() * first + angle.sin() * second)
-    return _size(_image(family, weight, right), left)
+        image = multiply(right)
+    return _norm(family, weight, right, image, left)
 
 
 @torch.no_grad()
@@ -135,7 +139,7 @@ def _lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
         vector = (rest / size).view(shape)
     ritz = (top.to(basis) @ basis[: len(top)]).view(shape)
     right = normalized(ritz if domain else adjoint(ritz))
-    return _size(_image(family, weight, right), left)
+    return _norm(family, weight, right, multiply(right), left)
 
 
 def normalized(x: Tensor) -> Tensor:
@@ -143,17 +147,40 @@ def normalized(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x).clamp_min(_tiny(x))
 
 
-def _image(family: OperatorFamily, weight: Tensor, right: Tensor) -> Tensor:
-    return recorded(lambda right, weight: family.operator(weight)(right), right, weight)
-
-
-def _size(image: Tensor, left: Tensor) -> Tensor:
-    """The norm of a unit vector's image, with the image's gradient; that is the next start."""
-    u = normalized(image.detach())
+def _norm(
+    family: OperatorFamily, weight: Tensor, right: Tensor, image: Tensor, left: Tensor
+) -> Tensor:
+    """The norm of a unit vector's image, with the weight's gradient; that is the next start."""
+    u = normalized(image)
     with torch.no_grad():
         # From the zero vector, that of a zero weight, the iteration would never come back.
         left.copy_(torch.where(u.any(), u.squeeze(0), left))
-    return (u * image).sum()
+    if transformed():
+        return (u * family.operator(weight)(right)).sum()
+    return _Norm.apply(weight, family, right, u, (u * image).sum())
+
+
+@keeps_arithmetic
+class _Norm(torch.autograd.Function):
+    r""":math:`u^\top A v` for the singular vectors u and v, which it holds constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        weight: Tensor,
+        family: OperatorFamily,
+        right: Tensor,
+        left: Tensor,
+        norm: Tensor,
+    ) -> Tensor:
+        ctx.family = family
+        ctx.save_for_backward(right, left)
+        return norm.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        right, left = ctx.saved_tensors
+        return (grad * ctx.family.weight_gradient(right, left), None, None, None, None)
 
 
 def _tiny(x: Tensor) -> float:

@@ -4,7 +4,6 @@ from functools import partial
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresflow.lipschitz.bounds.banded import banded_bound, banded_cost
@@ -16,6 +15,7 @@ from iresflow.lipschitz.layers.estimates import lanczos, power_iteration
 from iresflow.lipschitz.layers.normalization import Bidiagonalization, Normalization
 from iresflow.lipschitz.layers.operator import Operator
 from iresflow.lipschitz.layers.padding import CircularPadding, Grid, Padding, ZeroPadding
+from iresflow.tensors import linear
 
 __all__ = ["NormalizedConv2d", "NormalizedDense"]
 
@@ -63,10 +63,10 @@ class NormalizedDense(NormalizedLayer):
         super().__init__(weight, outputs, (outputs,), coeff, normalization or Bidiagonalization())
 
     def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
-        return partial(F.linear, weight=weight, bias=bias)
+        return partial(linear, weight=weight, bias=bias)
 
     def adjoint(self, weight: Tensor) -> Operator:
-        return partial(F.linear, weight=weight.mT)
+        return partial(linear, weight=weight.mT)
 
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         return u.mT @ x

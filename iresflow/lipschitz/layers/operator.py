@@ -31,6 +31,10 @@ class OperatorFamily(ABC):
         """The adjoint of A, likewise. Its results are new tensors, which may be overwritten."""
 
     @abstractmethod
+    def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
+        """Gradient of the sum of ``u * (A x)`` with respect to the weight."""
+
+    @abstractmethod
     def smooth_bound(self, weight: Tensor) -> Tensor:
         """A rigorous upper bound of the norm of A, a float64 scalar with a gradient."""
 

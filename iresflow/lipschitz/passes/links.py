@@ -12,7 +12,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.ambient import recorded
 from iresflow.lipschitz.layers.activations import Activation
 from iresflow.lipschitz.layers.base import NormalizedLayer, broadcast_bias
 from iresflow.lipschitz.layers.convolution import same_layout
@@ -108,17 +107,5 @@ def evaluate(links: Sequence[Link], x: Tensor, hidden: Hidden | None = None) -> 
             x, *slope = activate(link.activation, x, link.beta, order)
         if hidden is not None:
             hidden.slopes.append(slope[0] if slope else None)
-        x = _applied(link, x)
+        x = link.affine(x)
     return x if hidden is None else same_layout(x)
-
-
-def _applied(link: Link, x: Tensor) -> Tensor:
-    """The linear layer with its bias, as one node of the graph where autograd records."""
-    operands = (x, link.weight, link.bias)
-    if not (torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)):
-        return link.affine(x)
-
-    def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return replace(link, weight=weight, bias=bias).affine(x)
-
-    return recorded(affine, *operands)

@@ -13,6 +13,7 @@ from iresflow.cli import EXPECTED
 from iresflow.cli import main as command
 from iresflow.commands.arguments import fail
 from iresflow.data import Split, load_dataset
+from iresflow.data.augment import Flip, Shift
 from iresflow.errors import DataError, NonFiniteError, TrainingInterrupted
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_for_all
@@ -69,7 +70,7 @@ def new_trainer(
         dataset.validation,
         config.training,
         run=run,
-        flip=True,
+        augment=(Flip(), Shift(1)),
         processes=processes,
         bar=False,
     )

@@ -54,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     if values["quick"]:
         settings = experiment.quick(settings)
     configs: dict[str, DataConfig] = {section: values[section] for section in experiment.DATA}
-    mirrored = [section for section, config in configs.items() if config.flip]
+    mirrored = [section for section, config in configs.items() if config.flip or config.shift]
     if mirrored:
-        fail(f"{mirrored[0]}.flip: only flows train on mirrored images", code=2)
+        fail(f"{mirrored[0]}.flip and .shift: only flows train on changed images", code=2)
     keep_freed_memory()
     torch.manual_seed(settings.seed)
     data = {

@@ -15,7 +15,7 @@ from iresflow.data import Dataset
 from iresflow.errors import RunError, TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import ImageFlow, VectorFlow
-from iresflow.training.build import build_dataset, build_model
+from iresflow.training.build import augmentations, build_dataset, build_model
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.contexts import asked_of
@@ -64,7 +64,7 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
         config.training,
         run=run,
         seed=config.seed,
-        flip=config.data.flip,
+        augment=augmentations(config.data),
         processes=processes,
     )
     if resumed:

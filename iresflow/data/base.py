@@ -99,12 +99,6 @@ class Split:
         """Number of samples."""
         return len(self.values)
 
-    def first(self, count: int) -> "Split":
-        """The first ``count`` samples, from 1 to N."""
-        labels = None if self.labels is None else self.labels[:count]
-        contexts = None if self.contexts is None else self.contexts[:count]
-        return Split(self.values[:count], labels, contexts)
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from iresflow.data.ahead import ahead
+from iresflow.data.augment import Augmentation
 from iresflow.streams import PartialStream, Stream
 
 __all__ = ["Batch", "Batches", "Samples", "Share", "random_stream"]
@@ -131,14 +132,14 @@ class Batches:
         size: Samples in a batch; smaller splits give smaller batches.
         seed: Of the order.
         device: Where the batches shall be.
-        flip: Whether images are mirrored with probability 1/2.
+        augment: The random changes of each sample, one after another.
     """
 
     split: Samples
     size: int
     seed: int
     device: torch.device
-    flip: bool = False
+    augment: tuple[Augmentation, ...] = ()
 
     @property
     def count(self) -> int:
@@ -178,13 +179,15 @@ class Batches:
                 _copied(chosen.values, self.device),
                 None if chosen.labels is None else _copied(chosen.labels, self.device),
             )
-            yield self._mirrored(batch, step, rows) if self.flip else batch
+            yield self._changed(batch, step, rows) if self.augment else batch
             step += 1
 
-    def _mirrored(self, batch: Batch, step: int, rows: slice) -> Batch:
-        stream = random_stream(self.seed, step, 1, self.device)
-        mirrored = torch.rand(self.count, generator=stream, device=self.device) < 0.5
-        values = torch.where(mirrored[rows].view(-1, 1, 1, 1), batch.values.flip(-1), batch.values)
+    def _changed(self, batch: Batch, step: int, rows: slice) -> Batch:
+        generator = random_stream(self.seed, step, 1, self.device)
+        stream = PartialStream(generator, self.count, rows.start or 0)
+        values = batch.values
+        for change in self.augment:
+            values = change(values, stream)
         return Batch(values, batch.labels)
 
 

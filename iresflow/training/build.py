@@ -5,6 +5,7 @@ import torch
 from iresflow.bijections import MultiScale, ResidualBlock
 from iresflow.data import Dataset, Scaling, TableOptions
 from iresflow.data import load_dataset as load_named
+from iresflow.data.augment import Augmentation, Flip, Shift
 from iresflow.logdet import (
     Exact,
     Geometric,
@@ -20,7 +21,7 @@ from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.config import Config, DataConfig, LogDetConfig
 from iresflow.training.processes import Alone
 
-__all__ = ["build_dataset", "build_model", "resolve_device"]
+__all__ = ["augmentations", "build_dataset", "build_model", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -65,6 +66,12 @@ def build_dataset(config: DataConfig, seed: int, scaling: Scaling | None = None)
     )
 
 
+def augmentations(config: DataConfig) -> tuple[Augmentation, ...]:
+    """The random changes of training images that the configuration asks for."""
+    flips = (Flip(),) if config.flip else ()
+    return (*flips, Shift(config.shift)) if config.shift else flips
+
+
 def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
     """A new model for the data, with weights from torch's global random stream.
 
@@ -101,8 +108,8 @@ def _recompute(flow: ImageFlow | VectorFlow, scales: tuple[int, ...]) -> None:
 def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow | VectorFlow:
     model = config.model
     if dataset.levels is None:
-        if config.data.flip:
-            raise ValueError(f"data.flip mirrors images, and {dataset.name} holds vectors")
+        if config.data.flip or config.data.shift:
+            raise ValueError(f"data.flip and data.shift change images; {dataset.name} has none")
         return VectorFlow(
             dataset.shape[0],
             sum(model.blocks),

@@ -62,9 +62,13 @@ class DataConfig:
     """What to subtract from a column of a table, such as {time: 1.7e9}, before float32."""
     flip: bool = False
     """Whether training images are mirrored left to right with probability 1/2."""
+    shift: int = 0
+    """Pixels by which training images are shifted at random, at most; black comes in."""
 
     def __post_init__(self) -> None:
         self.context = tuple(self.context)
+        if self.shift < 0:
+            raise ValueError(f"shift must be 0 or more pixels, got {self.shift}")
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, final
 import yaml
 from torch import nn
 
+from iresflow.data.augment import Flip
 from iresflow.errors import CheckpointError, RunError
 from iresflow.models import Flow
 from iresflow.training.config import Config, TrainingConfig
@@ -152,7 +153,7 @@ def fit(
         config,
         run=directory,
         seed=seed,
-        flip=flip,
+        augment=(Flip(),) if flip else (),
         on_validation=on_validation,
         bar=bar,
         title=title,

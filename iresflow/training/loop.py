@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from iresflow.ambient import full_precision
+from iresflow.data.augment import Augmentation
 from iresflow.errors import NonFiniteError, TrainingInterrupted
 from iresflow.training.average import WeightAverage
 from iresflow.training.batches import Batch, Batches, Samples
@@ -52,7 +53,7 @@ class Trainer:
         config: The options of training.
         run: Where to write; None for memory alone.
         seed: Of all random streams.
-        flip: Whether training images are mirrored at random.
+        augment: The random changes of each training sample, one after another.
         processes: Those that train this model, each with a trainer of its own.
         guard: What keeps bad steps out of the weights; None for what suits the device.
         on_validation: Called after each validation, in the main process.
@@ -73,7 +74,7 @@ class Trainer:
         *,
         run: RunDirectory | None = None,
         seed: int = 0,
-        flip: bool = False,
+        augment: tuple[Augmentation, ...] = (),
         processes: Processes | None = None,
         guard: Guard | None = None,
         on_validation: OnValidation | None = None,
@@ -87,7 +88,7 @@ class Trainer:
         self.own = objective.own.to(self.device)
         shares = own_shares(config, len(train), self.processes)
         self.rows = slice(shares[0].first, shares[-1].rows.stop)
-        self.batches = Batches(train, config.batch_size, seed, self.device, flip)
+        self.batches = Batches(train, config.batch_size, seed, self.device, augment)
         count = slice(config.validation_samples)
         self.held = None if validation is None else Batch.of(validation, count)
         self.optimizer = new_optimizer([*model.parameters(), *self.own.parameters()], config)

@@ -258,3 +258,13 @@ def test_batches_of_a_large_split_are_made_ahead_and_the_same(
     assert threading.active_count() == before + 1
     early.close()
     assert threading.active_count() == before
+
+
+def test_shifts_are_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--runs", str(tmp_path), "--data.shift", "1"]
+    assert main(["train", *TINY, *arguments, "--data.flip", "true"]) == 0
+    message = error_of(["train", *TINY, *arguments, "--data.name", "rings"], capsys)
+    assert "data.shift change images; rings has none" in message
+    assert "other values of data.shift" in error_of(
+        ["train", "--resume", str(tmp_path / "0000-digits"), "--data.shift", "2"], capsys
+    )

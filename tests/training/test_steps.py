@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from iresflow import NonFiniteError, NotInitializedError
 from iresflow.bijections import ActNorm
 from iresflow.data import Split, load_dataset
+from iresflow.data.augment import Flip, Shift
 from iresflow.training import batches as batches_module
 from iresflow.training.batches import Batches, Share
 from iresflow.training.build import build_model
@@ -65,7 +66,7 @@ def new_trainer(tmp_path, guard=None, objective=None, **settings):
         dataset.validation,
         config.training,
         run=run,
-        flip=True,
+        augment=(Flip(), Shift(1)),
         guard=guard,
         bar=False,
     )
@@ -272,7 +273,7 @@ def test_processes_own_consecutive_shares():
 
 def test_rows_of_batches_are_rows():
     digits = load_dataset("digits").train
-    batches = Batches(digits, size=10, seed=1, device=CPU, flip=True)
+    batches = Batches(digits, size=10, seed=1, device=CPU, augment=(Flip(), Shift(2)))
     whole, part = batches.from_step(7), batches.from_step(7, slice(3, 8))
     for _ in range(3):
         all_of, some = next(whole), next(part)

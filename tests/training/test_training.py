@@ -9,9 +9,10 @@ from worker import Acting
 
 from iresflow import CheckpointError, NonFiniteError
 from iresflow.data import Split, load_dataset
+from iresflow.data.augment import Flip
 from iresflow.errors import RunError
 from iresflow.training import interrupt
-from iresflow.training.batches import Batches
+from iresflow.training.batches import Batches, random_stream
 from iresflow.training.build import build_dataset, build_model, resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model, load_training
 from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
@@ -312,7 +313,7 @@ def test_batches_cover_an_epoch_and_depend_on_the_step_alone(digits):
 
 
 def test_mirrored_batches_repeat(digits):
-    batches = Batches(digits.train, 16, seed=5, device=CPU, flip=True)
+    batches = Batches(digits.train, 16, seed=5, device=CPU, augment=(Flip(),))
     a = next(batches.from_step(3)).values
     plain = next(Batches(digits.train, 16, seed=5, device=CPU).from_step(3)).values
     same = (a == plain).flatten(1).all(1)
@@ -320,6 +321,15 @@ def test_mirrored_batches_repeat(digits):
     assert bool((same | mirrored).all()) and 0 < int(same.sum()) < 16
     again = next(batches.from_step(3))
     assert torch.equal(again.values, a) and again.labels is not None
+
+
+def test_mirrored_batches_are_those_of_before(digits):
+    # As version 0.1 drew them, so that its runs go on as they were.
+    changed = next(Batches(digits.train, 16, seed=5, device=CPU, augment=(Flip(),)).from_step(3))
+    plain = next(Batches(digits.train, 16, seed=5, device=CPU).from_step(3)).values
+    mirrored = torch.rand(16, generator=random_stream(5, 3, 1, CPU), dtype=torch.float32) < 0.5
+    expected = torch.where(mirrored.view(-1, 1, 1, 1), plain.flip(-1), plain)
+    assert torch.equal(changed.values, expected)
 
 
 def test_run_directories_are_numbered_and_never_reused(tmp_path):

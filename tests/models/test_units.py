@@ -9,7 +9,7 @@ import torch
 from helpers import small_vector_flow
 
 import iresflow
-from iresflow import VectorFlow
+from iresflow import NotInitializedError, VectorFlow
 from iresflow.bijections import Composition
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
@@ -117,13 +117,17 @@ def test_tolerances_are_in_units_of_the_standardised_data():
     assert bool((error <= back.worst_case).all())
 
 
-def test_the_first_training_batch_initialises_the_units_too():
+def test_initialize_sets_the_units_and_nothing_else_does():
     x = 1e-6 * data() + 1e-3
     flow = VectorFlow(DIM, 1, 4).train()
-    z, _ = flow(x)
-    assert bool(flow.data_map.initialized)
+    with pytest.raises(NotInitializedError, match="Standardize was used before"):
+        flow(x)
+    flow.initialize(x)
     torch.testing.assert_close(flow.data_map.mean, x.mean(0))
-    assert float(z.detach().mean(0).abs().max()) < 1e-6
+    y = flow.data_map.transform(x)
+    assert float(y.mean(0).abs().max()) < 1e-9
+    torch.testing.assert_close(y.std(0, correction=0), torch.ones(DIM))
+    assert bool(flow(x)[1].isfinite().all())
 
 
 def without_units(flow):

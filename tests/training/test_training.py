@@ -177,12 +177,21 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(digits, tmp_pa
     assert all(bool(torch.isfinite(t).all()) for t in state["flow"].values())
 
 
-def test_a_validation_that_is_not_finite_stops_and_keeps_the_checkpoint(digits, tmp_path):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.nan, "the averaged weights can't be certified at step 3"),
+        (1e30, "validation score is inf at step 3"),  # finite, and its square is not
+    ],
+)
+def test_a_validation_that_is_not_finite_stops_and_keeps_the_checkpoint(
+    digits, tmp_path, value, message
+):
     trainer = train(tiny(steps=3), digits, tmp_path)
     best = trainer.progress.best
     with torch.no_grad():
-        trainer.average.model.base.mean[0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"validation score is nan at step 3"):
+        trainer.average.model.base.mean[0] = value
+    with pytest.raises(NonFiniteError, match=message):
         trainer.validate()
     _, progress = load_training(trainer.run.checkpoint("last"))
     assert progress.best == best and progress.step == 3

@@ -136,7 +136,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     def settle(self) -> None:
         """Stores the settled norm, so that ``sigma`` belongs to the weight as it is now."""
         settled = self._settled_norm()
-        if settled is not self.sigma and not self.weight.is_meta:
+        if settled is not self.sigma:
             self._own(settled)
 
     @torch.no_grad()
@@ -260,9 +260,13 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
     # State: a stored norm is that of the weight beside it.
 
-    def _save_to_state_dict(self, *arguments: Any, **names: Any) -> None:  # noqa: ANN401
-        self.settle()
-        super()._save_to_state_dict(*arguments, **names)
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.weight.is_meta:
+            settled = self._settled_norm()
+            destination[f"{prefix}sigma"] = settled if settled is self.sigma else settled.clone()
 
     def _load_from_state_dict(
         self,

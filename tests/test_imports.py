@@ -22,7 +22,6 @@ RANKS = {
     "data": 3,
     "pictures": 3,
     "plots": 3,
-    "threads": 1,
     "relu": 3,
     "bijections": 4,
     "models": 5,

@@ -5,6 +5,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+import torch
+
+from iresflow import __version__
 from iresflow.commands.arguments import fail
 from iresflow.errors import (
     CheckpointError,
@@ -54,8 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in {"-h", "--help"}:
         verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())
-        print(f"usage: iresflow VERB ...\n\n{verbs}\n\niresflow VERB --help explains each option.")
+        print(
+            f"usage: iresflow VERB ...\n\n{verbs}\n\niresflow VERB --help explains each option, "
+            "iresflow --version tells the version."
+        )
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"iresflow {__version__}, torch {torch.__version__}")
+        return 0
     verb, *rest = arguments
     if verb not in VERBS:
         fail(f"unknown verb {verb!r}; choose one of {', '.join(VERBS)}", code=2)

@@ -1,4 +1,4 @@
-"""Arrays in, pictures out."""
+"""Arrays in, figures out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,34 +7,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 __all__ = [
     "density_figure",
     "estimator_figure",
-    "image_grid",
     "inversion_figure",
     "layer_norm_figure",
     "save_figure",
-    "save_grid",
     "scatter_figure",
 ]
-
-
-def image_grid(images: Tensor, columns: int | None = None, border: int = 1) -> Tensor:
-    """A grid ``(C, H', W')`` of images ``(N, C, H, W)`` in [0, 1], about as wide as high."""
-    columns = columns or int(np.ceil(len(images) ** 0.5))
-    return make_grid(images.clamp(0, 1), nrow=columns, padding=border, pad_value=0.5)
-
-
-def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
-    """Writes a grid of images ``(N, C, H, W)`` in [0, 1] as PNG, small ones magnified."""
-    grid = image_grid(images.detach().cpu().float(), columns)
-    # Pictures of 8 x 8 pixels can't be looked at: whole-number magnification to about 32.
-    factor = max(1, round(32 / images.shape[-1]))
-    grid = grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    save_image(grid, path)
 
 
 def scatter_figure(points: np.ndarray, title: str = "") -> Figure:

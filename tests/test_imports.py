@@ -20,6 +20,7 @@ RANKS = {
     "solvers": 3,
     "logdet": 3,
     "data": 3,
+    "pictures": 3,
     "plots": 3,
     "relu": 3,
     "bijections": 4,
@@ -80,3 +81,62 @@ def test_the_package_knows_no_experiment():
         if name.split(".")[0] == "experiments"
     ]
     assert not wrong
+
+
+def files_imported(file: Path) -> set[Path]:
+    """The files of this package that a file's imports name, whether run or for type checking.
+
+    A package stands for its ``__init__``, unless a module of it is what is imported.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name for name in inner if located(name)] or [node.module]
+        found |= {path for name in names if (path := located(name))}
+    return found - {file}
+
+
+def located(module: str) -> Path | None:
+    if module.split(".")[0] != "iresflow":
+        return None
+    path = ROOT.joinpath(*module.split(".")[1:])
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def circle_among(links: dict[str, set[str]]) -> list[str]:
+    """A circle of names that are linked, or an empty list."""
+    done, path = set(), []
+
+    def visit(name: str) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        path.append(name)
+        for other in sorted(links.get(name, ())):
+            if circle := visit(other):
+                return circle
+        path.pop()
+        done.add(name)
+        return []
+
+    return next((circle for name in sorted(links) if (circle := visit(name))), [])
+
+
+def test_no_file_imports_itself_through_others():
+    links = {
+        str(file.relative_to(ROOT)): {str(p.relative_to(ROOT)) for p in files_imported(file)}
+        for file in ROOT.rglob("*.py")
+    }
+    assert sum(map(len, links.values())) > 200
+    assert circle_among(links) == []
+
+
+def test_circles_are_found():
+    assert circle_among({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c", "b"]
+    assert circle_among({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

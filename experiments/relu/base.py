@@ -5,10 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Report", "Samples"]
 
@@ -85,7 +87,7 @@ class Report:
         lines = [f"- {key}: {_cell(value)}" for key, value in values.items()]
         self._add(name, dict(values), [caption, "", *lines] if caption else lines)
 
-    def figure(self, name: str, figure: Figure, caption: str = "") -> Path:
+    def figure(self, name: str, figure: "Figure", caption: str = "") -> Path:
         """Writes a figure as PNG."""
         file = self.path / f"{name}.png"
         figure.savefig(file, dpi=120)

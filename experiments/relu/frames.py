@@ -10,7 +10,6 @@ from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from sklearn.datasets import load_iris
 from torch import Tensor, nn
 
 from experiments.relu.base import Report, Samples
@@ -213,6 +212,8 @@ SCALINGS: dict[str, Callable[[Samples], tuple[Samples, Restore]]] = {
 
 def iris_samples(settings: Settings) -> Samples:
     """Iris, standardised, on its first principal components; 50 of 150 flowers to test on."""
+    from sklearn.datasets import load_iris  # slow to import, for one of the data sets
+
     bunch = load_iris()
     order = np.random.default_rng(settings.seed).permutation(len(bunch.data))
     values, labels = bunch.data[order], torch.from_numpy(bunch.target[order])

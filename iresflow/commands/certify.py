@@ -9,7 +9,6 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
-from iresflow.commands.figures import data_of_run, draw_data_figures, draw_layer_norms
 from iresflow.errors import DataError, RunError
 from iresflow.models import Certificate, ImageFlow, VectorFlow
 from iresflow.training.build import resolve_device
@@ -51,6 +50,8 @@ def _draw(
     if not certificate.blocks:
         print("left out: all figures, since the flow has no residual blocks")
         return
+    from iresflow.commands.figures import data_of_run, draw_data_figures, draw_layer_norms
+
     print(f"written: {draw_layer_norms(model, out)}", flush=True)
     try:
         x, context = data_of_run(model, options.run, options.root, options.seed)

@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.utils import save_image
 
 from iresflow.bijections import Accuracy
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
@@ -17,7 +15,7 @@ from iresflow.data import write_rows
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
-from iresflow.plots import density_figure, save_figure, save_grid, scatter_figure
+from iresflow.pictures import save_grid, save_image
 from iresflow.training.batches import Batch
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
@@ -197,19 +195,26 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     if known.scaling is not None and context is not None:
         rows = np.column_stack([known.scaling.undo(context.cpu()), rows])
     write_rows(table, rows, (*known.contexts, *known.columns))
-    if points.shape[1] == 2 and model.context_dim == 0:
-        figure = _plane(model, points)
-    else:
-        figure = scatter_figure(points)
     picture = table.with_suffix(".png")
-    save_figure(figure, picture)
+    _draw_points(model, points, picture)
     _report(result, model.base_dim, table, options)
     print(f"written              {picture}")
     return 0
 
 
-def _plane(model: VectorFlow, points: np.ndarray) -> Figure:
-    """The density on the samples' bounding box, 200 x 200 points."""
+def _draw_points(model: VectorFlow, points: np.ndarray, path: Path) -> None:
+    from iresflow.plots import density_figure, save_figure, scatter_figure
+
+    if points.shape[1] == 2 and model.context_dim == 0:
+        save_figure(density_figure(*_plane(model, points), points), path)
+    else:
+        save_figure(scatter_figure(points), path)
+
+
+def _plane(
+    model: VectorFlow, points: np.ndarray
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The density on the samples' bounding box, 200 x 200 points, and that box."""
     like = next(model.parameters())
     low, high = points.min(0), points.max(0)
     margin = 0.1 * (high - low) + 1e-6
@@ -217,7 +222,7 @@ def _plane(model: VectorFlow, points: np.ndarray) -> Figure:
     xs, ys = torch.linspace(x0, x1, 200), torch.linspace(y0, y1, 200)
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2).to(like)
     density = torch.cat([model.log_prob(part).exp() for part in grid.split(4000)])
-    return density_figure(density.reshape(200, 200).cpu().numpy(), (x0, x1, y0, y1), points)
+    return density.reshape(200, 200).cpu().numpy(), (x0, x1, y0, y1)
 
 
 def _out(options: Namespace, name: str) -> Path:
@@ -237,7 +242,7 @@ def _save_each(images: Tensor, out: Path, options: Namespace) -> None:
     folder = out.with_suffix("")
     folder.mkdir(exist_ok=True)
     for index, image in enumerate(images):
-        save_image(image.clamp(0, 1), folder / f"{index:05d}.png")
+        save_image(image, folder / f"{index:05d}.png")
     print(f"one file each        {folder}")
 
 

@@ -10,6 +10,7 @@ from iresflow.lipschitz.layers.activations import (
     LipSwish,
     Softplus,
     Tanh,
+    activation_named,
 )
 from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
@@ -19,6 +20,7 @@ from iresflow.lipschitz.layers.normalization import (
     Certified,
     Normalization,
     PowerIteration,
+    normalization_named,
 )
 from iresflow.lipschitz.layers.padding import (
     PADDINGS,
@@ -53,7 +55,9 @@ __all__ = [
     "Softplus",
     "Tanh",
     "ZeroPadding",
+    "activation_named",
     "compile_kernels",
     "conv_branch",
     "dense_branch",
+    "normalization_named",
 ]

@@ -1,6 +1,5 @@
 """What is proven of a flow's invertibility: as numbers, as a table, and as what a file stores."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -12,74 +11,12 @@ from iresflow.bijections import Bijection, ResidualBlock
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import UnknownBoundError
 from iresflow.lipschitz import Bound, LipschitzMap, NormalizedLayer
+from iresflow.models.block_certificate import BlockCertificate
 from iresflow.models.densities import BaseDensity
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.table import certificate_table
 
-__all__ = ["BlockCertificate", "Certificate", "block_bound", "certify_blocks", "find_defects"]
-
-
-@final
-@dataclass(frozen=True)
-class BlockCertificate:
-    """What is certified of one residual block.
-
-    Attributes:
-        name: The block's place in the model.
-        bound: Of the Lipschitz constant L of its branch.
-        dim: The dimension of what the block acts on.
-    """
-
-    name: str
-    bound: Bound
-    dim: int
-
-    @property
-    def stretch(self) -> Stretch:
-        """Bounds of the block's Lipschitz constants and log-determinant (Lemmas 4.6 and 5.5)."""
-        return Stretch.residual(self.bound.upper, self.dim)
-
-    @property
-    def forward_lipschitz(self) -> float:
-        """Lipschitz bound of the block, 1 + L (thesis, Lemma 4.6)."""
-        return 1 + self.bound.upper
-
-    @property
-    def inverse_lipschitz(self) -> float:
-        """Lipschitz bound of the block's inverse, 1 / (1 - L) (thesis, Lemma 4.6)."""
-        upper = self.bound.upper
-        return 1 / (1 - upper) if upper < 1 else math.inf
-
-    def steps(self, tol: float, first_step: float = 1.0) -> int | None:
-        r"""Fixed-point steps that reach an error of at most tol, in the worst case.
-
-        The smallest k with :math:`L^k / (1 - L) |x_1 - x_0| \le` tol (thesis, Lemma 4.5), where
-        :math:`|x_1 - x_0| = |g(y)|` for the start at y. None for L of 1 and above.
-
-        Arguments:
-            tol: Largest Euclidean error, above 0.
-            first_step: :math:`|x_1 - x_0|`; with 1, tol is relative to it.
-
-        Raises:
-            ValueError: tol is not above 0, or first_step is negative.
-        """
-        if not (tol > 0 and first_step >= 0):
-            raise ValueError(
-                f"tol must be above 0 and first_step 0 or more, got {tol} and {first_step}"
-            )
-        upper = self.bound.upper
-        if not upper < 1:
-            return None
-        allowed = tol * (1 - upper)
-        if first_step <= allowed:
-            return 0
-        if upper == 0:
-            return 1
-        # The quotient of logarithms may round to the wrong side of an integer.
-        k = max(1, math.ceil(math.log(allowed / first_step) / math.log(upper)) - 1)
-        while upper**k * first_step > allowed:
-            k += 1
-        return k
+__all__ = ["Certificate", "block_bound", "certify_blocks", "find_defects"]
 
 
 @final
@@ -152,7 +89,15 @@ class Certificate:
         return self.weights == fingerprint(model)
 
     def __str__(self) -> str:
-        return certificate_table(self)
+        return certificate_table(
+            self.blocks,
+            bijection=self.bijection,
+            data_map=self.data_map,
+            dim=self.dim,
+            tol=self.tol,
+            weights=self.weights,
+            defects=self.defects,
+        )
 
     __repr__ = __str__
 

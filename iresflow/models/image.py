@@ -20,13 +20,12 @@ from iresflow.bijections import (
     dequantize,
     quantize,
 )
-from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, PADDINGS, conv_branch
+from iresflow.lipschitz import PADDINGS, activation_named, conv_branch, normalization_named
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models.bits import BitsPerDim
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
 from iresflow.models.likelihood import sample_stream
-from iresflow.models.names import check_names
 from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
 from iresflow.streams import Stream
 
@@ -99,7 +98,6 @@ class ImageFlow(Flow):
         coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
         alpha, activation = number("alpha", alpha), word("activation", activation)
         normalization = word("normalization", normalization)
-        check_names(activation, normalization)
         if padding not in PADDINGS:
             raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
         check_levels(levels, torch.get_default_dtype())
@@ -128,9 +126,9 @@ class ImageFlow(Flow):
             "hidden": hidden,
             "kernels": kernels,
             "padding": PADDINGS[padding],
-            "activation": ACTIVATIONS[activation],
+            "activation": activation_named(activation),
             "coeff": coeff,
-            "normalization": NORMALIZATIONS[normalization],
+            "normalization": normalization_named(normalization),
             "context_dim": context_dim,
         }
         dim = math.prod(shape)

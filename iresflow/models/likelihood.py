@@ -7,7 +7,6 @@ from typing import final
 
 import numpy as np
 import torch
-from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from iresflow.logdet import LogDetEstimate
@@ -147,6 +146,8 @@ def student_quantile(level: float, degrees: Tensor) -> Tensor:
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
+    from scipy.special import ndtri, stdtrit  # slow to import, for those who ask for intervals
+
     d = degrees.detach().cpu().double().numpy()
     many = 1e9
     upper = (1 + level) / 2

@@ -9,14 +9,15 @@ import contextlib
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from warnings import warn
 from zipfile import BadZipFile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from iresflow.ambient import WideFloats, own_arithmetic
 from iresflow.errors import CertificateWarning, CheckpointError
@@ -81,6 +82,23 @@ class StoredModel(WideFloats, nn.Module):
 
 
 @own_arithmetic()
+class _Uninitialized(TorchFunctionMode):
+    """Leaves new weights as their memory is: nothing is drawn from a random stream for them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        named = kwargs or {}
+        initial = getattr(func, "__module__", None) == nn.init.__name__
+        if initial or func in (Tensor.uniform_, Tensor.normal_):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
 def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -> StoredModel:
     """The model that `StoredModel.payload` described, in eval mode, on a device.
 
@@ -88,13 +106,13 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
         CheckpointError: an unknown kind of model, or weights that don't fit the description.
     """
     try:
-        model = _class_of(payload["kind"]).from_spec(payload["spec"])
+        with _Uninitialized():
+            model = _class_of(payload["kind"]).from_spec(payload["spec"])
         state = payload["state"]
         dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
         # Narrow weights, of older files, are widened: no model computes in their type.
         wide = {torch.promote_types(dtype, torch.float32) for dtype in dtypes}
         model.to(dtype=wide.pop() if len(wide) == 1 else None)
-        # Eval mode first: leaving training mode would estimate norms of the random weights.
         model.eval().load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

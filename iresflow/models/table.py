@@ -1,13 +1,11 @@
 """How a certificate prints: upper bounds rounded up, lower bounds rounded down."""
 
 import math
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import TYPE_CHECKING
 
 from iresflow.bijections.stretch import Stretch
-
-if TYPE_CHECKING:
-    from iresflow.models.certificate import BlockCertificate, Certificate
+from iresflow.models.block_certificate import BlockCertificate
 
 __all__ = ["certificate_table", "lipschitz_text"]
 
@@ -15,16 +13,28 @@ _LARGE = 4
 """From 10 to this power on, factors are printed as powers of ten."""
 
 
-def certificate_table(certificate: "Certificate") -> str:
-    """The table, one line for each block, then the whole flow, and the verdict."""
-    rows = [_block_row(block, certificate.tol) for block in certificate]
-    steps = certificate.steps()
+def certificate_table(
+    blocks: Sequence[BlockCertificate],
+    *,
+    bijection: Stretch,
+    data_map: Stretch,
+    dim: int,
+    tol: float,
+    weights: str,
+    defects: Sequence[str],
+) -> str:
+    """The table, one line for each block, then the whole flow, and the verdict.
+
+    Arguments:
+        blocks: In the order of the forward map; the others are those of a `Certificate`.
+    """
+    rows = [_block_row(block, tol) for block in blocks]
+    steps = [block.steps(tol) for block in blocks]
     total = None if None in steps else sum(s for s in steps if s is not None)
-    ends = [_stretch_row("flow", certificate.bijection, certificate.dim, total)]
-    if certificate.data_map != Stretch():
-        both = certificate.data_map.then(certificate.bijection)
-        ends.append(_stretch_row("data map", certificate.data_map, certificate.dim, None))
-        ends.append(_stretch_row("both", both, certificate.dim, None))
+    ends = [_stretch_row("flow", bijection, dim, total)]
+    if data_map != Stretch():
+        ends.append(_stretch_row("data map", data_map, dim, None))
+        ends.append(_stretch_row("both", data_map.then(bijection), dim, None))
     head = [
         ("", "Lip(g)", "Lip(g)", "Lip(F)", "Lip(F^-1)", "log-det", "log-det", "steps", ""),
         ("block", "certified", "estimate", "<=", "<=", "/D >=", "/D <=", "<=", "method"),
@@ -39,8 +49,8 @@ def certificate_table(certificate: "Certificate") -> str:
             *lines[len(head) : end],
             rule,
             *lines[end:],
-            *_notes(certificate),
-            _verdict(certificate),
+            *_notes(data_map, tol, weights),
+            _verdict(blocks, defects),
         ]
     )
 
@@ -54,7 +64,7 @@ def lipschitz_text(upper: float) -> str:
     return repr(upper)
 
 
-def _block_row(block: "BlockCertificate", tol: float) -> tuple[str, ...]:
+def _block_row(block: BlockCertificate, tol: float) -> tuple[str, ...]:
     steps = block.steps(tol)
     _, _, _, *middle, _, _ = _stretch_row("", block.stretch, block.dim, None)
     return (
@@ -81,32 +91,32 @@ def _stretch_row(name: str, stretch: Stretch, dim: int, steps: int | None) -> tu
     )
 
 
-def _notes(certificate: "Certificate") -> list[str]:
+def _notes(bounded: Stretch, tol: float, weights: str) -> list[str]:
     data_map = (
         ["data map: from x (of images in [0, 1]) to what the flow takes; both: to the latent"]
-        if certificate.data_map != Stretch()
+        if bounded != Stretch()
         else []
     )
     return [
         "certified: a proven upper bound; estimate: power iteration, from below",
         "log-det/D: nats per dimension that the map acts on; flow: all blocks, with ActNorm",
         *data_map,
-        f"steps: fixed-point steps until the error is {certificate.tol:g} of the first step, "
-        "at worst",
-        f"weights: sha256 {certificate.weights}",
+        f"steps: fixed-point steps until the error is {tol:g} of the first step, at worst",
+        f"weights: sha256 {weights}",
     ]
 
 
-def _verdict(certificate: "Certificate") -> str:
-    largest = lipschitz_text(certificate.largest)
-    if certificate:
+def _verdict(blocks: Sequence[BlockCertificate], defects: Sequence[str]) -> str:
+    uppers = [block.bound.upper for block in blocks]
+    largest = lipschitz_text(max(uppers, default=0.0))
+    failed = sum(not upper < 1 for upper in uppers)
+    if not (failed or defects):
         return f"certified: every block has Lip(g) <= {largest} < 1"
-    failed = sum(not block.bound.upper < 1 for block in certificate)
-    reasons = list(certificate.defects)
+    reasons = list(defects)
     if failed:
         reasons.insert(
             0,
-            f"the bounds of {failed} of {len(certificate)} blocks are not below 1, the largest is "
+            f"the bounds of {failed} of {len(blocks)} blocks are not below 1, the largest is "
             f"{largest}",
         )
     return f"NOT certified: {'; '.join(reasons)}"

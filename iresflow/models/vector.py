@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock, Standardize
-from iresflow.lipschitz import ACTIVATIONS, NORMALIZATIONS, dense_branch
+from iresflow.lipschitz import activation_named, dense_branch, normalization_named
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
-from iresflow.models.names import check_names
 from iresflow.models.plain import estimator_spec, integer, number, switch, widths, word
 
 __all__ = ["VectorFlow"]
@@ -71,7 +70,7 @@ class VectorFlow(Flow):
         coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
         activation = word("activation", activation)
         normalization = word("normalization", normalization)
-        check_names(activation, normalization)
+        kind, normalize = activation_named(activation), normalization_named(normalization)
         log_det = log_det or (Exact() if dim <= EXACT_UP_TO else PowerSeries())
         self.spec: dict[str, Any] = {
             "dim": dim,
@@ -89,9 +88,9 @@ class VectorFlow(Flow):
             branch = dense_branch(
                 dim,
                 hidden,
-                activation=ACTIVATIONS[activation],
+                activation=kind,
                 coeff=coeff,
-                normalization=NORMALIZATIONS[normalization],
+                normalization=normalize,
                 activate_input=index > 0,
                 context_dim=context_dim,
             )

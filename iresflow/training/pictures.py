@@ -4,7 +4,6 @@ import torch
 
 from iresflow.errors import InversionError
 from iresflow.models import Flow, ImageFlow
-from iresflow.plots import scatter_figure
 from iresflow.training.batches import Batch, Samples
 from iresflow.training.contexts import context_of
 from iresflow.training.objectives import Album
@@ -34,6 +33,8 @@ def draw_flow(flow: Flow, split: Samples, album: Album) -> None:
         if isinstance(flow, ImageFlow):
             _draw_images(flow, split, album)
         elif len(flow.shape) == 1:
+            from iresflow.plots import scatter_figure  # of matplotlib, slow to import
+
             points = flow.sample(POINTS, _contexts(flow, split, POINTS), generator=_stream(flow))
             album.figure("samples", scatter_figure(points.cpu().numpy()))
     except InversionError as error:

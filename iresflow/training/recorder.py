@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self, final
 import torch
 from torch import Tensor
 
+from iresflow.pictures import image_grid, save_grid
 from iresflow.training.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -113,8 +114,6 @@ class Page:
 
     def grid(self, name: str, images: Tensor, columns: int | None = None) -> None:
         """Writes images ``(N, C, H, W)`` in [0, 1], side by side."""
-        from iresflow.plots import image_grid, save_grid  # a second of import
-
         run, board = self._recorder.run, self._recorder.board
         assert run is not None and board is not None
         save_grid(images, run.samples / f"{self._step:07d}-{name}.png", columns)

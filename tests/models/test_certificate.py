@@ -26,7 +26,7 @@ from iresflow.lipschitz import (
     NormalizedDense,
 )
 from iresflow.models import Certificate, Flow, UnitUniform
-from iresflow.models.certificate import BlockCertificate
+from iresflow.models.block_certificate import BlockCertificate
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
 from iresflow.models.table import lipschitz_text
@@ -302,6 +302,7 @@ def test_bounds_are_rounded_up_and_told_from_one(upper, text):
 
 
 def test_a_fingerprint_changes_with_every_value(flow):
+    flow.enforce()
     before = fingerprint(flow)
     assert fingerprint(copy.deepcopy(flow)) == before
     for name in list(flow.state_dict()):

@@ -16,7 +16,16 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "ELU", "Activation", "CLipSwish", "LipSwish", "Softplus", "Tanh"]
+__all__ = [
+    "ACTIVATIONS",
+    "ELU",
+    "Activation",
+    "CLipSwish",
+    "LipSwish",
+    "Softplus",
+    "Tanh",
+    "activation_named",
+]
 
 
 class Activation(nn.Module, ABC):
@@ -202,3 +211,11 @@ ACTIVATIONS: dict[str, type[Activation]] = {
     "tanh": Tanh,
 }
 """The activations by the names that configurations use."""
+
+
+def activation_named(name: str) -> type[Activation]:
+    """One of `ACTIVATIONS`, or a ValueError that names them all."""
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"unknown activation {name!r}; choose one of {known}")
+    return ACTIVATIONS[name]

@@ -131,9 +131,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     @torch.no_grad()
     def settle(self) -> None:
         """Stores the settled norm, so that ``sigma`` belongs to the weight as it is now."""
-        settled = self._settled_norm()
-        if settled is not self.sigma and not self.weight.is_meta:
-            self._own(settled)
+        self._own(self._settled_norm())
 
     @torch.no_grad()
     def sharpen(self) -> None:
@@ -256,17 +254,14 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
     # State: a stored norm is that of the weight beside it.
 
-    def _save_to_state_dict(self, *arguments: Any, **names: Any) -> None:  # noqa: ANN401
-        self.settle()
-        super()._save_to_state_dict(*arguments, **names)
+    def _save_to_state_dict(self, into: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(into, prefix, keep_vars)
+        if not self.weight.is_meta:
+            settled = self._settled_norm()
+            into[f"{prefix}sigma"] = settled if settled is self.sigma else settled.clone()
 
-    def _load_from_state_dict(
-        self,
-        state: Mapping[str, Any],
-        prefix: str,
-        *arguments: Any,  # noqa: ANN401
-    ) -> None:
-        super()._load_from_state_dict(state, prefix, *arguments)
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: object) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
         if f"{prefix}sigma" in state:
             self._owner, self._frozen = Watch(self.weight), None
 

@@ -15,6 +15,7 @@ __all__ = [
     "Certified",
     "Normalization",
     "PowerIteration",
+    "normalization_named",
 ]
 
 
@@ -113,3 +114,11 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "power-iteration": PowerIteration(),
 }
 """The normalisations by the names that configurations use."""
+
+
+def normalization_named(name: str) -> Normalization:
+    """One of `NORMALIZATIONS`, or a ValueError that names them all."""
+    if name not in NORMALIZATIONS:
+        known = ", ".join(NORMALIZATIONS)
+        raise ValueError(f"unknown normalization {name!r}; choose one of {known}")
+    return NORMALIZATIONS[name]

@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr long SMALL = 20000;  // multiplications below which threads cost more than they save
+constexpr long SMALL = 1000000;  // multiplications below which threads cost more than they save
 
 template <class T> inline const T* rows(const void* matrix, long row, long channels) {
     return matrix ? (const T*)matrix + row * channels : nullptr;

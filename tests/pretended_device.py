@@ -292,6 +292,9 @@ class _Functions(TorchFunctionMode):
             world.wait("from the host")
         world.created.append(device)
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
         finally:
             world.created.pop()
+        if getattr(func, "__name__", "") == "tensor":  # made where no mode looks
+            world.put(result, device)
+        return result

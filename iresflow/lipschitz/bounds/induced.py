@@ -17,9 +17,9 @@ import math
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.bounds.base import EPS, scaled
+from iresflow.lipschitz.bounds.base import EPS, Bound, scaled
 
-__all__ = ["NORMS", "entry_bounds"]
+__all__ = ["NORMS", "entry_bounds", "induced_bounds"]
 
 NORMS = (1.0, 2.0, math.inf)
 """The p-norms that have bounds."""
@@ -70,6 +70,37 @@ def entry_bounds(
     }
     terms = entries.numel() + row_sums.numel() + column_sums.numel() + 16
     return {pair: float(value) * (1 + 4 * terms * EPS) * power for pair, value in values.items()}
+
+
+def induced_bounds(
+    taps: tuple[Tensor, Tensor, Tensor],
+    spectral: Bound,
+    scale: float,
+    errors: tuple[float, float],
+) -> dict[tuple[float, float], Bound]:
+    """Bounds of a convolution whose kernel is multiplied by a number, by (p, q), from 2 to 2 too.
+
+    Arguments:
+        taps: Kernel, rows and columns of `entry_bounds`, before the multiplication.
+        spectral: The bound from 2 to 2, after it.
+        scale: The number.
+        errors: What the multiplication adds to an entry, as `entry_bounds` takes it.
+    """
+    kernel, rows, columns = taps
+    inputs = kernel.shape[1] * rows.shape[2] * columns.shape[2]
+    outputs = kernel.shape[0] * rows.shape[1] * columns.shape[1]
+    # |x|_2 <= root of n |x|_inf and |y|_1 <= root of m |y|_2 bound what has no formula.
+    wide, tall = math.sqrt(inputs) * (1 + 1e-15), math.sqrt(outputs) * (1 + 1e-15)
+    factors = {(math.inf, 2.0): wide, (2.0, 1.0): tall, (math.inf, 1.0): wide * tall}
+    growth = scale * (1 + 1e-15)
+    bounds = {(2.0, 2.0): spectral}
+    for pair, value in entry_bounds(kernel, rows, columns, *errors).items():
+        if pair in factors:
+            upper = min(value * growth, spectral.upper * factors[pair] * (1 + 1e-15))
+            bounds[pair] = Bound(upper, spectral.estimate, "entries")
+        else:
+            bounds[pair] = Bound(value * growth, value * scale, "entries")
+    return bounds
 
 
 def _links(taps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

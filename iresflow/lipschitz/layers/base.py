@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from iresflow.errors import DerivativeError, NotContractiveError
 from iresflow.linearization import first_order
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
-from iresflow.lipschitz.bounds.induced import entry_bounds
+from iresflow.lipschitz.bounds.induced import induced_bounds
 from iresflow.lipschitz.layers.estimates import normalized
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.operator import OperatorFamily
@@ -181,7 +181,8 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         if self._bounds is None or self._bounds[0] is not raw or self._bounds[1] != scale:
             upper = (raw.upper + self._rounding(scale)) * scale * (1 + 1e-15)
             spectral = Bound(upper, raw.estimate * scale, raw.method)
-            every = {(2.0, 2.0): spectral, **self._induced_bounds(spectral, scale)}
+            with torch.no_grad():
+                every = induced_bounds(self.taps(), spectral, scale, self._errors(scale))
             self._bounds = (raw, scale, every)
         return self._bounds[2]
 
@@ -203,24 +204,6 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
             self._raw = (self.tight_bound(self.weight, self.left), watch)
         return self._raw[0]
 
-    @torch.no_grad()
-    def _induced_bounds(self, spectral: Bound, scale: float) -> dict[tuple[float, float], Bound]:
-        kernel, rows, columns = self.taps()
-        inputs = kernel.shape[1] * rows.shape[2] * columns.shape[2]
-        outputs = kernel.shape[0] * rows.shape[1] * columns.shape[1]
-        # |x|_2 <= root of n |x|_inf and |y|_1 <= root of m |y|_2 bound what has no formula.
-        wide, tall = math.sqrt(inputs) * (1 + 1e-15), math.sqrt(outputs) * (1 + 1e-15)
-        factors = {(math.inf, 2.0): wide, (2.0, 1.0): tall, (math.inf, 1.0): wide * tall}
-        growth = scale * (1 + 1e-15)
-        bounds = {}
-        for pair, value in entry_bounds(kernel, rows, columns, *self._errors(scale)).items():
-            if pair in factors:
-                upper = min(value * growth, spectral.upper * factors[pair] * (1 + 1e-15))
-                bounds[pair] = Bound(upper, spectral.estimate, "entries")
-            else:
-                bounds[pair] = Bound(value * growth, value * scale, "entries")
-        return bounds
-
     # The norms in action.
 
     def _norm(self) -> Tensor:
@@ -239,6 +222,8 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         return self._frozen
 
     def _norm_of_weight(self) -> Tensor:
+        if self.weight.is_meta:  # a shape without numbers
+            return self.sigma
         if self._owner is not None and self._owner.unchanged(self.weight):
             return self.sigma
         if self._settled is None or not self._settled[1].unchanged(self.weight):
@@ -256,9 +241,8 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
     def _save_to_state_dict(self, into: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(into, prefix, keep_vars)
-        if not self.weight.is_meta:
-            settled = self._settled_norm()
-            into[f"{prefix}sigma"] = settled if settled is self.sigma else settled.clone()
+        settled = self._settled_norm()
+        into[f"{prefix}sigma"] = settled if settled is self.sigma else settled.clone()
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: object) -> None:
         super()._load_from_state_dict(state, prefix, *rest)

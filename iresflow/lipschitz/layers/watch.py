@@ -71,12 +71,14 @@ def _quick(tensor: Tensor) -> tuple[object, ...] | None:
         return counted  # a look at entries would make the host wait for the device
     with outside_transforms():
         entries = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLES)]
-        return (*counted, entries.double().numpy().tobytes())  # NaN is equal to itself
+        # As bytes, since NaN is not equal to itself.
+        return (*counted, entries.double().numpy(force=True).tobytes())
 
 
 def _checksum(tensor: Tensor) -> int | None:
     if version(tensor) is None or tensor.is_meta:
         return None
     with outside_transforms():
-        data = tensor.detach().cpu().contiguous().flatten()
+        # Copied, so that lazily negated numbers and zeros are written out.
+        data = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor).flatten()
         return zlib.crc32(data.view(torch.uint8).numpy())

@@ -81,7 +81,6 @@ class StoredModel(WideFloats, nn.Module):
         return {"kind": self.kind(), "spec": self.spec, "state": self.state_dict()}
 
 
-@own_arithmetic()
 class _Uninitialized(TorchFunctionMode):
     """Leaves new weights as their memory is: nothing is drawn from a random stream for them."""
 
@@ -99,6 +98,7 @@ class _Uninitialized(TorchFunctionMode):
         return func(*args, **named)
 
 
+@own_arithmetic()
 def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -> StoredModel:
     """The model that `StoredModel.payload` described, in eval mode, on a device.
 

@@ -273,13 +273,13 @@ def compiled(sound):
 
 @torch.no_grad()
 def test_a_large_pass_leaves_no_large_buffers(compiled):
-    branch = conv_branch(4, 96, (128, 128), activation=LipSwish, coeff=0.9).eval()
+    branch = conv_branch(4, 192, (128, 128), activation=LipSwish, coeff=0.9).eval()
     x = torch.randn(1, 4, 128, 128)
     branch.bound()  # settles the norms
     before = resident()
     branch(x)
-    # Its buffers take 3 * 96 * 128 * 128 * 8 bytes and more, 38 MB, which used to stay.
-    assert resident() - before < 20 << 20
+    # Its buffers take 3 * 192 * 128 * 128 * 8 bytes and more, 75 MB, which used to stay.
+    assert resident() - before < 40 << 20
 
 
 # Tensors that are not what they seem.

@@ -115,7 +115,7 @@ class ActNorm(_SetFromData):
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self._require_initialized("used")
-        return (x + _spread(self.shift, x)) * _spread(self.log_scale.exp(), x)
+        return (x + _by_channel(self.shift, x)) * _by_channel(self.log_scale.exp(), x)
 
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
@@ -124,8 +124,8 @@ class ActNorm(_SetFromData):
         # A division by the very number that `transform` multiplies with: in a wider type than the
         # parameters' the two are inverse to each other up to that type's rounding.
         scale = self.log_scale.exp()
-        divided = z / _spread(scale, z)
-        x = divided - _spread(self.shift, z)
+        divided = z / _by_channel(scale, z)
+        x = divided - _by_channel(self.shift, z)
         # Half an eps of the quotient and half of the difference, doubled for the norms' sake.
         rounding = torch.finfo(x.dtype).eps * (wide_norm(divided) + wide_norm(x))
         slowest = float(scale.detach().min()) if scale.numel() else 1.0
@@ -194,14 +194,14 @@ class Standardize(_SetFromData):
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self._require_initialized("used")
-        return (x - _spread(self.mean, x)) / _spread(self.deviation, x)
+        return (x - _by_channel(self.mean, x)) / _by_channel(self.deviation, x)
 
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
         self._require_initialized("inverted")
-        scaled = z * _spread(self.deviation, z)
-        x = scaled + _spread(self.mean, z)
+        scaled = z * _by_channel(self.deviation, z)
+        x = scaled + _by_channel(self.mean, z)
         # Half an eps of the product and half of the sum, doubled for the norms' sake.
         rounding = torch.finfo(x.dtype).eps * (wide_norm(scaled) + wide_norm(x))
         largest = float(self.deviation.max()) if self.deviation.numel() else 1.0
@@ -238,5 +238,5 @@ class Standardize(_SetFromData):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
-def _spread(parameter: Tensor, like: Tensor) -> Tensor:
+def _by_channel(parameter: Tensor, like: Tensor) -> Tensor:
     return parameter.view(-1, *[1] * (like.ndim - 2))

@@ -116,7 +116,7 @@ def invert_flow(
     with full_precision():
         target = z.to(widest(z.device))
         first = bijection.invert(target, context, accuracy)
-        best, residual, sweeps = _refine(bijection, target, z.dtype, first, context, accuracy)
+        best, residual, sweeps = _swept(bijection, target, z.dtype, first, context, accuracy)
         # Refinement is a correction without a graph: a gradient is that of the first sweep, which
         # differs by no more than the blocks' errors.
         y = (first.value + (best.value - first.value).detach()).to(z.dtype)
@@ -137,7 +137,7 @@ def invert_flow(
 
 
 @torch.no_grad()
-def _refine(
+def _swept(
     bijection: Bijection,
     target: Tensor,
     dtype: torch.dtype,

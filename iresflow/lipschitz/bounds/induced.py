@@ -43,8 +43,8 @@ def entry_bounds(
     pairs = [(p, q) for p in NORMS for q in NORMS if (p, q) != (2.0, 2.0)]
     if power in (0.0, math.inf):
         return dict.fromkeys(pairs, power)
-    row_sets, row_reads, row_writes = _links(rows)
-    column_sets, column_reads, column_writes = _links(columns)
+    row_sets, row_reads, row_writes = _tap_sets(rows)
+    column_sets, column_reads, column_writes = _tap_sets(columns)
     merge = "ua,vb,dcab->uvdc"
     sums = torch.einsum(merge, row_sets, column_sets, weight).abs()
     magnitudes = torch.einsum(merge, row_sets, column_sets, weight.abs())
@@ -103,7 +103,7 @@ def induced_bounds(
     return bounds
 
 
-def _links(taps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _tap_sets(taps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The different sets of taps that link an output to an input along one axis.
 
     Returns:

@@ -42,7 +42,7 @@ def activate(phi: Activation, h: Tensor, beta: Tensor | None, order: int) -> tup
 
 def scale_tangent(phi: Activation, t: Tensor, slope: Tensor) -> Tensor:
     r""":math:`\phi'(h)\, t` for tangents ``(K B, C, ...)``."""
-    return _by_sample(torch.mul, _spread(t, phi.width, 1), slope)
+    return _by_sample(torch.mul, _repeated(t, phi.width, 1), slope)
 
 
 def scale_adjoint(phi: Activation, u: Tensor, slope: Tensor) -> Tensor:
@@ -101,12 +101,12 @@ def _adjoint_function(
         h: Tensor, t: Tensor, p: Tensor, q: Tensor, beta: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         value, slope, curvature = jet(h, beta, 2)
-        wide = _spread(t, width, 2)
+        wide = _repeated(t, width, 2)
         mixed = (wide * q).sum(0) * curvature
         primal, tangent = p * slope + mixed, q * slope
         gradient = None
         if beta is not None:
-            h = _spread(h, width, 1)
+            h = _repeated(h, width, 1)
             gradient = ((h * slope - value) * p + h * mixed).sum() / beta
         entered = torch.cat([value, (wide * slope).flatten(0, 1)])
         adjoints = torch.cat(
@@ -117,13 +117,13 @@ def _adjoint_function(
     return function
 
 
-def _spread(x: Tensor, width: int, channels: int) -> Tensor:
+def _repeated(x: Tensor, width: int, channels: int) -> Tensor:
     """Each entry as often as a concatenated activation has values for it, along the channels."""
     return x if width == 1 else torch.cat([x] * width, dim=channels)
 
 
 def _gathered(x: Tensor, width: int, channels: int) -> Tensor:
-    """The adjoint of `_spread`."""
+    """The adjoint of `_repeated`."""
     return x if width == 1 else x.unflatten(channels, (width, -1)).sum(channels)
 
 

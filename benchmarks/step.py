@@ -159,10 +159,12 @@ def bare_convolutions(step: Step) -> float:
     kinds = {name: getattr(padding, name) for name in ("convolve_same", "same_weight_gradient")}
 
     def recording(name: str) -> Callable[..., Tensor]:
-        def record(x: Tensor, y: Tensor, *rest: object) -> Tensor:
-            shapes = [x.shape, y.shape, *(r for r in rest if isinstance(r, torch.Size))]
-            calls[name, tuple(tuple(s) for s in shapes)] += 1
-            return kinds[name](x, y, *rest)
+        def record(x: Tensor, *rest: object, **named: object) -> Tensor:
+            operands = [x, *rest, *named.values()]
+            shapes = [getattr(operand, "shape", operand) for operand in operands]
+            kept = tuple(tuple(s) for s in shapes if isinstance(s, torch.Size) and len(s) > 1)
+            calls[name, kept] += 1
+            return kinds[name](x, *rest, **named)
 
         return record
 
@@ -188,7 +190,7 @@ def norms(flow: iresflow.ImageFlow) -> Step:
     def step() -> None:
         with torch.no_grad():
             for layer in layers:
-                layer.normalization.norm(layer)
+                layer.normalization.norm(layer, layer.weight, layer.left)
 
     return step
 

@@ -29,7 +29,7 @@ from iresflow.lipschitz.layers.padding import (
     ReflectPadding,
     ZeroPadding,
 )
-from iresflow.lipschitz.passes.kernels import compile_kernels
+from iresflow.lipschitz.passes.kernels import compile_kernels, compiled_kernels
 
 __all__ = [
     "ACTIVATIONS",
@@ -57,6 +57,7 @@ __all__ = [
     "ZeroPadding",
     "activation_named",
     "compile_kernels",
+    "compiled_kernels",
     "conv_branch",
     "dense_branch",
     "normalization_named",

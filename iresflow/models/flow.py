@@ -1,8 +1,6 @@
 """A flow: a bijection and a base density, and all that users ask of the two."""
 
-import copy
-import os
-from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar
 
@@ -10,10 +8,10 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
-from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, ResidualBlock
+from iresflow.bijections import Accuracy, Bijection, Composition, LogDet
 from iresflow.bijections.base import warn_of_floor
-from iresflow.errors import NotContractiveError
 from iresflow.linearization import Linearization
+from iresflow.lipschitz import compiled_kernels
 from iresflow.logdet import (
     Exact,
     ExactWhereSmall,
@@ -22,14 +20,12 @@ from iresflow.logdet import (
     LogDetEstimator,
     PowerSeries,
 )
-from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
+from iresflow.models.certified import CertifiedModel
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
-from iresflow.models.fingerprint import fingerprint
 from iresflow.models.inversion import FlowInverse, invert_flow
 from iresflow.models.likelihood import Likelihood, sample_stream
 from iresflow.models.plain import integer, number
-from iresflow.models.storage import StoredModel, write_file
 from iresflow.streams import KeyedStream, Stream, fresh_seed
 from iresflow.tensors import at_least_float32, transformed
 
@@ -38,11 +34,14 @@ __all__ = ["Flow"]
 EVALUATION_SEED = 0
 """Seed of the probes that all points have in common in eval mode."""
 
+LARGE = 1_000_000
+"""Parameters of a model that is initialised by compiled kernels in any case."""
+
 ROUNDING = 8.0
 """What is allowed for a likelihood's arithmetic, in units of eps for each dimension."""
 
 
-class Flow(StoredModel):
+class Flow(CertifiedModel):
     r"""The density of x under :math:`z = F(x)` with z of a base density (thesis, eq. 5.4).
 
     :math:`\log p(x) = \log p_Z(F(x)) + \log|\det J_F(x)|`, in nats.
@@ -71,15 +70,10 @@ class Flow(StoredModel):
         context_dim: int = 0,
         log_det: LogDetEstimator | None = None,
     ) -> None:
-        super().__init__()
-        self.data_map = data_map or Composition()
-        self.bijection = bijection
+        super().__init__(bijection, data_map or Composition(), shape)
         self.base = base
-        self.shape = tuple(shape)
         self.context_dim = context_dim
         self.log_det = log_det or PowerSeries()
-        for name, block in self.blocks():
-            block.name = f"block {name}"
 
     # Maps.
 
@@ -319,70 +313,10 @@ class Flow(StoredModel):
         """
         with own_arithmetic():
             x, context = self._checked(x, context)
-            self.bijection.initialize(self.data_map.initialize(x), context)
-
-    def blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
-        """The residual blocks with their names, in the order of the forward map."""
-        for name, module in self.bijection.named_modules():
-            if isinstance(module, ResidualBlock):
-                yield name, module
-
-    def certify(self, tol: float = 1e-5) -> Certificate:
-        """The certified bounds of each block, and of the flow, as eval mode applies it.
-
-        Arguments:
-            tol: Of the worst-case numbers of fixed-point steps, relative to the first step.
-
-        Raises:
-            UnknownBoundError: a layer of a branch, which it names, has no known bound.
-            ValueError: tol is not above 0.
-        """
-        with own_arithmetic():
-            return Certificate(
-                certify_blocks(self.blocks(), self.bijection, self.base_dim),
-                bijection=self.bijection.stretch(self.base_dim),
-                data_map=self.data_map.stretch(self.base_dim),
-                dim=self.base_dim,
-                weights=fingerprint(self),
-                tol=tol,
-                defects=find_defects(self),
-            )
-
-    def enforce(self) -> Certificate:
-        """Rescales the layers whose certified norm exceeds their coefficient, and certifies.
-
-        Only the normalisation of eval mode changes, not the raw weights that training moves.
-        Errors: as `certify`.
-        """
-        with own_arithmetic():
-            for name, block in self.blocks():
-                block_bound(name, block)
-                block.branch.enforce()
-            return self.certify()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model, its certified norms enforced, to a file that `iresflow.load` reads.
-
-        This model stays as it is; the one in the file is a copy in eval mode, and its certificate
-        lies beside it.
-
-        Raises:
-            CheckpointError: the file can't be written; an older one of that name is intact.
-            NotContractiveError: the weights have no finite norm.
-            UnknownBoundError: as `certify`.
-        """
-        certified = copy.deepcopy(self).eval()
-        certificate = certified.enforce()
-        if not certificate:
-            raise NotContractiveError(
-                f"a model that can't be certified is not saved:\n{certificate}"
-            )
-        write_file({"model": certified.payload(), "certificate": certificate.to_dict()}, path)
-
-    @property
-    def base_dim(self) -> int:
-        """D, the dimension of the latent."""
-        return int(torch.Size(self.shape).numel())
+            # Compiled passes take a fraction of the time of PyTorch's through a large model.
+            large = sum(p.numel() for p in self.parameters()) >= LARGE
+            with compiled_kernels() if large else nullcontext():
+                self.bijection.initialize(self.data_map.initialize(x), context)
 
     def _likelihood(
         self, x: Tensor, context: Tensor | None, log_det: LogDetEstimator | None, stream: Stream

@@ -7,13 +7,14 @@ some seconds the first time (the result is kept on disk), so it is asked for: tr
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Kernel", "compile_kernels", "compiles", "kernels_compile"]
+__all__ = ["Kernel", "compile_kernels", "compiled_kernels", "compiles", "kernels_compile"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,17 @@ def compile_kernels(enabled: bool = True) -> None:
     functions run unfused.
     """
     _State.enabled = enabled
+
+
+@contextmanager
+def compiled_kernels() -> Iterator[None]:
+    """Turns them on for a region of code."""
+    before = _State.enabled
+    compile_kernels()
+    try:
+        yield
+    finally:
+        compile_kernels(before)
 
 
 def kernels_compile() -> bool:

@@ -1,0 +1,97 @@
+"""What every invertible model has: a certificate, and a file that keeps it."""
+
+import copy
+import os
+from collections.abc import Iterator
+
+import torch
+
+from iresflow.ambient import own_arithmetic
+from iresflow.bijections import Bijection, ResidualBlock
+from iresflow.errors import NotContractiveError
+from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
+from iresflow.models.fingerprint import fingerprint
+from iresflow.models.storage import StoredModel, write_file
+
+__all__ = ["CertifiedModel"]
+
+
+class CertifiedModel(StoredModel):
+    """A model of a bijection with residual blocks, whose invertibility can be proven.
+
+    Arguments:
+        bijection: From ``(B, *shape)`` to flat latents ``(B, D)``.
+        data_map: A map in closed form that acts on x first.
+        shape: Of one sample x.
+    """
+
+    def __init__(self, bijection: Bijection, data_map: Bijection, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.data_map = data_map
+        self.bijection = bijection
+        self.shape = tuple(shape)
+        for name, block in self.blocks():
+            block.name = f"block {name}"
+
+    def blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
+        """The residual blocks with their names, in the order of the forward map."""
+        for name, module in self.bijection.named_modules():
+            if isinstance(module, ResidualBlock):
+                yield name, module
+
+    def certify(self, tol: float = 1e-5) -> Certificate:
+        """The certified bounds of each block, and of the flow, as eval mode applies it.
+
+        Arguments:
+            tol: Of the worst-case numbers of fixed-point steps, relative to the first step.
+
+        Raises:
+            UnknownBoundError: a layer of a branch, which it names, has no known bound.
+            ValueError: tol is not above 0.
+        """
+        with own_arithmetic():
+            return Certificate(
+                certify_blocks(self.blocks(), self.bijection, self.base_dim),
+                bijection=self.bijection.stretch(self.base_dim),
+                data_map=self.data_map.stretch(self.base_dim),
+                dim=self.base_dim,
+                weights=fingerprint(self),
+                tol=tol,
+                defects=find_defects(self),
+            )
+
+    def enforce(self) -> Certificate:
+        """Rescales the layers whose certified norm exceeds their coefficient, and certifies.
+
+        Only the normalisation of eval mode changes, not the raw weights that training moves.
+        Errors: as `certify`.
+        """
+        with own_arithmetic():
+            for name, block in self.blocks():
+                block_bound(name, block)
+                block.branch.enforce()
+            return self.certify()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model, its certified norms enforced, to a file that `iresflow.load` reads.
+
+        This model stays as it is; the one in the file is a copy in eval mode, and its certificate
+        lies beside it.
+
+        Raises:
+            CheckpointError: the file can't be written; an older one of that name is intact.
+            NotContractiveError: the weights have no finite norm.
+            UnknownBoundError: as `certify`.
+        """
+        certified = copy.deepcopy(self).eval()
+        certificate = certified.enforce()
+        if not certificate:
+            raise NotContractiveError(
+                f"a model that can't be certified is not saved:\n{certificate}"
+            )
+        write_file({"model": certified.payload(), "certificate": certificate.to_dict()}, path)
+
+    @property
+    def base_dim(self) -> int:
+        """D, the dimension of the latent."""
+        return int(torch.Size(self.shape).numel())

@@ -23,6 +23,7 @@ from iresflow import (
     ReducedPrecision,
 )
 from iresflow.data import Split, load_dataset
+from iresflow.data.augment import Flip
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_model
 from iresflow.training.evaluation import evaluate
@@ -184,7 +185,7 @@ def trainer(directory, run=None, **settings):
         dataset.validation,
         config.training,
         run=run,
-        flip=True,
+        augment=(Flip(),),
         bar=False,
     )
 

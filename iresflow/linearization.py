@@ -18,7 +18,7 @@ from torch.func import jvp, vjp, vmap
 from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
 from iresflow.horizon import Horizon
-from iresflow.tensors import dot, norms, spread
+from iresflow.tensors import dot, norms
 
 __all__ = [
     "FunctionLinearization",

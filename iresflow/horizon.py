@@ -105,12 +105,14 @@ class Notes:
     def __init__(self) -> None:
         self._counts: list[_Counts] = []
         self._notes: list[Tensor] = []
+        self._late: list[Tensor] = []  # of a step that was computed again
+        self._again = False
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Loops of this thread that are run inside leave notes here, and look at nothing."""
         before, _THREAD.notes = getattr(_THREAD, "notes", None), self
-        self._notes = []
+        self._notes, self._again = [], False
         try:
             yield
         finally:
@@ -127,20 +129,26 @@ class Notes:
         self._notes.append(note)
 
     def all_ended(self) -> bool:
-        """Whether all loops went far enough; those that did not will take all steps the next time.
+        """Whether all loops went far enough; else the step is to be computed again.
 
-        The host waits for the device once, if there is a note.
+        Those that did not take all steps then. The host waits for the device once in a step, if
+        there is a note: what was computed again has ended, and tells its counts with the next.
         """
-        if not self._notes:
+        notes, self._notes = self._notes, []
+        if self._again:
+            self._late, self._again = notes, False
             return True
-        read = torch.stack(self._notes).tolist()
-        self._notes = []
-        for i, (goes_on, count) in enumerate(read):
+        if not notes:
+            return True
+        read = torch.stack([*self._late, *notes]).tolist()
+        late, now = read[: len(self._late)], read[len(self._late) :]
+        for i, (goes_on, count) in [*enumerate(late), *enumerate(now)]:
             if goes_on:
                 self._counts[i] = _Counts()
             else:
                 self._counts[i].add(int(count))
-        return not any(goes_on for goes_on, _ in read)
+        self._late, self._again = [], any(goes_on for goes_on, _ in now)
+        return not self._again
 
 
 _THREAD = threading.local()

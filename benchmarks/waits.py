@@ -8,6 +8,7 @@ copies between the two that are not pinned.
 """
 
 import argparse
+import itertools
 import logging
 import sys
 from collections.abc import Callable
@@ -18,6 +19,13 @@ from torch import Tensor
 
 from iresflow import ImageFlow, Krylov, PowerSeries, RandomSeries
 from iresflow.logdet import LogDetEstimator
+from iresflow.training.batches import Batch, Share
+from iresflow.training.config import TrainingConfig
+from iresflow.training.guard import guard_for
+from iresflow.training.likelihood import MaximumLikelihood
+from iresflow.training.optimizers import new_optimizer
+from iresflow.training.processes import Alone
+from iresflow.training.step import StepFunction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from pretended_device import PretendedDevice
@@ -28,18 +36,29 @@ SAMPLES = 8
 def tasks(flow: ImageFlow, x: Tensor) -> dict[str, Callable[[], object]]:
     """What is asked of a model, by name; x lies on the device."""
 
-    def step(estimator: LogDetEstimator) -> None:
-        flow.train()
-        z, log_det = flow(x, log_det=estimator, check=False)
-        (-(flow.base.log_prob(z) + log_det).mean()).backward()
+    config, objective = TrainingConfig(batch_size=SAMPLES), MaximumLikelihood()
+    images, share = (255 * x).to(torch.uint8), Share(SAMPLES, 0, SAMPLES)
+    numbers = itertools.count()
+
+    def stepping(estimator: LogDetEstimator) -> Callable[[], object]:
+        optimizer = new_optimizer(list(flow.parameters()), config)
+        guard = guard_for(x.device)
+        steps = StepFunction(flow, objective, optimizer, guard, config, [share], Alone(), 0)
+
+        def step() -> None:
+            flow.train().log_det = estimator
+            steps.take(next(numbers), Batch(images), 1e-4, lambda: (0.0, 0.0))
+
+        return step
 
     def evaluated(ask: Callable[[], object]) -> Callable[[], object]:
         return lambda: (flow.eval(), ask())
 
     return {
-        "training step, fixed terms": lambda: step(PowerSeries(8)),
-        "training step, tolerance": lambda: step(PowerSeries(20, tol=1e-4)),
-        "training step, random series": lambda: step(RandomSeries()),
+        "training step, fixed terms": stepping(PowerSeries(8)),
+        "training step, tolerance": stepping(PowerSeries(20, tol=1e-4)),
+        "training step, random series": stepping(RandomSeries()),
+        "training step, Krylov": stepping(Krylov(tol=1e-4)),
         "transform": evaluated(lambda: flow.transform(x)),
         "log_prob": evaluated(lambda: flow.log_prob(x)),
         "likelihood": evaluated(lambda: flow.likelihood(x)),
@@ -68,7 +87,7 @@ def main() -> None:
     with PretendedDevice() as device:
         asked = tasks(flow.cuda(), x[:SAMPLES].cuda())
         for name, ask in asked.items():
-            ask()  # the first time in this mode certifies
+            ask()  # the first time in this mode certifies, and learns how long series are
             device.waits.clear()
             ask()
             print(f"{name:32s} {sum(device.waits.values()):5d}")

@@ -69,7 +69,8 @@ def subkeys(keys: Tensor, number: int) -> Tensor:
 
 def key_of_seed(seed: int, device: torch.device) -> Tensor:
     """The key ``(1,)`` of a seed, any integer modulo :math:`2^{64}`."""
-    return mix(torch.tensor([_signed(seed)], device=device) ^ FIRST)
+    # Filled there: a copy from the host would be waited for.
+    return mix(torch.full((1,), _signed(seed), dtype=torch.int64, device=device) ^ FIRST)
 
 
 def digest(*tensors: Tensor) -> Tensor:

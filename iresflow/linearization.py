@@ -5,6 +5,7 @@ branch: with one that knows its derivatives in closed form (`iresflow.lipschitz.
 through `FunctionLinearization` with any function that `torch.func` can differentiate.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from torch.func import jvp, vjp, vmap
 
 from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
-from iresflow.tensors import dot, norms, spread
+from iresflow.horizon import Horizon
+from iresflow.tensors import dot, norms
 
 __all__ = [
     "FunctionLinearization",
@@ -31,6 +33,9 @@ __all__ = [
 
 Map = Callable[[Tensor], Tensor]
 """A map of batches ``(B, *event)``, each sample on its own."""
+
+Rows = Tensor | slice
+"""Which samples of a batch: their indices ``(N,)``, or a slice of them."""
 
 SHRINK = 0.3
 """Share of a batch that must have ended before it leaves: leaving copies the slopes, for about a
@@ -70,7 +75,7 @@ class PowerSums:
         return PowerSums(self.neumann, self.weighted, self.taken + 1, size, growth)
 
     def plus_some(
-        self, u: Tensor, weights: tuple[float, float], index: Tensor, running: Tensor
+        self, u: Tensor, weights: tuple[float, float], index: "Rows", running: Tensor
     ) -> "PowerSums":
         """The same for samples ``index`` (N,) alone, and of these for the running (K, N)."""
         before, size = self.size[:, index], norms(u)
@@ -79,7 +84,7 @@ class PowerSums:
         self.size[:, index] = torch.where(running, size, before)
         self.taken[:, index] += running
         # Directions that have ended are multiplied on, and their terms not added.
-        part = u * spread(running, u)
+        part = u.where(running.reshape(*running.shape, *[1] * (u.ndim - 2)), 0)
         self.neumann[:, index] += weights[0] * part
         self.weighted[:, index] += weights[1] * part
         return self
@@ -102,9 +107,9 @@ class Series:
     terms: Tensor | None = None
     enough: Tensor | None = None
 
-    def goes_on(self, k: int, index: Tensor, sums: PowerSums) -> Tensor:
+    def goes_on(self, k: int, index: "Rows", sums: PowerSums) -> Tensor:
         """Which directions of the samples ``index`` (N,) take term k, ``(K, N)``."""
-        going = torch.ones_like(sums.size[:, index], dtype=torch.bool)
+        going = torch.full_like(sums.size[:, index], k < len(self.weights), dtype=torch.bool)
         if self.terms is not None:
             going &= self.terms[:, index] > k
         if self.enough is not None:
@@ -149,20 +154,38 @@ class Jacobian(ABC):
         if fused is not None:
             return fused
         sums, jacobian, u = PowerSums.start(v), self, v
+        if series.terms is None and series.enough is None:
+            for weights in series.weights[1:]:
+                u = self.vjp(u)
+                sums = sums.plus(u, weights)
+            return sums
         index = torch.arange(v.shape[1], device=v.device)
         running = torch.ones_like(sums.size, dtype=torch.bool)
-        fixed = series.terms is None and series.enough is None
+        most = len(series.weights)
+        horizon = Horizon.on(v.device, most, (most, v.shape[2:]), self.lipschitz)
+        if horizon is not None:
+            return self._power_sums_to(horizon, v, series)
         for k, weights in enumerate(series.weights[1:], 1):
-            if not fixed:  # else nothing waits for what the device finds
-                running &= series.goes_on(k, index, sums)
-                rows = running.any(0).nonzero()[:, 0]
-                if len(rows) == 0:
-                    break
-                if len(index) - len(rows) >= SHRINK * len(index):
-                    index, u, jacobian = index[rows], u[:, rows], jacobian.narrow(rows)
-                    running = running[:, rows]
+            running &= series.goes_on(k, index, sums)
+            rows = running.any(0).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            if len(index) - len(rows) >= SHRINK * len(index):
+                index, u, jacobian = index[rows], u[:, rows], jacobian.narrow(rows)
+                running = running[:, rows]
             u = jacobian.vjp(u)
-            sums = sums.plus(u, weights) if fixed else sums.plus_some(u, weights, index, running)
+            sums = sums.plus_some(u, weights, index, running)
+        return sums
+
+    def _power_sums_to(self, horizon: Horizon, v: Tensor, series: Series) -> PowerSums:
+        sums, u, every = PowerSums.start(v), v, slice(None)
+        running = torch.ones_like(sums.size, dtype=torch.bool)
+        for k in itertools.count(1):
+            running &= series.goes_on(k, every, sums)
+            if horizon.ends(k, running, sums.taken):
+                break
+            u = self.vjp(u)
+            sums = sums.plus_some(u, series.weights[k], every, running)
         return sums
 
 

@@ -11,6 +11,7 @@ ROOT = Path(iresflow.__file__).parent
 RANKS = {
     "errors": 0,
     "counters": 0.4,
+    "horizon": 0.4,
     "ambient": 0.5,
     "streams": 0.5,
     "threads": 0.5,

@@ -23,6 +23,8 @@ from iresflow import (
     ReducedPrecision,
 )
 from iresflow.data import Split, load_dataset
+from iresflow.data.augment import Flip
+from iresflow.horizon import Notes
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_model
 from iresflow.training.evaluation import evaluate
@@ -167,7 +169,7 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(MaximumLikelihood, "illustrate", lambda *_: None)
 
 
-def trainer(directory, run=None, **settings):
+def trainer(directory, run=None, device="cuda", **settings):
     """On the device; in a new run, or in one that is to go on."""
     training = settings.pop("training", {})
     config = worker.configuration(**training)
@@ -175,7 +177,7 @@ def trainer(directory, run=None, **settings):
         setattr(config.log_det, name, value)
     dataset = load_dataset("digits")
     torch.manual_seed(0)
-    flow = build_model(config, dataset).to("cuda")
+    flow = build_model(config, dataset).to(device)
     run = run or RunDirectory.create(directory, "run")
     return Trainer(
         flow,
@@ -184,7 +186,7 @@ def trainer(directory, run=None, **settings):
         dataset.validation,
         config.training,
         run=run,
-        flip=True,
+        augment=(Flip(),),
         bar=False,
     )
 
@@ -242,6 +244,71 @@ def test_a_training_step_with_fixed_terms_waits_for_nothing(
     assert waits_of_steps(tmp_path, monkeypatch, tol=0, training=training) == [{}] * 3
 
 
+LOOKING = {
+    "power series": {"tol": 1e-4, "terms": 12},
+    "random series": {"name": "random-series"},
+    "Krylov": {"name": "krylov", "tol": 1e-4},
+}
+"""Options of log-determinants that end by what the device finds."""
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("kind", LOOKING)
+def test_a_training_step_with_a_tolerance_waits_once(
+    kind, accumulate, tmp_path, float32, no_pictures, monkeypatch
+):
+    training = {"steps": 7, "accumulate": accumulate, "learning_rate": 0.05}
+    counts = waits_of_steps(tmp_path, monkeypatch, **LOOKING[kind], training=training)
+    assert [sum(count.values()) for count in counts] == [1] * 6
+
+
+def too_short(monkeypatch):
+    """Every horizon is one step before where the loops have ended lately."""
+    horizon = Notes.next_horizon
+
+    def shortened(self):
+        known = horizon(self)
+        return known and max(1, known - 1)
+
+    monkeypatch.setattr(Notes, "next_horizon", shortened)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", LOOKING)
+def test_training_there_gives_the_weights_of_the_host(
+    kind, accumulate, tmp_path, no_pictures, monkeypatch
+):
+    """Also where steps are computed again: with the same noise, probes and norms."""
+    options = {**LOOKING[kind], "training": {"steps": 6, "accumulate": accumulate}}
+    here = trainer(tmp_path / "here", device="cpu", **options)
+    here.train()
+
+    def weights(name):
+        with PretendedDevice():
+            made = trainer(tmp_path / name, **options)
+            made.train()
+            return {key: value.cpu() for key, value in made.model.state_dict().items()}
+
+    def differences(found):
+        pairs = zip(found.values(), here.model.state_dict().values(), strict=True)
+        return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+    assert differences(weights("there")) < 1e-10
+    too_short(monkeypatch)
+    again = Counter()
+    ended = Notes.all_ended
+
+    def counted(self):
+        again[enough := ended(self)] += 1
+        return enough
+
+    monkeypatch.setattr(Notes, "all_ended", counted)
+    assert differences(weights("again")) < 1e-10
+    assert again[False] >= 2
+    monkeypatch.setattr(Notes, "all_ended", lambda self: ended(self) or True)
+    assert differences(weights("not again")) > 1e-8
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solve_reads_its_flags_once_a_step_and_where_samples_end(solver):
     """Each use of a mask made the host wait: twenty times in a step of the solver."""
@@ -259,12 +326,70 @@ def test_a_solve_reads_its_flags_once_a_step_and_where_samples_end(solver):
     assert in_driver["nonzero"] <= 4 * in_driver["tolist"]
 
 
-def test_a_bound_in_eval_mode_is_one_look_at_the_parameters():
-    flow = small_image_flow(log_det=PowerSeries(3))
+def test_a_bound_is_a_look_at_what_was_written_since():
+    """A look at the parameters of a branch, and at each layer's norm."""
+    flow = small_image_flow()
     with PretendedDevice() as device:
-        x = torch.rand(2, *flow.shape).cuda()
-        flow.cuda().log_prob(x, log_det=PowerSeries(3))
+        flow.cuda().eval().certify()
+        branch = next(block.branch for _, block in flow.blocks())
+
+        def looks():
+            device.waits.clear()
+            bound = branch.bound().upper
+            return sum(device.waits.values()), bound
+
+        assert looks() == (0, branch.bound().upper)
+        with torch.no_grad():
+            branch.layers[0].bias[0] = torch.inf
+        assert looks() == (1, torch.inf)
+        with torch.no_grad():
+            branch.layers[0].bias[0] = 0.5
+        assert looks()[0] == 1 and looks()[0] == 0
+        branch.layers[0].bias.data[0] = torch.nan
+        assert not flow.certify()
+        branch.layers[0].bias.data[0] = 0
+        flow.enforce()
+        before = branch.bound().upper
+        with torch.no_grad():
+            branch.layers[0].sigma.fill_(100)
+        assert branch.bound().upper < before / 10
+
+
+def counted_waits(ask):
+    """Of a second time; the first one certifies, and learns how long series are."""
+    with PretendedDevice() as device:
+        asked = ask()
+        asked()
         device.waits.clear()
-        flow.log_prob(x, log_det=PowerSeries(3))
-    looks = sum(n for wait, n in device.waits.items() if "@ lipschitz/branch.py" in wait)
-    assert looks == len(list(flow.blocks()))
+        asked()
+    return device.waits
+
+
+@pytest.mark.parametrize("estimator", [Krylov(tol=1e-5, probes=2), PowerSeries(20, tol=1e-4)])
+def test_a_density_waits_once_a_block_and_to_check_its_input(estimator, float32):
+    flow = small_image_flow().eval()
+
+    def ask():
+        x = torch.rand(4, *flow.shape).cuda()
+        flow.cuda()
+        return lambda: flow.log_prob(x, log_det=estimator)
+
+    waits = counted_waits(ask)
+    assert sum(waits.values()) <= len(list(flow.blocks())) + 2
+    assert sum(count for wait, count in waits.items() if "horizon" in wait) >= 1
+
+
+def test_a_certificate_copies_the_weights_of_a_type_at_once(float32):
+    flow = small_image_flow().eval()
+    expected = flow.certify().weights
+    waits = counted_waits(lambda: flow.cuda().certify)
+    copies = {wait: count for wait, count in waits.items() if "fingerprint" in wait}
+    assert sum(copies.values()) == len({t.dtype for t in flow.state_dict().values()})
+    assert flow.certify().weights == expected
+
+
+def test_rounding_is_bounded_by_one_look_at_a_chain(float32):
+    flow = small_image_flow().eval()
+    waits = counted_waits(lambda: lambda: flow.cuda().sample(2))
+    looks = {wait: count for wait, count in waits.items() if "rounding" in wait}
+    assert sum(looks.values()) == 2 * len(list(flow.blocks()))  # in two types of float

@@ -17,6 +17,7 @@ from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.padding import Padding
+from iresflow.lipschitz.layers.watch import version
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.links import Link
 from iresflow.lipschitz.passes.rounding import RoundedChain
@@ -62,6 +63,7 @@ class Branch(nn.Module, LipschitzMap):
         self.layers = nn.ModuleList(layers)
         self.activations = nn.ModuleList([a or nn.Identity() for a in activations])
         self.recompute = False
+        self._finite: list[tuple[int, int] | None] | None = None  # as of which writes
         self.shift: nn.Linear | None = None
         if context_dim:
             self.shift = nn.Linear(context_dim, sum(self._hidden_widths()), bias=False)
@@ -137,8 +139,7 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()
         if norm not in NORMS:
             raise ValueError(f"norm must be 1, 2 or infinity, got {norm}")
-        finite = torch.stack([torch.isfinite(p).all() for p in self.parameters()])
-        if not bool(finite.all()):
+        if not self._is_finite():
             # A bias that is NaN has no norm, and yet the branch maps everything to NaN.
             return Bound(math.inf, math.inf, "not finite")
         paths = {norm: Bound(1.0, 1.0, "")}
@@ -158,6 +159,21 @@ class Branch(nn.Module, LipschitzMap):
         self._require_bounds()
         for layer in self.layers:
             layer.enforce()
+
+    def look_again(self) -> None:
+        """Makes the next bound look at all parameters, also at those written through ``.data``."""
+        self._finite = None
+
+    def _is_finite(self) -> bool:
+        """Read from a GPU, for which the host waits, only where a parameter was written to."""
+        parameters = list(self.parameters())
+        written = [version(p) for p in parameters]
+        if written == self._finite:
+            return True
+        finite = bool(torch.stack([torch.isfinite(p).all() for p in parameters]).all())
+        known = finite and None not in written and parameters[0].device.type != "cpu"
+        self._finite = written if known else None
+        return finite
 
     def _require_bounds(self) -> None:
         for i, (activation, layer) in enumerate(zip(self.activations, self.layers, strict=True)):

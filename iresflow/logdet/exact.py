@@ -60,7 +60,9 @@ class Exact(LogDetEstimator):
         if transformed():
             value = surrogate = _recorded(linearization.evaluate, point)
         elif torch.is_grad_enabled():
-            weights = torch.linalg.inv(matrix).transpose(0, 1).reshape(directions.shape)
+            # Without a check, for which the host would wait: a singular matrix has no value.
+            inverse, _ = torch.linalg.inv_ex(matrix)
+            weights = inverse.transpose(0, 1).reshape(directions.shape)
             surrogate = linearization.bilinear(weights, directions).sum(0)
             surrogate = linearization.any_order(surrogate, _recorded)
         zero = torch.zeros_like(value)

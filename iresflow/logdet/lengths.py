@@ -35,7 +35,7 @@ class LengthDistribution(ABC):
         device = torch.device("cpu") if generator is None else generator.device
         u = draw(UNIFORM, size, generator, batch=-1, device=device, dtype=torch.float64)
         # N >= k if u lies below P(N >= k), for one u and all k: the inverse of the distribution.
-        tail = self.tails()[1:].to(device)
+        tail = self.tails()[1:].to(device, non_blocking=True)
         return torch.searchsorted(tail.flip(0), u, right=True).neg().add(len(tail))
 
 

@@ -53,7 +53,8 @@ class RandomSeries(LogDetEstimator):
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
         with torch.no_grad():
-            lengths = self.distribution.draw(tuple(v.shape[:2]), generator).to(v.device)
+            lengths = self.distribution.draw(tuple(v.shape[:2]), generator)
+            lengths = lengths.to(v.device, non_blocking=True)
             image = linearization.jvp(v)
             weights = _weights(self.distribution, self.exact_terms)
             sums = linearization.power_sums(v, Series(weights, self.exact_terms + lengths))

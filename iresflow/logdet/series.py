@@ -1,5 +1,6 @@
 """Truncated power series with Hutchinson's trace estimator (thesis, Algorithm 2)."""
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -75,7 +76,7 @@ class PowerSeries(LogDetEstimator):
             value=values.mean(0),
             surrogate=linearization.bilinear(sums.neumann, v).mean(0),
             variance=squared_standard_error(values),
-            truncation=_times(sums.size * slope, _tails(bound, sums.taken)).mean(0),
+            truncation=_times(sums.size * slope, _tails(bound, sums.taken, self.terms)).mean(0),
             gradient_truncation=_times(sums.size / size, rest).amax(0),
             products=sums.taken.mean(0),
             degrees=self.probes - 1,
@@ -104,14 +105,21 @@ def tail_sum(lipschitz: float, order: int) -> float:
             return total + rest
 
 
-def _tails(lipschitz: float | None, taken: Tensor) -> float | Tensor:
-    """`tail_sum` behind each number of terms; infinite where no bound is known."""
+def _tails(lipschitz: float | None, taken: Tensor, terms: int) -> float | Tensor:
+    """`tail_sum` after each number of terms; infinite where no bound is known."""
     if lipschitz is None:
         return torch.inf
-    tails = torch.empty_like(taken)
-    for order in taken.unique().tolist():
-        tails[taken == order] = tail_sum(lipschitz, int(order))
-    return tails
+    table = torch.tensor(_tail_sums(lipschitz, terms), dtype=taken.dtype)
+    return table.to(taken.device, non_blocking=True)[taken.long() - 1]
+
+
+@functools.lru_cache(maxsize=64)
+def _tail_sums(lipschitz: float, terms: int) -> list[float]:
+    """Those after 1, 2, ... terms: S(n - 1) = L (1 / n + S(n))."""
+    sums = [tail_sum(lipschitz, terms)]
+    for n in range(terms, 1, -1):
+        sums.append(lipschitz * (1 / n + sums[-1]))
+    return sums[::-1]
 
 
 def _times(x: Tensor, factor: float | Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from iresflow.bijections import Bijection, ResidualBlock
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import UnknownBoundError
-from iresflow.lipschitz import Bound, LipschitzMap, NormalizedLayer
+from iresflow.lipschitz import Bound, Branch, LipschitzMap, NormalizedLayer
 from iresflow.models.block_certificate import BlockCertificate
 from iresflow.models.densities import BaseDensity
 from iresflow.models.fingerprint import fingerprint
@@ -174,9 +174,9 @@ def certify_blocks(
     """
     blocks = list(blocks)
     for _, block in blocks:
-        for layer in block.branch.modules():
-            if isinstance(layer, NormalizedLayer):
-                layer.look_again()
+        for part in block.branch.modules():
+            if isinstance(part, Branch | NormalizedLayer):
+                part.look_again()
     dims = dict(_part_dimensions(bijection, dim))
     # Inside of a map that does not name its parts, D is an upper bound of the dimension.
     return tuple(
@@ -192,10 +192,18 @@ def find_defects(model: nn.Module) -> tuple[str, ...]:
     """
     parts = list(model.named_modules())
     blocks = tuple(f"{name}." for name, part in parts if isinstance(part, ResidualBlock))
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if not name.startswith(blocks)
+    }
+    # Read from the device at once: the host waits for each look.
+    finite = [tensor.isfinite().all() for tensor in tensors.values()]
+    looks = torch.stack(finite).tolist() if finite else []
     found = [
         f"{name} holds NaN or infinity"
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if not name.startswith(blocks) and not bool(tensor.detach().isfinite().all())
+        for name, fine in zip(tensors, looks, strict=True)
+        if not fine
     ]
     for name, part in parts:
         defect = part.defect() if isinstance(part, Bijection | BaseDensity) else None

@@ -32,19 +32,39 @@ def fingerprint(module: nn.Module) -> str:
         for name, part in module.named_modules()
         if isinstance(part, Standardize) and part.is_identity()
     )
-    for name, value in sorted(module.state_dict().items()):
-        if name.startswith(neutral):
-            continue
+    state = {
+        name: value
+        for name, value in sorted(module.state_dict().items())
+        if not name.startswith(neutral)
+    }
+    held = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    on_host = dict(zip(held, _copied(list(held.values())), strict=True))
+    for name, value in state.items():
         digest.update(f"{name}\n".encode())
-        if isinstance(value, Tensor):
-            kind, wide = _widest(value)
-            # To the CPU first: not every device has 64 bits.
-            array = value.detach().cpu().to(wide).numpy()
+        if name in on_host:
+            kind, wide = _widest(on_host[name])
+            # Widened here: not every device has 64 bits.
+            array = on_host[name].to(wide).numpy()
             digest.update(f"{kind} {tuple(array.shape)}\n".encode())
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         else:
             digest.update(f"{value!r}\n".encode())
     return digest.hexdigest()
+
+
+def _copied(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, those of a device and a type in one copy: each is waited for."""
+    copies = [tensor.detach() for tensor in tensors]
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(copies):
+        if tensor.device.type != "cpu":
+            groups.setdefault((tensor.device, tensor.dtype), []).append(i)
+    for group in groups.values():
+        flat = torch.cat([copies[i].flatten() for i in group]).cpu()
+        parts = flat.split([copies[i].numel() for i in group])
+        for i, part in zip(group, parts, strict=True):
+            copies[i] = part.view(copies[i].shape)
+    return copies
 
 
 def _widest(value: Tensor) -> tuple[str, torch.dtype]:

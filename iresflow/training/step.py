@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from iresflow.ambient import full_precision, reduced_precision
+from iresflow.horizon import Notes
 from iresflow.streams import Stream
 from iresflow.training.batches import Batch, Share, random_stream
 from iresflow.training.config import TrainingConfig
@@ -73,6 +74,7 @@ class StepFunction:
         self.processes, self.seed = processes, seed
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
+        self.notes = Notes()
         self.names: tuple[str, ...] = ()
         """What else is logged than the loss; known after the first step."""
 
@@ -93,14 +95,14 @@ class StepFunction:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with PRECISIONS[self.config.precision]():
-            self.optimizer.zero_grad(set_to_none=True)
-            logged: list[Tensor] = []
-            for part, weight, stream in self._parts(step, batch):
-                terms = self.objective(self.model, part, stream)
-                numbers = self._logged(terms)
-                (terms.loss * weight).backward()
-                logged.append(numbers * weight)
+        with PRECISIONS[self.config.precision](), self.notes.taken():
+            for shares in self._until_exact(step, batch):
+                logged: list[Tensor] = []
+                for part, weight, stream in shares:
+                    terms = self.objective(self.model, part, stream)
+                    numbers = self._logged(terms)
+                    (terms.loss * weight).backward()
+                    logged.append(numbers * weight)
             parts = torch.stack(logged).sum(0)
             # Filled on the device: a copy from the host would be waited for.
             said = [parts.new_full((1,), vote) for vote in votes()]
@@ -109,6 +111,27 @@ class StepFunction:
             norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         numbers = torch.cat([summed, norm.detach().to(summed).view(1)])
         return numbers, self.guard.step(step, numbers, self.optimizer)
+
+    def _until_exact(
+        self, step: int, batch: Batch
+    ) -> Iterator[Iterator[tuple[Batch, float, Stream]]]:
+        """The shares of a batch, as `_parts` has them, to be gone through without a gradient.
+
+        And once more, from the same buffers and random streams, where a series on a GPU had not
+        been followed far enough.
+        """
+        waits = self.device.type != "cpu"
+        # Not those that say whether something was initialised: written, they would be read again.
+        every = [*self.model.buffers(), *self.objective.own.buffers()] if waits else []
+        buffers = [b for b in every if b.dtype != torch.bool]
+        before = [b.clone() for b in buffers]
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            yield self._parts(step, batch)
+            if self.notes.all_ended():
+                return
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
     def _parts(self, step: int, batch: Batch) -> Iterator[tuple[Batch, float, Stream]]:
         """This process' shares of a batch, what the mean of each counts, and their streams."""

@@ -25,7 +25,7 @@ from iresflow.lipschitz.bounds.induced import induced_bounds
 from iresflow.lipschitz.layers.estimates import normalized
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.operator import OperatorFamily
-from iresflow.lipschitz.layers.watch import Watch, outside_transforms, version
+from iresflow.lipschitz.layers.watch import OnHost, Watch, outside_transforms, version
 from iresflow.tensors import transformed
 
 __all__ = ["NormalizedLayer", "broadcast_bias"]
@@ -86,6 +86,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         self._settled: tuple[Tensor, Watch] | None = None
         self._frozen: Tensor | None = None  # what eval mode divides by since it was first asked
         self._raw: tuple[Bound, Watch] | None = None
+        self._on_host = OnHost()  # the norm in action
         self._bounds: tuple[Bound, float, dict[tuple[float, float], Bound]] | None = None
 
     @abstractmethod
@@ -176,7 +177,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
         The same dictionary until the layer changes.
         """
-        scale = float(self._scale(self._norm().detach()))
+        scale = float(self._scale(self._on_host.copy(self._norm())))
         raw = self._raw_bound()
         if self._bounds is None or self._bounds[0] is not raw or self._bounds[1] != scale:
             upper = (raw.upper + self._rounding(scale)) * scale * (1 + 1e-15)
@@ -191,7 +192,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
         In between, a write through ``.data`` is noticed by a few entries only.
         """
-        watches = [self._owner, *(pair[1] for pair in (self._settled, self._raw) if pair)]
+        watches = [self._on_host, self._owner, *(p[1] for p in (self._settled, self._raw) if p)]
         for watch in watches:
             if watch is not None:
                 watch.look_again()

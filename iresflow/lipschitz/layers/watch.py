@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["Watch", "outside_transforms", "version"]
+__all__ = ["OnHost", "Watch", "outside_transforms", "version"]
 
 SAMPLES = 16
 """Entries that are looked at each time."""
@@ -44,6 +44,30 @@ class Watch:
     def look_again(self) -> None:
         """Makes the next `unchanged` look at all entries."""
         self._quick = None
+
+
+@final
+class OnHost:
+    """Copies a tensor to the host, for which that waits, only where it may hold something new."""
+
+    def __init__(self) -> None:
+        self._copied: tuple[Tensor, tuple[int, int], Tensor] | None = None
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """The tensor, or what it holds, on the CPU; without a graph."""
+        if tensor.device.type == "cpu":
+            return tensor.detach()
+        counted = None if tensor.is_inference() else version(tensor)
+        known = self._copied
+        if known is not None and known[0] is tensor and known[1] == counted:
+            return known[2]
+        host = tensor.detach().cpu()
+        self._copied = None if counted is None else (tensor, counted, host)
+        return host
+
+    def look_again(self) -> None:
+        """Makes the next `copy` one."""
+        self._copied = None
 
 
 @contextmanager

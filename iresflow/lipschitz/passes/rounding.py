@@ -85,8 +85,9 @@ class RoundedChain:
         """After all links; none of them changes the size of an image."""
         pixels = math.prod(event[1:])
         sizes, channels = _Sizes(), event[0]
-        for link, norm in zip(self._links, self._norms, strict=True):
-            sizes = sizes.after(link, norm, channels * pixels, pixels)
+        measured = zip(self._links, self._norms, _link_sums(self._links), strict=True)
+        for link, norm, sums in measured:
+            sizes = sizes.after(link, sums, norm, channels * pixels, pixels)
             sizes = sizes.as_computed(torch.finfo(self.dtype).eps)
             channels = len(link.weight)
         return sizes
@@ -105,14 +106,18 @@ class _Sizes:
     rounding_slope: float = 0.0
     rounding_offset: Tensor | float = 0.0
 
-    def after(self, link: Link, norm: float, entries: int, pixels: int) -> "_Sizes":
+    def after(
+        self, link: Link, sums: "_LinkSums", norm: float, entries: int, pixels: int
+    ) -> "_Sizes":
         """The sizes after a link, for so many entries of its input and pixels of its output."""
         gain = norm * (1.0 if link.activation is None else link.activation.lipschitz)
         factor = ACTIVATION_ROUNDING * norm
-        factor += _product_rounding(link.weight) * link.layer.amplification
+        # The terms of an inner product, and one more for the bias.
+        terms = link.weight[0].numel() + 1
+        factor += terms * math.sqrt(sums.row * sums.column) * link.layer.amplification
         entering = self.offset + math.sqrt(entries)
         slope = norm * self.slope
-        offset = norm * entering + math.sqrt(pixels) * _size(link.bias)
+        offset = norm * entering + math.sqrt(pixels) * sums.bias
         return _Sizes(
             slope,
             offset,
@@ -133,15 +138,30 @@ class _Sizes:
         return self.rounding_slope * size + offset
 
 
-def _size(bias: Tensor) -> Tensor | float:
-    """The norm of a bias: a number, or one for each sample where a context shifts it."""
-    wide = bias.to(widest(bias.device))
-    return norm_per_sample(wide).to(bias.dtype) if bias.ndim == 2 else float(wide.norm())
+@final
+@dataclass(frozen=True)
+class _LinkSums:
+    """Of a link: the largest sums of the magnitudes in a row and in a column of its matrix, and
+    the norm of its bias, ``(B,)`` where a context shifts that for each sample."""
+
+    row: float
+    column: float
+    bias: Tensor | float
 
 
-def _product_rounding(weight: Tensor) -> float:
-    """k times the bound of the norm of the absolute values' matrix; one more for the bias."""
-    sizes = weight.abs()
-    row = float(sizes.flatten(1).sum(1).max())
-    column = float(sizes.transpose(0, 1).flatten(1).sum(1).max())
-    return (weight[0].numel() + 1) * math.sqrt(row * column)
+def _link_sums(links: Sequence[Link]) -> list[_LinkSums]:
+    """Read from the device at once: each look would make the host wait for it."""
+    wide = widest(links[0].weight.device)
+    numbers = []
+    for link in links:
+        sizes = link.weight.abs()
+        row, column = sizes.flatten(1).sum(1).max(), sizes.transpose(0, 1).flatten(1).sum(1).max()
+        numbers += [number.to(wide) for number in (row, column, link.bias.to(wide).norm())]
+    read = iter(torch.stack(numbers).tolist())
+    found = [_LinkSums(next(read), next(read), next(read)) for _ in links]
+    return [
+        replace(sums, bias=norm_per_sample(link.bias.to(wide)).to(link.bias.dtype))
+        if link.bias.ndim == 2
+        else sums
+        for link, sums in zip(links, found, strict=True)
+    ]

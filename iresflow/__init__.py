@@ -34,13 +34,9 @@ from iresflow.logdet import (
     ReducedPrecision,
 )
 from iresflow.models import Flow, ImageFlow, StoredModel, VectorFlow
-from iresflow.models.storage import (
-    model_from_payload,
-    read_file,
-    stored_certificate,
-    warn_of_other_weights,
-)
+from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights
 from iresflow.solvers import Anderson, Broyden, FixedPoint
+from iresflow.training.build import resolve_device
 from iresflow.training.fitting import Fitted, fit
 
 __version__ = "0.1.0"
@@ -89,13 +85,13 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> St
         device: Where the model shall live.
 
     Raises:
-        CheckpointError: no file, a truncated one, or one of another version or program.
+        CheckpointError: no file, a damaged one, or one of another version or program.
+        ValueError: the device can't be used here.
 
     Warns:
         CertificateWarning: the weights in the file are not those that its certificate is of, or
-            something in the model is not finite or not invertible.
+            something in the model is not finite or not invertible; or there is no certificate.
     """
-    content = read_file(path)
-    model = model_from_payload(content["model"], device)
+    model, content = read_model(path, resolve_device(str(device)))
     warn_of_other_weights(model, stored_certificate(content), path)
     return model

@@ -1,7 +1,9 @@
 """What the tests share: small models that are far from their initial state, and oracles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,11 @@ def perturb(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:
         for parameter in module.parameters():
             parameter.add_(size * torch.randn_like(parameter))
     return module.eval()
+
+
+def write_version_1(content: Mapping[str, Any], path: Path) -> None:
+    """A file as version 0.1.0 wrote it: without a digest."""
+    torch.save({**content, "format": "iresflow", "version": 1}, path)
 
 
 def expand(module: torch.nn.Module, factor: float = 10.0) -> torch.nn.Module:

@@ -14,6 +14,7 @@ from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.contexts import asked_of
 from iresflow.training.evaluation import Precision, evaluate
 from iresflow.training.known_data import load_data
+from iresflow.training.lock import locked
 from iresflow.training.processes import Processes, join_processes
 from iresflow.training.reconstruction import RECONSTRUCTED, reconstruct
 
@@ -54,7 +55,10 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     whole = options.split == "test" and options.n is None
     name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
     file = Path(options.run) / f"{name}.json"
-    with tqdm(total=count, unit="sample", disable=None if processes.main else True) as bar:
+    with (
+        locked(file.with_suffix(".lock"), f"computes {file}", processes),
+        tqdm(total=count, unit="sample", disable=None if processes.main else True) as bar,
+    ):
 
         def progress(done: int, planned: int) -> None:
             bar.total = max(done, planned)

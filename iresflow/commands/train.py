@@ -1,18 +1,16 @@
 """``iresflow train``: from a configuration to a trained, certified and evaluated model."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 
 from iresflow.commands.arguments import new_parser, parse
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
-from iresflow.errors import RunError, TrainingInterrupted
+from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import augmentations, build_dataset, build_model
@@ -20,7 +18,8 @@ from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.contexts import asked_of
 from iresflow.training.evaluation import evaluate
-from iresflow.training.known_data import data_config, remember, require_same_training
+from iresflow.training.experiment import require_same_experiment
+from iresflow.training.known_data import remember, require_same_training, stored_data_config
 from iresflow.training.likelihood import MaximumLikelihood
 from iresflow.training.loop import Trainer
 from iresflow.training.processes import Processes, join_processes
@@ -50,8 +49,6 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     dataset = processes.one_by_one(lambda: build_dataset(config.data, config.seed))
     torch.manual_seed(config.seed)
     flow = build_model(config, dataset).to(device)
-    if resumed:
-        processes.on_main(lambda: require_same_training(resumed.path, config.data, dataset))
     own_shares(config.training, len(dataset.train), processes)  # its errors come before the run
     run = resumed or processes.on_main(
         lambda: RunDirectory.create(config.runs, config.name or config.data.name)
@@ -67,23 +64,25 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
         augment=augmentations(config.data),
         processes=processes,
     )
-    if resumed:
-        trainer.resume()
-    if processes.main:
-        if not resumed:
-            remember(run.path, dataset)
-        run.write_config(config.to_dict())
-        _announce(run, dataset, flow, trainer, processes)
-    try:
-        trainer.train()
-    except TrainingInterrupted:
+    with run.locked(processes):
+        if resumed:
+            processes.on_main(lambda: require_same_training(run.path, config.data, dataset))
+            trainer.resume()
         if processes.main:
-            print(
-                f"\ninterrupted at step {trainer.progress.step}, saved. Go on: "
-                f"python train.py --resume {run.path}"
-            )
-        return 130
-    _report(run, dataset, device, processes)
+            if not resumed:
+                remember(run.path, dataset)
+            run.write_config(config.to_dict())
+            _announce(run, dataset, flow, trainer, processes)
+        try:
+            trainer.train()
+        except TrainingInterrupted:
+            if processes.main:
+                print(
+                    f"\ninterrupted at step {trainer.progress.step}, saved. Go on: "
+                    f"python train.py --resume {run.path}"
+                )
+            return 130
+        _report(run, dataset, device, processes)
     return 0
 
 
@@ -102,7 +101,7 @@ def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
     if parsed.resume:
         resumed = RunDirectory.open(parsed.resume)
         # What the run was started with, then what this command line overrides.
-        stored = data_config(yaml.safe_load(resumed.config_file.read_text())["data"])
+        stored, _ = stored_data_config(resumed.config_file)
         rules = ["--data.order", stored.order, "--data.bits", str(stored.bits or "null")]
         parsed = parse(parser, ["--config", str(resumed.config_file), *rules, *arguments])
     values = parser.instantiate(parsed)
@@ -115,38 +114,8 @@ def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
             # The run must find its data from any working directory.
             setattr(config.data, place, str(Path(path).absolute()))
     if resumed:
-        _require_same_experiment(resumed, config)
+        require_same_experiment(resumed, config)
     return config, resumed
-
-
-def _require_same_experiment(run: RunDirectory, config: Config) -> None:
-    stored, now = yaml.safe_load(run.config_file.read_text()), config.to_dict()
-    # Options that are younger than the run had their defaults.
-    before = Config().to_dict()
-    for section, values in stored.items():
-        before[section] = {**before[section], **values} if isinstance(values, dict) else values
-    before["data"] = asdict(data_config(stored["data"]))
-    now["data"] = asdict(config.data)
-    names = [
-        *(f"{section}.{key}" for section in ("data", "model", "log_det") for key in now[section]),
-        "training.optimizer",
-        "seed",
-    ]
-    changed = [
-        name
-        for name in names
-        if not name.endswith(("root", "cache")) and _option(before, name) != _option(now, name)
-    ]
-    if changed:
-        raise RunError(
-            f"{run.path} was trained with other values of {', '.join(changed)}; a resumed run may "
-            "change the options of training, the device and where data lie only"
-        )
-
-
-def _option(values: dict[str, Any], name: str) -> object:
-    section, _, key = name.partition(".")
-    return values[section][key] if key else values[section]
 
 
 def _announce(

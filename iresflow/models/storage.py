@@ -1,19 +1,9 @@
-"""Models and other state on disk: plain values and tensors, written so that nothing is lost.
+"""Models in files: described by plain values and tensors, and built again from them."""
 
-A file is a `torch.save` of a dictionary that loads with ``weights_only=True``: no class of this
-package is pickled. It is written beside its final name and renamed, so a full disk or a killed
-process leaves the previous file as it was.
-"""
-
-import contextlib
 import os
-import pickle
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 from warnings import warn
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +13,13 @@ from iresflow.ambient import WideFloats, own_arithmetic
 from iresflow.errors import CertificateWarning, CheckpointError
 from iresflow.logdet import estimator_from_dict
 from iresflow.models.certificate import Certificate, find_defects
+from iresflow.models.files import WITHOUT_DIGEST, one_line, read_file, write_file
 
 __all__ = [
-    "FORMAT",
-    "VERSION",
     "StoredModel",
     "model_from_payload",
     "read_file",
+    "read_model",
     "stored_certificate",
     "warn_of_other_weights",
     "write_file",
@@ -102,21 +92,26 @@ class _Uninitialized(TorchFunctionMode):
 def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -> StoredModel:
     """The model that `StoredModel.payload` described, in eval mode, on a device.
 
+    The global random streams are left as they are.
+
     Raises:
-        CheckpointError: an unknown kind of model, or weights that don't fit the description.
+        CheckpointError: an unknown kind of model, or weights that don't fit the description, or
+            hold NaN.
     """
     try:
         with _Uninitialized():
             model = _class_of(payload["kind"]).from_spec(payload["spec"])
         state = payload["state"]
+        _require_like(model.state_dict(), state)
         dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
         # Narrow weights, of older files, are widened: no model computes in their type.
         wide = {torch.promote_types(dtype, torch.float32) for dtype in dtypes}
         model.to(dtype=wide.pop() if len(wide) == 1 else None)
         model.eval().load_state_dict(state)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"the model in the checkpoint can't be rebuilt: {reason}") from None
+    except Exception as error:  # constructors raise whatever values of other types lead to
+        raise CheckpointError(
+            f"the model in the checkpoint can't be rebuilt: {one_line(error)}"
+        ) from None
     return model.to(device)
 
 
@@ -130,6 +125,48 @@ def _class_of(kind: str) -> type[StoredModel]:
     return found[0]
 
 
+def _require_like(own: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raises a ValueError where stored weights are of another kind than the model's, or NaN."""
+    for name, value in stored.items():
+        expected = own.get(name)
+        if not isinstance(value, Tensor) or not isinstance(expected, Tensor):
+            continue  # load_state_dict says what is missing, unexpected or no tensor
+        kinds = [(t.is_floating_point(), t.is_complex()) for t in (value, expected)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{name} has type {value.dtype}, not {expected.dtype}")
+        if bool(value.isnan().any()):
+            raise ValueError(f"{name} holds NaN")
+
+
+def read_model(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[StoredModel, dict[str, Any]]:
+    """The model in a file, in eval mode, on a device; and all that the file holds.
+
+    Raises:
+        CheckpointError: as `read_file` and `model_from_payload`, or it holds no model.
+
+    Warns:
+        CertificateWarning: a certificate belongs to such a model, and there is none.
+    """
+    content = read_file(path)
+    if "model" not in content:
+        raise CheckpointError(f"{path} holds no model: its run has not validated yet")
+    try:
+        model = model_from_payload(content["model"], device)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    older = content["version"] == WITHOUT_DIGEST  # and may be older than certificates
+    if "certificate" not in content and hasattr(model, "certify") and not older:
+        warn(
+            f"{path} holds no certificate of its weights: flow.certify() makes one, "
+            "flow.save(path) stores it",
+            CertificateWarning,
+            stacklevel=3,
+        )
+    return model, content
+
+
 def stored_certificate(content: Mapping[str, Any]) -> Certificate | None:
     """The certificate in a file's content; None where it holds none, as older files do.
 
@@ -137,13 +174,14 @@ def stored_certificate(content: Mapping[str, Any]) -> Certificate | None:
         CheckpointError: what lies in its place is none.
     """
     values = content.get("certificate")
-    if not isinstance(values, Mapping):
+    older = content.get("version") == WITHOUT_DIGEST
+    if values is None or (older and not isinstance(values, Mapping)):
         return None
     try:
         return Certificate.from_dict(values)
-    except ValueError as error:
+    except Exception as error:  # wrong types in it raise whatever they lead to
         raise CheckpointError(
-            f"the certificate in the checkpoint can't be read: {error}"
+            f"the certificate in the checkpoint can't be read: {one_line(error)}"
         ) from None
 
 
@@ -168,63 +206,3 @@ def warn_of_other_weights(
             CertificateWarning,
             stacklevel=3,
         )
-
-
-def write_file(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes a dictionary of plain values and tensors, whole or not at all.
-
-    Raises:
-        CheckpointError: it can't be written; an older file of that name is intact.
-    """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            # A temporary file is its owner's alone; a checkpoint is a file like any other.
-            os.chmod(temporary, 0o666 & ~_umask())
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        kept = "; the previous file is intact" if path.exists() else ""
-        raise CheckpointError(f"could not write {path}: {error}{kept}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def read_file(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a file of `write_file`.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, not of this package, or of a version that
-            this one does not read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile, ValueError):
-        raise CheckpointError(
-            f"{path} is not a checkpoint, or was cut off ({path.stat().st_size} bytes)"
-        ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of iresflow")
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {content.get('version')}; this iresflow reads {VERSION}"
-        )
-    return content

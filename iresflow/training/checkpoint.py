@@ -16,13 +16,8 @@ import torch
 from iresflow.errors import CheckpointError
 from iresflow.models import Flow
 from iresflow.models.certificate import Certificate
-from iresflow.models.storage import (
-    model_from_payload,
-    read_file,
-    stored_certificate,
-    warn_of_other_weights,
-    write_file,
-)
+from iresflow.models.files import read_file, write_file
+from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights
 from iresflow.training.processes import Processes
 from iresflow.training.runs import RunDirectory
 
@@ -32,10 +27,12 @@ __all__ = [
     "Progress",
     "Store",
     "find_checkpoint",
+    "find_training",
     "load_certified",
     "load_for_all",
     "load_model",
     "load_training",
+    "options_of",
 ]
 
 
@@ -108,7 +105,7 @@ class Files(Store):
         progress: Progress,
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        content = {**model, "progress": asdict(progress)}
+        content = {**model, "progress": asdict(progress), "options": self._run.options}
         if training is not None:
             content["training"] = dict(training)
         write_file(content, self._run.checkpoint(name))
@@ -187,12 +184,10 @@ def load_for_all(path: Path, device: torch.device, processes: Processes) -> tupl
 
 def load_certified(path: Path, device: torch.device) -> tuple[Flow, Progress, Certificate | None]:
     """As `load_model`, with the stored certificate, which may be of other weights, or None."""
-    content = read_file(path)
-    model = model_from_payload(content["model"], device)
+    model, content = read_model(path, device)
     if not isinstance(model, Flow):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, and this is for flows")
-    progress = Progress(**content.get("progress", {}))
-    return model, progress, stored_certificate(content)
+    return model, _progress(content, path), stored_certificate(content)
 
 
 def load_training(path: Path) -> tuple[dict[str, Any], Progress]:
@@ -202,8 +197,48 @@ def load_training(path: Path) -> tuple[dict[str, Any], Progress]:
         CheckpointError: the checkpoint holds a model only.
     """
     content = read_file(path)
-    if "training" not in content:
+    if not isinstance(content.get("training"), dict):
         raise CheckpointError(
             f"{path} holds a model only; training goes on from checkpoints/last.pt"
         )
-    return content["training"], Progress(**content["progress"])
+    return content["training"], _progress(content, path)
+
+
+def find_training(run: RunDirectory) -> tuple[dict[str, Any], Progress] | None:
+    """What a run goes on from; None where it was killed before it had any checkpoint.
+
+    What a killed process left behind beside it is removed.
+
+    Raises:
+        CheckpointError: a checkpoint is damaged, or was removed.
+    """
+    run.remove_leftovers()
+    last, best = run.checkpoint("last"), run.checkpoint("best")
+    if not last.is_file() and not best.is_file():
+        run.forget_metrics_after(0, 0)
+        return None
+    state, progress = load_training(last)
+    if progress.best < float("inf"):
+        read_file(best)  # the run would otherwise believe in one that it lacks
+    written = state.get("recorder") or {}
+    run.forget_metrics_after(progress.step, written.get("size"))
+    return state, progress
+
+
+def options_of(path: Path) -> dict[str, Any]:
+    """The options of the run that a checkpoint is of; empty for one of an older version."""
+    options = read_file(path).get("options")
+    return options if isinstance(options, dict) else {}
+
+
+def _progress(content: Mapping[str, Any], path: Path) -> Progress:
+    try:
+        progress = Progress(**content.get("progress", {}))
+    except TypeError:
+        progress = Progress(-1)
+    counts, times = (progress.step, progress.stale), (progress.seconds, progress.best)
+    if not all(type(n) is int and n >= 0 for n in counts) or not all(
+        isinstance(t, int | float) for t in times
+    ):
+        raise CheckpointError(f"{path} is damaged: it does not say where its training was")
+    return progress

@@ -2,24 +2,25 @@
 
 import dataclasses
 import difflib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, final
 
-import yaml
 from torch import nn
 
 from iresflow.data.augment import Flip
-from iresflow.errors import CheckpointError, RunError
+from iresflow.errors import RunError
 from iresflow.models import Flow
+from iresflow.training.checkpoint import options_of
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.inputs import Array, divided, samples_of
 from iresflow.training.likelihood import MaximumLikelihood
 from iresflow.training.loop import Trainer
 from iresflow.training.objectives import Objective, OnValidation
 from iresflow.training.recorder import Row
-from iresflow.training.runs import RunDirectory
+from iresflow.training.runs import RunDirectory, read_options
 
 __all__ = ["Fitted", "fit", "objective_of"]
 
@@ -130,8 +131,8 @@ def fit(
         ValueError: data, labels or options that don't fit.
         NonFiniteError: a loss or gradient is not finite.
         RunError: ``run`` holds a training already, and ``resume`` is not set; or it is one of
-            another model, seed or optimiser.
-        CheckpointError: a checkpoint can't be written, or is not there to go on from.
+            another model, seed or optimiser; or another process trains in it.
+        CheckpointError: a checkpoint can't be written, or is damaged or missing.
         TrainingInterrupted: on Ctrl-C.
     """
     config = _config(minutes, options)
@@ -158,15 +159,16 @@ def fit(
         bar=bar,
         title=title,
     )
-    if directory is not None:
-        if resume:
-            _resume(trainer, directory)
-        _write_options(directory, config, seed)
-    try:
-        trainer.train()
-    finally:
-        if trainer.progress.step:
-            _finish(trainer)
+    with nullcontext() if directory is None else directory.locked():
+        if directory is not None:
+            if resume:
+                _resume(trainer, directory)
+            _write_options(directory, config, seed)
+        try:
+            trainer.train()
+        finally:
+            if trainer.progress.step:
+                _finish(trainer)
     progress = trainer.progress
     return Fitted(
         model,
@@ -215,24 +217,21 @@ def _directory(run: str | Path | None, resume: bool) -> RunDirectory | None:
 def _write_options(directory: RunDirectory, config: TrainingConfig, seed: int) -> None:
     """Not as config.yaml, which would say that ``train.py`` can go on with the run."""
     values = {"seed": seed, **Config(training=config).to_dict()["training"]}
-    (directory.path / OPTIONS).write_text(yaml.safe_dump(values, sort_keys=False))
+    directory.write_options(directory.path / OPTIONS, values)
 
 
 def _resume(trainer: Trainer, directory: RunDirectory) -> None:
-    file = directory.path / OPTIONS
+    file, last = directory.path / OPTIONS, directory.checkpoint("last")
     if not file.is_file():
         raise RunError(f"{directory.path} is no run of fit: {OPTIONS} is missing")
-    before = yaml.safe_load(file.read_text())
+    # The file can be edited, and what the checkpoint was made with can't.
+    before = read_options(file) | (options_of(last) if last.is_file() else {})
     for name, now in (("seed", trainer.seed), ("optimizer", trainer.config.optimizer)):
-        if before[name] != now:
-            raise RunError(f"{directory.path} was trained with {name}={before[name]}, not {now}")
-    try:
-        trainer.resume()
-    except CheckpointError:
-        raise
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"{directory.path} is of another model or objective: {reason}") from None
+        if before.get(name) != now:
+            raise RunError(
+                f"{directory.path} was trained with {name}={before.get(name)}, not {now}"
+            )
+    trainer.resume()
 
 
 def _finish(trainer: Trainer) -> None:

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any, final
 from warnings import warn
 
-import yaml
-
 from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint, Scaling
 from iresflow.errors import DataError, RunError
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
+from iresflow.training.runs import read_options
 
-__all__ = ["KnownData", "data_config", "load_data", "remember", "require_same_training"]
+__all__ = [
+    "KnownData",
+    "data_config",
+    "load_data",
+    "remember",
+    "require_same_training",
+    "stored_data_config",
+]
 
 FILE = "data.json"
 
@@ -100,6 +106,19 @@ def data_config(values: Mapping[str, Any]) -> DataConfig:
     return config
 
 
+def stored_data_config(file: Path) -> tuple[DataConfig, int]:
+    """The section of data in a run's config.yaml, and the seed.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    values = read_options(file)
+    try:
+        return data_config(values["data"]), int(values["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{file} is damaged: {type(error).__name__} {error}") from None
+
+
 def load_data(run: str | Path, *, root: str | None = None, split: str = "test") -> Dataset:
     """The data of a run, as they are now.
 
@@ -109,7 +128,7 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
         split: The split that a model of the run is to be judged on.
 
     Raises:
-        RunError: ``run`` is not a run directory.
+        RunError: ``run`` is not a run directory, or its configuration is damaged.
         DataError: the model was trained on samples of that split, or values of all samples are
             read in another way.
 
@@ -119,12 +138,11 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
     file = Path(run) / "config.yaml"
     if not file.is_file():
         raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
-    values = yaml.safe_load(file.read_text())
-    config = data_config(values["data"])
+    config, seed = stored_data_config(file)
     if root is not None:
         config.root = root
     known = KnownData.of(run)
-    dataset = build_dataset(config, values["seed"], None if known is None else known.scaling)
+    dataset = build_dataset(config, seed, None if known is None else known.scaling)
     if known is None:
         _warn_of_old_run(run, config)
         return dataset

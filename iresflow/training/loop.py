@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, final
 
@@ -12,28 +12,26 @@ from tqdm import tqdm
 
 from iresflow.ambient import full_precision
 from iresflow.data.augment import Augmentation
-from iresflow.errors import NonFiniteError, TrainingInterrupted
+from iresflow.errors import NonFiniteError, RunError, TrainingInterrupted
 from iresflow.training.average import WeightAverage
 from iresflow.training.batches import Batch, Batches, Samples
-from iresflow.training.checkpoint import Files, Memory, Progress, Store, load_training
+from iresflow.training.checkpoint import Files, Memory, Progress, Store, find_training
 from iresflow.training.config import TrainingConfig
 from iresflow.training.guard import Guard, Step, guard_for
 from iresflow.training.inputs import require_good_data
 from iresflow.training.interrupt import deferred_interrupt
 from iresflow.training.objectives import Objective, OnValidation, Ready, Score
-from iresflow.training.optimizers import Schedule, new_optimizer, take_up
+from iresflow.training.optimizers import Schedule, new_optimizer
 from iresflow.training.processes import Alone, Processes
 from iresflow.training.recorder import Page, Recorder
 from iresflow.training.runs import RunDirectory
+from iresflow.training.state import TrainingState
 from iresflow.training.step import StepFunction, own_shares
 
 __all__ = ["Trainer"]
 
 ECHO = 2.0
 """Seconds in which a launcher passes on a signal that its processes have had already."""
-
-ROUNDING = 1e-9
-"""By how much a quotient of fractions may fall short of a whole number."""
 
 
 @final
@@ -93,6 +91,7 @@ class Trainer:
         self.held = None if validation is None else Batch.of(validation, count)
         self.optimizer = new_optimizer([*model.parameters(), *self.own.parameters()], config)
         self.average = WeightAverage(model, config.ema_decay)
+        self.state = TrainingState(model, self.average, self.optimizer, self.own)
         self.steps = StepFunction(
             model,
             objective,
@@ -109,18 +108,25 @@ class Trainer:
         self.recorder = Recorder(self.unit)
         self.on_validation, self.bar, self.title = on_validation, bar, title
         self._elapsed, self._interrupted, self._ended = 0.0, False, False
+        self._validated, self._unwritten = False, None
 
     def resume(self) -> None:
-        """Takes up the state of the run's last checkpoint. Errors: `load_training`."""
-        assert self.run is not None
-        run = self.run
-        last = run.checkpoint("last")
-        state, self.progress = self.processes.on_main(lambda: load_training(last))
-        self.model.load_state_dict(state["flow"])
-        self.average.load_state_dict(state["average"])
-        take_up(self.optimizer, state["optimizer"])
-        self.own.load_state_dict(state.get("objective", {}))
-        self.processes.on_main(lambda: run.forget_metrics_after(self.progress.step))
+        """Takes up the run's last checkpoint; a run that was killed before it had one begins anew.
+
+        Raises:
+            CheckpointError: a checkpoint is damaged or missing.
+            RunError: it is of another model, objective or optimiser.
+        """
+        assert (run := self.run) is not None
+        found = self.processes.on_main(lambda: find_training(run))
+        if found is None:
+            return
+        state, self.progress = found
+        try:
+            self.state.load_state_dict(state)
+        except ValueError as error:
+            raise RunError(f"{run.path} is of another model or objective: {error}") from None
+        self._validated, self._unwritten = state.get("validated", False), state.get("recorder")
 
     def train(self) -> None:
         """Runs to the configured number of steps, or minutes, or until no validation is better.
@@ -141,6 +147,8 @@ class Trainer:
         batches = self.batches.from_step(start, self.rows)
         self._elapsed, self._interrupted, self._ended = self.progress.seconds, False, False
         self.recorder = Recorder(self.unit, self.run if main else None, start)
+        if self._unwritten is not None:
+            self.recorder.load_state_dict(self._unwritten, self.device)
         bar = tqdm(
             total=self.config.steps,
             initial=start,
@@ -151,19 +159,18 @@ class Trainer:
         )
         echo = ECHO if self.processes.count > 1 else 0.0
         with bar, self.recorder, deferred_interrupt(echo) as interrupted:
-            validated = self._run(batches, bar, interrupted)
-            if not validated:
+            self._run(batches, bar, interrupted)
+            if not self._validated:
                 self.validate()
             if any(self.processes.gather(interrupted.is_set())):
                 raise TrainingInterrupted
 
-    def _run(self, batches: Iterator[Batch], bar: tqdm, interrupted: threading.Event) -> bool:
-        """Takes steps until the end; returns whether the last of them was validated."""
-        validated = False
+    def _run(self, batches: Iterator[Batch], bar: tqdm, interrupted: threading.Event) -> None:
+        """Takes steps until the end."""
         while not self._done():
             if self._interrupted:
                 self._settle()
-                self.processes.on_main(lambda: self._save(self._ready()[1]))
+                self.processes.on_main(lambda: self._save(self._ready()[1].stored))
                 raise TrainingInterrupted
             began, step = time.perf_counter(), self.progress.step
             rate, before = self.schedule.rate(step, self._elapsed), self._position()
@@ -180,10 +187,9 @@ class Trainer:
                 self._settle()
                 words = self.recorder.log(self.progress.step, self.steps.names, rate)
                 bar.set_postfix_str(words)
-            validated = self._due(before)
-            if validated:
+            self._validated = False
+            if self.schedule.validates(self.progress.step, before, self._position()):
                 self.validate()
-        return validated
 
     def _votes(self, interrupted: threading.Event, began: float) -> tuple[float, float]:
         """Whether this process has been interrupted, and the seconds of the main one so far."""
@@ -201,6 +207,7 @@ class Trainer:
             return self.progress.best, self.progress.stale, ended
 
         self.progress.best, self.progress.stale, self._ended = self.processes.on_main(work)
+        self._validated = True
 
     @full_precision()
     def _validate(self) -> bool:
@@ -216,12 +223,15 @@ class Trainer:
             self.store.keep("best", ready.stored, self.progress)
         elif score is not None:
             self.progress.stale += 1
-        self._save(ready)
-        if score is not None:
-            self.recorder.validation(step, score.value, score.logged, ready.logged)
-        if self.run is not None:
-            split = self.split if self.held is None else self.held
-            self.objective.illustrate(model, split, Page(self.recorder, step))
+        try:
+            if score is not None:
+                self.recorder.validation(step, score.value, score.logged, ready.logged)
+            if self.run is not None:
+                split = self.split if self.held is None else self.held
+                self.objective.illustrate(model, split, Page(self.recorder, step))
+        finally:
+            # After all that is written of the step: a resumed run writes again what comes later.
+            self._save(ready.stored, validated=True)
         return bool(self.on_validation and self.on_validation(step, model, score))
 
     def _score(self, model: nn.Module) -> Score | None:
@@ -244,14 +254,11 @@ class Trainer:
         model = self.average.settle(self.model)
         return model, self.objective.make_ready(model)
 
-    def _save(self, ready: Ready) -> None:
-        state: dict[str, Any] = {
-            "flow": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "objective": self.own.state_dict(),
-        }
-        self.store.keep("last", ready.stored, self.progress, state)
+    def _save(self, stored: Mapping[str, Any], *, validated: bool = False) -> None:
+        """Keeps the last checkpoint: what is stored of the model, and all to go on from."""
+        state = {**self.state.state_dict(), "recorder": self.recorder.state_dict()}
+        state["validated"] = validated
+        self.store.keep("last", stored, self.progress, state)
 
     def _position(self) -> float:
         return self.schedule.progress(self.progress.step, self._elapsed)
@@ -260,14 +267,6 @@ class Trainer:
         patience = self.config.patience
         stale = patience is not None and self.progress.stale >= patience
         return self._ended or stale or self._position() >= 1
-
-    def _due(self, before: float) -> bool:
-        """Whether the step that has just been taken, from a position, is to be validated."""
-        every = self.config.validate_every
-        if every >= 1:
-            return self.progress.step % every == 0
-        marks = [math.floor(at / every + ROUNDING) for at in (before, self._position())]
-        return marks[0] < marks[1]
 
     def _settle(self) -> None:
         """Waits for the steps that the device still computes."""
@@ -284,6 +283,8 @@ class Trainer:
         """Initialises a new model, and makes sure that all processes have the same."""
         require_good_data(self.split, self.processes)
         if self.progress.step == 0:
+            # Of what was passed in: whoever resumes may have another model of the same kind.
+            self.processes.on_main(lambda: self._save({}))
             self.objective.initialize(self.model, self.split, self.seed)
             self.average.model.load_state_dict(self.model.state_dict())
         self.processes.copy_from_main(self._tensors(self.model, self.average.model, self.own))

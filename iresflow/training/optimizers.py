@@ -29,6 +29,9 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], TrainingConfig], Optimiz
     ),
 }
 
+ROUNDING = 1e-9
+"""By how much a quotient of fractions may fall short of a whole number."""
+
 
 def new_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> Optimizer:
     """The configured optimiser of the parameters that are trained."""
@@ -71,6 +74,19 @@ class Schedule:
         config = self.config
         rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
         return config.learning_rate * min(1.0, rise, self._fall(self._done(step, seconds)))
+
+    def validates(self, step: int, before: float, after: float) -> bool:
+        """Whether a step is followed by a validation.
+
+        Arguments:
+            step: Steps that are done.
+            before: `progress` before the last of them.
+            after: `progress` now.
+        """
+        every = self.config.validate_every
+        if every >= 1:
+            return step % every == 0
+        return math.floor(before / every + ROUNDING) < math.floor(after / every + ROUNDING)
 
     @property
     def _whole(self) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ class Recorder:
         if run is not None:
             from torch.utils.tensorboard import SummaryWriter  # a second of import
 
-            purge = start + 1 if start else None
-            self.board = SummaryWriter(str(run.events), purge_step=purge)
+            # Also at the start: a kill may have left events of the same steps.
+            self.board = SummaryWriter(str(run.events), purge_step=start + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +56,21 @@ class Recorder:
     ) -> None:
         if self.board is not None:
             self.board.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is written belongs to a checkpoint from here on, and what is not written yet."""
+        if self.board is not None:
+            self.board.flush()
+        return {
+            "size": None if self.run is None else self.run.metrics_size(),
+            "sums": torch.stack(self._sums).cpu() if self._sums else None,
+            "seconds": self._seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on with the numbers that were not written yet, on the device of the next ones."""
+        self._sums = [] if state["sums"] is None else list(state["sums"].to(device))
+        self._seconds = state["seconds"]
 
     def count(self, numbers: Tensor, seconds: float) -> None:
         """Takes in the numbers of one step (see `Step`), without waiting for the device."""

@@ -1,16 +1,25 @@
 """A run's directory: where its configuration, metrics, samples and checkpoints lie."""
 
+import contextlib
+import itertools
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
 import yaml
 
 from iresflow.errors import RunError
+from iresflow.training.lock import locked
+from iresflow.training.processes import Processes
 
-__all__ = ["RunDirectory", "new_directory"]
+__all__ = ["RunDirectory", "new_directory", "read_options"]
+
+CONFIG = "config.yaml"
+LOCK = ".lock"
 
 
 def new_directory(parent: str | Path, name: str) -> Path:
@@ -23,15 +32,49 @@ def new_directory(parent: str | Path, name: str) -> Path:
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "run"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        number = 1 + max(
-            (int(p.name[:4]) for p in parent.iterdir() if re.match(r"\d{4}-", p.name)),
-            default=-1,
-        )
-        path = parent / f"{number:04d}-{slug}"
-        path.mkdir()
+        for number in itertools.count(1 + max(_numbers(parent), default=-1)):
+            path = parent / f"{number:04d}-{slug}"
+            if _claimed(path, number):
+                return path
     except OSError as error:
         raise RunError(f"could not make a run directory in {parent}: {error}") from None
-    return path
+    raise AssertionError  # numbers don't end
+
+
+def _numbers(parent: Path) -> Iterator[int]:
+    found = (re.match(r"(\d{4,})-", path.name) for path in parent.iterdir())
+    return (int(match[1]) for match in found if match)
+
+
+def _claimed(path: Path, number: int) -> bool:
+    """Makes a directory, unless another process has taken its number for whatever name."""
+    # Made under a name of the number alone, which only one process can: the rest is for it to do.
+    claim = path.parent / f".{number:04d}"
+    try:
+        claim.mkdir()
+    except FileExistsError:
+        return False
+    if number in _numbers(path.parent):
+        claim.rmdir()
+        return False
+    claim.rename(path)
+    return True
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """The options that a run has written down, as plain values.
+
+    Raises:
+        RunError: they can't be read, in one line.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{file} is damaged or can't be read: {reason}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RunError(f"{file} is damaged: it holds no options")
+    return values
 
 
 @final
@@ -40,10 +83,14 @@ class RunDirectory:
 
     Arguments:
         path: The directory.
+
+    Attributes:
+        options: What the run is of, as last written by `write_options`: checkpoints hold them too.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.options: dict[str, Any] = {}
 
     @classmethod
     def create(cls, parent: str | Path, name: str) -> "RunDirectory":
@@ -76,7 +123,7 @@ class RunDirectory:
             RunError: it is not one.
         """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
+        if not (path / CONFIG).is_file():
             here = (
                 "is not a run directory (no config.yaml in it)" if path.exists() else "is missing"
             )
@@ -88,7 +135,7 @@ class RunDirectory:
     @property
     def config_file(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def metrics_file(self) -> Path:
@@ -109,34 +156,74 @@ class RunDirectory:
         """The checkpoint ``last`` or ``best``."""
         return self.path / "checkpoints" / f"{name}.pt"
 
+    def locked(self, processes: Processes | None = None) -> AbstractContextManager[None]:
+        """Keeps other processes from training in this directory. Errors: `Lock.acquire`."""
+        return locked(self.path / LOCK, f"trains in {self.path}", processes)
+
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Writes the resolved configuration."""
-        _replace(self.config_file, yaml.safe_dump(dict(values), sort_keys=False))
+        self.write_options(self.config_file, values)
+
+    def write_options(self, file: Path, values: Mapping[str, Any]) -> None:
+        """Writes what the run is of, for `read_options`."""
+        self.options = dict(values)
+        _replace(file, yaml.safe_dump(self.options, sort_keys=False))
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Appends a line to the metrics."""
-        with self.metrics_file.open("a") as file:
+        with _errors_named(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drops the lines of steps after ``step``: a run resumed there writes them again."""
+    def metrics_size(self) -> int:
+        """Bytes of the metrics, all of them on the disk."""
+        try:
+            with self.metrics_file.open("rb+") as file:
+                os.fsync(file.fileno())
+                return file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            return 0
+
+    def forget_metrics_after(self, step: int, size: int | None = None) -> None:
+        """Drops what a run resumed at a step writes again, and the line that a kill cut off.
+
+        Arguments:
+            step: Lines of later steps are dropped.
+            size: Bytes that were there when the checkpoint of the step was written: the run
+                writes what lies after them again. None where a checkpoint does not say.
+        """
         if not self.metrics_file.is_file():
             return
         kept = []
-        for line in self.metrics_file.read_text().splitlines():
+        for line in self.metrics_file.read_bytes()[:size].splitlines():
             try:
                 if json.loads(line).get("step", 0) <= step:
                     kept.append(line)
-            except json.JSONDecodeError:
+            except (ValueError, AttributeError, TypeError):
                 continue  # the line that a killed process was writing
-        _replace(self.metrics_file, "".join(line + "\n" for line in kept))
+        _replace(self.metrics_file, b"".join(line + b"\n" for line in kept))
+
+    def remove_leftovers(self) -> None:
+        """Removes the files that a killed process was writing; only for who holds the lock."""
+        for directory in (self.path, self.checkpoint("last").parent):
+            for path in directory.glob(".*.tmp"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: str | bytes) -> None:
     """Writes beside, then renames: a full disk leaves the file as it was."""
     beside = path.with_name(f".{path.name}.tmp")
+    with _errors_named(path):
+        try:
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
     try:
-        beside.write_text(text)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise RunError(f"could not write {path}: {error.strerror or error}") from None

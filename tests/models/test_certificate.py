@@ -5,7 +5,14 @@ import warnings
 
 import pytest
 import torch
-from helpers import dense_jacobian, perturb, random_context, small_image_flow, small_vector_flow
+from helpers import (
+    dense_jacobian,
+    perturb,
+    random_context,
+    small_image_flow,
+    small_vector_flow,
+    write_version_1,
+)
 from torch import nn
 
 import iresflow
@@ -376,7 +383,7 @@ def test_files_of_older_versions_load_without_a_certificate(older, tmp_path):
     content = {"model": flow.payload()}
     if older == "list":
         content["certificate"] = [{"block": "maps.1", "upper": 0.9, "estimate": 0.8}]
-    write_file(content, tmp_path / "flow.pt")
+    write_version_1(content, tmp_path / "flow.pt")
     assert iresflow.load(tmp_path / "flow.pt").certify()  # a warning would be an error here
 
 

@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
-from helpers import small_image_flow, small_vector_flow
+from helpers import small_image_flow, small_vector_flow, write_version_1
 
 import iresflow
-from iresflow import CertificateWarning, NotContractiveError
+from iresflow import CertificateWarning, CheckpointError, NotContractiveError
 from iresflow.models import Certificate
-from iresflow.models.storage import write_file
 
 FLOWS = {
     "vector": lambda learned: small_vector_flow(context_dim=2, learned_prior=learned),
@@ -77,7 +76,11 @@ def test_what_is_not_certified_is_not_saved(case, tmp_path):
 
 def test_a_stored_model_that_is_not_invertible_is_loaded_with_a_warning(case, tmp_path):
     flow, message = case
-    write_file({"model": flow.payload()}, tmp_path / "old.pt")
+    write_version_1({"model": flow.payload()}, tmp_path / "old.pt")  # it let such models pass
+    if any(bool(t.isnan().any()) for t in flow.state_dict().values()):
+        with pytest.raises(CheckpointError, match=f"{message.split()[0]} holds NaN"):
+            iresflow.load(tmp_path / "old.pt")
+        return
     with pytest.warns(CertificateWarning) as caught:
         iresflow.load(tmp_path / "old.pt")
     assert message in str(caught[0].message)

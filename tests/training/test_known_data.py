@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import write_version_1
 from PIL import Image
 
 from iresflow.cli import main
@@ -17,6 +18,7 @@ from iresflow.data.cuts import ByHash
 from iresflow.data.tables import read_table
 from iresflow.data.text import write_rows
 from iresflow.errors import DataError, RunError
+from iresflow.models.files import read_file
 from iresflow.training import batches
 from iresflow.training.batches import Batches
 from iresflow.training.known_data import KnownData, load_data
@@ -156,6 +158,9 @@ def as_version_0_1(run: Path) -> None:
     old = ("name", "root", "size", "channels", "count", "validation", "test", "flip")
     config["data"] = {name: config["data"][name] for name in old}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for checkpoint in (run / "checkpoints").iterdir():
+        content = read_file(checkpoint)
+        write_version_1({k: v for k, v in content.items() if k != "options"}, checkpoint)
 
 
 @pytest.mark.filterwarnings("default")

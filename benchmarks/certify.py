@@ -3,12 +3,13 @@
 Prints the ratio of each bound to the true norm (ARPACK on the operator), the time to certify
 flows of 96 blocks with 512 channels, and the time of a training step with either normalisation.
 
-    python benchmarks/certify.py [--run CHECKPOINT] [--only tightness certify step overshoot]
+    python benchmarks/certify.py [--run RUN] [--only tightness certify step overshoot] [--quick]
 """
 
 import argparse
 import statistics
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,9 +20,41 @@ import iresflow
 from iresflow import ImageFlow
 from iresflow.lipschitz import NormalizedConv2d, ZeroPadding
 from iresflow.lipschitz.bounds.symbol import symbol_norm
+from iresflow.training.checkpoint import find_checkpoint
 
-SIZES = (7, 8, 14, 28, 32)
-CHANNELS = ((1, 32), (3, 32), (4, 32), (12, 64), (16, 32), (48, 64), (64, 512))
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        sides: Pixels of a side, of the random layers.
+        channels: Channels in and out, of the random layers.
+        models: Residual blocks of each scale, of the flows that are certified.
+        hidden: Their hidden channels.
+        steps: Steps that are timed.
+        trained: Steps after which norms are compared with the coefficient.
+    """
+
+    sides: tuple[int, ...] = (7, 8, 14, 28, 32)
+    channels: tuple[tuple[int, int], ...] = (
+        (1, 32),
+        (3, 32),
+        (4, 32),
+        (12, 64),
+        (16, 32),
+        (48, 64),
+        (64, 512),
+    )
+    models: tuple[tuple[int, ...], ...] = ((32, 32, 32), (96,))
+    hidden: int = 512
+    steps: int = 30
+    trained: int = 150
+
+
+QUICK = Sizes((7, 14), ((1, 32), (4, 32)), ((1, 1, 1), (2,)), 16, steps=1, trained=1)
+"""Within seconds, to see that all of it works."""
+
 PARTS = ("tightness", "certify", "step", "overshoot")
 
 
@@ -61,13 +94,13 @@ def print_row(name: str, layer: NormalizedConv2d, weight: torch.Tensor) -> None:
     )
 
 
-def tightness(run: str | None) -> None:
+def tightness(sizes: Sizes, run: str | None) -> None:
     """Random layers by size and channels, and the trained ones of a run."""
     head = f"{'norm':>9} {'fourier %':>9} {'bound %':>9}  {'method':<8} {'ms':>8}"
     print(f"\nbounds of zero-padded 3 x 3 layers, percent above the norm\n\n{'layer':<24} {head}")
     torch.manual_seed(0)
-    for side in SIZES:
-        for inputs, outputs in CHANNELS:
+    for side in sizes.sides:
+        for inputs, outputs in sizes.channels:
             if inputs * side * side > 16_384:
                 continue
             layer = NormalizedConv2d(
@@ -76,22 +109,26 @@ def tightness(run: str | None) -> None:
             name = f"random {side} x {side}, {inputs} -> {outputs}"
             print_row(name, layer, torch.randn_like(layer.weight))
     if run is not None:
-        for name, block in iresflow.load(run).blocks():
+        for name, block in iresflow.load(find_checkpoint(run)).blocks():
             for i, layer in enumerate(block.branch.layers):
                 if isinstance(layer, NormalizedConv2d) and not layer.pointwise:
                     print_row(f"{name}.{i}", layer, layer.weight)
 
 
-def certify() -> None:
+def certify(sizes: Sizes) -> None:
     """The time to enforce and certify large flows."""
-    print("\ntime to enforce and certify 96 blocks with 512 channels, in seconds\n")
-    print(f"{'images':<24} {'wall':>6} {'CPU':>6}  largest bound")
-    for name, blocks in (("32 x 32, 16 x 16, 8 x 8", (32, 32, 32)), ("32 x 32 only", (96,))):
-        flow = ImageFlow((3, 32, 32), blocks, 512, factor_out=False).eval()
+    print(f"\nseconds to enforce and certify flows with {sizes.hidden} hidden channels\n")
+    print(f"{'blocks':<10} {'images':<24} {'wall':>6} {'CPU':>6}  largest bound")
+    for blocks in sizes.models:
+        images = ", ".join(f"{32 >> i} x {32 >> i}" for i in range(len(blocks)))
+        flow = ImageFlow((3, 32, 32), blocks, sizes.hidden, factor_out=False).eval()
         wall, cpu = time.perf_counter(), time.process_time()
         certificate = flow.enforce()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(f"{name:<24} {wall:6.1f} {cpu:6.1f}  {certificate.largest:.6f}", flush=True)
+        print(
+            f"{sum(blocks):<10} {images:<24} {wall:6.1f} {cpu:6.1f}  {certificate.largest:.6f}",
+            flush=True,
+        )
 
 
 def small_flow(normalization: str) -> ImageFlow:
@@ -128,7 +165,7 @@ def step(flow: ImageFlow, optimizer: torch.optim.Optimizer) -> float:
     return time.process_time() - began
 
 
-def steps(count: int = 30) -> None:
+def steps(count: int) -> None:
     """Step times in turns, so that whatever else runs on the machine slows both."""
     print("\nmedian and least CPU time of a step of configs/mnist-small.yaml, in ms\n")
     flows = {name: small_flow(name) for name in ("power-iteration", "certified")}
@@ -141,7 +178,7 @@ def steps(count: int = 30) -> None:
         print(f"{name:<16} {statistics.median(values):7.1f} {min(values):7.1f}")
 
 
-def overshoot(count: int = 150) -> None:
+def overshoot(count: int) -> None:
     """How far the norms are from the coefficient while power iteration trains."""
     print(f"\nnorm over coefficient of the layers that {count} steps have normalised\n")
     for name in ("power-iteration", "bidiagonalization", "certified"):
@@ -163,18 +200,20 @@ def overshoot(count: int = 150) -> None:
 
 def main() -> None:
     """Prints the parts that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", help="a run or checkpoint whose trained layers are measured too")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="small sizes, within seconds")
     arguments = parser.parse_args()
+    sizes = QUICK if arguments.quick else Sizes()
     if "tightness" in arguments.only:
-        tightness(arguments.run)
+        tightness(sizes, arguments.run)
     if "certify" in arguments.only:
-        certify()
+        certify(sizes)
     if "step" in arguments.only:
-        steps()
+        steps(sizes.steps)
     if "overshoot" in arguments.only:
-        overshoot()
+        overshoot(sizes.trained)
 
 
 if __name__ == "__main__":

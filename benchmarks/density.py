@@ -79,7 +79,7 @@ def score(density: Density, data: Dataset, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model behind so many seconds of training, and its validation loss."""
+    """A model after so many seconds of training, and its validation loss."""
 
     density: Density
     rate: float

@@ -89,7 +89,7 @@ def counting() -> Iterator[dict[str, int]]:
 
 
 def in_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds that calls take, one after another and all over again, behind one of each."""
+    """Seconds that calls take, one after another and all over again, after one of each."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():

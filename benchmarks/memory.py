@@ -5,7 +5,7 @@ every measurement starts afresh, since a process gives little memory back. MNIST
 ``benchmarks/step.py``.
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --no-reference
+    python benchmarks/memory.py --no-reference --rows 16,4,5 64,4,5
 """
 
 import argparse
@@ -26,6 +26,20 @@ import step as steps
 
 BASE = steps.SHAPES["mnist"]
 STEPS = 3
+
+ROWS = (
+    (16, 4, 5),
+    (32, 4, 5),
+    (64, 4, 5),
+    (128, 4, 5),
+    (64, 1, 5),
+    (64, 2, 5),
+    (64, 8, 5),
+    (64, 4, 3),
+    (64, 4, 10),
+    (64, 4, 20),
+)
+"""Batch, blocks of each of three scales, and terms of the series."""
 
 
 def peak() -> int:
@@ -64,9 +78,23 @@ def added(what: str, batch: int, blocks: int, terms: int) -> float:
     return json.loads(result.stdout.splitlines()[-1]) / 2**20
 
 
+def row(text: str) -> tuple[int, int, int]:
+    """An entry of `ROWS`, from three numbers with commas between them."""
+    batch, blocks, terms = map(int, text.split(","))
+    return batch, blocks, terms
+
+
 def main() -> None:
     """Prints one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        type=row,
+        default=ROWS,
+        metavar="BATCH,BLOCKS,TERMS",
+        help="blocks are those of each of three scales",
+    )
     parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -77,20 +105,9 @@ def main() -> None:
     peers = ["ours", "recomputed", "Krylov"] + ["normflows"] * (not args.no_reference)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; MiB above the start")
     print(f"{'batch':>6}{'blocks':>8}{'terms':>7}" + "".join(f"{peer:>12}" for peer in peers))
-    for batch, blocks, terms in (
-        (16, 4, 5),
-        (32, 4, 5),
-        (64, 4, 5),
-        (128, 4, 5),
-        (64, 1, 5),
-        (64, 2, 5),
-        (64, 8, 5),
-        (64, 4, 3),
-        (64, 4, 10),
-        (64, 4, 20),
-    ):
-        row = "".join(f"{added(peer, batch, blocks, terms):12.0f}" for peer in peers)
-        print(f"{batch:6}{3 * blocks:8}{terms:7}{row}", flush=True)
+    for batch, blocks, terms in args.rows:
+        cells = "".join(f"{added(peer, batch, blocks, terms):12.0f}" for peer in peers)
+        print(f"{batch:6}{3 * blocks:8}{terms:7}{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ through the logarithms. Time is the median over repeats; memory is what the forw
 the backward pass, counted tensor by tensor (`benchmarks/memory.py` measures the process).
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --repeats 9
+    python benchmarks/scaling.py --only batch terms --repeats 9
 """
 
 import argparse
@@ -78,6 +78,7 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
 def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=GROWTH, default=list(GROWTH))
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     keep_freed_memory()
@@ -86,7 +87,8 @@ def main() -> None:
     print(
         f"{'':<10}{'values':<20}{'ms a step':<28}{'MiB kept':<28}exponents: time, expected, memory"
     )
-    for name, (values, expected) in GROWTH.items():
+    for name in args.only:
+        values, expected = GROWTH[name]
         seconds, sizes = zip(
             *(measure(args.repeats, **{name: value}) for value in values), strict=True
         )

@@ -1,7 +1,7 @@
 """Seconds until each verb's help has been printed, and how many of them torch takes.
 
-``python benchmarks/start.py [--repeat 5]``. Each figure is the smallest of several, each in a new
-process; the files were read before.
+``python benchmarks/start.py [--repeat 5] [--verbs "sample --help"]``. Each figure is the smallest
+of several, each in a new process; the files were read before.
 """
 
 import argparse
@@ -26,11 +26,13 @@ def seconds(command: list[str], repeat: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5)
-    repeat = parser.parse_args().repeat
+    parser.add_argument("--verbs", nargs="+", default=VERBS, help="with their arguments")
+    options = parser.parse_args()
+    repeat = options.repeat
     torch = seconds(["-c", "import torch"], repeat)
     print(f"{'import torch':<24} {torch:6.2f} s")
     print(f"{'import iresflow':<24} {seconds(['-c', 'import iresflow'], repeat) - torch:+6.2f} s")
-    for verb in VERBS:
+    for verb in options.verbs:
         more = seconds(["-m", "iresflow", *verb.split()], repeat) - torch
         print(f"{'iresflow ' + verb:<24} {more:+6.2f} s", flush=True)
 

@@ -5,19 +5,22 @@ with terms added until the last is small, and scores both with an accurate serie
 exploits the truncation believes in fewer bits/dim than it has.
 
     python benchmarks/truncation.py
+    python benchmarks/truncation.py --steps 20 --every 10
 """
 
+import argparse
 import math
+from collections.abc import Iterator
 
 import torch
 
-from iresflow import ImageFlow, PowerSeries
+from iresflow import ImageFlow, PowerSeries, compile_kernels
 from iresflow.data import load_dataset
 
-STEPS, BATCH, REPORT = 700, 64, 100
+BATCH = 64
 
 
-def train(log_det: PowerSeries) -> list[tuple[int, float, float]]:
+def train(log_det: PowerSeries, steps: int, every: int) -> Iterator[tuple[int, float, float]]:
     """Rows of (step, bits/dim as training sees them, bits/dim accurately) on training images."""
     torch.manual_seed(0)
     images = load_dataset("digits").train.values
@@ -27,8 +30,7 @@ def train(log_det: PowerSeries) -> list[tuple[int, float, float]]:
     optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(0)
     flow.initialize(flow.dequantize(images[:512], generator))
-    rows = []
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = 5e-3 * min(1, step / 100)
         batch = images[torch.randint(len(images), (BATCH,), generator=generator)]
         x = flow.dequantize(batch, generator)
@@ -37,18 +39,22 @@ def train(log_det: PowerSeries) -> list[tuple[int, float, float]]:
         (-log_prob.mean() / (64 * math.log(2))).backward()
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         optimizer.step()
-        if step % REPORT == 0:
+        if step % every == 0:
             held = images[:250]
             flow.eval()
             seen = flow.bits_per_dim(held, log_det=log_det, seed=0)
             accurate = flow.bits_per_dim(held, seed=0)
             flow.train()
-            rows.append((step, seen.mean, accurate.mean))
-    return rows
+            yield step, seen.mean, accurate.mean
 
 
 def main() -> None:
-    """Prints the two runs side by side."""
+    """Prints the two runs, one after the other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=700, help="of each training")
+    parser.add_argument("--every", type=int, default=100, help="steps from one row to the next")
+    options = parser.parse_args()
+    compile_kernels()
     cases = {
         "5 terms": PowerSeries(5),
         "tolerance 1e-3": PowerSeries(60, tol=1e-3),
@@ -56,7 +62,7 @@ def main() -> None:
     print("digits, bits/dim of training images; 'seen' by the training estimator\n")
     print(f"{'estimator':<16} {'step':>5} {'seen':>7} {'accurate':>9}")
     for name, estimator in cases.items():
-        for step, seen, accurate in train(estimator):
+        for step, seen, accurate in train(estimator, options.steps, options.every):
             print(f"{name:<16} {step:5d} {seen:7.3f} {accurate:9.3f}", flush=True)
 
 

@@ -115,7 +115,7 @@ def inversion_figure(
         right.semilogy(iterations, block[i], "o-", markersize=3, color=color, label=f"{coeff:g}")
         right.semilogy(iterations, bound[i], "--", linewidth=1, color=color)
     left.set_title("The whole flow: median and, shaded, up to the largest", fontsize=10)
-    left.set_ylabel("root mean square error, behind the data map", fontsize=9)
+    left.set_ylabel("root mean square error, after the data map", fontsize=9)
     right.set_title("The worst block, and the bound of Lemma 4.5 (dashed)", fontsize=10)
     right.set_ylabel("error / first step", fontsize=9)
     for axes in (left, right):

@@ -108,4 +108,6 @@ def _samples(dataset: Dataset) -> Samples:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from iresflow.cli import main as command_line  # which says in one line what went wrong
+
+    sys.exit(command_line(["relu", *sys.argv[1:]]))

@@ -92,7 +92,7 @@ def _fewest(active: Tensor, labels: Tensor, count: int) -> list[int]:
 
 
 def _target(flat: Tensor, labels: Tensor, own: int, step: int, classes: int) -> int:
-    """The brightest of 50 images of the class that lies ``step`` places (by threes) behind."""
+    """The brightest of 50 images of the class that lies ``step`` places (by threes) further on."""
     wanted = (own + 3 * step) % classes
     members = (labels == wanted).nonzero()[:50, 0]
     return int(members[flat[members].sum(1).argmax()])

@@ -137,8 +137,8 @@ def _map(module: nn.Sequential, resolution: int, title: str) -> _Map:
         local = linearize(network, x)
         y = layer(x[None])[0].numpy()
         kinds.append(str(classify_preimage(weight, bias, y, member=x.numpy()).kind))
-        behind = next(stage for stage in local.stages if stage.activated)
-        conditions.append(singular_values(local.matrix(behind)).condition)
+        after = next(stage for stage in local.stages if stage.activated)
+        conditions.append(singular_values(local.matrix(after)).condition)
     with torch.no_grad():
         prediction = module(grid.float()).softmax(1)[:, 1].numpy()
     return _Map(

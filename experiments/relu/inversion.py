@@ -49,7 +49,7 @@ class Settings:
     seed: int = 0
     """Seed of networks, codes and noise."""
     hidden: tuple[int, ...] = (250, 600)
-    """Widths of the random networks behind the code."""
+    """Widths of the random networks' layers, from the code on."""
     latent: int = 20
     """Dimension of the code, in random networks and in the decoder."""
     latents: tuple[int, ...] = (10, 30, 50, 70, 90, 110)

@@ -27,7 +27,7 @@ class Spectra:
     Attributes:
         stages: Places in the network.
         spectra: For each stage, one spectrum a sample.
-        off: For each stage behind an activation, the numbers of units that are off; else empty.
+        off: For each stage after an activation, the numbers of units that are off; else empty.
     """
 
     stages: tuple[Stage, ...]
@@ -54,7 +54,7 @@ class Spectra:
             row: dict[str, object] = {
                 "network": name,
                 "layer": stage.layer + 1,
-                "place": "behind ReLU" if stage.activated else "before ReLU",
+                "place": "after ReLU" if stage.activated else "before ReLU",
                 "output units": stage.size,
                 "non-zero singular values": self.count(index),
                 "largest": float(np.median([s.values[0] for s in self.spectra[index]])),
@@ -112,7 +112,7 @@ def measure_spectra(
 
 
 def decay_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
-    """The singular values behind each activation, one panel a network (figures 5, 9 and 10)."""
+    """The singular values after each activation, one panel a network (figures 5, 9 and 10)."""
     figure = Figure(figsize=(5.5 * len(spectra) + 1, 4.4), layout="constrained")
     panels = figure.subplots(1, len(spectra), squeeze=False)[0]
     for axes, (name, found) in zip(panels, spectra.items(), strict=True):
@@ -122,12 +122,12 @@ def decay_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
             label = f"layer {found.stages[index].layer + 1}"
             _curve(axes, found.median(index), label, color=color)
         _finish(axes, name)
-    figure.suptitle(f"Singular values behind each ReLU layer\n{note}", fontsize=11)
+    figure.suptitle(f"Singular values after each ReLU layer\n{note}", fontsize=11)
     return figure
 
 
 def effect_figure(spectra: Mapping[str, Spectra], layers: Sequence[int], note: str) -> Figure:
-    """The singular values before and behind ReLU of two layers (figures 7, 9 and 10)."""
+    """The singular values before and after ReLU of two layers (figures 7, 9 and 10)."""
     figure = Figure(figsize=(5.5 * len(spectra) + 1, 4.4), layout="constrained")
     panels = figure.subplots(1, len(spectra), squeeze=False)[0]
     for axes, (name, found) in zip(panels, spectra.items(), strict=True):
@@ -136,7 +136,7 @@ def effect_figure(spectra: Mapping[str, Spectra], layers: Sequence[int], note: s
                 continue
             color = f"C{list(layers).index(stage.layer + 1)}"
             style = "-" if stage.activated else "--"
-            place = "behind" if stage.activated else "before"
+            place = "after" if stage.activated else "before"
             label = f"layer {stage.layer + 1}, {place} ReLU"
             _curve(axes, found.median(index), label, color=color, linestyle=style)
         _finish(axes, name)
@@ -165,7 +165,7 @@ def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
     middle.set_ylabel("non-zero singular values")
     middle.set_ylim(bottom=0)
     bottom.set_ylabel("condition number\n(shaded: quartiles)")
-    bottom.set_xlabel("layer, before and behind its ReLU (R)")
+    bottom.set_xlabel("layer, before and after its ReLU (R)")
     for axes in (top, middle, bottom):
         axes.grid(alpha=0.3)
         axes.tick_params(labelbottom=True)

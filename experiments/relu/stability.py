@@ -177,20 +177,20 @@ def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Repor
     matrix, removed = matrix[seen], (local.slopes[stage.layer] == 0).numpy()[seen]
     counts = correlation_counts(matrix, removed, GRID)
     bound = correlation_bound(matrix, removed)
-    behind = singular_values(matrix[~removed])
+    after = singular_values(matrix[~removed])
     left = int((~removed).sum())
     report.numbers(
         "counting",
         {
-            "rows left behind ReLU (M)": left,
+            "rows left after ReLU (M)": left,
             "rows removed": int(removed.sum()),
             "c at which all of them fulfil condition 3.5 for one removed row": float(
                 GRID[counts == left].min(initial=np.inf)
             ),
             "bound of the smallest non-zero singular value (lemma 3.6)": bound.c,
             "the same without its last estimate": bound.direct,
-            "smallest non-zero singular value behind ReLU": float(behind.positive[-1]),
-            "largest singular value behind ReLU": float(behind.values[0]),
+            "smallest non-zero singular value after ReLU": float(after.positive[-1]),
+            "largest singular value after ReLU": float(after.values[0]),
         },
         f"Lemma 3.6 in layer {COUNTED_LAYER} of WideCIFAR, at one sample.",
     )
@@ -198,7 +198,7 @@ def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Repor
     axes = figure.subplots()
     axes.semilogx(GRID, counts, label="rows that fulfil condition 3.5")
     axes.axhline(left, color="tab:red", label=f"all rows left: {left}")
-    axes.axvline(behind.values[0], color="0.5", ls="--", label="largest singular value")
+    axes.axvline(after.values[0], color="0.5", ls="--", label="largest singular value")
     axes.set_xlabel("constant c")
     axes.set_ylabel("rows")
     axes.legend(fontsize=9)

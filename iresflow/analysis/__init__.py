@@ -1,1 +1,1 @@
-"""What a trained flow does, measured: the numbers behind figures."""
+"""What a trained flow does, measured: the numbers that figures show."""

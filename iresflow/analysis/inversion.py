@@ -26,7 +26,7 @@ class InversionCurve:
         coeff: The limit of each layer's norm.
         iterations: The values of k, ``(K,)``.
         median, largest: Of the flow's reconstruction errors over the samples, ``(K,)``: root mean
-            square over the entries of one sample, in units of what the blocks take (behind the
+            square over the entries of one sample, in units of what the blocks take (after the
             data map).
         block: The largest error of any block alone over all samples, ``(K,)``, as a share of the
             first step of its iteration.

@@ -31,7 +31,7 @@ class BiasEstimate:
     Attributes:
         alpha: alpha*, ``(m,)``; infinite for rows that were never among the n largest.
         samples: Number of points drawn.
-        unchanged: How many of them came behind the last change of alpha*.
+        unchanged: How many of them came after the last change of alpha*.
         converged: Whether that is as many as the stopping rule asks for.
     """
 
@@ -80,7 +80,7 @@ def estimate_bias(
     Points are drawn uniformly from the data, with Gaussian noise added; alpha* of all of them is
     kept until it has not changed for ``patience`` points. The paper's algorithm starts from
     -infinity, from where a minimum never moves; its section 3.2 starts from +infinity, as here.
-    It draws one point a step, this one a batch, so it stops behind a batch: at most one batch
+    It draws one point a step, this one a batch, so it stops after a batch: at most one batch
     later, which can only make alpha* smaller, that is, safer.
 
     Arguments:

@@ -67,7 +67,7 @@ def invert_network(
         x: The observation, ``(n,)``.
         method: `InfinityNorm` (the default), `OneNorm` or `Relaxed`.
         epsilon: The first threshold of each layer, in the order of the network, or that of the
-            last layer; then the others are twice the spread that the layer behind left, and for
+            last layer; then the others are twice the spread that the layer after it left, and for
             `Relaxed` 1e-6 of their observation. See `invert_layer`.
         growth, patience: See `invert_layer`.
         max_steps: Programs of one layer at most.

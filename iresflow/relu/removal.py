@@ -19,9 +19,9 @@ WITHIN = 1e-8
 
 
 def removal_bounds(before: Spectrum, removed: int) -> tuple[float, float]:
-    r"""Upper bounds of the smallest non-zero and of the largest singular value behind ReLU.
+    r"""Upper bounds of the smallest non-zero and of the largest singular value after ReLU.
 
-    Lemma 3.5: with N non-zero singular values before, the smallest one behind is at most the one
+    Lemma 3.5: with N non-zero singular values before, the smallest one after is at most the one
     of number N - \|I\|, and the largest one at most the largest.
 
     (The printed proof takes vectors that are not orthogonal to a null space to lie within it. The
@@ -48,7 +48,7 @@ class CorrelationBound:
     """The bound of lemma 3.6, for the removed row that gives the smallest.
 
     Attributes:
-        c: Upper bound of the smallest non-zero singular value behind ReLU; infinite where no
+        c: Upper bound of the smallest non-zero singular value after ReLU; infinite where no
             removed row lies in the span of the others.
         direct: The norm of D_I A v for the unit vector v of that row, which c is a bound of: a
             tighter one.

@@ -2,8 +2,8 @@ r"""How stable a network's inverse is near a point: the singular values of its l
 
 On the polytope of inputs with the same active units, a network is affine (thesis, section 3.4):
 :math:`F(x) = A_P x + b_P`, :math:`A_P = A_L D_{L-1} A_{L-1} \cdots D_1 A_1`, where
-:math:`D_l` holds the slopes of the activations. A *stage* is a place in that chain: behind an
-affine map (the pre-activation), or behind an activation.
+:math:`D_l` holds the slopes of the activations. A *stage* is a place in that chain: after an
+affine map (the pre-activation), or after an activation.
 
 Zero singular values are directions that the network is invariant to, locally; small ones are
 directions that are nearly lost. The condition number is that of the non-zero ones.
@@ -53,7 +53,7 @@ class Stage:
 
     Attributes:
         layer: Number of the layer, from 0.
-        activated: Whether behind its activation, else before.
+        activated: Whether after its activation, else before.
         size: Entries of the vectors there.
     """
 

@@ -1,6 +1,6 @@
 """The singular values of all stages of a linearisation, in one pass.
 
-Everything behind a stage sees its matrix A only through the rows that are on. Where these are
+Everything after a stage sees its matrix A only through the rows that are on. Where these are
 fewer, r, than the directions that are moved, c, A is L Q with orthonormal rows in Q ``(r, c)``,
 and whatever follows has the same non-zero singular values with L in the place of A. So r
 directions go on from there, and those that are lost count as zeros without a tolerance.

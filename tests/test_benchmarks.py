@@ -1,0 +1,200 @@
+"""Each script of `benchmarks/` runs, with its smallest arguments, and prints what it promises.
+
+Scripts run in this process, as they would on their own: in float32, as ``__main__``, with their
+folder on the path. Peers (normflows, zuko) take part where they are installed.
+"""
+
+import logging
+import re
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import iresflow
+from iresflow.cli import main
+
+FOLDER = Path(iresflow.__file__).parents[1] / "benchmarks"
+
+# What peers warn of is theirs to mend.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@dataclass(frozen=True)
+class Script:
+    """A call of a script.
+
+    Attributes:
+        arguments: RUN stands for the directory of a run.
+        promises: Patterns that what it prints has to contain.
+        peers: Packages that it needs.
+    """
+
+    arguments: str
+    promises: tuple[str, ...]
+    peers: tuple[str, ...] = ()
+
+
+NUMBER = r"-?\d[\d.]*(?:e[+-]\d+)?"
+
+SCRIPTS = {
+    "bfloat16": Script(
+        "RUN --data digits --n 4 --draws 2 --terms 3",
+        (rf"bias {NUMBER} over 2 draws, a single draw {NUMBER};",),
+    ),
+    "build": Script("--model digits", (r"build +\d", r"load +\d", r"deepcopy +\d")),
+    "busy": Script(
+        "--busy 0 --threads 1 --seconds 0.05 --batch 2",
+        (r"0 +1 +training step +\d", r"log_prob of one +\d", r"sample +\d"),
+    ),
+    "certificates": Script(
+        "--pairs 500 --inverses 100",
+        (r"maps, ResidualBlock +\d+ +0 ", r"inverse of flows, torch.float32 +\d+ +0 "),
+    ),
+    "certify": Script(
+        "--quick --run RUN",
+        (
+            r"random 7 x 7, 1 -> 32 .* banded",
+            r"scales\.1\S+\.0 .* (banded|fourier)",
+            r"3 +32 x 32, 16 x 16, 8 x 8 .* 0\.\d+",
+            r"power-iteration +\d+\.\d +\d",
+            r"certified +least 0\.\d+ +median 0\.\d+ +largest (0\.9|1\.0000)",
+        ),
+    ),
+    "coverage": Script(
+        "--samples 64 --steps 2",
+        (r"2 dimensions\ndefault +100\.0", r"2 x 4 x 4 images\ndefault", r"random series, 2 +\d"),
+    ),
+    "density": Script(
+        "--only two-moons --seconds 0.1 --rates 0.01 --repeats 1 --no-peers",
+        (r"\niresflow +[\d,]+ +0\.01 .* \+- ", r"training step, ms", r"certified Lip\(g\) 0\.\d+"),
+    ),
+    "frames": Script("--most 12", (r"log_prob +\d+ frames", r"sample +\d+ frames")),
+    "inverse": Script(
+        "--n 2 --repeats 1 --steps 2 --coeff 0.9 --no-race",
+        (r"digits 0\.9 .* fixed point +\d", r"Broyden +\d", r"Anderson +\d"),
+    ),
+    "inverse_accuracy": Script(
+        "RUN --n 8 --batch 4",
+        (r"flow, worst case .* 0\n", r"violations +0 of 24 claims"),
+    ),
+    "large_folder": Script(
+        "--n 40 --size 4 --batch-size 4 --in-memory",
+        (r"decoded: one epoch .* (\d+)\n(?:.*\n)*.*found: one epoch .* \1\n", r"in memory: one"),
+    ),
+    "logdet": Script(
+        "RUN --n 2 --draws 2",
+        (r"Theorem 5\.8 +\d+", r"random series, Poisson +9 ", r"Lanczos +9 +\d"),
+    ),
+    "memory": Script("--no-reference --rows 2,1,3", (r"\n +2 +3 +3 +\d+ +\d+ +\d+\n",)),
+    "relu_inversion": Script(
+        "--problems 1 --latents 4 --hidden 12 18",
+        (r"4 +0 l-infinity +\d", r"4 +0\.01 relaxed +\d"),
+    ),
+    "scaling": Script(
+        "--only batch --repeats 1",
+        (r"batch +8 16 32 64 .* 1, (0\.9|1\.0)",),  # memory grows with the batch
+    ),
+    "start": Script(
+        "--repeat 1 --verbs=--help", (r"import torch +\d+\.\d+ s", r"iresflow --help +\+\d")
+    ),
+    "step": Script(
+        "--only digits --repeats 1 --no-reference",
+        (r"Krylov, 2 products +\d", r"convolutions alone take [1-9][\d.]* ms"),
+    ),
+    "truncation": Script("--steps 2 --every 2", (r"5 terms +2 +\d", r"tolerance 1e-3 +2 +\d")),
+    "waits": Script("--places 1", (r"training step, fixed terms +0\n", r"certify +\d")),
+}
+
+WITH_PEERS = {
+    "density": Script(
+        "--only digits --no-training --repeats 1",
+        (r"normflows Glow, matched +[\d,]+ .*\d", r"zuko MAF, matched +[\d,]+ .*\d"),
+        ("normflows", "zuko"),
+    ),
+    "inverse": Script(
+        "RUN --n 2 --repeats 1",
+        (r"normflows, x alone +\d", r"normflows, as it samples +\d"),
+        ("normflows",),
+    ),
+    "memory": Script("--measure normflows 2 1 3", (r"^\d+\n",), ("normflows",)),
+    "step": Script(
+        "--only digits --repeats 1", (r"normflows, 4 products .* 1\.00",), ("normflows",)
+    ),
+}
+
+HELPERS = {"peers"}
+"""Modules of the folder that are no scripts."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of the digits, hardly trained."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    folder = tmp_path_factory.mktemp("runs")
+    small = ["--model.blocks", "[0,1,1]", "--training.steps", "2", "--training.minutes", "1"]
+    assert main(["train", *small, "--runs", str(folder), "--name", "digits"]) == 0
+    torch.set_default_dtype(before)
+    return str(folder / "0000-digits")
+
+
+@pytest.fixture
+def alone(float64_and_seed: None, monkeypatch: pytest.MonkeyPatch):
+    """A script's surroundings; what it changes of this process is changed back."""
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.syspath_prepend(FOLDER)
+    modules, path, gradients = set(sys.modules), list(sys.path), torch.is_grad_enabled()
+    yield
+    for name in set(sys.modules) - modules:
+        if (FOLDER / f"{name}.py").exists():
+            del sys.modules[name]
+    sys.path[:] = path
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(gradients)
+
+
+def printed(
+    name: str,
+    script: Script,
+    run: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> str:
+    """What a script prints that ends with exit code 0."""
+    file = FOLDER / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(file), *script.arguments.replace("RUN", run).split()])
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, capsys.readouterr()
+    return capsys.readouterr().out
+
+
+def test_every_script_is_listed():
+    files = {file.stem for file in FOLDER.glob("*.py")}
+    assert files == set(SCRIPTS) | HELPERS
+    table = (FOLDER / "README.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)\.py`", table, re.M)) == set(SCRIPTS)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_prints_what_it_promises(name, run, monkeypatch, capsys):
+    text = printed(name, SCRIPTS[name], run, monkeypatch, capsys)
+    missing = [pattern for pattern in SCRIPTS[name].promises if not re.search(pattern, text)]
+    assert not missing, text
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", WITH_PEERS)
+def test_compares_with_peers(name, run, monkeypatch, capsys):
+    for peer in WITH_PEERS[name].peers:
+        pytest.importorskip(peer, reason=f"{peer}, which this compares with, is not installed")
+    text = printed(name, WITH_PEERS[name], run, monkeypatch, capsys)
+    missing = [pattern for pattern in WITH_PEERS[name].promises if not re.search(pattern, text)]
+    assert not missing, text

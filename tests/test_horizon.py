@@ -6,9 +6,9 @@ from helpers import MatrixLinearization, contractions
 
 from iresflow import horizon as horizon_module
 from iresflow.horizon import Horizon, Notes
-from iresflow.linearization import Series
 from iresflow.logdet.krylov import Krylov
 from iresflow.logdet.series import _tail_sums, tail_sum
+from iresflow.powers import Series
 
 DEVICE = torch.device("cuda")  # told apart by its name alone: no tensor lies there
 WEIGHTS = [((-1.0) ** k, (-1.0) ** k / (k + 1)) for k in range(40)]

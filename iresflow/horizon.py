@@ -109,7 +109,7 @@ class Notes:
         self._again = False
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def collecting(self) -> Iterator[None]:
         """Loops of this thread that are run inside leave notes here, and look at nothing."""
         before, _THREAD.notes = getattr(_THREAD, "notes", None), self
         self._notes, self._again = [], False

@@ -8,7 +8,6 @@ through `FunctionLinearization` with any function that `torch.func` can differen
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -18,15 +17,14 @@ from torch.func import jvp, vjp, vmap
 from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
 from iresflow.horizon import Horizon
-from iresflow.tensors import dot, norms
+from iresflow.powers import PowerSums, Series
+from iresflow.tensors import dot
 
 __all__ = [
     "FunctionLinearization",
     "Jacobian",
     "Linearization",
     "Map",
-    "PowerSums",
-    "Series",
     "first_order",
     "recorded_gradients",
 ]
@@ -34,87 +32,9 @@ __all__ = [
 Map = Callable[[Tensor], Tensor]
 """A map of batches ``(B, *event)``, each sample on its own."""
 
-Rows = Tensor | slice
-"""Which samples of a batch: their indices ``(N,)``, or a slice of them."""
-
 SHRINK = 0.3
 """Share of a batch that must have ended before it leaves: leaving copies the slopes, for about a
 fifth of the cost of a product."""
-
-
-@final
-@dataclass(frozen=True)
-class PowerSums:
-    r"""Weighted sums of the powers :math:`u_k = (J^\top)^k v` of K directions, k = 0, 1, ...
-
-    Attributes:
-        neumann, weighted: Two sums, ``(K, B, *event)``, with weights of their own.
-        taken: The number of their terms, ``(K, B)``.
-        size: The norm of the last term's power, ``(K, B)``.
-        growth: The largest factor by which a product made a power longer, ``(K, B)``.
-    """
-
-    neumann: Tensor
-    weighted: Tensor
-    taken: Tensor
-    size: Tensor
-    growth: Tensor
-
-    @staticmethod
-    def start(v: Tensor) -> "PowerSums":
-        """The sums of the first term alone, with weights of 1."""
-        size = norms(v)
-        return PowerSums(v.clone(), v.clone(), torch.ones_like(size), size, torch.zeros_like(size))
-
-    def plus(self, u: Tensor, weights: tuple[float, float]) -> "PowerSums":
-        """With the next power u in all sums, which are overwritten."""
-        size = norms(u)
-        growth = torch.maximum(self.growth, _ratio(size, self.size))
-        self.neumann.add_(u, alpha=weights[0])
-        self.weighted.add_(u, alpha=weights[1])
-        return PowerSums(self.neumann, self.weighted, self.taken + 1, size, growth)
-
-    def plus_some(
-        self, u: Tensor, weights: tuple[float, float], index: "Rows", running: Tensor
-    ) -> "PowerSums":
-        """The same for samples ``index`` (N,) alone, and of these for the running (K, N)."""
-        before, size = self.size[:, index], norms(u)
-        growth = torch.where(running, _ratio(size, before), 0)
-        self.growth[:, index] = torch.maximum(self.growth[:, index], growth)
-        self.size[:, index] = torch.where(running, size, before)
-        self.taken[:, index] += running
-        # Directions that have ended are multiplied on, and their terms not added.
-        part = u.where(running.reshape(*running.shape, *[1] * (u.ndim - 2)), 0)
-        self.neumann[:, index] += weights[0] * part
-        self.weighted[:, index] += weights[1] * part
-        return self
-
-
-@final
-@dataclass(frozen=True)
-class Series:
-    r"""Two series in the powers :math:`u_k = (J^\top)^k v` of K directions, k = 0, 1, ...
-
-    Attributes:
-        weights: Those of :math:`u_k` in `PowerSums.neumann` and `PowerSums.weighted`; both 1 for
-            k = 0. As many terms at most.
-        terms: How many each direction takes, ``(K, B)`` integers from 1; None for all.
-        enough: A direction ends, ``(K, B)``, at the first k with :math:`|u_{k-1}|` below k times
-            this; None for never.
-    """
-
-    weights: Sequence[tuple[float, float]]
-    terms: Tensor | None = None
-    enough: Tensor | None = None
-
-    def goes_on(self, k: int, index: "Rows", sums: PowerSums) -> Tensor:
-        """Which directions of the samples ``index`` (N,) take term k, ``(K, N)``."""
-        going = torch.full_like(sums.size[:, index], k < len(self.weights), dtype=torch.bool)
-        if self.terms is not None:
-            going &= self.terms[:, index] > k
-        if self.enough is not None:
-            going &= sums.size[:, index] >= k * self.enough[:, index]
-        return going
 
 
 class Jacobian(ABC):
@@ -154,17 +74,17 @@ class Jacobian(ABC):
         if fused is not None:
             return fused
         sums, jacobian, u = PowerSums.start(v), self, v
-        if series.terms is None and series.enough is None:
+        if series.fixed:
             for weights in series.weights[1:]:
                 u = self.vjp(u)
                 sums = sums.plus(u, weights)
             return sums
-        index = torch.arange(v.shape[1], device=v.device)
-        running = torch.ones_like(sums.size, dtype=torch.bool)
         most = len(series.weights)
         horizon = Horizon.on(v.device, most, (most, v.shape[2:]), self.lipschitz)
         if horizon is not None:
             return self._power_sums_to(horizon, v, series)
+        index = torch.arange(v.shape[1], device=v.device)
+        running = torch.ones_like(sums.size, dtype=torch.bool)
         for k, weights in enumerate(series.weights[1:], 1):
             running &= series.goes_on(k, index, sums)
             rows = running.any(0).nonzero()[:, 0]
@@ -178,6 +98,7 @@ class Jacobian(ABC):
         return sums
 
     def _power_sums_to(self, horizon: Horizon, v: Tensor, series: Series) -> PowerSums:
+        """The same where a look would be waited for: with all samples, and masks."""
         sums, u, every = PowerSums.start(v), v, slice(None)
         running = torch.ones_like(sums.size, dtype=torch.bool)
         for k in itertools.count(1):
@@ -187,10 +108,6 @@ class Jacobian(ABC):
             u = self.vjp(u)
             sums = sums.plus_some(u, series.weights[k], every, running)
         return sums
-
-
-def _ratio(after: Tensor, before: Tensor) -> Tensor:
-    return after / before.clamp_min(torch.finfo(before.dtype).tiny)
 
 
 class Linearization(Jacobian):

@@ -6,9 +6,9 @@ from helpers import MatrixLinearization, contractions
 
 from iresflow import horizon as horizon_module
 from iresflow.horizon import Horizon, Notes
-from iresflow.linearization import Series
 from iresflow.logdet.krylov import Krylov
 from iresflow.logdet.series import _tail_sums, tail_sum
+from iresflow.powers import Series
 
 DEVICE = torch.device("cuda")  # told apart by its name alone: no tensor lies there
 WEIGHTS = [((-1.0) ** k, (-1.0) ** k / (k + 1)) for k in range(40)]
@@ -91,7 +91,7 @@ def test_what_ends_is_not_spoiled_by_what_is_computed_in_vain(always_a_horizon):
 def steps_taken(notes, needed, most=20):
     """What each loop of a step takes that needs so many; once more where that is too short."""
     attempts = []
-    with notes.taken():
+    with notes.collecting():
         while True:
             attempts.append([])
             for need in needed:
@@ -119,14 +119,14 @@ def test_a_step_goes_as_far_as_its_loops_lately_and_all_the_way_where_that_is_sh
 
 def test_notes_are_left_inside_of_a_step_alone():
     notes = Notes()
-    with pytest.raises(RuntimeError), notes.taken():
+    with pytest.raises(RuntimeError), notes.collecting():
         Horizon.on(DEVICE, 5, "loop", None).ends(5, torch.ones(1, 1), torch.ones(1, 1))
         raise RuntimeError
     horizon = Horizon.on(DEVICE, 5, "another loop", None)
     assert not horizon.ends(1, torch.tensor([[True]]), torch.ones(1, 1))
     assert horizon.ends(5, torch.tensor([[False]]), 5 * torch.ones(1, 1))
     assert Horizon.on(torch.device("cpu"), 5, "loop", None) is None
-    with notes.taken():
+    with notes.collecting():
         pass
     assert notes.all_ended()
 

@@ -16,6 +16,7 @@ RANKS = {
     "streams": 0.5,
     "threads": 0.5,
     "tensors": 1,
+    "powers": 1.5,
     "linearization": 2,
     "lipschitz": 3,
     "solvers": 3,

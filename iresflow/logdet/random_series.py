@@ -6,11 +6,12 @@ from typing import ClassVar, final
 
 import torch
 
-from iresflow.linearization import Linearization, Series
+from iresflow.linearization import Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.lengths import LengthDistribution, Poisson
 from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
 from iresflow.logdet.series import expands
+from iresflow.powers import Series
 from iresflow.streams import Stream
 from iresflow.tensors import dot, norms
 

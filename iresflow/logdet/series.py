@@ -7,9 +7,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import Linearization, Series
+from iresflow.linearization import Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
+from iresflow.powers import Series
 from iresflow.streams import Stream
 from iresflow.tensors import dot, norms
 

@@ -95,7 +95,7 @@ class StepFunction:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with PRECISIONS[self.config.precision](), self.notes.taken():
+        with PRECISIONS[self.config.precision](), self.notes.collecting():
             for shares in self._until_exact(step, batch):
                 logged: list[Tensor] = []
                 for part, weight, stream in shares:

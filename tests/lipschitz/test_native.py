@@ -8,7 +8,7 @@ from helpers import branch_shape, small_branch
 from torch.autograd import forward_ad
 
 from iresflow import PowerSeries, RandomSeries
-from iresflow.linearization import FunctionLinearization, Jacobian, Series
+from iresflow.linearization import FunctionLinearization, Jacobian
 from iresflow.lipschitz import (
     ACTIVATIONS,
     Bidiagonalization,
@@ -25,6 +25,7 @@ from iresflow.lipschitz.layers.estimates import bidiagonalization
 from iresflow.lipschitz.passes.native import library
 from iresflow.lipschitz.passes.native.passes import NativePasses, native_passes
 from iresflow.lipschitz.passes.plain import TorchPasses
+from iresflow.powers import Series
 
 KNOWN = sorted({"elu", "lipswish", "tanh"} & set(ACTIVATIONS))
 

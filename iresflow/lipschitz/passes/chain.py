@@ -17,17 +17,12 @@ from torch.autograd.function import FunctionCtx
 
 from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
-from iresflow.linearization import (
-    FunctionLinearization,
-    Linearization,
-    PowerSums,
-    Series,
-    recorded_gradients,
-)
+from iresflow.linearization import FunctionLinearization, Linearization, recorded_gradients
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.choice import native_passes
 from iresflow.lipschitz.passes.links import Link, evaluate
 from iresflow.lipschitz.passes.plain import Passes, TorchPasses
+from iresflow.powers import PowerSums, Series
 from iresflow.tensors import dot, transformed
 
 __all__ = ["Chain", "ChainLinearization"]

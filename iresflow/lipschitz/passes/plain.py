@@ -10,10 +10,10 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import PowerSums, Series
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.links import Hidden, Link, evaluate
 from iresflow.lipschitz.passes.pointwise import adjoint, scale_adjoint, scale_tangent
+from iresflow.powers import PowerSums, Series
 
 __all__ = ["Passes", "Slopes", "TorchPasses"]
 

@@ -12,7 +12,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.linearization import PowerSums, Series
 from iresflow.lipschitz.layers.activations import ELU, Activation, LipSwish, Tanh
 from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.convolution import same_layout
@@ -22,6 +21,7 @@ from iresflow.lipschitz.passes.links import Hidden, Link
 from iresflow.lipschitz.passes.native.library import SCALARS, Shape, is_plain, library, plain
 from iresflow.lipschitz.passes.native.library import Link as Record
 from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, TorchPasses
+from iresflow.powers import PowerSums, Series
 
 __all__ = ["NativePasses", "native_passes"]
 

@@ -16,6 +16,7 @@ import torch
 
 import iresflow
 from iresflow.cli import main
+from iresflow.training.build import build_model
 
 FOLDER = Path(iresflow.__file__).parents[1] / "benchmarks"
 
@@ -198,3 +199,13 @@ def test_compares_with_peers(name, run, monkeypatch, capsys):
     text = printed(name, WITH_PEERS[name], run, monkeypatch, capsys)
     missing = [pattern for pattern in WITH_PEERS[name].promises if not re.search(pattern, text)]
     assert not missing, text
+
+
+@pytest.mark.usefixtures("alone")
+def test_every_case_of_the_densities_has_its_data_and_model():
+    import peers
+
+    for name, case in peers.CASES.items():
+        data = peers.data_of(name, None)
+        flow = build_model(peers.settings_of(case.config), data)
+        assert flow.shape == data.shape and len(data.train) >= 512

@@ -127,6 +127,9 @@ WITH_PEERS = {
     ),
 }
 
+ELSEWHERE = {"kills": "training/test_runs.py", "malformed": "models/test_files.py"}
+"""Scripts that fork processes, with the files of the tests that start them."""
+
 HELPERS = {"peers"}
 """Modules of the folder that are no scripts."""
 
@@ -178,9 +181,11 @@ def printed(
 
 def test_every_script_is_listed():
     files = {file.stem for file in FOLDER.glob("*.py")}
-    assert files == set(SCRIPTS) | HELPERS
+    assert files == set(SCRIPTS) | set(ELSEWHERE) | HELPERS
+    for name, file in ELSEWHERE.items():
+        assert f"{name}.py" in (Path(__file__).parent / file).read_text()
     table = (FOLDER / "README.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)\.py`", table, re.M)) == set(SCRIPTS)
+    assert set(re.findall(r"^\| `(\w+)\.py`", table, re.M)) == files - HELPERS
 
 
 @pytest.mark.usefixtures("alone")

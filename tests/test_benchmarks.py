@@ -16,6 +16,7 @@ import torch
 
 import iresflow
 from iresflow.cli import main
+from iresflow.training.build import build_model
 
 FOLDER = Path(iresflow.__file__).parents[1] / "benchmarks"
 
@@ -126,6 +127,9 @@ WITH_PEERS = {
     ),
 }
 
+ELSEWHERE = {"kills": "training/test_runs.py", "malformed": "models/test_files.py"}
+"""Scripts that fork processes, with the files of the tests that start them."""
+
 HELPERS = {"peers"}
 """Modules of the folder that are no scripts."""
 
@@ -177,9 +181,11 @@ def printed(
 
 def test_every_script_is_listed():
     files = {file.stem for file in FOLDER.glob("*.py")}
-    assert files == set(SCRIPTS) | HELPERS
+    assert files == set(SCRIPTS) | set(ELSEWHERE) | HELPERS
+    for name, file in ELSEWHERE.items():
+        assert f"{name}.py" in (Path(__file__).parent / file).read_text()
     table = (FOLDER / "README.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)\.py`", table, re.M)) == set(SCRIPTS)
+    assert set(re.findall(r"^\| `(\w+)\.py`", table, re.M)) == files - HELPERS
 
 
 @pytest.mark.usefixtures("alone")
@@ -198,3 +204,13 @@ def test_compares_with_peers(name, run, monkeypatch, capsys):
     text = printed(name, WITH_PEERS[name], run, monkeypatch, capsys)
     missing = [pattern for pattern in WITH_PEERS[name].promises if not re.search(pattern, text)]
     assert not missing, text
+
+
+@pytest.mark.usefixtures("alone")
+def test_every_case_of_the_densities_has_its_data_and_model():
+    import peers
+
+    for name, case in peers.CASES.items():
+        data = peers.data_of(name, None)
+        flow = build_model(peers.settings_of(case.config), data)
+        assert flow.shape == data.shape and len(data.train) >= 512

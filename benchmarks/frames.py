@@ -17,13 +17,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import iresflow
-from iresflow.training.batches import Batch, Share
 from iresflow.training.config import TrainingConfig
-from iresflow.training.guard import Immediate
-from iresflow.training.likelihood import MaximumLikelihood
-from iresflow.training.optimizers import new_optimizer
-from iresflow.training.processes import Alone
-from iresflow.training.step import StepFunction
+from iresflow.training.loop.batches import Batch, Share
+from iresflow.training.loop.guard import Immediate
+from iresflow.training.loop.optimizers import new_optimizer
+from iresflow.training.loop.processes import Alone
+from iresflow.training.loop.step import StepFunction
+from iresflow.training.objectives.likelihood import MaximumLikelihood
 
 PACKAGE = str(Path(iresflow.__file__).parent)
 PRODUCTS = ("convolution", "mm", "addmm", "bmm")

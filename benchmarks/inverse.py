@@ -43,7 +43,7 @@ from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import load_dataset
 from iresflow.linearization import Jacobian
 from iresflow.lipschitz.passes.rounding import RoundedChain
-from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.runs.checkpoint import find_checkpoint, load_model
 
 SOLVERS = {"fixed point": FixedPoint(), "Broyden": Broyden(), "Anderson": Anderson()}
 
@@ -63,8 +63,8 @@ class Counted(Jacobian):
         self._counts["products"] += v.shape[1]
         return self._whole.jvp(v)
 
-    def narrow(self, index: Tensor) -> Jacobian:
-        return Counted(self._whole.narrow(index), self._counts)
+    def rows(self, index: Tensor) -> Jacobian:
+        return Counted(self._whole.rows(index), self._counts)
 
 
 @contextmanager

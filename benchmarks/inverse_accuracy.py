@@ -20,9 +20,9 @@ from iresflow import ImageFlow
 from iresflow.bijections import Accuracy, Bijection, Composition, MultiScale, ResidualBlock
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.models import Flow
-from iresflow.training.checkpoint import find_checkpoint, load_model
-from iresflow.training.contexts import context_of
-from iresflow.training.known_data import load_data
+from iresflow.training.objectives.contexts import context_of
+from iresflow.training.runs.checkpoint import find_checkpoint, load_model
+from iresflow.training.runs.known_data import load_data
 
 REFERENCE = 1e-12
 """Largest certified error of a block's reference, or 1e-9 of what is claimed of the block."""

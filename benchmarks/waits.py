@@ -19,13 +19,13 @@ from torch import Tensor
 
 from iresflow import ImageFlow, Krylov, PowerSeries, RandomSeries
 from iresflow.logdet import LogDetEstimator
-from iresflow.training.batches import Batch, Share
 from iresflow.training.config import TrainingConfig
-from iresflow.training.guard import guard_for
-from iresflow.training.likelihood import MaximumLikelihood
-from iresflow.training.optimizers import new_optimizer
-from iresflow.training.processes import Alone
-from iresflow.training.step import StepFunction
+from iresflow.training.loop.batches import Batch, Share
+from iresflow.training.loop.guard import guard_for
+from iresflow.training.loop.optimizers import new_optimizer
+from iresflow.training.loop.processes import Alone
+from iresflow.training.loop.step import StepFunction
+from iresflow.training.objectives.likelihood import MaximumLikelihood
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from pretended_device import PretendedDevice

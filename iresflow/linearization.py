@@ -55,7 +55,7 @@ class Jacobian(ABC):
         r""":math:`J v` for directions ``(K, B, *event)``."""
 
     @abstractmethod
-    def narrow(self, index: Tensor) -> "Jacobian":
+    def rows(self, index: Tensor) -> "Jacobian":
         """The Jacobians at some of the samples, ``(N,)`` integers: the rest shall cost nothing."""
 
     def fused_power_sums(self, v: Tensor, series: Series) -> PowerSums | None:
@@ -91,7 +91,7 @@ class Jacobian(ABC):
             if len(rows) == 0:
                 break
             if len(index) - len(rows) >= SHRINK * len(index):
-                index, u, jacobian = index[rows], u[:, rows], jacobian.narrow(rows)
+                index, u, jacobian = index[rows], u[:, rows], jacobian.rows(rows)
                 running = running[:, rows]
             u = jacobian.vjp(u)
             sums = sums.plus_some(u, weights, index, running)
@@ -168,7 +168,7 @@ class Linearization(Jacobian):
         """
         return _Widened(self, self.point.dtype, dtype)
 
-    def narrow(self, index: Tensor) -> Jacobian:
+    def rows(self, index: Tensor) -> Jacobian:
         # For maps that can't leave samples out: the others are computed, and in vain.
         return _Embedded(self, index)
 
@@ -302,7 +302,7 @@ class _Embedded(Jacobian):
     def jvp(self, v: Tensor) -> Tensor:
         return self._whole.jvp(self._embed(v))[:, self._index]
 
-    def narrow(self, index: Tensor) -> Jacobian:
+    def rows(self, index: Tensor) -> Jacobian:
         return _Embedded(self._whole, self._index[index])
 
     def _embed(self, x: Tensor) -> Tensor:
@@ -326,5 +326,5 @@ class _Widened(Jacobian):
     def jvp(self, v: Tensor) -> Tensor:
         return self._products.jvp(v.to(self._wide)).to(self._dtype)
 
-    def narrow(self, index: Tensor) -> Jacobian:
-        return _Widened(self._products.narrow(index), self._wide, self._dtype)
+    def rows(self, index: Tensor) -> Jacobian:
+        return _Widened(self._products.rows(index), self._wide, self._dtype)

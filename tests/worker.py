@@ -13,18 +13,18 @@ from iresflow.cli import EXPECTED
 from iresflow.cli import main as command
 from iresflow.commands.arguments import fail
 from iresflow.data import Split, load_dataset
-from iresflow.data.augment import Flip, Shift
+from iresflow.data.images.augment import Flip, Shift
 from iresflow.errors import DataError, NonFiniteError, TrainingInterrupted
 from iresflow.training.build import build_model
-from iresflow.training.checkpoint import load_for_all
 from iresflow.training.config import Config, LogDetConfig, ModelConfig, TrainingConfig
-from iresflow.training.evaluation import Precision, evaluate
-from iresflow.training.likelihood import MaximumLikelihood
-from iresflow.training.loop import Trainer
-from iresflow.training.objectives import Objective, Terms
-from iresflow.training.processes import Alone, Processes, join_processes
-from iresflow.training.rounds import Evaluation
-from iresflow.training.runs import RunDirectory
+from iresflow.training.evaluation.evaluate import Precision, evaluate
+from iresflow.training.evaluation.rounds import Evaluation
+from iresflow.training.loop.processes import Alone, Processes, join_processes
+from iresflow.training.loop.trainer import Trainer
+from iresflow.training.objectives.base import Objective, Terms
+from iresflow.training.objectives.likelihood import MaximumLikelihood
+from iresflow.training.runs.checkpoint import load_for_all
+from iresflow.training.runs.directory import RunDirectory
 
 SIGNAL_AT, BAD_AT, KILLED_AT = 2, 4, 5
 

@@ -21,7 +21,7 @@ from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset, Split
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
-from iresflow.training.runs import new_directory
+from iresflow.training.runs.directory import new_directory
 
 __all__ = ["main"]
 

@@ -21,7 +21,7 @@ from iresflow.relu.network import parse_network
 from iresflow.relu.omnidirectional import is_omnidirectional
 from iresflow.relu.preimage import Kind, classify_preimage
 from iresflow.relu.stability import linearize, singular_values
-from iresflow.training.classification import CrossEntropy, accuracy
+from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["draw_circles", "two_circles"]
 

@@ -29,10 +29,10 @@ from iresflow.relu.bias import (
 from iresflow.relu.frames import FrameBounds, frame_bounds, frame_of_layer
 from iresflow.relu.reconstruction import Reconstruction, reconstruct
 from iresflow.streams import Stream
-from iresflow.training.batches import Batch
-from iresflow.training.batches import Samples as LabelledSamples
-from iresflow.training.classification import CrossEntropy, accuracy
-from iresflow.training.objectives import Objective, Score, Terms
+from iresflow.training.loop.batches import Batch
+from iresflow.training.loop.batches import Samples as LabelledSamples
+from iresflow.training.objectives.base import Objective, Score, Terms
+from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 

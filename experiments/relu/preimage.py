@@ -14,7 +14,7 @@ from experiments.relu.circles import draw_circles
 from experiments.relu.kinds import count_kinds
 from experiments.relu.networks import mlp
 from experiments.relu.training import Training, train
-from iresflow.training.classification import CrossEntropy, accuracy
+from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 

@@ -23,7 +23,7 @@ from experiments.relu.training import Training, train
 from iresflow.relu.network import Network, parse_network
 from iresflow.relu.removal import correlation_bound, correlation_counts
 from iresflow.relu.stability import Stage, image_window, linearize, singular_values
-from iresflow.training.classification import CrossEntropy, accuracy
+from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 

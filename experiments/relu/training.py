@@ -7,7 +7,7 @@ from typing import Literal, final
 from torch import Tensor, nn
 
 from iresflow import fit
-from iresflow.training.objectives import Objective
+from iresflow.training.objectives.base import Objective
 
 __all__ = ["Training", "train"]
 

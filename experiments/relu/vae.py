@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from experiments.relu.training import Training, train
 from iresflow.streams import NORMAL, Stream, draw
-from iresflow.training.batches import Batch, Samples
-from iresflow.training.objectives import Objective, Score, Terms
+from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.objectives.base import Objective, Score, Terms
 
 __all__ = ["Autoencoder", "EvidenceBound", "VariationalAutoencoder", "train_autoencoder"]
 

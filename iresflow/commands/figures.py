@@ -13,8 +13,8 @@ from iresflow.analysis.norms import layer_norms
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.plots import estimator_figure, inversion_figure, layer_norm_figure, save_figure
-from iresflow.training.contexts import asked_of, context_of
-from iresflow.training.known_data import load_data
+from iresflow.training.objectives.contexts import asked_of, context_of
+from iresflow.training.runs.known_data import load_data
 
 __all__ = ["data_of_run", "draw_data_figures", "draw_layer_norms"]
 

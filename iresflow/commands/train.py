@@ -14,18 +14,18 @@ from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import augmentations, build_dataset, build_model
-from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
-from iresflow.training.contexts import asked_of
-from iresflow.training.evaluation import evaluate
-from iresflow.training.experiment import require_same_experiment
-from iresflow.training.known_data import remember, require_same_training, stored_data_config
-from iresflow.training.likelihood import MaximumLikelihood
-from iresflow.training.loop import Trainer
-from iresflow.training.processes import Processes, join_processes
-from iresflow.training.reconstruction import RECONSTRUCTED, reconstruct
-from iresflow.training.runs import RunDirectory
-from iresflow.training.step import own_shares
+from iresflow.training.evaluation.evaluate import evaluate
+from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
+from iresflow.training.loop.processes import Processes, join_processes
+from iresflow.training.loop.step import own_shares
+from iresflow.training.loop.trainer import Trainer
+from iresflow.training.objectives.contexts import asked_of
+from iresflow.training.objectives.likelihood import MaximumLikelihood
+from iresflow.training.runs.checkpoint import find_checkpoint, load_for_all
+from iresflow.training.runs.directory import RunDirectory
+from iresflow.training.runs.experiment import require_same_experiment
+from iresflow.training.runs.known_data import remember, require_same_training, stored_data_config
 
 __all__ = ["main"]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from iresflow.data.base import Dataset, unknown_name
 from iresflow.data.cuts import Part, cut_named
-from iresflow.data.images import IMAGE_NAMES, load_images
-from iresflow.data.table_set import TableOptions
-from iresflow.data.vectors import VECTOR_NAMES, load_vectors
+from iresflow.data.images.named import IMAGE_NAMES, load_images
+from iresflow.data.tables.table_set import TableOptions
+from iresflow.data.tables.vectors import VECTOR_NAMES, load_vectors
 
 __all__ = ["OWN_DATA", "load_dataset"]
 
@@ -34,16 +34,16 @@ def load_dataset(
     Arguments:
         name: One of ``IMAGE_NAMES`` or ``VECTOR_NAMES``.
         root: Data directory, directory of images, or table; which it is depends on the name.
-        size: Only for images, see :func:`iresflow.data.images.load_images`.
+        size: Only for images, see :func:`iresflow.data.images.named.load_images`.
         channels: Likewise.
-        count: Only for vectors, see :func:`iresflow.data.vectors.load_vectors`.
+        count: Only for vectors, see :func:`iresflow.data.tables.vectors.load_vectors`.
         validation: Count or fraction to validate on; ``None`` for the default of the set.
         test: Count or fraction to test on; ``None`` for the default of the set.
         seed: Chooses the parts, and the points of a density.
         order: Only for ``folder`` and ``table``: the rule by which samples are held out, ``hash``,
             ``time`` or ``shuffle``; see :mod:`iresflow.data.cuts`.
         table: Only for ``table``: how it is read.
-        bits: Only for ``folder``, see :func:`iresflow.data.images.load_images`.
+        bits: Only for ``folder``, see :func:`iresflow.data.images.named.load_images`.
         cache: Likewise.
 
     Raises:

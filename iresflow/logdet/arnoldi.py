@@ -175,7 +175,7 @@ class Arnoldi:
         solution = solution.masked_fill((failed != 0)[..., None, None], torch.nan)
         return solution[..., 0].movedim(-1, 0)
 
-    def narrow(self, index: Tensor) -> "Arnoldi":
+    def rows(self, index: Tensor) -> "Arnoldi":
         """The process of some samples only: ``(N,)`` indices, or a mask ``(B,)``."""
         part = copy.copy(self)
         for name in ("square", "growth", "stalled", "rest", "forward", "corner", "last"):

@@ -108,9 +108,9 @@ class Krylov(LogDetEstimator):
                     if left == len(index):
                         break
                     if left >= SHRINK * len(index):
-                        process.narrow(~stays).write(result, index[~stays])
-                        jacobian = jacobian.narrow(stays.nonzero()[:, 0])
-                        index, process = index[stays], process.narrow(stays)
+                        process.rows(~stays).write(result, index[~stays])
+                        jacobian = jacobian.rows(stays.nonzero()[:, 0])
+                        index, process = index[stays], process.rows(stays)
             process.write(result, index)
         surrogate = linearization.bilinear(result.left, v).mean(0)
         return LogDetEstimate(

@@ -79,8 +79,8 @@ class _Reduced(Linearization):
     def evaluate(self, x: Tensor, *leaves: Tensor) -> Tensor:
         return self._linearization.evaluate(x, *leaves)
 
-    def narrow(self, index: Tensor) -> Jacobian:
-        return self._products.narrow(index)
+    def rows(self, index: Tensor) -> Jacobian:
+        return self._products.rows(index)
 
 
 @final
@@ -96,6 +96,6 @@ class _ReducedProducts(Jacobian):
     def jvp(self, v: Tensor) -> Tensor:
         return self._wide.jvp(v)
 
-    def narrow(self, index: Tensor) -> Jacobian:
-        narrow = self._narrow.narrow(index)
-        return _ReducedProducts(self._wide.narrow(index), narrow, self._dtype)
+    def rows(self, index: Tensor) -> Jacobian:
+        narrow = self._narrow.rows(index)
+        return _ReducedProducts(self._wide.rows(index), narrow, self._dtype)

@@ -76,7 +76,7 @@ class JacobianProduct:
 
     def __call__(self, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         every = len(index) == self._count
-        some = self._jacobian if every else self._jacobian.narrow(index)
+        some = self._jacobian if every else self._jacobian.rows(index)
         image = methodcaller(self._kind, v[None])(some)[0]
         return image, PRODUCT_ROUNDING * (norm_per_sample(v) + norm_per_sample(image))
 

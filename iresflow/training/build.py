@@ -5,7 +5,7 @@ import torch
 from iresflow.bijections import MultiScale, ResidualBlock
 from iresflow.data import Dataset, Scaling, TableOptions
 from iresflow.data import load_dataset as load_named
-from iresflow.data.augment import Augmentation, Flip, Shift
+from iresflow.data.images.augment import Augmentation, Flip, Shift
 from iresflow.logdet import (
     Exact,
     Geometric,
@@ -19,7 +19,7 @@ from iresflow.logdet import (
 )
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.config import Config, DataConfig, LogDetConfig
-from iresflow.training.processes import Alone
+from iresflow.training.loop.processes import Alone
 
 __all__ = ["augmentations", "build_dataset", "build_model", "resolve_device"]
 

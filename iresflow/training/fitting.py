@@ -10,17 +10,17 @@ from typing import Any, final
 
 from torch import nn
 
-from iresflow.data.augment import Flip
+from iresflow.data.images.augment import Flip
 from iresflow.errors import RunError
 from iresflow.models import Flow
-from iresflow.training.checkpoint import options_of
 from iresflow.training.config import Config, TrainingConfig
-from iresflow.training.inputs import Array, divided, samples_of
-from iresflow.training.likelihood import MaximumLikelihood
-from iresflow.training.loop import Trainer
-from iresflow.training.objectives import Objective, OnValidation
-from iresflow.training.recorder import Row
-from iresflow.training.runs import RunDirectory, read_options
+from iresflow.training.loop.inputs import Array, divided, samples_of
+from iresflow.training.loop.trainer import Trainer
+from iresflow.training.objectives.base import Objective, OnValidation
+from iresflow.training.objectives.likelihood import MaximumLikelihood
+from iresflow.training.runs.checkpoint import options_of
+from iresflow.training.runs.directory import RunDirectory, read_options
+from iresflow.training.runs.recorder import Row
 
 __all__ = ["Fitted", "fit", "objective_of"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iresflow.data.augment import Augmentation, Crop, Flip, Shift
+from iresflow.data.images.augment import Augmentation, Crop, Flip, Shift
 from iresflow.streams import PartialStream
 
 AUGMENTATIONS = [Flip(), Shift(1), Shift(2, "nearest"), Shift(3, "mirror"), Crop(3), Crop(5)]

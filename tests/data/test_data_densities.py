@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iresflow.data.densities import DENSITY_CLASSES, DENSITY_NAMES, sample_density
+from iresflow.data.tables.densities import DENSITY_CLASSES, DENSITY_NAMES, sample_density
 
 COUNT = 5000
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from iresflow.data import load_images
 from iresflow.data.cuts import ByHash
-from iresflow.data.folder import load_folder
-from iresflow.data.pixels import read_image
+from iresflow.data.images.folder import load_folder
+from iresflow.data.images.pixels import read_image
 from iresflow.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -8,7 +8,7 @@ import torch
 
 from iresflow.data import Dataset, load_images
 from iresflow.data.base import Split
-from iresflow.data.images import _resized
+from iresflow.data.images.named import _resized
 
 MNIST_RAW = Path(os.environ.get("IRESFLOW_DATA", ""), "MNIST", "raw")
 needs_mnist = pytest.mark.skipif(

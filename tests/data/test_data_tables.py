@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iresflow.data.tables import read_parts, read_table
-from iresflow.data.text import write_rows
+from iresflow.data.tables.files import read_parts, read_table
+from iresflow.data.tables.text import write_rows
 from iresflow.errors import DataError
 
 NUMBERS = np.random.default_rng(0).normal(size=(12, 3))

@@ -13,9 +13,9 @@ from PIL import Image
 
 from iresflow.data import Dataset
 from iresflow.data.ahead import ahead
-from iresflow.data.decode import Decoder
-from iresflow.data.folder import load_folder
-from iresflow.data.store import MemoryMapped
+from iresflow.data.images.decode import Decoder
+from iresflow.data.images.folder import load_folder
+from iresflow.data.images.store import MemoryMapped
 
 
 def fill(root: Path, count: int = 30) -> None:

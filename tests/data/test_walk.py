@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iresflow.data.folder import load_folder
-from iresflow.data.pixels import read_image
-from iresflow.data.walk import find_images
+from iresflow.data.images.folder import load_folder
+from iresflow.data.images.pixels import read_image
+from iresflow.data.images.walk import find_images
 
 
 def fill(root: Path, *names: str) -> None:

@@ -10,9 +10,9 @@ from experiments.relu.vae import Autoencoder, EvidenceBound, VariationalAutoenco
 from iresflow.data import load_dataset
 from iresflow.errors import NonFiniteError
 from iresflow.streams import PartialStream
-from iresflow.training.batches import Batch
-from iresflow.training.classification import CrossEntropy, accuracy, predict
-from iresflow.training.objectives import Objective, Score, Terms
+from iresflow.training.loop.batches import Batch
+from iresflow.training.objectives.base import Objective, Score, Terms
+from iresflow.training.objectives.classification import CrossEntropy, accuracy, predict
 
 
 def blobs(count=200):

@@ -246,8 +246,8 @@ def test_evaluations_count_in_both_types():
 
         value = vjp = bilinear = evaluate = None
 
-        def narrow(self, index):
-            return Counted(self.whole.narrow(index))
+        def rows(self, index):
+            return Counted(self.whole.rows(index))
 
     narrow, wide = in_two_types(g)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from iresflow.training.average import WeightAverage
+from iresflow.training.loop.average import WeightAverage
 
 
 def moved(model):

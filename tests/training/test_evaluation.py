@@ -10,8 +10,8 @@ from iresflow import Exact, ImageFlow, PowerSeries, VectorFlow
 from iresflow.data import Split, load_dataset
 from iresflow.errors import NonFiniteError
 from iresflow.models.storage import write_file
-from iresflow.training.evaluation import Precision, evaluate
-from iresflow.training.rounds import Evaluation, Scores
+from iresflow.training.evaluation.evaluate import Precision, evaluate
+from iresflow.training.evaluation.rounds import Evaluation, Scores
 
 SEEDS = 20
 

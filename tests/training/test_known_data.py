@@ -15,13 +15,13 @@ from PIL import Image
 from iresflow.cli import main
 from iresflow.data import load_dataset
 from iresflow.data.cuts import ByHash
-from iresflow.data.tables import read_table
-from iresflow.data.text import write_rows
+from iresflow.data.tables.files import read_table
+from iresflow.data.tables.text import write_rows
 from iresflow.errors import DataError, RunError
 from iresflow.models.files import read_file
-from iresflow.training import batches
-from iresflow.training.batches import Batches
-from iresflow.training.known_data import KnownData, load_data
+from iresflow.training.loop import batches
+from iresflow.training.loop.batches import Batches
+from iresflow.training.runs.known_data import KnownData, load_data
 
 TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.compile false

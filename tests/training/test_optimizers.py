@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from iresflow.training.batches import Batch
 from iresflow.training.config import TrainingConfig
-from iresflow.training.loop import Trainer
-from iresflow.training.objectives import Objective, Score, Terms
-from iresflow.training.optimizers import OPTIMIZERS, Schedule, take_up
+from iresflow.training.loop.batches import Batch
+from iresflow.training.loop.optimizers import OPTIMIZERS, Schedule, take_up
+from iresflow.training.loop.trainer import Trainer
+from iresflow.training.objectives.base import Objective, Score, Terms
 
 DECAY = 0.1
 """Weight decay of the tests."""

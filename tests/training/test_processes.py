@@ -15,9 +15,9 @@ import iresflow
 from iresflow.cli import main
 from iresflow.data import load_dataset
 from iresflow.errors import RunError
-from iresflow.training.checkpoint import load_model, load_training
-from iresflow.training.processes import SIZES, Alone, join_processes
-from iresflow.training.runs import RunDirectory
+from iresflow.training.loop.processes import SIZES, Alone, join_processes
+from iresflow.training.runs.checkpoint import load_model, load_training
+from iresflow.training.runs.directory import RunDirectory
 
 WORKER = Path(worker.__file__)
 ROOT = Path(iresflow.__file__).parents[1]

@@ -20,9 +20,9 @@ from iresflow import CheckpointError, VectorFlow, fit
 from iresflow.cli import main
 from iresflow.errors import RunError
 from iresflow.models.files import read_file, write_file
-from iresflow.training import lock
-from iresflow.training.lock import Lock, locked
-from iresflow.training.runs import RunDirectory
+from iresflow.training.runs import lock
+from iresflow.training.runs.directory import RunDirectory
+from iresflow.training.runs.lock import Lock, locked
 
 ROOT = Path(iresflow.__file__).parents[1]
 TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 5 --training.batch_size 8
@@ -116,7 +116,7 @@ def test_a_lock_goes_with_its_process(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from iresflow.training.lock import Lock
+from iresflow.training.runs.lock import Lock
 Lock(Path(sys.argv[1]), "x").acquire()
 print("held", flush=True)
 sys.stdin.read()
@@ -337,7 +337,7 @@ def test_a_run_that_was_killed_before_it_validated_begins_anew(left, trained, ru
         code = """
 import os, signal, sys
 from iresflow.cli import main
-from iresflow.training.loop import Trainer
+from iresflow.training.loop.trainer import Trainer
 Trainer.validate = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """
@@ -360,7 +360,7 @@ def test_a_fit_that_was_killed_at_its_start_goes_on_from_its_own_weights(tmp_pat
     first = VectorFlow(2, 1, 4)
     whole = fit(copy_of(first), x, **{**options, "run": None}).model
     stopped = pytest.MonkeyPatch()
-    stopped.setattr("iresflow.training.loop.Trainer._run", lambda *_: 1 / 0)
+    stopped.setattr("iresflow.training.loop.trainer.Trainer._run", lambda *_: 1 / 0)
     with stopped.context(), pytest.raises(ZeroDivisionError):
         fit(copy_of(first), x, **options)
     stopped.undo()
@@ -410,7 +410,7 @@ def test_the_comparison_after_kills_would_tell_lines_that_are_doubled():
 import sys
 sys.path.insert(0, sys.argv[1])
 import kills
-from iresflow.training.runs import RunDirectory
+from iresflow.training.runs.directory import RunDirectory
 RunDirectory.forget_metrics_after = lambda *_: None
 found, violations = kills.run(3, seed=3)
 assert any("metrics" in v for v in violations), violations

@@ -12,19 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from iresflow import NonFiniteError, NotInitializedError
 from iresflow.bijections import ActNorm
 from iresflow.data import Split, load_dataset
-from iresflow.data.augment import Flip, Shift
-from iresflow.training import batches as batches_module
-from iresflow.training.batches import Batches, Share
+from iresflow.data.images.augment import Flip, Shift
 from iresflow.training.build import build_model
-from iresflow.training.checkpoint import load_training
 from iresflow.training.config import TrainingConfig
-from iresflow.training.guard import Deferred, Immediate, guard_for
-from iresflow.training.likelihood import MaximumLikelihood
-from iresflow.training.loop import Trainer
-from iresflow.training.optimizers import OPTIMIZERS
-from iresflow.training.processes import Alone
-from iresflow.training.runs import RunDirectory
-from iresflow.training.step import PRECISIONS, StepFunction, own_shares
+from iresflow.training.loop import batches as batches_module
+from iresflow.training.loop.batches import Batches, Share
+from iresflow.training.loop.guard import Deferred, Immediate, guard_for
+from iresflow.training.loop.optimizers import OPTIMIZERS
+from iresflow.training.loop.processes import Alone
+from iresflow.training.loop.step import PRECISIONS, StepFunction, own_shares
+from iresflow.training.loop.trainer import Trainer
+from iresflow.training.objectives.likelihood import MaximumLikelihood
+from iresflow.training.runs.checkpoint import load_training
+from iresflow.training.runs.directory import RunDirectory
 
 CPU = torch.device("cpu")
 

@@ -111,7 +111,7 @@ class ChainLinearization(Linearization):
     def fused_power_sums(self, v: Tensor, series: Series) -> PowerSums | None:
         return self._passes.power_sums(self._slopes, v, series)
 
-    def narrow(self, index: Tensor) -> Self:
+    def rows(self, index: Tensor) -> Self:
         return self._products_with([None if s is None else s[index] for s in self._slopes])
 
     def reduced(self, dtype: torch.dtype) -> Self:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iresflow.pictures import image_grid, save_grid
-from iresflow.training.runs import RunDirectory
+from iresflow.training.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from iresflow.models.storage import StoredModel
 from iresflow.streams import Stream
-from iresflow.training.batches import Batch, Samples
+from iresflow.training.loop.batches import Batch, Samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint, Scaling
 from iresflow.errors import DataError, RunError
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
-from iresflow.training.runs import read_options
+from iresflow.training.runs.directory import read_options
 
 __all__ = [
     "KnownData",

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from iresflow.bijections import ActNorm, dequantize
 from iresflow.models import Flow, ImageFlow
 from iresflow.streams import Stream
-from iresflow.training.batches import Batch, Samples, random_stream
-from iresflow.training.contexts import context_of, unit_of
-from iresflow.training.evaluation import Precision, evaluate
-from iresflow.training.objectives import Album, Objective, Ready, Score, Terms, stored
+from iresflow.training.evaluation.evaluate import Precision, evaluate
+from iresflow.training.loop.batches import Batch, Samples, random_stream
+from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms, stored
+from iresflow.training.objectives.contexts import context_of, unit_of
 
 __all__ = ["MaximumLikelihood"]
 
@@ -97,7 +97,7 @@ class MaximumLikelihood(Objective):
         )
 
     def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
-        from iresflow.training.pictures import draw_flow  # plots cost a second of import
+        from iresflow.training.runs.pictures import draw_flow  # plots cost a second of import
 
         draw_flow(_flow(model), split, album)
 

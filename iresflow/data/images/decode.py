@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 from tqdm import tqdm
 
-from iresflow.data.pixels import BITS, bits_for, largest_value, open_upright, to_pixels
+from iresflow.data.images.pixels import BITS, bits_for, largest_value, open_upright, to_pixels
 
 __all__ = ["Decoded", "Decoder"]
 

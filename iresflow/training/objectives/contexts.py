@@ -5,7 +5,7 @@ from torch import Tensor
 
 from iresflow.data import Split
 from iresflow.models import Flow, ImageFlow
-from iresflow.training.batches import Batch, Samples
+from iresflow.training.loop.batches import Batch, Samples
 
 __all__ = ["asked_of", "batch_of", "context_of", "unit_of"]
 

@@ -18,8 +18,8 @@ from iresflow.models import Flow
 from iresflow.models.certificate import Certificate
 from iresflow.models.files import read_file, write_file
 from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights
-from iresflow.training.processes import Processes
-from iresflow.training.runs import RunDirectory
+from iresflow.training.loop.processes import Processes
+from iresflow.training.runs.directory import RunDirectory
 
 __all__ = [
     "Files",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from iresflow.errors import NonFiniteError
 from iresflow.streams import Stream
-from iresflow.training.batches import Batch, Samples
-from iresflow.training.objectives import Objective, Score, Terms
+from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.objectives.base import Objective, Score, Terms
 
 __all__ = ["CrossEntropy", "accuracy", "predict"]
 

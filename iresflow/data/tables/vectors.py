@@ -7,9 +7,9 @@ import torch
 
 from iresflow.data.base import Dataset, unknown_name
 from iresflow.data.cuts import HELD_OUT, ByHash, Cut, Part
-from iresflow.data.densities import DENSITY_CLASSES, DENSITY_NAMES, sample_density
 from iresflow.data.shuffles import split_in_three
-from iresflow.data.table_set import TableOptions, load_table
+from iresflow.data.tables.densities import DENSITY_CLASSES, DENSITY_NAMES, sample_density
+from iresflow.data.tables.table_set import TableOptions, load_table
 
 __all__ = ["VECTOR_NAMES", "load_vectors"]
 
@@ -33,9 +33,9 @@ def load_vectors(
 
     Arguments:
         name: One of ``VECTOR_NAMES``: a density to draw points from (see
-            :mod:`iresflow.data.densities`), or ``table``.
-        root: For ``table`` the file, see :func:`iresflow.data.table_set.load_table`. Not used by
-            the densities.
+            :mod:`iresflow.data.tables.densities`), or ``table``.
+        root: For ``table`` the file, see :func:`iresflow.data.tables.table_set.load_table`. Not
+            used by the densities.
         count: Number of points to draw, for all three parts together: by default 60,000, at
             least 3. ``None`` for ``table``, which is used whole.
         validation: Count or fraction of them, as in :func:`iresflow.data.base.part_size`; by
@@ -51,7 +51,8 @@ def load_vectors(
 
     Raises:
         ValueError: If the name is unknown or another argument is not allowed.
-        DataError: If the table can't be used, see :func:`iresflow.data.table_set.load_table`.
+        DataError: If the table can't be used, see
+            :func:`iresflow.data.tables.table_set.load_table`.
     """
     if name not in VECTOR_NAMES:
         raise unknown_name(name, VECTOR_NAMES)

@@ -11,7 +11,7 @@ from typing import final
 from warnings import warn
 
 from iresflow.errors import RunError
-from iresflow.training.processes import Alone, Processes
+from iresflow.training.loop.processes import Alone, Processes
 
 try:
     import fcntl

@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from iresflow.data.text import column_title, line_of, read_text
+from iresflow.data.tables.text import column_title, line_of, read_text
 from iresflow.errors import DataError
 
 __all__ = ["SPLIT_WORDS", "Table", "read_parts", "read_table"]

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 
-from iresflow.data.decode import Decoded, Decoder
+from iresflow.data.images.decode import Decoded, Decoder
 
 __all__ = ["InMemory", "MemoryMapped", "Store"]
 

@@ -6,7 +6,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from iresflow.data.walk import formats
+from iresflow.data.images.walk import formats
 
 __all__ = ["BITS", "bits_for", "largest_value", "open_upright", "read_image", "to_pixels"]
 

@@ -6,10 +6,10 @@ from typing import Any
 from warnings import warn
 
 from iresflow.errors import RunError
-from iresflow.training.checkpoint import options_of
 from iresflow.training.config import Config
-from iresflow.training.known_data import data_config
-from iresflow.training.runs import RunDirectory, read_options
+from iresflow.training.runs.checkpoint import options_of
+from iresflow.training.runs.directory import RunDirectory, read_options
+from iresflow.training.runs.known_data import data_config
 
 __all__ = ["require_same_experiment"]
 

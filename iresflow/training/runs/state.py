@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from iresflow.models.files import one_line
-from iresflow.training.average import WeightAverage
-from iresflow.training.optimizers import take_up
+from iresflow.training.loop.average import WeightAverage
+from iresflow.training.loop.optimizers import take_up
 
 __all__ = ["TrainingState"]
 

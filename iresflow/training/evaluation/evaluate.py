@@ -23,10 +23,10 @@ from iresflow.logdet import Exact, Krylov, LogDetEstimator
 from iresflow.models import Flow, ImageFlow
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
-from iresflow.training.batches import Samples
-from iresflow.training.contexts import batch_of, unit_of
-from iresflow.training.processes import Alone, Processes
-from iresflow.training.rounds import Evaluation, Scores
+from iresflow.training.evaluation.rounds import Evaluation, Scores
+from iresflow.training.loop.batches import Samples
+from iresflow.training.loop.processes import Alone, Processes
+from iresflow.training.objectives.contexts import batch_of, unit_of
 
 __all__ = ["Precision", "evaluate"]
 

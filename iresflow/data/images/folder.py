@@ -13,10 +13,10 @@ from torch import Tensor
 
 from iresflow.data.base import Dataset, Split
 from iresflow.data.cuts import ByHash, Cut, Part, Parts, Rows, arrange
-from iresflow.data.decode import Decoder
 from iresflow.data.fingerprint import PART_NAMES, Fingerprint
-from iresflow.data.store import InMemory, Store
-from iresflow.data.walk import find_images
+from iresflow.data.images.decode import Decoder
+from iresflow.data.images.store import InMemory, Store
+from iresflow.data.images.walk import find_images
 from iresflow.errors import DataError
 
 __all__ = ["load_folder"]
@@ -47,7 +47,7 @@ def load_folder(
 ) -> Dataset:
     """Loads all images below a directory.
 
-    Which files these are: see :func:`iresflow.data.walk.find_images`. Images that cannot be
+    Which files these are: see :func:`iresflow.data.images.walk.find_images`. Images that cannot be
     decoded are skipped with one warning.
 
     A directory ``train`` beside one of ``val``, ``valid``, ``validation`` and ``test``, or alone,
@@ -59,9 +59,10 @@ def load_folder(
         root: The directory. If every image is in some subdirectory (of a split's directory, where
             there are such), the subdirectories of the first level are the classes; otherwise
             there are no labels.
-        size: Height and width to make, in pixels; see :func:`iresflow.data.pixels.read_image`.
+        size: Height and width to make, in pixels; see
+            :func:`iresflow.data.images.pixels.read_image`.
         channels: 1 (grey) or 3 (colour).
-        bits: See :class:`iresflow.data.decode.Decoder`.
+        bits: See :class:`iresflow.data.images.decode.Decoder`.
         validation: Count or fraction of the images, as in :func:`iresflow.data.cuts.part_size`;
             ``None`` for a tenth, or for the split that the directories give.
         test: Likewise.

@@ -11,7 +11,7 @@ import torch
 from iresflow.data.base import Dataset, Scaling, Split
 from iresflow.data.cuts import Cut, Part, Rows, arrange
 from iresflow.data.fingerprint import PART_NAMES, Fingerprint, row_keys
-from iresflow.data.tables import SPLIT_WORDS, Table, read_parts
+from iresflow.data.tables.files import SPLIT_WORDS, Table, read_parts
 from iresflow.errors import DataError
 
 __all__ = ["TableOptions", "load_table"]
@@ -57,7 +57,7 @@ def load_table(
     """Loads a table. Columns without names are called by their number, from 1.
 
     Arguments:
-        path: The file, see :func:`iresflow.data.tables.read_table`.
+        path: The file, see :func:`iresflow.data.tables.files.read_table`.
         options: How to read it.
         cut: The rule by which rows are held out for the splits that the files don't give.
         validation: Count or fraction of the rows that are cut; ``None`` for a tenth, or for the

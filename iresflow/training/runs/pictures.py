@@ -4,10 +4,10 @@ import torch
 
 from iresflow.errors import InversionError
 from iresflow.models import Flow, ImageFlow
-from iresflow.training.batches import Batch, Samples
-from iresflow.training.contexts import context_of
-from iresflow.training.objectives import Album
-from iresflow.training.reconstruction import reconstruct
+from iresflow.training.evaluation.reconstruction import reconstruct
+from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.objectives.base import Album
+from iresflow.training.objectives.contexts import context_of
 
 __all__ = ["draw_flow"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from iresflow.ambient import full_precision
 from iresflow.bijections import Accuracy
 from iresflow.models import Flow, FlowInverse, ImageFlow
-from iresflow.training.batches import Samples
-from iresflow.training.contexts import batch_of
+from iresflow.training.loop.batches import Samples
+from iresflow.training.objectives.contexts import batch_of
 
 __all__ = ["RECONSTRUCTED", "Reconstruction", "reconstruct"]
 

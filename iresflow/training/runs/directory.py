@@ -13,8 +13,8 @@ from typing import Any, final
 import yaml
 
 from iresflow.errors import RunError
-from iresflow.training.lock import locked
-from iresflow.training.processes import Processes
+from iresflow.training.loop.processes import Processes
+from iresflow.training.runs.lock import locked
 
 __all__ = ["RunDirectory", "new_directory", "read_options"]
 

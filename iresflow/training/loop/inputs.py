@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from iresflow.data.cuts import part_size
 from iresflow.models import Flow, ImageFlow
-from iresflow.training.batches import Batch, Samples
-from iresflow.training.processes import Processes
+from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.loop.processes import Processes
 
 __all__ = ["Array", "divided", "require_good_data", "samples_of"]
 

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from iresflow.ambient import full_precision
-from iresflow.data.augment import Augmentation
+from iresflow.data.images.augment import Augmentation
 from iresflow.errors import NonFiniteError, RunError, TrainingInterrupted
-from iresflow.training.average import WeightAverage
-from iresflow.training.batches import Batch, Batches, Samples
-from iresflow.training.checkpoint import Files, Memory, Progress, Store, find_training
 from iresflow.training.config import TrainingConfig
-from iresflow.training.guard import Guard, Step, guard_for
-from iresflow.training.inputs import require_good_data
-from iresflow.training.interrupt import deferred_interrupt
-from iresflow.training.objectives import Objective, OnValidation, Ready, Score
-from iresflow.training.optimizers import Schedule, new_optimizer
-from iresflow.training.processes import Alone, Processes
-from iresflow.training.recorder import Page, Recorder
-from iresflow.training.runs import RunDirectory
-from iresflow.training.state import TrainingState
-from iresflow.training.step import StepFunction, own_shares
+from iresflow.training.loop.average import WeightAverage
+from iresflow.training.loop.batches import Batch, Batches, Samples
+from iresflow.training.loop.guard import Guard, Step, guard_for
+from iresflow.training.loop.inputs import require_good_data
+from iresflow.training.loop.interrupt import deferred_interrupt
+from iresflow.training.loop.optimizers import Schedule, new_optimizer
+from iresflow.training.loop.processes import Alone, Processes
+from iresflow.training.loop.step import StepFunction, own_shares
+from iresflow.training.objectives.base import Objective, OnValidation, Ready, Score
+from iresflow.training.runs.checkpoint import Files, Memory, Progress, Store, find_training
+from iresflow.training.runs.directory import RunDirectory
+from iresflow.training.runs.recorder import Page, Recorder
+from iresflow.training.runs.state import TrainingState
 
 __all__ = ["Trainer"]
 

@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 from iresflow.ambient import full_precision, reduced_precision
 from iresflow.horizon import Notes
 from iresflow.streams import Stream
-from iresflow.training.batches import Batch, Share, random_stream
 from iresflow.training.config import TrainingConfig
-from iresflow.training.guard import Guard, Step, put_back
-from iresflow.training.objectives import Objective, Terms
-from iresflow.training.processes import Processes
+from iresflow.training.loop.batches import Batch, Share, random_stream
+from iresflow.training.loop.guard import Guard, Step, put_back
+from iresflow.training.loop.processes import Processes
+from iresflow.training.objectives.base import Objective, Terms
 
 __all__ = ["PRECISIONS", "StepFunction", "own_shares"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iresflow.data.ahead import ahead
-from iresflow.data.augment import Augmentation
+from iresflow.data.images.augment import Augmentation
 from iresflow.streams import PartialStream, Stream
 
 __all__ = ["Batch", "Batches", "Samples", "Share", "random_stream"]

@@ -1,0 +1,1 @@
+"""Images: named sets, folders, decoding, range of values, augmentation."""

@@ -1,0 +1,1 @@
+"""What training minimises: an objective for each kind of model."""

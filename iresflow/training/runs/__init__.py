@@ -1,0 +1,1 @@
+"""A run's directory: options, checkpoints, metrics, pictures, and who holds it."""

@@ -20,15 +20,17 @@ from iresflow.data import load_dataset
 BATCH = 64
 
 
-def train(log_det: PowerSeries, steps: int, every: int) -> Iterator[tuple[int, float, float]]:
+def train(
+    log_det: PowerSeries, seed: int, steps: int, every: int
+) -> Iterator[tuple[int, float, float]]:
     """Rows of (step, bits/dim as training sees them, bits/dim accurately) on training images."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     images = load_dataset("digits").train.values
     flow = ImageFlow(
         (1, 8, 8), (4, 4), 32, levels=17, coeff=0.98, factor_out=False, log_det=log_det
     )
     optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3, betas=(0.9, 0.99))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     flow.initialize(flow.dequantize(images[:512], generator))
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = 5e-3 * min(1, step / 100)
@@ -53,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=700, help="of each training")
     parser.add_argument("--every", type=int, default=100, help="steps from one row to the next")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, noise and probes")
     options = parser.parse_args()
     compile_kernels()
     cases = {
@@ -62,7 +65,7 @@ def main() -> None:
     print("digits, bits/dim of training images; 'seen' by the training estimator\n")
     print(f"{'estimator':<16} {'step':>5} {'seen':>7} {'accurate':>9}")
     for name, estimator in cases.items():
-        for step, seen, accurate in train(estimator, options.steps, options.every):
+        for step, seen, accurate in train(estimator, options.seed, options.steps, options.every):
             print(f"{name:<16} {step:5d} {seen:7.3f} {accurate:9.3f}", flush=True)
 
 

@@ -102,7 +102,8 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
         with _Uninitialized():
             model = _class_of(payload["kind"]).from_spec(payload["spec"])
         state = payload["state"]
-        _require_like(model.state_dict(), state)
+        # Not by `state_dict`, which would compute the norms of weights that nobody has set.
+        _require_like(dict([*model.named_parameters(), *model.named_buffers()]), state)
         dtypes = {t.dtype for t in state.values() if t.is_floating_point()}
         # Narrow weights, of older files, are widened: no model computes in their type.
         wide = {torch.promote_types(dtype, torch.float32) for dtype in dtypes}

@@ -6,6 +6,7 @@ from helpers import dense_jacobian, perturb
 
 import iresflow
 from iresflow import Exact, ImageFlow, VectorFlow, compile_kernels
+from iresflow.lipschitz.layers import estimates
 from iresflow.lipschitz.passes.choice import native_passes
 
 IMAGES = {
@@ -84,3 +85,17 @@ def test_stored_models_keep_the_shape_of_their_branches(name, tmp_path):
 def test_shapes_that_make_no_branch_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ImageFlow((1, 4, 4), blocks=(1,), **settings)
+
+
+def test_loading_computes_no_norm_and_draws_nothing(tmp_path, monkeypatch):
+    flow = image_flow("two layers")
+    flow.save(tmp_path / "flow.pt")
+    monkeypatch.setattr(estimates, "_lanczos", None)  # whatever asks for a norm would fail
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    loaded = iresflow.load(tmp_path / "flow.pt")
+    assert torch.equal(torch.rand(3), expected)
+    x = torch.rand(2, 1, 4, 4)
+    before = loaded.transform(x)
+    assert torch.equal(loaded.train().eval().transform(x), before)

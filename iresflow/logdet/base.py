@@ -96,13 +96,18 @@ class LogDetEstimator(ABC):
                 "block need not be invertible and has no log-determinant to estimate. Call "
                 "flow.enforce(), which rescales the layers"
             )
-        if transformed() and self.kind != "exact":
+        exact = self.kind_at(linearization) == "exact"
+        if transformed() and not exact:
             raise DerivativeError
         estimate = self.estimate(linearization, generator)
-        if self.kind == "exact":
+        if exact:
             return estimate
         # The vectors that a surrogate holds constant depend on x and on the parameters too.
         return replace(estimate, surrogate=first_order(estimate.surrogate))
+
+    def kind_at(self, linearization: Linearization) -> Kind:
+        """What is promised at a linearization, where that depends on it."""
+        return self.kind
 
     @abstractmethod
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:

@@ -178,7 +178,7 @@ def test_gradients_of_each_sample_in_the_parameters():
 def test_transforms_of_what_they_cannot_go_through_are_one_clear_error():
     flow, x = small_image_flow(), torch.rand(2, 2, 4, 4)
     with pytest.raises(DerivativeError, match="torch.func"):
-        torch.func.grad(lambda y: flow.log_prob(y).sum())(x)
+        torch.func.grad(lambda y: flow.log_prob(y, log_det=Krylov()).sum())(x)
     with pytest.raises(DerivativeError, match="an inverse is an iteration"):
         torch.func.grad(lambda z: flow.inverse(z).sum())(torch.randn(2, 32))
 
@@ -194,3 +194,15 @@ def test_second_derivatives_through_estimated_norms_are_refused(native):
     score = torch.autograd.grad(flow.log_prob(x).sum(), x, create_graph=True)[0]
     (found,) = torch.autograd.grad(score.square().sum(), weight)
     assert bool(found.isfinite().all())
+
+
+def test_blocks_of_few_dimensions_have_derivatives_by_default():
+    flow, x = small_vector_flow(9, log_det=PowerSeries()), torch.randn(9)
+
+    def log_prob(row):
+        return flow.log_prob(row[None])[0]
+
+    hessian = torch.autograd.functional.hessian(log_prob, x)
+    torch.testing.assert_close(
+        hessian, gradients_by_differences(log_prob, x), rtol=1e-6, atol=1e-7
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from iresflow import ImageFlow, PowerSeries, ReducedPrecision
 from iresflow.data import load_dataset
 from iresflow.logdet import LogDetEstimator
-from iresflow.training.runs.checkpoint import find_checkpoint, load_model
+from iresflow.training.checkpoint import find_checkpoint, load_model
 
 
 def main() -> None:

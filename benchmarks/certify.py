@@ -20,7 +20,7 @@ import iresflow
 from iresflow import ImageFlow
 from iresflow.lipschitz import NormalizedConv2d, ZeroPadding
 from iresflow.lipschitz.bounds.symbol import symbol_norm
-from iresflow.training.runs.checkpoint import find_checkpoint
+from iresflow.training.checkpoint import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
 from iresflow.lipschitz.passes.kernels import compile_kernels, kernels_compile
 from iresflow.training.build import build_model
-from iresflow.training.runs.checkpoint import find_checkpoint
+from iresflow.training.checkpoint import find_checkpoint
 
 OURS = "iresflow"
 MARKS = 4  # validations in a training

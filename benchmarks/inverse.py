@@ -43,7 +43,7 @@ from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import load_dataset
 from iresflow.linearization import Jacobian
 from iresflow.lipschitz.passes.rounding import RoundedChain
-from iresflow.training.runs.checkpoint import find_checkpoint, load_model
+from iresflow.training.checkpoint import find_checkpoint, load_model
 
 SOLVERS = {"fixed point": FixedPoint(), "Broyden": Broyden(), "Anderson": Anderson()}
 

@@ -20,8 +20,8 @@ from iresflow import ImageFlow
 from iresflow.bijections import Accuracy, Bijection, Composition, MultiScale, ResidualBlock
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.models import Flow
+from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.objectives.contexts import context_of
-from iresflow.training.runs.checkpoint import find_checkpoint, load_model
 from iresflow.training.runs.known_data import load_data
 
 REFERENCE = 1e-12

@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401 (before processe
 
 from iresflow.cli import main as command
 from iresflow.models.files import digest_of, read_file
-from iresflow.training.runs.checkpoint import find_checkpoint  # noqa: F401
+from iresflow.training.checkpoint import find_checkpoint  # noqa: F401
 from iresflow.training.runs.pictures import draw_flow  # noqa: F401
 
 OPTIONS = """--model.blocks [1,1] --model.hidden 4 --training.steps 9 --training.batch_size 8

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from iresflow.data.images.folder import load_folder
+from iresflow.data.folder import load_folder
 from iresflow.data.images.store import InMemory, MemoryMapped
 from iresflow.training.loop.batches import Batches
 

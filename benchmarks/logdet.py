@@ -22,7 +22,7 @@ import iresflow
 from iresflow import ImageFlow, Krylov, Lanczos, Poisson, PowerSeries, RandomSeries
 from iresflow.linearization import Linearization
 from iresflow.logdet import LogDetEstimate, LogDetEstimator
-from iresflow.training.runs.checkpoint import find_checkpoint
+from iresflow.training.checkpoint import find_checkpoint
 from iresflow.training.runs.known_data import load_data
 
 SEED = 1

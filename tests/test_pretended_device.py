@@ -26,12 +26,12 @@ from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip
 from iresflow.horizon import Notes
 from iresflow.training.build import build_model
+from iresflow.training.checkpoint import load_model
 from iresflow.training.evaluation.evaluate import evaluate
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.step import StepFunction
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.checkpoint import load_model
 from iresflow.training.runs.directory import RunDirectory
 
 FLOWS = {

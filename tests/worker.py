@@ -16,6 +16,7 @@ from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip, Shift
 from iresflow.errors import DataError, NonFiniteError, TrainingInterrupted
 from iresflow.training.build import build_model
+from iresflow.training.checkpoint import load_for_all
 from iresflow.training.config import Config, LogDetConfig, ModelConfig, TrainingConfig
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.evaluation.rounds import Evaluation
@@ -23,7 +24,6 @@ from iresflow.training.loop.processes import Alone, Processes, join_processes
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.base import Objective, Terms
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.checkpoint import load_for_all
 from iresflow.training.runs.directory import RunDirectory
 
 SIGNAL_AT, BAD_AT, KILLED_AT = 2, 4, 5

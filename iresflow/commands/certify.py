@@ -12,7 +12,7 @@ from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.errors import DataError, RunError
 from iresflow.models import Certificate, ImageFlow, VectorFlow
 from iresflow.training.build import resolve_device
-from iresflow.training.runs.checkpoint import find_checkpoint, load_certified
+from iresflow.training.checkpoint import find_checkpoint, load_certified
 
 __all__ = ["main"]
 

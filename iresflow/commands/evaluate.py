@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.lipschitz import compile_kernels
+from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.loop.processes import Processes, join_processes
 from iresflow.training.objectives.contexts import asked_of
-from iresflow.training.runs.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.runs.known_data import load_data
 from iresflow.training.runs.lock import locked
 

@@ -17,10 +17,10 @@ from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.models.inversion import residual_tolerance
 from iresflow.pictures import save_grid, save_image
 from iresflow.training.build import resolve_device
+from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.contexts import asked_of, context_of
-from iresflow.training.runs.checkpoint import find_checkpoint, load_model
 from iresflow.training.runs.known_data import KnownData, load_data
 
 __all__ = ["main"]

@@ -14,6 +14,7 @@ from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.training.build import augmentations, build_dataset, build_model
+from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.evaluation.evaluate import evaluate
 from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
@@ -22,7 +23,6 @@ from iresflow.training.loop.step import own_shares
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.contexts import asked_of
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.runs.directory import RunDirectory
 from iresflow.training.runs.experiment import require_same_experiment
 from iresflow.training.runs.known_data import remember, require_same_training, stored_data_config

@@ -13,12 +13,12 @@ from torch import nn
 from iresflow.data.images.augment import Flip
 from iresflow.errors import RunError
 from iresflow.models import Flow
+from iresflow.training.checkpoint import options_of
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.loop.inputs import Array, divided, samples_of
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.base import Objective, OnValidation
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.checkpoint import options_of
 from iresflow.training.runs.directory import RunDirectory, read_options
 from iresflow.training.runs.recorder import Row
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from iresflow.data import load_images
 from iresflow.data.cuts import ByHash
-from iresflow.data.images.folder import load_folder
+from iresflow.data.folder import load_folder
 from iresflow.data.images.pixels import read_image
 from iresflow.errors import DataError
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from iresflow.data import Dataset, Split
 from iresflow.data.cuts import ByShuffle
-from iresflow.data.images.folder import load_folder
+from iresflow.data.folder import load_folder
 from iresflow.errors import DataError
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from iresflow.data import Dataset
 from iresflow.data.ahead import ahead
+from iresflow.data.folder import load_folder
 from iresflow.data.images.decode import Decoder
-from iresflow.data.images.folder import load_folder
 from iresflow.data.images.store import MemoryMapped
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iresflow.data.images.folder import load_folder
+from iresflow.data.folder import load_folder
 from iresflow.data.images.pixels import read_image
 from iresflow.data.images.walk import find_images
 

@@ -17,13 +17,13 @@ from iresflow.errors import RunError, TrainingInterrupted, UnknownBoundError
 from iresflow.lipschitz import ACTIVATIONS, dense_branch
 from iresflow.models import DiagonalNormal, UnitUniform
 from iresflow.models.storage import read_file
+from iresflow.training.checkpoint import load_training
 from iresflow.training.fitting import objective_of
 from iresflow.training.loop import trainer as loop
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.base import Objective, Score, Terms
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.checkpoint import load_training
 
 QUICK = {"bar": False, "steps": 12, "batch_size": 16, "validate_every": 4, "warmup_steps": 0}
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import iresflow
+from iresflow.training.checkpoint import load_training
 from iresflow.training.loop.processes import SIZES
-from iresflow.training.runs.checkpoint import load_training
 
 ROOT = Path(iresflow.__file__).parents[1]
 ADDRESSES = ("10.97.0.1", "10.97.0.2")

@@ -15,8 +15,8 @@ import iresflow
 from iresflow.cli import main
 from iresflow.data import load_dataset
 from iresflow.errors import RunError
+from iresflow.training.checkpoint import load_model, load_training
 from iresflow.training.loop.processes import SIZES, Alone, join_processes
-from iresflow.training.runs.checkpoint import load_model, load_training
 from iresflow.training.runs.directory import RunDirectory
 
 WORKER = Path(worker.__file__)

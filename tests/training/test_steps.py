@@ -14,6 +14,7 @@ from iresflow.bijections import ActNorm
 from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip, Shift
 from iresflow.training.build import build_model
+from iresflow.training.checkpoint import load_training
 from iresflow.training.config import TrainingConfig
 from iresflow.training.loop import batches as batches_module
 from iresflow.training.loop.batches import Batches, Share
@@ -23,7 +24,6 @@ from iresflow.training.loop.processes import Alone
 from iresflow.training.loop.step import PRECISIONS, StepFunction, own_shares
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.checkpoint import load_training
 from iresflow.training.runs.directory import RunDirectory
 
 CPU = torch.device("cpu")

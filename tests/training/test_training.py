@@ -12,6 +12,7 @@ from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip
 from iresflow.errors import RunError
 from iresflow.training.build import build_dataset, build_model, resolve_device
+from iresflow.training.checkpoint import find_checkpoint, load_model, load_training
 from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
 from iresflow.training.evaluation.evaluate import evaluate
 from iresflow.training.evaluation.reconstruction import reconstruct
@@ -20,7 +21,6 @@ from iresflow.training.loop.batches import Batches, random_stream
 from iresflow.training.loop.optimizers import Schedule
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.checkpoint import find_checkpoint, load_model, load_training
 from iresflow.training.runs.directory import RunDirectory
 
 CPU = torch.device("cpu")

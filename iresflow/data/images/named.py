@@ -9,7 +9,7 @@ from torch import Tensor
 from iresflow.data.base import Dataset, Split, resolve_root, unknown_name
 from iresflow.data.cuts import ByHash, Cut, Part, part_size
 from iresflow.data.fingerprint import Fingerprint
-from iresflow.data.images.folder import load_folder
+from iresflow.data.folder import load_folder
 from iresflow.data.images.official import OFFICIAL_NAMES, load_official
 from iresflow.data.images.store import MemoryMapped
 from iresflow.data.shuffles import hold_out
@@ -42,7 +42,7 @@ def load_images(
     ``digits`` come with scikit-learn: 1797 of 8x8 pixels with 17 grey levels (E. Alpaydin,
     C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998). ``mnist``,
     ``fashion-mnist``, ``cifar10`` and ``cifar100`` are read in torchvision's layout below
-    ``root``, or downloaded to there. ``folder``: :func:`iresflow.data.images.folder.load_folder`.
+    ``root``, or downloaded to there. ``folder``: :func:`iresflow.data.folder.load_folder`.
 
     The test part does not depend on ``seed``: results with different seeds are results on the
     same images.

@@ -1,1 +1,5 @@
 """Tables and densities of vectors."""
+
+from iresflow.data.tables.files import read_table
+
+__all__ = ["read_table"]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from iresflow.ambient import full_precision
 from iresflow.data.images.augment import Augmentation
 from iresflow.errors import NonFiniteError, RunError, TrainingInterrupted
+from iresflow.training.checkpoint import Files, Memory, Progress, Store, find_training
 from iresflow.training.config import TrainingConfig
 from iresflow.training.loop.average import WeightAverage
 from iresflow.training.loop.batches import Batch, Batches, Samples
@@ -23,7 +24,6 @@ from iresflow.training.loop.optimizers import Schedule, new_optimizer
 from iresflow.training.loop.processes import Alone, Processes
 from iresflow.training.loop.step import StepFunction, own_shares
 from iresflow.training.objectives.base import Objective, OnValidation, Ready, Score
-from iresflow.training.runs.checkpoint import Files, Memory, Progress, Store, find_training
 from iresflow.training.runs.directory import RunDirectory
 from iresflow.training.runs.recorder import Page, Recorder
 from iresflow.training.runs.state import TrainingState

@@ -6,8 +6,8 @@ from typing import Any
 from warnings import warn
 
 from iresflow.errors import RunError
+from iresflow.training.checkpoint import options_of
 from iresflow.training.config import Config
-from iresflow.training.runs.checkpoint import options_of
 from iresflow.training.runs.directory import RunDirectory, read_options
 from iresflow.training.runs.known_data import data_config
 

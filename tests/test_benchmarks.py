@@ -100,7 +100,7 @@ SCRIPTS = {
         (r"batch +8 16 32 64 .* 1, (0\.9|1\.0)",),  # memory grows with the batch
     ),
     "start": Script(
-        "--repeat 1 --verbs=--help", (r"import torch +\d+\.\d+ s", r"iresflow --help +\+\d")
+        "--repeat 1 --verbs=--help", (r"import torch +\d+\.\d+ s", r"iresflow --help +[+-]\d")
     ),
     "step": Script(
         "--only digits --repeats 1 --no-reference",

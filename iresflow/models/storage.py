@@ -27,6 +27,7 @@ __all__ = [
 
 FORMAT = "iresflow"
 VERSION = 1
+DRAWS_PER_TENSOR = 20  # constructors draw a weight once, or a few times over
 
 
 class StoredModel(WideFloats, nn.Module):
@@ -72,7 +73,15 @@ class StoredModel(WideFloats, nn.Module):
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Leaves new weights as their memory is: nothing is drawn from a random stream for them."""
+    """Leaves new weights as their memory is: nothing is drawn from a random stream for them.
+
+    A description of far more weights than are stored is refused while it is followed: it may
+    name more blocks than any machine can build.
+    """
+
+    def __init__(self, stored: int) -> None:
+        super().__init__()
+        self._draws_left = DRAWS_PER_TENSOR * (stored + 1)
 
     def __torch_function__(
         self,
@@ -84,6 +93,9 @@ class _Uninitialized(TorchFunctionMode):
         named = kwargs or {}
         initial = getattr(func, "__module__", None) == nn.init.__name__
         if initial or func in (Tensor.uniform_, Tensor.normal_):
+            self._draws_left -= 1
+            if self._draws_left < 0:
+                raise ValueError("it is described as far larger than the weights stored with it")
             return args[0] if args else named["tensor"]
         return func(*args, **named)
 
@@ -99,9 +111,9 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
             hold NaN.
     """
     try:
-        with _Uninitialized():
-            model = _class_of(payload["kind"]).from_spec(payload["spec"])
         state = payload["state"]
+        with _Uninitialized(len(state)):
+            model = _class_of(payload["kind"]).from_spec(payload["spec"])
         # Not by `state_dict`, which would compute the norms of weights that nobody has set.
         _require_like(dict([*model.named_parameters(), *model.named_buffers()]), state)
         dtypes = {t.dtype for t in state.values() if t.is_floating_point()}

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -283,6 +284,16 @@ def test_values_of_other_types_are_refused(part, name, value, path):
     content["model"][part][name] = value
     write_file(content, path)
     assert "can't be rebuilt: " in refused(path)
+
+
+@pytest.mark.parametrize("blocks", [10**5, 10**30])
+def test_more_blocks_than_are_stored_are_refused_before_they_are_built(blocks, path):
+    content = read_file(path)
+    content["model"]["spec"]["blocks"] = blocks
+    write_file(content, path)
+    began = time.monotonic()
+    assert "far larger than the weights stored with it" in refused(path)
+    assert time.monotonic() - began < 20  # 10**5 blocks take minutes
 
 
 def test_weights_that_are_not_numbers_are_refused_by_name(path):

@@ -3,9 +3,10 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from iresflow.training.checkpoint import load_for_all
 from iresflow.training.config import Config, LogDetConfig, ModelConfig, TrainingConfig
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.evaluation.rounds import Evaluation
+from iresflow.training.loop.guard import Guard
 from iresflow.training.loop.processes import Alone, Processes, join_processes
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.base import Objective, Terms
@@ -55,9 +57,12 @@ def new_trainer(
     directory: Path,
     processes: Processes | None = None,
     objective: Objective | None = None,
+    guard: Guard | None = None,
+    log_det: Mapping[str, Any] | None = None,
     **training,
 ) -> Trainer:
     config, dataset = configuration(**training), load_dataset("digits")
+    config = replace(config, log_det=replace(config.log_det, **(log_det or {})))
     processes = processes or Alone()
     # Each process starts from other weights: those of the main one count.
     torch.manual_seed(processes.rank)
@@ -72,6 +77,7 @@ def new_trainer(
         run=run,
         augment=(Flip(), Shift(1)),
         processes=processes,
+        guard=guard,
         bar=False,
     )
 

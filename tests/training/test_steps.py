@@ -13,7 +13,6 @@ from iresflow import NonFiniteError, NotInitializedError
 from iresflow.bijections import ActNorm
 from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip, Shift
-from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_training
 from iresflow.training.config import TrainingConfig
 from iresflow.training.loop import batches as batches_module
@@ -22,9 +21,7 @@ from iresflow.training.loop.guard import Deferred, Immediate, guard_for
 from iresflow.training.loop.optimizers import OPTIMIZERS
 from iresflow.training.loop.processes import Alone
 from iresflow.training.loop.step import PRECISIONS, StepFunction, own_shares
-from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.likelihood import MaximumLikelihood
-from iresflow.training.runs.directory import RunDirectory
 
 CPU = torch.device("cpu")
 
@@ -50,25 +47,10 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def new_trainer(tmp_path, guard=None, objective=None, **settings):
+def new_trainer(tmp_path, guard=None, objective=None, training=None, **log_det):
     """A trainer of `worker`, whose options of the log-determinant may be others."""
-    config = worker.configuration(**settings.pop("training", {}))
-    for name, value in settings.items():
-        setattr(config.log_det, name, value)
-    dataset = load_dataset("digits")
-    torch.manual_seed(0)
-    flow = build_model(config, dataset)
-    run = RunDirectory.create(tmp_path, "run")
-    return Trainer(
-        flow,
-        objective or MaximumLikelihood(),
-        dataset.train,
-        dataset.validation,
-        config.training,
-        run=run,
-        augment=(Flip(), Shift(1)),
-        guard=guard,
-        bar=False,
+    return worker.new_trainer(
+        tmp_path, objective=objective, guard=guard, log_det=log_det, **(training or {})
     )
 
 

@@ -191,8 +191,7 @@ def trainer(directory, run=None, device="cuda", **settings):
     )
 
 
-@pytest.mark.parametrize("tol", [0, 1e-4])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("tol", "accumulate"), [(0, 2), (1e-4, 1)])
 def test_a_run_trains_stores_resumes_and_is_evaluated_there(
     tol, accumulate, tmp_path, float32, no_pictures
 ):
@@ -273,8 +272,7 @@ def too_short(monkeypatch):
     monkeypatch.setattr(Notes, "next_horizon", shortened)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("kind", LOOKING)
+@pytest.mark.parametrize(("kind", "accumulate"), zip(LOOKING, (1, 2, 1), strict=True))
 def test_training_there_gives_the_weights_of_the_host(
     kind, accumulate, tmp_path, no_pictures, monkeypatch
 ):

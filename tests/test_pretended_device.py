@@ -272,7 +272,7 @@ def too_short(monkeypatch):
     monkeypatch.setattr(Notes, "next_horizon", shortened)
 
 
-@pytest.mark.parametrize(("kind", "accumulate"), zip(LOOKING, (1, 2, 1), strict=True))
+@pytest.mark.parametrize(("kind", "accumulate"), list(zip(LOOKING, (1, 2, 1), strict=True)))
 def test_training_there_gives_the_weights_of_the_host(
     kind, accumulate, tmp_path, no_pictures, monkeypatch
 ):

@@ -19,7 +19,7 @@ from scipy.optimize import linprog
 from experiments.relu.inversion import random_network
 from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.relu.layerwise import NetworkInversion, invert_network
-from iresflow.relu.network import Layer, Network
+from iresflow.relu.networks.network import Layer, Network
 
 METHODS: dict[str, LayerMethod] = {
     "l-infinity": InfinityNorm(),

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
 from iresflow.relu.attack import Attack, InnerProduct, Nearest, invariance_attack
-from iresflow.relu.network import parse_network
+from iresflow.relu.networks.network import parse_network
 
 __all__ = ["attack_first_layer"]
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments.relu.base import Report
 from experiments.relu.networks import mlp
 from experiments.relu.training import Training, train
-from iresflow.relu.network import parse_network
+from iresflow.relu.networks.network import parse_network
 from iresflow.relu.omnidirectional import is_omnidirectional
 from iresflow.relu.preimage import Kind, classify_preimage
 from iresflow.relu.stability import linearize, singular_values

@@ -21,7 +21,7 @@ from experiments.relu.vae import Autoencoder, train_autoencoder
 from iresflow.relu.descent import descend
 from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.relu.layerwise import error_bounds, invert_network
-from iresflow.relu.network import Network, parse_network
+from iresflow.relu.networks.network import Network, parse_network
 from iresflow.relu.sensing import observe_part
 
 __all__ = ["DATA", "Settings", "quick", "random_network", "run"]

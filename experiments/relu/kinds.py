@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
-from iresflow.relu.network import parse_network
+from iresflow.relu.networks.network import parse_network
 from iresflow.relu.preimage import Kind, classify_preimage
 
 __all__ = ["count_kinds"]

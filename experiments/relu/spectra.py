@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from iresflow.relu.network import Network
+from iresflow.relu.networks.network import Network
 from iresflow.relu.removal import removal_bounds
 from iresflow.relu.stability import Spectrum, Stage, linearize
 from iresflow.relu.stages import stage_spectra

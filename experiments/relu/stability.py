@@ -20,7 +20,7 @@ from experiments.relu.spectra import (
     stages_figure,
 )
 from experiments.relu.training import Training, train
-from iresflow.relu.network import Network, parse_network
+from iresflow.relu.networks.network import Network, parse_network
 from iresflow.relu.removal import correlation_bound, correlation_counts
 from iresflow.relu.stability import Stage, image_window, linearize, singular_values
 from iresflow.training.objectives.classification import CrossEntropy, accuracy

@@ -1,7 +1,7 @@
 """What an ordinary ReLU network throws away: a wing of its own, which knows no flow.
 
 The methods work on any ``torch.nn.Sequential`` of linear layers, convolutions, ReLU and LeakyReLU
-(`iresflow.relu.network`), and each module can be imported alone. They train nothing; the papers'
+(`iresflow.relu.networks`), and each module can be imported alone. They train nothing; the papers'
 experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
@@ -13,7 +13,7 @@ from iresflow.relu.frames import active_frame, frame_bounds, frame_of_layer, is_
 from iresflow.relu.inversion import invert_layer
 from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
 from iresflow.relu.layerwise import error_bounds, invert_network
-from iresflow.relu.network import Layer, Network, parse_network
+from iresflow.relu.networks.network import Layer, Network, parse_network
 from iresflow.relu.omnidirectional import is_omnidirectional
 from iresflow.relu.preimage import Kind, Preimage, classify_preimage
 from iresflow.relu.reconstruction import reconstruct

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from iresflow.errors import LinearProgramError
-from iresflow.relu.affine import as_array
-from iresflow.relu.network import Layer
+from iresflow.relu.networks.affine import as_array
+from iresflow.relu.networks.network import Layer
 from iresflow.relu.programs import Program, Solved, solve_program
 from iresflow.relu.systems import BOX, Between, System, layer_system
 

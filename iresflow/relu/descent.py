@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iresflow.errors import NonFiniteError
-from iresflow.relu.network import Network
+from iresflow.relu.networks.network import Network
 
 __all__ = ["Descent", "descend"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from iresflow.errors import NoPreimageError
-from iresflow.relu.affine import as_array
+from iresflow.relu.networks.affine import as_array
 from iresflow.relu.preimage import Kind, Preimage
 from iresflow.relu.programs import Program, feasible, solve_program
 from iresflow.relu.warm import solve_costs

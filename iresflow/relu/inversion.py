@@ -1,6 +1,6 @@
 """The input of one layer from its noisy output, by linear programs.
 
-The layers are those of `iresflow.relu.network`; how whole networks are inverted is in
+The layers are those of `iresflow.relu.networks.network`; how whole networks are inverted is in
 `iresflow.relu.layerwise`.
 """
 
@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, LayerProblem
-from iresflow.relu.network import Layer
+from iresflow.relu.networks.network import Layer
 from iresflow.relu.observation import Ranges, check_layer, check_observation, observed_ranges
 from iresflow.relu.start import LeastSquares, consistent, least_squares
 from iresflow.relu.warm import Basis, Simplex, WarmSolution, solve_ranged

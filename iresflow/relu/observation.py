@@ -5,7 +5,7 @@ from typing import final
 
 import numpy as np
 
-from iresflow.relu.network import Layer
+from iresflow.relu.networks.network import Layer
 
 __all__ = ["Ranges", "check_layer", "check_observation", "observed_ranges"]
 

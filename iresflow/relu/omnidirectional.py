@@ -18,7 +18,7 @@ from typing import final
 
 import numpy as np
 
-from iresflow.relu.affine import Matrix, as_array
+from iresflow.relu.networks.affine import Matrix, as_array
 from iresflow.relu.programs import Program, feasible, solve_program
 from iresflow.relu.ranks import Decomposition, decompose
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from iresflow.errors import NoPreimageError
-from iresflow.relu.affine import Matrix, as_array
+from iresflow.relu.networks.affine import Matrix, as_array
 from iresflow.relu.omnidirectional import Omnidirectionality, is_omnidirectional
 from iresflow.relu.programs import Program, feasible, solve_program
 from iresflow.relu.ranks import CLEAR, ZERO, clearly_injective, decompose

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from iresflow.errors import LinearProgramError
-from iresflow.relu.affine import Matrix
+from iresflow.relu.networks.affine import Matrix
 
 __all__ = ["Program", "Solved", "Status", "feasible", "solve_program", "unsolved"]
 

@@ -8,8 +8,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from iresflow.relu.affine import AffineMap, DenseMap, Matrix
-from iresflow.relu.network import Layer, Network
+from iresflow.relu.networks.affine import AffineMap, DenseMap, Matrix
+from iresflow.relu.networks.network import Layer, Network
 
 __all__ = ["MatrixMap", "observe_part", "sense"]
 

@@ -20,7 +20,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
 from iresflow.errors import SpectrumError
-from iresflow.relu.network import Layer, Network
+from iresflow.relu.networks.network import Layer, Network
 
 __all__ = [
     "LocalMap",

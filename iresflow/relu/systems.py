@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from iresflow.errors import NoPreimageError
-from iresflow.relu.affine import Matrix, as_array
-from iresflow.relu.network import Layer
+from iresflow.relu.networks.affine import Matrix, as_array
+from iresflow.relu.networks.network import Layer
 
 __all__ = [
     "BOX",

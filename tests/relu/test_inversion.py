@@ -7,7 +7,7 @@ from torch import nn
 
 from iresflow.relu.inversion import invert_layer
 from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
-from iresflow.relu.network import Layer, parse_network
+from iresflow.relu.networks.network import Layer, parse_network
 
 METHODS = [InfinityNorm(), OneNorm(), Relaxed()]
 

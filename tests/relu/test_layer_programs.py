@@ -10,7 +10,7 @@ from torch import nn
 
 from iresflow.relu.inversion import invert_layer
 from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
-from iresflow.relu.network import parse_network
+from iresflow.relu.networks.network import parse_network
 
 SLOPES = (0.0, 0.2, 1.0)
 

@@ -10,7 +10,7 @@ from iresflow.relu.constants import bound_error, infinity_constant, norm_constan
 from iresflow.relu.descent import descend
 from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
 from iresflow.relu.layerwise import error_bounds, invert_network
-from iresflow.relu.network import parse_network
+from iresflow.relu.networks.network import parse_network
 from iresflow.relu.sensing import observe_part, sense
 
 METHODS = [InfinityNorm(), OneNorm(), Relaxed()]

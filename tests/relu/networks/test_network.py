@@ -8,7 +8,7 @@ from torch import nn
 
 from iresflow.errors import UnsupportedNetworkError
 from iresflow.relu import parse_network
-from iresflow.relu.affine import ConvolutionMap, IdentityMap
+from iresflow.relu.networks.affine import ConvolutionMap, IdentityMap
 
 SHAPE = (4, 7, 6)
 

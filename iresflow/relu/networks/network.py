@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from iresflow.errors import UnsupportedNetworkError
-from iresflow.relu.affine import AffineMap, ConvolutionMap, DenseMap, IdentityMap
+from iresflow.relu.networks.affine import AffineMap, ConvolutionMap, DenseMap, IdentityMap
 
 __all__ = ["Layer", "Network", "parse_network"]
 

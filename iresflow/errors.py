@@ -18,6 +18,7 @@ __all__ = [
     "InversionWarning",
     "LostProcessError",
     "LinearProgramError",
+    "MissingLibraryError",
     "NoPreimageError",
     "NonFiniteError",
     "NotContractiveError",
@@ -72,6 +73,21 @@ class UnknownBoundError(ValueError):
             f"{self.layer} ({self.kind}) has no known Lipschitz bound, so nothing that holds it "
             "can be certified: build branches of the normalised layers and of the activations in "
             "iresflow.lipschitz, or derive from LipschitzMap or Activation"
+        )
+
+
+class MissingLibraryError(ImportError):
+    """A library is not installed that only some uses need.
+
+    Arguments:
+        library: Its name.
+        extra: The extra of this package that installs it.
+    """
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"this needs {library}, which is not installed: pip install 'iresflow[{extra}]'",
+            name=library,
         )
 
 

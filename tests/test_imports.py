@@ -10,6 +10,7 @@ ROOT = Path(iresflow.__file__).parent
 # Each part may import parts of a lower rank, and itself; parts of one rank never each other.
 RANKS = {
     "errors": 0,
+    "extras": 0.3,
     "counters": 0.4,
     "horizon": 0.4,
     "ambient": 0.5,

@@ -8,13 +8,15 @@ basis nor gives one.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import final
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, final
 
-import highspy
 import numpy as np
 from scipy import sparse
 
 from iresflow.errors import LinearProgramError
+from iresflow.extras import import_extra
 from iresflow.relu.programs import Program, Solved, Status, unsolved
 
 __all__ = [
@@ -27,23 +29,27 @@ __all__ = [
     "solve_ranged",
 ]
 
-Basis = highspy.HighsBasis
-"""Which columns and rows are at a limit, as HiGHS holds it."""
+if TYPE_CHECKING:
+    import highspy
 
-OUTCOMES: dict[highspy.HighsModelStatus, Status] = {
-    highspy.HighsModelStatus.kOptimal: "optimal",
-    highspy.HighsModelStatus.kInfeasible: "infeasible",
-    highspy.HighsModelStatus.kUnbounded: "unbounded",
+OUTCOMES: dict[str, Status] = {
+    "kOptimal": "optimal",
+    "kInfeasible": "infeasible",
+    "kUnbounded": "unbounded",
 }
+"""What HiGHS calls them."""
 
-ROW_STATES = (
-    highspy.HighsBasisStatus.kBasic,
-    highspy.HighsBasisStatus.kLower,
-    highspy.HighsBasisStatus.kUpper,
-)
+STATES = ("kBasic", "kLower", "kUpper")
+"""Of columns and rows in a basis, by their codes, as HiGHS calls them."""
 
 TOLERANCE = 1e-9
 """Largest violation of a constraint, primal and dual; HiGHS allows 1e-10 and more."""
+
+
+@cache
+def _highs() -> ModuleType:
+    """The solver, which the rest of `iresflow.relu` can do without."""
+    return import_extra("highspy", "relu")
 
 
 class Simplex(Enum):
@@ -55,6 +61,18 @@ class Simplex(Enum):
 
     DUAL = 1
     PRIMAL = 4
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Which columns and rows are at a limit.
+
+    Arguments:
+        held: As HiGHS holds it.
+    """
+
+    held: "highspy.HighsBasis"
 
 
 @final
@@ -104,11 +122,13 @@ def basis_of(columns: np.ndarray, rows: np.ndarray) -> Basis:
         columns: ``(c,)`` integers.
         rows: ``(r,)`` integers; as many entries of both together are 0 as there are rows.
     """
-    basis = Basis()
-    basis.col_status = [ROW_STATES[code] for code in columns.tolist()]
-    basis.row_status = [ROW_STATES[code] for code in rows.tolist()]
-    basis.valid = True
-    return basis
+    highs = _highs()
+    states = [getattr(highs.HighsBasisStatus, name) for name in STATES]
+    held = highs.HighsBasis()
+    held.col_status = [states[code] for code in columns.tolist()]
+    held.row_status = [states[code] for code in rows.tolist()]
+    held.valid = True
+    return Basis(held)
 
 
 def solve_ranged(
@@ -132,7 +152,7 @@ def solve_ranged(
     solver = _solver(program, tolerance)
     if start is not None:
         solver.setOptionValue("simplex_strategy", simplex.value)
-        solver.setBasis(start)
+        solver.setBasis(start.held)
     status = _run(solver)
     information = solver.getInfo()
     optimal = status == "optimal"
@@ -142,7 +162,7 @@ def solve_ranged(
         values,
         float(information.objective_function_value) if optimal else float("nan"),
         int(information.simplex_iteration_count),
-        solver.getBasis(),
+        Basis(solver.getBasis()),
     )
 
 
@@ -196,8 +216,8 @@ def _ranged(program: Program) -> RangedProgram:
     )
 
 
-def _solver(program: RangedProgram, tolerance: float) -> highspy.Highs:
-    solver = highspy.Highs()
+def _solver(program: RangedProgram, tolerance: float) -> "highspy.Highs":
+    solver = _highs().Highs()
     solver.silent()
     for option, value in {
         "threads": 1,
@@ -209,34 +229,35 @@ def _solver(program: RangedProgram, tolerance: float) -> highspy.Highs:
         "dual_feasibility_tolerance": tolerance,
     }.items():
         solver.setOptionValue(option, value)
-    if solver.passModel(_model(program)) == highspy.HighsStatus.kError:
+    if solver.passModel(_model(program)) == _highs().HighsStatus.kError:
         raise LinearProgramError("HiGHS does not take the program: a value of it is out of range")
     return solver
 
 
-def _run(solver: highspy.Highs) -> Status:
+def _run(solver: "highspy.Highs") -> Status:
     solver.run()
-    status = OUTCOMES.get(solver.getModelStatus())
+    status = OUTCOMES.get(solver.getModelStatus().name)
     if status is None:
         # A warm start may run into numerical trouble that a cold one doesn't have.
         solver.clearSolver()
         solver.setOptionValue("simplex_strategy", Simplex.DUAL.value)
         solver.setOptionValue("presolve", "on")
         solver.run()
-        status = OUTCOMES.get(solver.getModelStatus())
+        status = OUTCOMES.get(solver.getModelStatus().name)
     if status is None:
         name = solver.modelStatusToString(solver.getModelStatus())
         raise LinearProgramError(f"HiGHS ended with: {name}")
     return status
 
 
-def _model(program: RangedProgram) -> highspy.HighsLp:
-    model = highspy.HighsLp()
+def _model(program: RangedProgram) -> "highspy.HighsLp":
+    highs = _highs()
+    model = highs.HighsLp()
     model.num_row_, model.num_col_ = program.matrix.shape
     model.col_cost_ = program.cost
     model.col_lower_, model.col_upper_ = program.lower, program.upper
     model.row_lower_, model.row_upper_ = program.row_lower, program.row_upper
-    model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+    model.a_matrix_.format_ = highs.MatrixFormat.kColwise
     model.a_matrix_.start_ = program.matrix.indptr
     model.a_matrix_.index_ = program.matrix.indices
     model.a_matrix_.value_ = program.matrix.data

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from iresflow.errors import LostProcessError, RunError
+from iresflow.extras import import_extra
 
 __all__ = ["Alone", "Processes", "join_processes"]
 
@@ -137,11 +138,11 @@ class _Team(Processes):
     """The processes that a launcher has started, through `accelerate`."""
 
     def __init__(self) -> None:
-        from accelerate.state import PartialState  # a second of import that one process can spare
-
+        # A second of import that one process can spare.
+        state = import_extra("accelerate.state", "distributed")
         accelerator = torch.accelerator.is_available()
         on_cpu = os.environ.get(ON_CPU, "").lower() in {"1", "true", "yes", "y", "on", "t"}
-        self._state = PartialState(cpu=on_cpu or not accelerator, timeout=PATIENCE)
+        self._state = state.PartialState(cpu=on_cpu or not accelerator, timeout=PATIENCE)
         self.rank = self._state.process_index
         self.count = self._state.num_processes
         if self.count == 1:

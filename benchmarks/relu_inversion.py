@@ -17,8 +17,8 @@ import torch
 from scipy.optimize import linprog
 
 from experiments.relu.inversion import random_network
-from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
-from iresflow.relu.layerwise import NetworkInversion, invert_network
+from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
+from iresflow.relu.inversion.network_inversion import NetworkInversion, invert_network
 from iresflow.relu.networks.network import Layer, Network
 
 METHODS: dict[str, LayerMethod] = {

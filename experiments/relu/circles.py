@@ -18,9 +18,9 @@ from experiments.relu.base import Report
 from experiments.relu.networks import mlp
 from experiments.relu.training import Training, train
 from iresflow.relu.networks.network import parse_network
-from iresflow.relu.omnidirectional import is_omnidirectional
-from iresflow.relu.preimage import Kind, classify_preimage
-from iresflow.relu.stability import linearize, singular_values
+from iresflow.relu.preimages.classification import Kind, classify_preimage
+from iresflow.relu.preimages.omnidirectional import is_omnidirectional
+from iresflow.relu.stability.local_map import linearize, singular_values
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["draw_circles", "two_circles"]

@@ -20,14 +20,14 @@ from experiments.relu.frames_figures import (
     share_figure,
 )
 from experiments.relu.training import Training, train
-from iresflow.relu.bias import (
+from iresflow.relu.frames.active_rows import FrameBounds, frame_bounds, frame_of_layer
+from iresflow.relu.frames.bias_estimation import (
     InjectivityPenalty,
     estimate_bias,
     share_of_biases,
     share_of_points,
 )
-from iresflow.relu.frames import FrameBounds, frame_bounds, frame_of_layer
-from iresflow.relu.reconstruction import Reconstruction, reconstruct
+from iresflow.relu.frames.reconstruction import Reconstruction, reconstruct
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch
 from iresflow.training.loop.batches import Samples as LabelledSamples

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from iresflow.relu.frames import FrameBounds
+from iresflow.relu.frames.active_rows import FrameBounds
 
 __all__ = ["accuracy_figure", "bounds_figure", "image_figure", "share_figure"]
 

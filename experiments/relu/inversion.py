@@ -18,11 +18,11 @@ from experiments.relu.base import Report, Samples
 from experiments.relu.inversion_figures import noise_figure, picture_figure
 from experiments.relu.training import Training
 from experiments.relu.vae import Autoencoder, train_autoencoder
-from iresflow.relu.descent import descend
-from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
-from iresflow.relu.layerwise import error_bounds, invert_network
+from iresflow.relu.inversion.gradient_descent import descend
+from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
+from iresflow.relu.inversion.measurements import observe_part
+from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
 from iresflow.relu.networks.network import Network, parse_network
-from iresflow.relu.sensing import observe_part
 
 __all__ = ["DATA", "Settings", "quick", "random_network", "run"]
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
 from iresflow.relu.networks.network import parse_network
-from iresflow.relu.preimage import Kind, classify_preimage
+from iresflow.relu.preimages.classification import Kind, classify_preimage
 
 __all__ = ["count_kinds"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iresflow.relu.networks.network import Network
-from iresflow.relu.removal import removal_bounds
-from iresflow.relu.stability import Spectrum, Stage, linearize
-from iresflow.relu.stages import stage_spectra
+from iresflow.relu.stability.local_map import Spectrum, Stage, linearize
+from iresflow.relu.stability.removed_rows import removal_bounds
+from iresflow.relu.stability.stage_spectra import stage_spectra
 
 __all__ = ["Spectra", "decay_figure", "effect_figure", "measure_spectra", "stages_figure"]
 

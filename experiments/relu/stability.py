@@ -21,8 +21,8 @@ from experiments.relu.spectra import (
 )
 from experiments.relu.training import Training, train
 from iresflow.relu.networks.network import Network, parse_network
-from iresflow.relu.removal import correlation_bound, correlation_counts
-from iresflow.relu.stability import Stage, image_window, linearize, singular_values
+from iresflow.relu.stability.local_map import Stage, image_window, linearize, singular_values
+from iresflow.relu.stability.removed_rows import correlation_bound, correlation_counts
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["DATA", "Settings", "quick", "run"]

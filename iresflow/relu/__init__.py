@@ -5,22 +5,27 @@ The methods work on any ``torch.nn.Sequential`` of linear layers, convolutions, 
 experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
-from iresflow.relu.attack import InnerProduct, Nearest, invariance_attack
-from iresflow.relu.bias import InjectivityPenalty, estimate_bias, maximal_bias
-from iresflow.relu.descent import descend
-from iresflow.relu.exploration import farthest_in_preimage, preimage_box, sample_preimage
-from iresflow.relu.frames import active_frame, frame_bounds, frame_of_layer, is_alpha_rectifying
-from iresflow.relu.inversion import invert_layer
-from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
-from iresflow.relu.layerwise import error_bounds, invert_network
+from iresflow.relu.frames.active_rows import (
+    active_frame,
+    frame_bounds,
+    frame_of_layer,
+    is_alpha_rectifying,
+)
+from iresflow.relu.frames.bias_estimation import InjectivityPenalty, estimate_bias, maximal_bias
+from iresflow.relu.frames.reconstruction import reconstruct
+from iresflow.relu.inversion.gradient_descent import descend
+from iresflow.relu.inversion.layer_inversion import invert_layer
+from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
+from iresflow.relu.inversion.measurements import observe_part, sense
+from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
 from iresflow.relu.networks.network import Layer, Network, parse_network
-from iresflow.relu.omnidirectional import is_omnidirectional
-from iresflow.relu.preimage import Kind, Preimage, classify_preimage
-from iresflow.relu.reconstruction import reconstruct
-from iresflow.relu.sensing import observe_part, sense
-from iresflow.relu.stability import extreme_singular_values, linearize, singular_values
-from iresflow.relu.stages import stage_spectra
-from iresflow.relu.systems import BOX, NON_NEGATIVE, Between
+from iresflow.relu.preimages.attack import InnerProduct, Nearest, invariance_attack
+from iresflow.relu.preimages.classification import Kind, Preimage, classify_preimage
+from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between
+from iresflow.relu.preimages.extent import farthest_in_preimage, preimage_box, sample_preimage
+from iresflow.relu.preimages.omnidirectional import is_omnidirectional
+from iresflow.relu.stability.local_map import extreme_singular_values, linearize, singular_values
+from iresflow.relu.stability.stage_spectra import stage_spectra
 
 __all__ = [
     "BOX",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import linalg
 
-from iresflow.relu.observation import Ranges
+from iresflow.relu.inversion.preactivation_ranges import Ranges
 from iresflow.relu.warm import Basis, basis_of
 
 __all__ = ["infinity_basis", "one_norm_basis", "relaxed_basis"]

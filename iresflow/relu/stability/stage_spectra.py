@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iresflow.relu.stability import (
+from iresflow.relu.stability.local_map import (
     LocalMap,
     Spectrum,
     Stage,

@@ -7,17 +7,17 @@ from torch import nn
 
 from iresflow.errors import SpectrumError
 from iresflow.relu import parse_network
-from iresflow.relu.removal import (
-    correlation_bound,
-    correlation_counts,
-    removal_bounds,
-    spectrum_behind,
-)
-from iresflow.relu.stability import (
+from iresflow.relu.stability.local_map import (
     extreme_singular_values,
     image_window,
     linearize,
     singular_values,
+)
+from iresflow.relu.stability.removed_rows import (
+    correlation_bound,
+    correlation_counts,
+    removal_bounds,
+    spectrum_behind,
 )
 
 SHAPE = (2, 6, 6)

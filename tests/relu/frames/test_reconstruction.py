@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from iresflow.relu.bias import maximal_bias
-from iresflow.relu.frames import active_rows
-from iresflow.relu.reconstruction import reconstruct
+from iresflow.relu.frames.active_rows import active_rows
+from iresflow.relu.frames.bias_estimation import maximal_bias
+from iresflow.relu.frames.reconstruction import reconstruct
 
 
 def layer(weight, alpha, x):

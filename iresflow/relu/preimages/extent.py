@@ -12,7 +12,7 @@ import torch
 
 from iresflow.errors import NoPreimageError
 from iresflow.relu.networks.affine import as_array
-from iresflow.relu.preimage import Kind, Preimage
+from iresflow.relu.preimages.classification import Kind, Preimage
 from iresflow.relu.programs import Program, feasible, solve_program
 from iresflow.relu.warm import solve_costs
 

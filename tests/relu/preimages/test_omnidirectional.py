@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from iresflow.relu.omnidirectional import is_omnidirectional
+from iresflow.relu.preimages.omnidirectional import is_omnidirectional
 from iresflow.relu.ranks import clearly_injective, decompose
 
 SIMPLEX = np.array([[1.0, 0], [0, 1], [-1, -1]])

@@ -6,8 +6,13 @@ import torch
 from torch import nn
 
 from iresflow.relu import parse_network
-from iresflow.relu.stability import image_window, linearize, roots_of_gram, singular_values
-from iresflow.relu.stages import stage_spectra
+from iresflow.relu.stability.local_map import (
+    image_window,
+    linearize,
+    roots_of_gram,
+    singular_values,
+)
+from iresflow.relu.stability.stage_spectra import stage_spectra
 
 
 def narrow(leaky: bool = False):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from iresflow.relu.inversion import invert_layer
-from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
+from iresflow.relu.inversion.layer_inversion import invert_layer
+from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
 from iresflow.relu.networks.network import Layer, parse_network
 
 METHODS = [InfinityNorm(), OneNorm(), Relaxed()]

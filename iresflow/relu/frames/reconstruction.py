@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.relu.frames import (
+from iresflow.relu.frames.active_rows import (
     MEMORY,
     TOLERANCE,
     check_frame,

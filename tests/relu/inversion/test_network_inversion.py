@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from iresflow.errors import NonFiniteError, UnsupportedNetworkError
-from iresflow.relu.constants import bound_error, infinity_constant, norm_constant
-from iresflow.relu.descent import descend
-from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
-from iresflow.relu.layerwise import error_bounds, invert_network
+from iresflow.relu.inversion.error_constants import bound_error, infinity_constant, norm_constant
+from iresflow.relu.inversion.gradient_descent import descend
+from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
+from iresflow.relu.inversion.measurements import observe_part, sense
+from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
 from iresflow.relu.networks.network import parse_network
-from iresflow.relu.sensing import observe_part, sense
 
 METHODS = [InfinityNorm(), OneNorm(), Relaxed()]
 

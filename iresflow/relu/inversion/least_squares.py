@@ -6,8 +6,8 @@ from typing import Literal, final
 import numpy as np
 from scipy import linalg, sparse
 
+from iresflow.relu.inversion.preactivation_ranges import Ranges
 from iresflow.relu.networks.network import Layer
-from iresflow.relu.observation import Ranges
 
 __all__ = ["LeastSquares", "consistent", "least_squares"]
 

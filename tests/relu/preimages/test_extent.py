@@ -8,10 +8,10 @@ from torch import nn
 
 from iresflow.errors import LinearProgramError, NoPreimageError
 from iresflow.relu import parse_network
-from iresflow.relu.attack import InnerProduct, Nearest, invariance_attack
-from iresflow.relu.exploration import farthest_in_preimage, preimage_box, sample_preimage
-from iresflow.relu.preimage import Kind, classify_preimage
-from iresflow.relu.systems import BOX, Between
+from iresflow.relu.preimages.attack import InnerProduct, Nearest, invariance_attack
+from iresflow.relu.preimages.classification import Kind, classify_preimage
+from iresflow.relu.preimages.constraints import BOX, Between
+from iresflow.relu.preimages.extent import farthest_in_preimage, preimage_box, sample_preimage
 
 SIMPLEX = np.array([[1.0, 0], [0, 1], [-1, -1]])
 TRIANGLE = classify_preimage(SIMPLEX, -np.ones(3), np.zeros(3))  # corners (1, 1), (1, -2), (-2, 1)

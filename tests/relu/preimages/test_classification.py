@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from iresflow.relu.preimage import Kind, classify_preimage
-from iresflow.relu.systems import BOX, NON_NEGATIVE, Between, preimage_system
+from iresflow.relu.preimages.classification import Kind, classify_preimage
+from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between, preimage_system
 
 SIMPLEX = np.array([[1.0, 0], [0, 1], [-1, -1]])
 SIMPLEX_3D = np.vstack([np.eye(3), -np.ones(3)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from iresflow.relu.frames import (
+from iresflow.relu.frames.active_rows import (
     active_frame,
     active_rows,
     frame_bounds,

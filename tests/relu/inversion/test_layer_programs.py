@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
-from iresflow.relu.inversion import invert_layer
-from iresflow.relu.layer_programs import InfinityNorm, OneNorm, Relaxed
+from iresflow.relu.inversion.layer_inversion import invert_layer
+from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
 from iresflow.relu.networks.network import parse_network
 
 SLOPES = (0.0, 0.2, 1.0)

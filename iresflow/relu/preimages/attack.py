@@ -10,8 +10,8 @@ import torch
 from iresflow.errors import LinearProgramError
 from iresflow.relu.networks.affine import as_array
 from iresflow.relu.networks.network import Layer
+from iresflow.relu.preimages.constraints import BOX, Between, System, layer_system
 from iresflow.relu.programs import Program, Solved, solve_program
-from iresflow.relu.systems import BOX, Between, System, layer_system
 
 __all__ = ["Attack", "InnerProduct", "Likeness", "Nearest", "invariance_attack"]
 

@@ -1,7 +1,7 @@
 """The input of one layer from its noisy output, by linear programs.
 
 The layers are those of `iresflow.relu.networks.network`; how whole networks are inverted is in
-`iresflow.relu.layerwise`.
+`iresflow.relu.inversion.network_inversion`.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,15 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor
 
-from iresflow.relu.layer_programs import InfinityNorm, LayerMethod, LayerProblem
+from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, LayerProblem
+from iresflow.relu.inversion.least_squares import LeastSquares, consistent, least_squares
+from iresflow.relu.inversion.preactivation_ranges import (
+    Ranges,
+    check_layer,
+    check_observation,
+    observed_ranges,
+)
 from iresflow.relu.networks.network import Layer
-from iresflow.relu.observation import Ranges, check_layer, check_observation, observed_ranges
-from iresflow.relu.start import LeastSquares, consistent, least_squares
 from iresflow.relu.warm import Basis, Simplex, WarmSolution, solve_ranged
 
 __all__ = ["LayerInversion", "Step", "as_observation", "invert_layer"]

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import sparse
 
 from iresflow.relu.crash import infinity_basis, one_norm_basis, relaxed_basis
+from iresflow.relu.inversion.preactivation_ranges import Ranges, observed_ranges
 from iresflow.relu.networks.network import Layer
-from iresflow.relu.observation import Ranges, observed_ranges
 from iresflow.relu.warm import Basis, RangedProgram, Simplex
 
 __all__ = ["InfinityNorm", "LayerMethod", "LayerProblem", "OneNorm", "Relaxed"]

@@ -1,7 +1,7 @@
 """The largest bias with which a ReLU layer keeps its input: Monte Carlo bias estimation.
 
-Signs as in `iresflow.relu.frames`: the layer is max(0, W x - alpha), so a *smaller* alpha leaves
-more rows active.
+Signs as in `iresflow.relu.frames.active_rows`: the layer is max(0, W x - alpha), so a *smaller*
+alpha leaves more rows active.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iresflow.relu.frames import active_rows, check_frame, check_points
+from iresflow.relu.frames.active_rows import active_rows, check_frame, check_points
 
 __all__ = [
     "BiasEstimate",

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 
 from iresflow.relu.ranks import decompose
-from iresflow.relu.stability import Spectrum, singular_values
+from iresflow.relu.stability.local_map import Spectrum, singular_values
 
 __all__ = ["CorrelationBound", "correlation_bound", "correlation_counts", "removal_bounds"]
 

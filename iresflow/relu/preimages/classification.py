@@ -23,10 +23,10 @@ import torch
 
 from iresflow.errors import NoPreimageError
 from iresflow.relu.networks.affine import Matrix, as_array
-from iresflow.relu.omnidirectional import Omnidirectionality, is_omnidirectional
+from iresflow.relu.preimages.constraints import ANYTHING, Between, System, preimage_system
+from iresflow.relu.preimages.omnidirectional import Omnidirectionality, is_omnidirectional
 from iresflow.relu.programs import Program, feasible, solve_program
 from iresflow.relu.ranks import CLEAR, ZERO, clearly_injective, decompose
-from iresflow.relu.systems import ANYTHING, Between, System, preimage_system
 
 __all__ = ["Kind", "Preimage", "classify_preimage", "classify_system"]
 

@@ -15,11 +15,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from iresflow.relu.constants import ErrorBound, bound_error
-from iresflow.relu.inversion import FIRST_EPSILON, LayerInversion, as_observation, invert_layer
-from iresflow.relu.layer_programs import InfinityNorm, LayerMethod
+from iresflow.relu.inversion.error_constants import ErrorBound, bound_error
+from iresflow.relu.inversion.layer_inversion import (
+    FIRST_EPSILON,
+    LayerInversion,
+    as_observation,
+    invert_layer,
+)
+from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod
+from iresflow.relu.inversion.preactivation_ranges import check_layer, observed_ranges
 from iresflow.relu.networks.network import Layer, Network
-from iresflow.relu.observation import check_layer, observed_ranges
 
 __all__ = ["NetworkInversion", "error_bounds", "invert_network"]
 

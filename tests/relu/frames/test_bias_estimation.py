@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from iresflow.relu.bias import (
+from iresflow.relu.frames.active_rows import active_rows, is_alpha_rectifying
+from iresflow.relu.frames.bias_estimation import (
     InjectivityPenalty,
     estimate_bias,
     maximal_bias,
     share_of_biases,
     share_of_points,
 )
-from iresflow.relu.frames import active_rows, is_alpha_rectifying
 
 
 def by_the_paper(weight, points):

@@ -1,0 +1,1 @@
+"""The code of a generative network from its output, by linear programs."""

@@ -1,0 +1,1 @@
+"""What a network throws away nearly: the singular values of its linearisations."""

@@ -42,6 +42,14 @@ class Script:
 NUMBER = r"-?\d[\d.]*(?:e[+-]\d+)?"
 
 SCRIPTS = {
+    "ablation": Script(
+        "--only prior --steps 2",
+        (
+            r"prior fixed, seed 0: 2 steps, validation \d",
+            rf"preset +1 [\d, ]+ 2 +0\.\d+ +{NUMBER} \.\. {NUMBER} +\d\.\d+ +\d\.\d+ +0\.000",
+            r"prior factor out +1 .*\n",
+        ),
+    ),
     "bfloat16": Script(
         "RUN --data digits --n 4 --draws 2 --terms 3",
         (rf"bias {NUMBER} over 2 draws, a single draw {NUMBER};",),
@@ -130,7 +138,7 @@ WITH_PEERS = {
 ELSEWHERE = {"kills": "training/test_runs.py", "malformed": "models/test_files.py"}
 """Scripts that fork processes, with the files of the tests that start them."""
 
-HELPERS = {"peers"}
+HELPERS = {"peers", "variants"}
 """Modules of the folder that are no scripts."""
 
 
@@ -214,3 +222,56 @@ def test_every_case_of_the_densities_has_its_data_and_model():
         data = peers.data_of(name, None)
         flow = build_model(peers.settings_of(case.config), data)
         assert flow.shape == data.shape and len(data.train) >= 512
+
+
+@pytest.mark.usefixtures("alone")
+def test_every_row_of_the_ablation_has_a_model():
+    import ablation
+    import peers
+    import variants
+
+    for name in ablation.PRESETS:
+        config = ablation.preset_of(name, None)
+        data = peers.data_of("mnist" if name == "mnist" else "digits", None)
+        for row, variant in variants.VARIANTS.items():
+            flow = build_model(variants.changed(config, variant.changes), data)
+            assert flow.shape == data.shape, row
+            if name != "digits":
+                break
+    with pytest.raises(ValueError, match="no option model\\.width"):
+        variants.changed(config, {"model.width": 3})
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
+    import ablation
+
+    trained = []
+
+    def train(config, data, seed, budget):
+        trained.append((config.model.learned_prior, config.model.factor_out, seed))
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        numbers = {"certified": [0.9], "measured": [0.5], "validation": 2.0 + seed, "test": 2.1}
+        return {"parameters": 7, "steps": 3, **numbers}
+
+    monkeypatch.setattr(ablation, "train", train)
+    file = tmp_path / "results.jsonl"
+    command = ["ablation.py", "--only", "prior", "--seeds", "0", "1", "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.main()
+    with file.open("a") as lines:
+        lines.write('{"data": "dig')  # a line that was cut off
+    with file.open("a") as lines:
+        lines.write("\n")
+    ablation.main()
+    ablation.main()  # trains nothing
+    rows = [(True, False), (False, False), (True, True)]
+    expected = [(*row, seed) for seed in (0, 1) for row in rows]
+    assert [t for i, t in enumerate(trained) if i != 2] == expected
+    assert len(ablation.read(file)) == len(expected)
+    assert re.search(r"preset +2 +7 +3 .* 2\.500 .* best by validation", capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", [*command, "--seconds", "1"])
+    ablation.main()  # another time is another row
+    assert len(trained) == 1 + 2 * len(expected)

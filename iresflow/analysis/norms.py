@@ -1,4 +1,4 @@
-"""The largest singular values of all layers (thesis, figure 4.2)."""
+"""The largest singular values of all layers (thesis, figure 4.2), and of the blocks' Jacobians."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,10 +6,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from iresflow.linearization import Linearization
 from iresflow.lipschitz import NormalizedLayer
+from iresflow.logdet import LogDetEstimate
 from iresflow.models import Flow
+from iresflow.streams import Stream
+from iresflow.tensors import gaussian, norms, spread
 
-__all__ = ["LayerNorm", "largest_singular_value", "layer_norms"]
+__all__ = ["BlockNorm", "LayerNorm", "block_norms", "largest_singular_value", "layer_norms"]
 
 
 @final
@@ -50,6 +54,62 @@ def layer_norms(flow: Flow) -> tuple[LayerNorm, ...]:
         for depth, layer in enumerate(block.branch.layers)
         if isinstance(layer, NormalizedLayer)
     )
+
+
+@final
+@dataclass(frozen=True)
+class BlockNorm:
+    """How much of its range the branch g of one residual block uses, at B points.
+
+    Attributes:
+        name: The block's place in the model.
+        certified: A proven upper bound of Lip(g).
+        measured: The norm of the Jacobian of g at each point, ``(B,)``, from below.
+    """
+
+    name: str
+    certified: float
+    measured: Tensor
+
+
+@torch.no_grad()
+def block_norms(
+    flow: Flow, x: Tensor, context: Tensor | None = None, steps: int = 50
+) -> tuple[BlockNorm, ...]:
+    """The norms of all residual blocks' Jacobians at the latents of points ``(B, *shape)``.
+
+    Arguments:
+        flow: In eval mode.
+        x: Points, as `Flow.forward` takes them.
+        context: ``(B, context_dim)``, for conditional flows.
+        steps: Of the power iteration on the Jacobian's Gram matrix, from a common start.
+
+    Errors: as `Flow.forward` and `Flow.certify`.
+    """
+    measured: list[Tensor] = []
+
+    def measuring(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
+        measured.append(_jacobian_norms(linearization, steps, generator))
+        nothing = torch.zeros_like(measured[-1])
+        return LogDetEstimate(nothing, nothing, nothing, nothing, nothing, nothing)
+
+    flow.forward(x, context, measuring)
+    return tuple(
+        BlockNorm(block.name, block.bound.upper, norm)
+        for block, norm in zip(flow.certify(), measured, strict=True)
+    )
+
+
+def _jacobian_norms(jacobian: Linearization, steps: int, generator: Stream | None) -> Tensor:
+    """The norm of the Jacobian at each point, ``(B,)``, by power iteration."""
+    v = gaussian(1, jacobian.point, generator)
+    norm = torch.zeros_like(v[0].flatten(1)[:, 0])
+    for _ in range(steps):
+        size = norms(v)
+        image = jacobian.jvp(v / spread(size.clamp_min(torch.finfo(v.dtype).tiny), v))
+        norm = torch.maximum(norm, norms(image)[0])
+        v = jacobian.vjp(image)
+    return norm
 
 
 @torch.no_grad()

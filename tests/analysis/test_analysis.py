@@ -15,7 +15,7 @@ from helpers import (
 from iresflow import PowerSeries
 from iresflow.analysis.estimators import EstimatorFamily, estimator_curves
 from iresflow.analysis.inversion import inversion_curve, with_coefficient
-from iresflow.analysis.norms import largest_singular_value, layer_norms
+from iresflow.analysis.norms import block_norms, largest_singular_value, layer_norms
 from iresflow.lipschitz import NormalizedConv2d, NormalizedDense
 
 FLOWS = {
@@ -50,6 +50,29 @@ def test_lanczos_finds_the_largest_singular_value(kind):
     true = float(torch.linalg.svdvals(matrix)[0])
     assert largest_singular_value(layer) == pytest.approx(true, rel=1e-10)
     assert largest_singular_value(layer, steps=1) < 0.99 * true  # what too few steps give
+
+
+def test_norms_of_blocks_are_those_of_their_dense_jacobians(flow):
+    x, context = flow.sample(3, random_context(flow, 3)), random_context(flow, 3)
+    found = block_norms(flow, x, context, steps=400)
+    few = block_norms(flow, x, context, steps=2)
+    y, expected = flow.data_map.transform(x), []
+
+    def measure(block, arguments):
+        (point, given) = (*arguments, None)[:2]
+        expected.append(
+            torch.linalg.svdvals(dense_jacobian(lambda h: block.branch(h, given), point))
+        )
+
+    hooks = [block.register_forward_pre_hook(measure) for _, block in flow.blocks()]
+    flow.bijection(y, context)
+    [hook.remove() for hook in hooks]
+    assert len(found) == len(expected) == len(list(flow.blocks()))
+    for norm, early, true in zip(found, few, expected, strict=True):
+        torch.testing.assert_close(norm.measured, true[:, 0], rtol=1e-3, atol=0)
+        assert bool((norm.measured <= true[:, 0] * (1 + 1e-12)).all())
+        assert bool((early.measured < norm.measured).all())
+        assert float(norm.measured.max()) <= norm.certified
 
 
 def test_a_zero_layer_has_the_norm_zero():

@@ -1,0 +1,256 @@
+"""Where the bits are lost: one change of a preset a row, all for the same training time.
+
+Each row trains the preset of a data set with some options changed (`benchmarks/variants.py`), for
+the same seconds of training steps (or the same steps), once a seed. The loop is that of
+``train.py``: the best weights by validation are kept, and they are scored on the test images once.
+All rows meet the same images with the same dequantisation noise, so that differences are paired.
+
+For each row: what its blocks are certified to (the largest bound of Lip(g)), the range over the
+blocks of the largest norm of g's Jacobian that was measured at test points, from below, and the
+score in bits/dim. What lies between the two constants is range that a block does not use.
+
+With ``--out`` each result is appended to a file, and a row that is in there already, with the same
+changes, seed and time, is not trained again: the same command goes on after an interruption.
+
+    python benchmarks/ablation.py --seconds 60 --seeds 0 1 2 --out digits.jsonl      hours
+    python benchmarks/ablation.py --only kernels activation --steps 1500 --out digits.jsonl
+    python benchmarks/ablation.py --data mnist --root DIR --seconds 600 --out mnist.jsonl
+    python benchmarks/ablation.py --data cifar10-subset --root DIR --seconds 600
+    python benchmarks/ablation.py --table digits.jsonl                               no training
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import settings_of
+from torch import Tensor
+from variants import PRESET, VARIANTS, changed
+
+import iresflow
+from iresflow import Flow, ImageFlow
+from iresflow.analysis.norms import block_norms
+from iresflow.commands.memory import keep_freed_memory
+from iresflow.data import Dataset
+from iresflow.errors import NonFiniteError
+from iresflow.lipschitz import compile_kernels
+from iresflow.training.build import build_dataset, build_model
+from iresflow.training.config import Config
+
+Record = dict[str, Any]
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "digits": ("digits.yaml", {}),
+    "mnist": ("mnist-small.yaml", {}),
+    "cifar10-subset": (
+        "cifar10-small.yaml",
+        {"data.name": "folder", "data.size": 32, "data.channels": 3},
+    ),
+}
+"""The preset of each data set, and what of it is changed for all rows."""
+
+ELSEWHERE = ("compile", "recompute")  # options of training that are no matter of the loop
+POINTS = 64  # test points at which Jacobians are measured
+AT_A_TIME = 250  # images that are scored together
+CHECKS = 0.05  # share of training between validations
+
+
+def preset_of(data: str, root: str | None) -> Config:
+    """The configuration that the rows change."""
+    file, changes = PRESETS[data]
+    return changed(settings_of(file), {**changes, "data.root": root})
+
+
+def train(config: Config, data: Dataset, seed: int, budget: dict[str, Any]) -> Record:
+    """Trains and scores one row."""
+    torch.manual_seed(seed)
+    flow = build_model(config, data)
+    options = dataclasses.asdict(config.training)
+    for name in ELSEWHERE:
+        del options[name]
+    options |= {"steps": None, "minutes": None, "validate_every": CHECKS, **budget}
+    cpu = time.process_time()
+    fitted = iresflow.fit(
+        flow,
+        data.train.values,
+        validation=(data.validation.values, None),
+        seed=seed,
+        flip=config.data.flip,
+        bar=False,
+        **options,
+    )
+    cpu = time.process_time() - cpu
+    scores = test_scores(flow, data.test.values)
+    x = flow.dequantize(data.test.values[:POINTS], torch.Generator().manual_seed(0))
+    norms = block_norms(flow, x)
+    return {
+        "parameters": sum(p.numel() for p in flow.parameters()),
+        "steps": fitted.steps,
+        "seconds": fitted.seconds,
+        "cpu_seconds": cpu,
+        "validation": fitted.best,
+        "test": float(scores.mean()),
+        "test_error": float(scores.std()) / math.sqrt(len(scores)),
+        "certified": [norm.certified for norm in norms],
+        "measured": [float(norm.measured.max()) for norm in norms],
+    }
+
+
+def test_scores(flow: Flow, images: Tensor) -> Tensor:
+    """Bits/dim of each image, with noise and probes that are the same for all models."""
+    assert isinstance(flow, ImageFlow)
+    return torch.cat([flow.bits_per_dim(part, seed=0).values for part in images.split(AT_A_TIME)])
+
+
+def key_of(record: Record) -> str:
+    """What makes two results the same row."""
+    parts = {name: record[name] for name in ("data", "row", "changes", "seed", "budget")}
+    return json.dumps(parts, sort_keys=True)
+
+
+def read(path: Path | None) -> list[Record]:
+    """The results in a file; none where there is no file. A line that was cut off is left out."""
+    records = []
+    if path is not None and path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                print(f"a damaged line of {path} is left out")
+    return records
+
+
+def measure(options: argparse.Namespace) -> list[Record]:
+    """Trains what is missing, row after row, and returns all results that were asked for."""
+    config = preset_of(options.data, options.root)
+    data = build_dataset(config.data, config.seed)
+    budget: dict[str, Any] = {"steps": options.steps}
+    if options.steps is None:
+        budget = {"minutes": options.seconds / 60}
+    known = {key_of(record): record for record in read(options.out)}
+    results = []
+    for seed in options.seeds:
+        for row in chosen(options.only):
+            changes = VARIANTS[row].changes
+            record: Record = {
+                "data": options.data,
+                "row": row,
+                "changes": json.loads(json.dumps(dict(changes))),
+                "seed": seed,
+                "budget": budget,
+            }
+            key = key_of(record)
+            if key not in known:
+                try:
+                    record |= train(changed(config, changes), data, seed, budget)
+                except (NonFiniteError, ValueError) as error:
+                    record["failure"] = str(error).splitlines()[0]
+                known[key] = record
+                if options.out is not None:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                print(line_of(record), flush=True)
+            results.append(known[key])
+    return results
+
+
+def chosen(only: Sequence[str] | None) -> list[str]:
+    """The rows of those groups or names, and the preset."""
+    if not only:
+        return list(VARIANTS)
+    unknown = set(only) - set(VARIANTS) - {variant.group for variant in VARIANTS.values()}
+    if unknown:
+        raise SystemExit(f"no row or group is called {', '.join(sorted(unknown))}")
+    return [n for n, v in VARIANTS.items() if n == PRESET or n in only or v.group in only]
+
+
+def line_of(record: Record) -> str:
+    """One result."""
+    if "failure" in record:
+        return f"{record['row']}, seed {record['seed']}: {record['failure']}"
+    return (
+        f"{record['row']}, seed {record['seed']}: {record['steps']} steps, validation "
+        f"{record['validation']:.3f}, test {record['test']:.3f}"
+    )
+
+
+def print_table(records: Sequence[Record]) -> None:
+    """The mean of each row over its seeds, and its paired difference from the preset."""
+    rows: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        rows[record["row"]].append(record)
+    preset = {r["seed"]: r["test"] for r in rows[PRESET] if "test" in r}
+    print(
+        f"\n{'row':<26} {'seeds':>5} {'parameters':>10} {'steps':>6} {'certified':>9} "
+        f"{'largest |J_g|':>14} {'validation':>10} {'test':>7} {'- preset':>9} +- seeds"
+    )
+    scored = {name: [r for r in found if "test" in r] for name, found in rows.items()}
+    means = {name: mean(found, "validation") for name, found in scored.items() if found}
+    best = min(means, key=lambda name: means[name], default=None)
+    for name, found in scored.items():
+        if not found:
+            print(f"{name:<26} failed: {rows[name][0]['failure']}")
+            continue
+        certified = max(max(r["certified"]) for r in found)
+        measured = [m for r in found for m in r["measured"]]
+        differences = [r["test"] - preset[r["seed"]] for r in found if r["seed"] in preset]
+        spread = math.nan
+        if len(differences) > 1:
+            spread = statistics.stdev(differences) / math.sqrt(len(differences))
+        print(
+            f"{name:<26} {len(found):5d} {found[0]['parameters']:10,} {mean(found, 'steps'):6.0f} "
+            f"{certified:9.4f} {min(measured):6.3f} .. {max(measured):.2f} {means[name]:10.3f} "
+            f"{mean(found, 'test'):7.3f} "
+            f"{statistics.mean(differences) if differences else math.nan:9.3f} +- {spread:.3f}"
+            f"{'  best by validation' if name == best else ''}"
+        )
+
+
+def mean(records: Sequence[Record], name: str) -> float:
+    """Over the seeds."""
+    return statistics.mean(record[name] for record in records)
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type of arguments that are above 0."""
+
+    def parse(text: str) -> Any:  # noqa: ANN401
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    return parse
+
+
+def main() -> None:
+    """Trains the rows and prints their table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", choices=PRESETS, default="digits")
+    parser.add_argument("--root", help="directory of MNIST, or of the folder of images")
+    parser.add_argument("--only", nargs="*", help="groups or rows; the preset is always there")
+    parser.add_argument("--seconds", type=positive(float), default=60.0, help="of each training")
+    parser.add_argument("--steps", type=positive(int), help="of each training, instead of seconds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, help="a file of results, to append to and go on from")
+    parser.add_argument("--table", type=Path, help="only prints the table of such a file")
+    parser.add_argument("--no-compile", action="store_true", help="passes by PyTorch")
+    options = parser.parse_args()
+    if options.table is not None:
+        print_table(read(options.table))
+        return
+    keep_freed_memory()
+    compile_kernels(not options.no_compile)
+    print_table(measure(options))
+
+
+if __name__ == "__main__":
+    main()

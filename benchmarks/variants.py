@@ -1,0 +1,128 @@
+"""The rows of benchmarks/ablation.py: what each changes of a preset.
+
+A variant is an overlay of options, by their names on the command line. Groups stand together in
+the table, each beside the preset, which is the row without a change.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
+
+__all__ = ["PRESET", "VARIANTS", "Variant", "changed"]
+
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "log_det": LogDetConfig,
+    "training": TrainingConfig,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row.
+
+    Attributes:
+        group: What the row is about.
+        changes: Options by name, such as ``model.hidden``.
+    """
+
+    group: str
+    changes: Mapping[str, Any]
+
+
+def _one(group: str, option: str, *values: object) -> dict[str, Variant]:
+    """A row for each value of one option."""
+    return {f"{group} {_shown(value)}": Variant(group, {option: value}) for value in values}
+
+
+def _shown(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _kernels(*shapes: tuple[int, ...]) -> dict[str, Variant]:
+    return _one("kernels", "model.kernels", *shapes)
+
+
+def _fall(schedule: str, part: float) -> Variant:
+    return Variant("decay", {"training.schedule": schedule, "training.decay_steps": part})
+
+
+def _blocks(row: str, *counts: int) -> dict[str, Variant]:
+    return {f"blocks {row}": Variant("blocks", {"model.blocks": counts})}
+
+
+def _estimator(row: str, /, **options: object) -> dict[str, Variant]:
+    changes = {f"log_det.{option}": value for option, value in options.items()}
+    return {f"estimator {row}": Variant("estimator", changes)}
+
+
+PRESET = "preset"
+
+VARIANTS: dict[str, Variant] = {
+    PRESET: Variant(PRESET, {}),
+    **_one("rate", "training.learning_rate", 1e-3, 2e-3, 1e-2, 2e-2),
+    "decay linear 0.3": _fall("linear", 0.3),
+    "decay linear 0.6": _fall("linear", 0.6),
+    "decay cosine 0.6": _fall("cosine", 0.6),
+    "decay cosine whole": _fall("cosine", 0.99),
+    **_one("batch", "training.batch_size", 16, 32, 64, 128, 256),
+    **_one("ema", "training.ema_decay", 0.0, 0.99, 0.995, 0.9995),
+    **_one("weight decay", "training.weight_decay", 1e-5, 1e-4, 1e-3),
+    **_one("clip", "training.clip_norm", 0.1, 10.0, None),
+    **_one("coeff", "model.coeff", 0.9, 0.95, 0.99, 0.999),
+    **_kernels((3,), (3, 3), (3, 1), (5, 1), (3, 3, 3), (3, 1, 3), (3, 1, 1, 3)),
+    **_one("hidden", "model.hidden", 16, 32, 64, 128),
+    **_blocks("x 1/2", 2, 2),
+    **_blocks("x 3/2", 6, 6),
+    **_blocks("x 2", 8, 8),
+    **_blocks("fine", 6, 2),
+    **_blocks("coarse", 2, 6),
+    **_blocks("three scales", 3, 3, 2),
+    **_one("activation", "model.activation", "clipswish", "elu", "lipswish", "tanh"),
+    **_one("normalization", "model.normalization", "certified", "power-iteration"),
+    **_one("alpha", "model.alpha", 0.0, 1e-6, 0.01, 0.05),
+    "prior fixed": Variant("prior", {"model.learned_prior": False}),
+    "prior factor out": Variant("prior", {"model.factor_out": True}),
+    **_estimator("tol 3e-3", tol=3e-3),
+    **_estimator("tol 1e-2", tol=1e-2),
+    **_estimator("2 probes", probes=2),
+    **_estimator("gaussian", probe="gaussian"),
+    **_estimator("Krylov 2", name="krylov", terms=2, tol=0.0),
+    **_estimator("Krylov 3", name="krylov", terms=3, tol=0.0),
+    **_estimator("random series", name="random-series"),
+    "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),
+    "3-3, blocks x 3/2, decay": Variant(
+        "together",
+        {
+            "model.kernels": (3, 3),
+            "model.blocks": (6, 6),
+            "training.schedule": "cosine",
+            "training.decay_steps": 0.6,
+        },
+    ),
+}
+"""All rows by name, the preset first."""
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A configuration with other values of some options.
+
+    Block counts are those of two scales of a preset; one that squeezes first (a count of 0) keeps
+    doing so.
+
+    Raises:
+        ValueError: there is no such option, or no such value.
+    """
+    sections = {name: asdict(getattr(config, name)) for name in SECTIONS}
+    for option, value in changes.items():
+        section, _, name = option.partition(".")
+        if name not in sections.get(section, {}):
+            raise ValueError(f"there is no option {option}")
+        first = config.model.blocks[:1]
+        if option == "model.blocks" and first == (0,):
+            value = (0, *value)
+        sections[section][name] = value
+    return Config(**{name: kind(**sections[name]) for name, kind in SECTIONS.items()})

@@ -1,6 +1,6 @@
 """What can go wrong, by name.
 
-Wrong arguments are plain ``ValueError``s at the public boundary that received them. The classes
+A wrong argument is a plain ``ValueError`` at the public boundary that received it. The classes
 here are outcomes that no look at the arguments could have told: a solve that did not converge, a
 checkpoint that was cut off, a directory without data.
 """

@@ -1,4 +1,4 @@
-"""The commands for several machines in docs/scaling.md, between two network namespaces."""
+"""The commands for several machines in docs/guides/scaling.md, between two network namespaces."""
 
 import os
 import re

@@ -42,7 +42,7 @@ def descend(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Descent:
-    """Minimises |G(z) - x|^2 over z by Adam, from random starts, for a batch of observations.
+    """Minimises ``|G(z) - x|^2`` over z by Adam, from random starts, for a batch of observations.
 
     Arguments:
         network: G.
@@ -50,7 +50,7 @@ def descend(
         steps: Gradient steps at most; all starts stop once every gradient is small.
         learning_rate: Of Adam.
         restarts: Starts for each observation, from N(0, I).
-        tolerance: Of the largest entry of the gradient, per unit of |x|, that counts as small.
+        tolerance: Of the largest entry of the gradient, per unit of ``|x|``, that counts as small.
         generator: Of the starts.
         progress: Whether to show a progress bar.
 

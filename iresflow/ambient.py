@@ -8,12 +8,14 @@ public methods of flows and residual blocks open one, and backward passes in clo
 of their forward pass (`keeps_arithmetic`). Other maps are elementwise, which no switch touches.
 
 Guards nest, also in several threads at once. Products are exact as long as any thread asks for it,
-and when the last guard has ended, the switches are what they were before the first.
+and when the last guard has ended, the switches are what they were before the first, whoever has
+set one in the meantime. A compiler does (`unpinned`).
 """
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, ParamSpec, Self, TypeVar, final
 
 import torch
@@ -26,12 +28,15 @@ __all__ = [
     "keeps_arithmetic",
     "own_arithmetic",
     "reduced_precision",
+    "unpinned",
 ]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Wish = Literal["ieee", "tf32"]
 """What float32 products of a thread are computed in; named as PyTorch names them."""
+
+Key = tuple[str, str]
 
 KEYS = [("generic", "all")]
 KEYS += [(backend, "all") for backend in ("cuda", "mkldnn")]
@@ -168,7 +173,8 @@ class _Switches:
         self._lock = threading.Lock()
         self._counts: dict[Wish, int] = {"ieee": 0, "tf32": 0}
         self._set: Wish | None = None
-        self._before: list[tuple[tuple[str, str], str]] = []
+        self._before: list[tuple[Key, str]] = []
+        self._changed: list[tuple[Key, str]] = []
 
     def replace(self, old: Wish | None, new: Wish | None) -> None:
         """Takes one thread's wish back and notes another; None for none."""
@@ -182,8 +188,8 @@ class _Switches:
                 wanted = "ieee" if self._counts["ieee"] else "tf32"
             if wanted == self._set:
                 return
-            while self._before:
-                _put(*self._before.pop())
+            if self._set is not None:
+                self._restore()
             if wanted is not None:
                 self._turn(wanted)
             self._set = wanted
@@ -191,22 +197,48 @@ class _Switches:
     def _turn(self, wish: Wish) -> None:
         # From all backends down to each operation: what then still says something else had been
         # set by itself, and only that is to be set. An inherited value is never made its own.
+        self._before = [(key, _get(key)) for key in KEYS]
         for key in KEYS:
             value = _get(key)
             if value != wish:
-                self._before.append((key, value))
+                self._changed.append((key, value))
                 _put(key, wish)
+
+    def _restore(self) -> None:
+        while self._changed:
+            _put(*self._changed.pop())
+        for key, value in self._before:
+            if _get(key) != value:  # someone else has set it since
+                _put(key, "none")
+            if _get(key) != value:
+                _put(key, value)
+
+
+@contextmanager
+def unpinned() -> Iterator[None]:
+    """Around a call that may compile: the switch of products still follows those above it.
+
+    When ``torch.compile`` has compiled, it sets the switch of matrix products to what it was. One
+    that followed those above it then has that value as its own. (One that says the same by itself
+    can't be told from these: it follows, too.)
+    """
+    followed = _get(("cuda", "matmul")) == _get(("cuda", "all"))
+    try:
+        yield
+    finally:
+        if followed:
+            _put(("cuda", "matmul"), "none")
 
 
 # PyTorch's older switches (`allow_tf32`) can't say what the newer ones can, and raise where they
 # are read then. So they are neither read nor set.
 
 
-def _get(key: tuple[str, str]) -> str:
+def _get(key: Key) -> str:
     return torch._C._get_fp32_precision_getter(*key)
 
 
-def _put(key: tuple[str, str], value: str) -> None:
+def _put(key: Key, value: str) -> None:
     torch._C._set_fp32_precision_setter(*key, value)
 
 

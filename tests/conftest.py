@@ -1,7 +1,8 @@
-"""Every test runs in float64, from a fixed seed."""
+"""Every test runs in float64, from a fixed seed, and leaves the process as it found it."""
 
 import pytest
 import torch
+from helpers import ambient_state
 
 from iresflow import compile_kernels
 
@@ -14,6 +15,8 @@ def float64_and_seed():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
+    found = ambient_state()
     yield
+    assert ambient_state() == found
     torch.set_default_dtype(before)
     compile_kernels(False)  # training turns them on for its process

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iresflow import ImageFlow, VectorFlow
+from iresflow.ambient import KEYS
 from iresflow.linearization import Linearization
 from iresflow.lipschitz import (
     ACTIVATIONS,
@@ -154,3 +155,38 @@ def numbers_of(record) -> dict[str, float]:
     """The fields of a dataclass that are numbers, NaN as minus one."""
     fields = {name: x for name, x in vars(record).items() if isinstance(x, int | float)}
     return {name: -1.0 if x != x else x for name, x in fields.items()}
+
+
+def switches() -> list[str]:
+    """PyTorch's switches for products of float32."""
+    return [torch._C._get_fp32_precision_getter(*key) for key in KEYS]
+
+
+def followers() -> list[dict[tuple[str, str], str]]:
+    """What each operation's switch becomes when those above it are set: whom it follows.
+
+    But for those of cuDNN: what they are at first can't be set again.
+    """
+    seen = []
+    keys = [key for key in KEYS if key not in {("cuda", "conv"), ("cuda", "rnn")}]
+    for above in (("generic", "all"), ("cuda", "all"), ("mkldnn", "all")):
+        before = torch._C._get_fp32_precision_getter(*above)
+        for value in ("ieee", "tf32"):
+            torch._C._set_fp32_precision_setter(*above, value)
+            seen.append({key: torch._C._get_fp32_precision_getter(*key) for key in keys})
+        inherits = above != ("generic", "all") and before == switches()[0]
+        torch._C._set_fp32_precision_setter(*above, "none" if inherits else before)
+    return seen
+
+
+def ambient_state() -> dict[str, object]:
+    """What PyTorch has set for the whole process, or for this thread."""
+    return {
+        "products": switches(),
+        "products follow": followers(),
+        "threads": torch.get_num_threads(),
+        "device": torch.get_default_device(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }

@@ -1,19 +1,21 @@
 """What the package computes is the same whatever switches its caller has set."""
 
 import copy
+import functools
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from helpers import perturb, small_branch
+from helpers import followers, perturb, small_branch, switches
 
 import iresflow
-from iresflow import Accuracy, ImageFlow, Krylov, PowerSeries, VectorFlow
+from iresflow import Accuracy, ImageFlow, Krylov, PowerSeries, VectorFlow, compile_kernels
 from iresflow.ambient import KEYS, full_precision, own_arithmetic, reduced_precision
 from iresflow.bijections import ResidualBlock
 from iresflow.errors import InversionWarning
+from iresflow.lipschitz.passes.kernels import Kernel, kernels_compile
 from iresflow.lipschitz.passes.plain import TorchPasses
 
 
@@ -211,39 +213,23 @@ SETTINGS = {
 }
 
 
-def switches():
-    return [torch._C._get_fp32_precision_getter(*key) for key in KEYS]
-
-
-def followers():
-    """What each operation's switch becomes when those above it are set: whom it follows."""
-    seen = []
-    for above in (("generic", "all"), ("cuda", "all"), ("mkldnn", "all")):
-        before = torch._C._get_fp32_precision_getter(*above)
-        for value in ("ieee", "tf32"):
-            torch._C._set_fp32_precision_setter(*above, value)
-            seen.append(switches())
-        inherits = above != ("generic", "all") and before == switches()[0]
-        torch._C._set_fp32_precision_setter(*above, "none" if inherits else before)
-    return seen
-
-
 @pytest.fixture
 def set_switches():
     """Sets switches by key; what they were is put back in the end."""
-    before = [(key, torch._C._get_fp32_precision_getter(*key)) for key in KEYS]
-    explicit = []
+    before = dict(zip(KEYS, switches(), strict=True))
+    explicit = set()
 
     def put(values):
+        explicit.update(values)
         for key, value in values.items():
-            explicit.append(key)
             torch._C._set_fp32_precision_setter(*key, value)
 
     yield put
-    old = dict(before)
-    for key in reversed(explicit):
-        torch._C._set_fp32_precision_setter(*key, old[key])
-    assert switches() == list(old.values())
+    for key in explicit:
+        torch._C._set_fp32_precision_setter(*key, "none")
+    for key, value in before.items():
+        if torch._C._get_fp32_precision_getter(*key) != value:
+            torch._C._set_fp32_precision_setter(*key, value)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -282,8 +268,7 @@ def test_older_switches_still_work_around_a_flow(set_switches):
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
-        for key in (("cuda", "matmul"), ("mkldnn", "matmul")):
-            torch._C._set_fp32_precision_setter(*key, "none")
+        set_switches({("cuda", "matmul"): "none", ("mkldnn", "matmul"): "none"})
     assert torch.backends.cudnn.allow_tf32
 
 
@@ -292,6 +277,40 @@ def test_guards_leave_switches_following_those_that_they_followed():
     with full_precision(), reduced_precision():
         pass
     assert followers() == before
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """A function that is compiled, but for code of its own."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compile_kernels()
+    return Kernel(lambda x: x.sin() + 1)
+
+
+@pytest.mark.parametrize("guard", [full_precision, reduced_precision, nullcontext])
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {("generic", "all"): "ieee"}, {("cuda", "all"): "tf32"}, {("cuda", "matmul"): "ieee"}],
+)
+def test_compiling_leaves_switches_following_those_that_they_followed(
+    setting, guard, kernel, set_switches
+):
+    set_switches(setting)
+    before, following = switches(), followers()
+    with guard():
+        kernel(torch.ones(3))
+    assert kernels_compile()
+    assert switches() == before and followers() == following
+
+
+def test_a_switch_that_is_set_within_a_guard_is_put_back():
+    before, following = switches(), followers()
+    for key in KEYS:
+        for value in ("ieee", "tf32"):
+            with full_precision():
+                torch._C._set_fp32_precision_setter(*key, value)
+            assert switches() == before
+    assert followers() == following
 
 
 def test_nested_guards():

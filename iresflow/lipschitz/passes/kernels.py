@@ -14,6 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from iresflow.ambient import unpinned
+
 __all__ = ["Kernel", "compile_kernels", "compiled_kernels", "compiles", "kernels_compile"]
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,8 @@ class Kernel:
         if variant not in self._warm and not self._warm_up(variant, operands):
             return self.function(*operands)
         assert self._compiled is not None
-        return self._compiled(*operands)
+        with unpinned():
+            return self._compiled(*operands)
 
     def _warm_up(self, variant: tuple[object, ...], operands: tuple[Tensor | None, ...]) -> bool:
         if self._compiled is None:
@@ -99,7 +102,8 @@ class Kernel:
                 isolate_recompiles=True,
             )
         try:
-            self._compiled(*(_enlarged(x) for x in operands))
+            with unpinned():
+                self._compiled(*(_enlarged(x) for x in operands))
         except Exception as error:  # of the compiler, of any kind: the function itself is sound
             reason = str(error).strip().splitlines()
             logger.warning(

@@ -11,11 +11,9 @@ from iresflow.bijections import (
     ActNorm,
     Bijection,
     Center,
-    Composition,
     Logit,
     MultiScale,
     ResidualBlock,
-    Squeeze,
     check_levels,
     dequantize,
     quantize,
@@ -26,7 +24,9 @@ from iresflow.models.bits import BitsPerDim
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
 from iresflow.models.likelihood import sample_stream
+from iresflow.models.images import require_integers
 from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
+from iresflow.models.scales import multi_scale, require_divisible
 from iresflow.streams import Stream
 
 __all__ = ["ImageFlow"]
@@ -101,7 +101,7 @@ class ImageFlow(Flow):
         if padding not in PADDINGS:
             raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
         check_levels(levels, torch.get_default_dtype())
-        _check_shape(shape, blocks)
+        require_divisible(shape, blocks)
         log_det = log_det or PowerSeries()
         self.spec: dict[str, Any] = {
             "shape": shape,
@@ -122,18 +122,25 @@ class ImageFlow(Flow):
             self.spec["kernels"] = kernels
         if padding != "zeros":
             self.spec["padding"] = padding
-        settings = {
-            "hidden": hidden,
-            "kernels": kernels,
-            "padding": PADDINGS[padding],
-            "activation": activation_named(activation),
-            "coeff": coeff,
-            "normalization": normalization_named(normalization),
-            "context_dim": context_dim,
-        }
+
+        def step(channels: int, size: tuple[int, int], first: bool) -> list[Bijection]:
+            branch = conv_branch(
+                channels,
+                hidden,
+                size,
+                kernels=kernels,
+                padding=PADDINGS[padding],
+                activation=activation_named(activation),
+                coeff=coeff,
+                normalization=normalization_named(normalization),
+                activate_input=not first,
+                context_dim=context_dim,
+            )
+            return [ActNorm(channels), ResidualBlock(branch)]
+
         dim = math.prod(shape)
         super().__init__(
-            _multi_scale((shape[0], shape[1], shape[2]), blocks, factor_out, settings),
+            multi_scale((shape[0], shape[1], shape[2]), blocks, step, factor_out=factor_out),
             DiagonalNormal(dim, learned=learned_prior, context_dim=context_dim),
             tuple(shape),
             data_map=Logit(alpha) if alpha else Center(),
@@ -153,7 +160,7 @@ class ImageFlow(Flow):
         Raises:
             ValueError: floats, another shape, or integers out of range.
         """
-        self._check_integers(images)
+        require_integers(images, self.shape, self.levels)
         dtype = next(t.dtype for t in self.parameters())
         return dequantize(images, self.levels, dtype=dtype, generator=generator)
 
@@ -191,31 +198,13 @@ class ImageFlow(Flow):
             ValueError: as `dequantize`, a context of another shape, or both generator and seed.
             NotContractiveError: in eval mode, where a block's certified bound is not below 1.
         """
-        self._check_integers(images)
+        require_integers(images, self.shape, self.levels)
         context = self._checked_context(context, len(images))
         stream = sample_stream((images, context), generator, seed)
         x, context = self._checked(self.dequantize(images, stream), context)
         return BitsPerDim(
             self._likelihood(x, context, log_det, stream), self.base_dim, self.levels
         )
-
-    def _check_integers(self, images: Tensor) -> None:
-        if images.is_floating_point() or images.is_complex():
-            raise ValueError(
-                f"dequantize takes integers 0 .. {self.levels - 1}, got {images.dtype}; floats in "
-                "[0, 1) go to log_prob as they are"
-            )
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
-            raise ValueError(
-                f"this flow takes images of shape (B, {', '.join(map(str, self.shape))}), got "
-                f"{tuple(images.shape)}"
-            )
-        images = images.long()  # of unsigned integers, torch knows no extremes
-        if len(images) and not 0 <= int(images.min()) <= int(images.max()) < self.levels:
-            raise ValueError(
-                f"this flow takes integers 0 .. {self.levels - 1}, got {int(images.min())} .. "
-                f"{int(images.max())}"
-            )
 
     def _check_range(self, x: Tensor) -> None:
         reach = self.data_map.reach + 1e-6
@@ -225,47 +214,3 @@ class ImageFlow(Flow):
                 f"images are floats in [0, 1), got {float(x.min()):.4g} .. {float(x.max()):.4g}; "
                 "0 .. 255 go as integers through dequantize or bits_per_dim"
             )
-
-
-def _check_shape(shape: Sequence[int], blocks: Sequence[int]) -> None:
-    if len(shape) != 3:
-        raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
-    if not blocks:
-        raise ValueError("blocks must hold one number for each scale, got none")
-    factor = 2 ** (len(blocks) - 1)
-    if shape[1] % factor or shape[2] % factor:
-        raise ValueError(
-            f"{len(blocks)} scales halve the image {len(blocks) - 1} times: height and width must "
-            f"be multiples of {factor}, got {shape[1]} x {shape[2]}. Use fewer scales, or resize "
-            "the images"
-        )
-
-
-def _multi_scale(
-    shape: tuple[int, int, int],
-    blocks: Sequence[int],
-    factor_out: bool,
-    settings: dict[str, Any],
-) -> MultiScale:
-    channels, height, width = shape
-    scales, shapes, factored = [], [], []
-    seen_block = False
-    for level, count in enumerate(blocks):
-        maps: list[Bijection] = []
-        for _ in range(count):
-            branch = conv_branch(
-                channels, image_size=(height, width), activate_input=seen_block, **settings
-            )
-            maps += [ActNorm(channels), ResidualBlock(branch)]
-            seen_block = True
-        last = level == len(blocks) - 1
-        if not last:
-            maps.append(Squeeze())
-            channels, height, width = 4 * channels, height // 2, width // 2
-        scales.append(Composition(maps))
-        shapes.append((channels, height, width))
-        if not last:
-            out = channels // 2 if factor_out and count else 0
-            factored.append(out)
-            channels -= out
-    return MultiScale(scales, shapes, factored)

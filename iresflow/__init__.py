@@ -33,7 +33,7 @@ from iresflow.logdet import (
     RandomSeries,
     ReducedPrecision,
 )
-from iresflow.models import Flow, ImageFlow, StoredModel, VectorFlow
+from iresflow.models import Flow, ImageFlow, InvertibleClassifier, StoredModel, VectorFlow
 from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights
 from iresflow.solvers import Anderson, Broyden, FixedPoint
 from iresflow.training.build import resolve_device
@@ -57,6 +57,7 @@ __all__ = [
     "ImageFlow",
     "InversionError",
     "InversionWarning",
+    "InvertibleClassifier",
     "Krylov",
     "Lanczos",
     "NonFiniteError",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iresflow import ImageFlow, VectorFlow
+from iresflow import ImageFlow, InvertibleClassifier, VectorFlow
 from iresflow.ambient import KEYS
 from iresflow.linearization import Linearization
 from iresflow.lipschitz import (
@@ -81,6 +81,16 @@ def small_vector_flow(dim: int = 3, **settings) -> VectorFlow:
     flow = VectorFlow(dim, **{"blocks": 3, "hidden": 8, **settings})
     flow.initialize(torch.randn(64, dim), random_context(flow, 64))
     return perturb(flow, 0.1)
+
+
+def small_classifier(shape: tuple[int, ...] = (2, 4, 4), **settings) -> InvertibleClassifier:
+    """An invertible classifier of three classes, initialised and perturbed."""
+    settings = {"blocks": (2, 1) if len(shape) == 3 else 3, "hidden": 6, "pad": 0, **settings}
+    net = InvertibleClassifier(shape, 3, **settings)
+    x = torch.randn(64, *shape) if len(shape) == 1 else torch.rand(64, *shape)
+    net.initialize(x)
+    net(x)  # in training mode, so that BatchNorm sees data
+    return perturb(net, 0.1)
 
 
 def random_context(flow: ImageFlow | VectorFlow, count: int) -> Tensor | None:

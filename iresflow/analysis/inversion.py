@@ -3,18 +3,21 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iresflow.bijections import Accuracy, Bijection, Inverse, LogDet, ResidualBlock
 from iresflow.lipschitz import NormalizedLayer
-from iresflow.models import Flow
+from iresflow.models.certified import CertifiedModel
+from iresflow.models.iteration import counted_inverses
 from iresflow.tensors import norm_per_sample
 
 __all__ = ["InversionCurve", "inversion_curve", "with_coefficient"]
+
+
+M = TypeVar("M", bound=CertifiedModel)
 
 
 @final
@@ -42,7 +45,7 @@ class InversionCurve:
     bound: np.ndarray
 
 
-def with_coefficient(flow: Flow, coeff: float) -> Flow:
+def with_coefficient(flow: M, coeff: float) -> M:
     """A copy in eval mode in which no layer's norm exceeds ``coeff``: weights are scaled down.
 
     What is above the limit is divided down to it, what is below stays: not the model that training
@@ -66,7 +69,7 @@ def with_coefficient(flow: Flow, coeff: float) -> Flow:
 
 @torch.no_grad()
 def inversion_curve(
-    flow: Flow,
+    flow: CertifiedModel,
     x: Tensor,
     context: Tensor | None = None,
     *,
@@ -93,7 +96,7 @@ def inversion_curve(
     context = None if context is None else context.double()
     inputs = scaled.data_map.transform(x.double())
     block = _block_errors(scaled, inputs, context, max(iterations))
-    counters = _count_iterations(scaled.bijection)
+    counters = counted_inverses(scaled.bijection)
     z = scaled.bijection.transform(inputs, context)
     errors = []
     for k in iterations:
@@ -113,7 +116,9 @@ def inversion_curve(
     )
 
 
-def _block_errors(flow: Flow, inputs: Tensor, context: Tensor | None, count: int) -> np.ndarray:
+def _block_errors(
+    flow: CertifiedModel, inputs: Tensor, context: Tensor | None, count: int
+) -> np.ndarray:
     """The largest relative errors ``(count + 1,)`` of any block's own iterations."""
     largest = np.zeros(count + 1)
 
@@ -137,41 +142,3 @@ def _block_errors(flow: Flow, inputs: Tensor, context: Tensor | None, count: int
         for hook in hooks:
             hook.remove()
     return largest
-
-
-def _count_iterations(bijection: Bijection) -> "list[_CountedInverse]":
-    """Replaces the residual blocks inside a bijection by such that count their iterations."""
-    names = [n for n, module in bijection.named_modules() if isinstance(module, ResidualBlock)]
-    counters = []
-    for name in names:
-        block = bijection.get_submodule(name)
-        assert isinstance(block, ResidualBlock)
-        counters.append(_CountedInverse(block))
-        bijection.set_submodule(name, counters[-1])
-    return counters
-
-
-@final
-class _CountedInverse(Bijection):
-    """A residual block whose inverse is a given number of fixed-point iterations, unchecked."""
-
-    def __init__(self, block: ResidualBlock) -> None:
-        super().__init__()
-        self.block = block
-        self.iterations = 0
-
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self.block(x, context, log_det)
-
-    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.block.transform(x, context)
-
-    def invert(
-        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
-    ) -> Inverse:
-        x = z
-        for _ in range(self.iterations):
-            x = z - self.block.branch(x, context)
-        return Inverse.closed_form(x)

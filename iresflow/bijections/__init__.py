@@ -2,6 +2,7 @@
 
 from iresflow.bijections.affine import ActNorm, Standardize
 from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
+from iresflow.bijections.channels import ChannelMeans, FirstChannels
 from iresflow.bijections.pixels import Center, Logit, check_levels, dequantize, quantize
 from iresflow.bijections.reshape import MultiScale, Squeeze
 from iresflow.bijections.residual import ResidualBlock
@@ -11,7 +12,9 @@ __all__ = [
     "ActNorm",
     "Bijection",
     "Center",
+    "ChannelMeans",
     "Composition",
+    "FirstChannels",
     "Inverse",
     "LogDet",
     "Logit",

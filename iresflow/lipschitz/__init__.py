@@ -20,6 +20,7 @@ from iresflow.lipschitz.layers.normalization import (
     Certified,
     Normalization,
     PowerIteration,
+    Unlimited,
     normalization_named,
 )
 from iresflow.lipschitz.layers.padding import (
@@ -54,6 +55,7 @@ __all__ = [
     "ReflectPadding",
     "Softplus",
     "Tanh",
+    "Unlimited",
     "ZeroPadding",
     "activation_named",
     "compile_kernels",

@@ -9,6 +9,7 @@ import torch
 from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Bijection, ResidualBlock
 from iresflow.errors import NotContractiveError
+from iresflow.lipschitz import NormalizedLayer, Unlimited
 from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import StoredModel, write_file
@@ -23,10 +24,19 @@ class CertifiedModel(StoredModel):
         bijection: From ``(B, *shape)`` to flat latents ``(B, D)``.
         data_map: A map in closed form that acts on x first.
         shape: Of one sample x.
+        dim: D; None for as many as x has entries.
     """
 
-    def __init__(self, bijection: Bijection, data_map: Bijection, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        bijection: Bijection,
+        data_map: Bijection,
+        shape: tuple[int, ...],
+        *,
+        dim: int | None = None,
+    ) -> None:
         super().__init__()
+        self._dim = int(torch.Size(shape).numel()) if dim is None else dim
         self.data_map = data_map
         self.bijection = bijection
         self.shape = tuple(shape)
@@ -63,11 +73,11 @@ class CertifiedModel(StoredModel):
     def enforce(self) -> Certificate:
         """Rescales the layers whose certified norm exceeds their coefficient, and certifies.
 
-        Only the normalisation of eval mode changes, not the raw weights that training moves.
-        Errors: as `certify`.
+        Only the normalisation of eval mode changes, not the raw weights that training moves. A
+        model without limits stays as it is. Errors: as `certify`.
         """
         with own_arithmetic():
-            for name, block in self.blocks():
+            for name, block in self.blocks() if self.limited else ():
                 block_bound(name, block)
                 block.branch.enforce()
             return self.certify()
@@ -80,18 +90,25 @@ class CertifiedModel(StoredModel):
 
         Raises:
             CheckpointError: the file can't be written; an older one of that name is intact.
-            NotContractiveError: the weights have no finite norm.
+            NotContractiveError: the weights have no finite norm, or the model can't be certified
+                though its layers' norms are limited.
             UnknownBoundError: as `certify`.
         """
         certified = copy.deepcopy(self).eval()
         certificate = certified.enforce()
-        if not certificate:
+        if self.limited and not certificate:
             raise NotContractiveError(
                 f"a model that can't be certified is not saved:\n{certificate}"
             )
         write_file({"model": certified.payload(), "certificate": certificate.to_dict()}, path)
 
     @property
+    def limited(self) -> bool:
+        """Whether all layers' norms are limited, so that a certificate may be counted on."""
+        layers = (m for m in self.bijection.modules() if isinstance(m, NormalizedLayer))
+        return not any(isinstance(layer.normalization, Unlimited) for layer in layers)
+
+    @property
     def base_dim(self) -> int:
         """D, the dimension of the latent."""
-        return int(torch.Size(self.shape).numel())
+        return self._dim

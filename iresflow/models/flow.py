@@ -23,6 +23,7 @@ from iresflow.logdet import (
 from iresflow.models.certified import CertifiedModel
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
+from iresflow.models.generative import ClassProbabilities, by_bayes, log_prior_of
 from iresflow.models.inversion import FlowInverse, invert_flow
 from iresflow.models.likelihood import Likelihood, sample_stream
 from iresflow.models.plain import integer, number
@@ -220,6 +221,42 @@ class Flow(CertifiedModel):
             x, context = self._checked(x, context)
             stream = sample_stream((x, context), generator, seed)
             return self._likelihood(x, context, log_det, stream)
+
+    @torch.no_grad()
+    def classify(
+        self,
+        x: Tensor,
+        prior: Tensor | None = None,
+        log_det: LogDetEstimator | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        level: float = 0.95,
+        seed: int | None = None,
+    ) -> ClassProbabilities:
+        """Class probabilities by Bayes' rule, of a flow whose contexts are classes, one-hot.
+
+        Arguments:
+            x: ``(B, *shape)``; for images floats in [0, 1), such as dequantised ones.
+            prior: Class probabilities ``(context_dim,)``; all equal by default.
+            log_det: The estimator of the residual blocks' log-determinants.
+            generator: Where the seed is drawn from; None for torch's global stream.
+            level: That the intervals of all classes of a sample hold at once.
+            seed: Any integer.
+
+        Raises:
+            ValueError: the flow has no context, as `likelihood`, or a prior or level out of range.
+            NotContractiveError: in eval mode, where a block's certified bound is not below 1.
+        """
+        if not self.context_dim:
+            raise ValueError("this flow has no classes: it was built with context_dim=0")
+        seed = fresh_seed(generator) if seed is None else seed
+        log_prior = log_prior_of(prior, self.context_dim, x)
+        classes = torch.eye(self.context_dim, device=x.device)
+
+        def likelihood_of(number: int) -> Likelihood:
+            return self.likelihood(x, classes[number : number + 1], log_det, seed=seed)
+
+        return by_bayes(likelihood_of, log_prior, level)
 
     @torch.no_grad()
     def sample(

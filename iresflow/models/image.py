@@ -23,8 +23,8 @@ from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models.bits import BitsPerDim
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
-from iresflow.models.likelihood import sample_stream
 from iresflow.models.images import require_integers
+from iresflow.models.likelihood import sample_stream
 from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
 from iresflow.models.scales import multi_scale, require_divisible
 from iresflow.streams import Stream

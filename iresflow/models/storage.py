@@ -50,7 +50,10 @@ class StoredModel(WideFloats, nn.Module):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         """The model, newly initialised, that ``spec`` describes."""
-        return cls(**{**spec, "log_det": estimator_from_dict(spec["log_det"])})
+        values = dict(spec)
+        if "log_det" in values:
+            values["log_det"] = estimator_from_dict(values["log_det"])
+        return cls(**values)
 
     def payload(self) -> dict[str, Any]:
         """The model as it is, as plain values and tensors.

@@ -18,7 +18,9 @@ from iresflow.bijections import (
     Accuracy,
     ActNorm,
     Center,
+    ChannelMeans,
     Composition,
+    FirstChannels,
     Logit,
     MultiScale,
     ResidualBlock,
@@ -42,6 +44,12 @@ BIJECTIONS = {
     "standardize-vector": (lambda: Standardize(3), (3,), 0),
     "standardize-image": (lambda: Standardize(2), (2, 3, 3), 0),
     "squeeze": (Squeeze, (2, 4, 6), 0),
+    "channel-means": (
+        lambda: Composition([MultiScale([Squeeze()], [(8, 2, 3)], []), ChannelMeans((8, 2, 3))]),
+        (2, 4, 6),
+        0,
+    ),
+    "first-channels": (lambda: FirstChannels(Standardize(2), 2, 1), (3, 2, 2), 0),
     "logit": (lambda: Logit(0.05), (1, 2, 3), 0),
     "center": (Center, (1, 2, 3), 0),
     "multi-scale": (multi_scale, (2, 4, 6), 0),
@@ -317,3 +325,13 @@ def test_tolerances_out_of_range_are_refused():
     for residual in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="residual"):
             Accuracy(residual=residual)
+
+
+def test_the_means_of_channels_come_first():
+    means = ChannelMeans((3, 4, 5))
+    x = torch.randn(6, 3, 4, 5)
+    z = means.transform(x.flatten(1))
+    torch.testing.assert_close(z[:, :3], x.mean((2, 3)) * 20**0.5)
+    torch.testing.assert_close(z.square().sum(1), x.square().sum((1, 2, 3)))
+    one = ChannelMeans((3, 1, 1))
+    torch.testing.assert_close(one.transform(x[:, :, 0, 0]), x[:, :, 0, 0])

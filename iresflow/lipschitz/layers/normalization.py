@@ -15,6 +15,7 @@ __all__ = [
     "Certified",
     "Normalization",
     "PowerIteration",
+    "Unlimited",
     "normalization_named",
 ]
 
@@ -106,6 +107,27 @@ class Certified(Normalization):
 
     def enforced(self, family: OperatorFamily, weight: Tensor, tight: float) -> float:
         return max(tight, float(family.smooth_bound(weight.detach())))
+
+
+@final
+@dataclass(frozen=True)
+class Unlimited(Normalization):
+    """By nothing: the weight acts as it is, whatever the coefficient.
+
+    Bounds are then those of an ordinary network, and a branch need be no contraction. It is for
+    comparisons, so no name of a configuration leads to it.
+    """
+
+    def norm(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        del family, left
+        return weight.new_zeros(())
+
+    def settled(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+        return self.norm(family, weight, left)
+
+    def enforced(self, family: OperatorFamily, weight: Tensor, tight: float) -> float:
+        del family, weight, tight
+        return 0.0
 
 
 NORMALIZATIONS: dict[str, Normalization] = {

@@ -48,7 +48,10 @@ class ImageFlow(Flow):
         padding: What they read beyond the border: zeros, circular or reflect.
         levels: Grey levels of the integer images, 256 for 8 bits.
         context_dim: Dimension of the context, 0 for none.
-        activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
+        activation: Name of the activations: clipswish, elu, lipswish, sine, sine-cosine, softplus
+            or tanh.
+        activate_input: Whether an activation stands in front of each branch's first layer, but for
+            the first branch's.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
@@ -84,6 +87,7 @@ class ImageFlow(Flow):
         levels: int = 256,
         context_dim: int = 0,
         activation: str = "lipswish",
+        activate_input: bool = True,
         coeff: float = 0.97,
         normalization: str = "bidiagonalization",
         factor_out: bool = True,
@@ -98,6 +102,7 @@ class ImageFlow(Flow):
         coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
         alpha, activation = number("alpha", alpha), word("activation", activation)
         normalization = word("normalization", normalization)
+        activate_input = switch("activate_input", activate_input)
         if padding not in PADDINGS:
             raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
         check_levels(levels, torch.get_default_dtype())
@@ -122,6 +127,8 @@ class ImageFlow(Flow):
             self.spec["kernels"] = kernels
         if padding != "zeros":
             self.spec["padding"] = padding
+        if not activate_input:
+            self.spec["activate_input"] = False
 
         def step(channels: int, size: tuple[int, int], first: bool) -> list[Bijection]:
             branch = conv_branch(
@@ -133,7 +140,7 @@ class ImageFlow(Flow):
                 activation=activation_named(activation),
                 coeff=coeff,
                 normalization=normalization_named(normalization),
-                activate_input=not first,
+                activate_input=activate_input and not first,
                 context_dim=context_dim,
             )
             return [ActNorm(channels), ResidualBlock(branch)]

@@ -29,7 +29,10 @@ class VectorFlow(Flow):
         hidden: Width inside the branches: one number for three layers, or one for each gap
             between any number of layers.
         context_dim: Dimension of the context, 0 for none.
-        activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.
+        activation: Name of the activations: clipswish, elu, lipswish, sine, sine-cosine, softplus
+            or tanh.
+        activate_input: Whether an activation stands in front of each branch's first layer, but for
+            the first branch's.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
@@ -60,6 +63,7 @@ class VectorFlow(Flow):
         *,
         context_dim: int = 0,
         activation: str = "lipswish",
+        activate_input: bool = True,
         coeff: float = 0.97,
         normalization: str = "bidiagonalization",
         learned_prior: bool = False,
@@ -69,6 +73,7 @@ class VectorFlow(Flow):
         hidden, context_dim = widths("hidden", hidden), integer("context_dim", context_dim, 0)
         coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
         activation = word("activation", activation)
+        activate_input = switch("activate_input", activate_input)
         normalization = word("normalization", normalization)
         kind, normalize = activation_named(activation), normalization_named(normalization)
         log_det = log_det or (Exact() if dim <= EXACT_UP_TO else PowerSeries())
@@ -83,6 +88,9 @@ class VectorFlow(Flow):
             "learned_prior": learned_prior,
             "log_det": estimator_spec(log_det),
         }
+        # Left out where it is what older files mean without a word.
+        if not activate_input:
+            self.spec["activate_input"] = False
         maps: list[Bijection] = []
         for index in range(blocks):
             branch = dense_branch(
@@ -91,7 +99,7 @@ class VectorFlow(Flow):
                 activation=kind,
                 coeff=coeff,
                 normalization=normalize,
-                activate_input=index > 0,
+                activate_input=activate_input and index > 0,
                 context_dim=context_dim,
             )
             maps += [ActNorm(dim), ResidualBlock(branch)]

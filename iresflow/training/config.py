@@ -84,8 +84,13 @@ class ModelConfig:
     """Sides of the kernels of a branch's convolutions, odd, one a layer (images)."""
     padding: Literal["zeros", "circular", "reflect"] = "zeros"
     """What the convolutions read beyond the border (images)."""
-    activation: Literal["clipswish", "elu", "lipswish", "softplus", "tanh"] = "lipswish"
+    activation: Literal[
+        "clipswish", "elu", "lipswish", "sine", "sine-cosine", "softplus", "tanh"
+    ] = "lipswish"
     """Activation of the branches."""
+    activate_input: bool = True
+    """Whether an activation stands in front of each branch's first layer, but for the first
+    branch's."""
     coeff: float = 0.98
     """Upper limit of each layer's operator norm, between 0 and 1."""
     normalization: Literal["bidiagonalization", "power-iteration", "certified"] = (

@@ -6,6 +6,7 @@ from helpers import dense_jacobian, perturb
 
 import iresflow
 from iresflow import Exact, ImageFlow, VectorFlow, compile_kernels
+from iresflow.lipschitz import Activation
 from iresflow.lipschitz.layers import estimates
 from iresflow.lipschitz.passes.choice import native_passes
 
@@ -13,6 +14,13 @@ IMAGES = {
     "one layer": {"kernels": (3,), "hidden": 6},
     "two layers": {"kernels": (3, 3), "hidden": 6},
     "widths": {"kernels": (5, 1, 1, 3), "hidden": (6, 3, 5)},
+    "pairs": {"kernels": (3, 3), "hidden": 6, "activation": "sine-cosine"},
+    "no activation in front": {
+        "kernels": (3, 3),
+        "hidden": 6,
+        "activation": "clipswish",
+        "activate_input": False,
+    },
     "circular": {"kernels": (3, 3), "hidden": 6, "padding": "circular"},
     "reflect": {"kernels": (3, 1, 3), "hidden": 6, "padding": "reflect"},
 }
@@ -40,7 +48,9 @@ def test_log_determinants_and_inverses_of_images(name, native):
     torch.testing.assert_close(back.value, x, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["one layer", "two layers", "widths"])
+@pytest.mark.parametrize(
+    "name", ["one layer", "two layers", "widths", "pairs", "no activation in front"]
+)
 def test_branches_of_any_shape_run_natively(name):
     compile_kernels()
     flow = image_flow(name)
@@ -99,3 +109,14 @@ def test_loading_computes_no_norm_and_draws_nothing(tmp_path, monkeypatch):
     x = torch.rand(2, 1, 4, 4)
     before = loaded.transform(x)
     assert torch.equal(loaded.train().eval().transform(x), before)
+
+
+@pytest.mark.parametrize("kind", [ImageFlow, VectorFlow])
+def test_branches_may_do_without_an_activation_in_front(kind):
+    shape = ((1, 4, 4), (1, 2)) if kind is ImageFlow else (3, 3)
+    for activate_input in (True, False):
+        flow = kind(*shape, hidden=4, activate_input=activate_input)
+        in_front = [isinstance(b.branch.activations[0], Activation) for _, b in flow.blocks()]
+        assert in_front == [False, activate_input, activate_input]
+        again = kind(**{**flow.spec, "log_det": None})
+        assert again.spec == flow.spec

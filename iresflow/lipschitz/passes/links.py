@@ -43,6 +43,11 @@ class Link:
         """What the link's value depends on beside its input."""
         return self.weight, self.bias, self.beta
 
+    @property
+    def width(self) -> int:
+        """Values that enter the layer for each entry of the link's input."""
+        return 1 if self.activation is None else self.activation.width
+
     @cached_property
     def affine(self) -> Operator:
         """The linear layer with its bias."""

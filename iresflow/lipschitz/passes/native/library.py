@@ -38,6 +38,7 @@ class Link(ctypes.Structure):
         ("outputs", ctypes.c_int64),
         ("side", ctypes.c_int64),
         ("activation", ctypes.c_int64),
+        ("width", ctypes.c_int64),
         ("beta", ctypes.c_double),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),

@@ -1,9 +1,9 @@
 """The passes through a chain, compiled for the processor: see ``cpp/chain.cpp``.
 
 They are for what most chains are on a CPU: dense layers, or convolutions with zero padding and
-stride 1, with activations of one value an entry, in float32 or float64. The results are those of
-`TorchPasses` up to rounding, several times faster for small images, whose tensors take less time
-than the calls that PyTorch makes of them.
+stride 1, in float32 or float64. The results are those of `TorchPasses` up to rounding, several
+times faster for small images, whose tensors take less time than the calls that PyTorch makes of
+them.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.layers.activations import ELU, Activation, LipSwish, Tanh
+from iresflow.lipschitz.layers.activations import (
+    ELU,
+    Activation,
+    CLipSwish,
+    LipSwish,
+    Sine,
+    SineCosine,
+    Tanh,
+)
 from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
@@ -25,7 +33,14 @@ from iresflow.powers import PowerSums, Series
 
 __all__ = ["NativePasses", "native_passes"]
 
-KINDS: dict[type[Activation], int] = {ELU: 1, Tanh: 2, LipSwish: 3}
+KINDS: dict[type[Activation], int] = {
+    ELU: 1,
+    Tanh: 2,
+    LipSwish: 3,
+    CLipSwish: 4,
+    Sine: 5,
+    SineCosine: 6,
+}
 """``Kind`` of ``cpp/links.h``; 0 for none."""
 
 KIND_OF_LAYER: dict[int, type[NormalizedLayer]] = {2: NormalizedDense, 4: NormalizedConv2d}
@@ -45,7 +60,8 @@ def _suits(links: Sequence[Link], x: Tensor) -> bool:
         return False
     channels = [x.shape[1] if x.ndim > 1 else 0, *(len(link.weight) for link in links)]
     if x.ndim not in KIND_OF_LAYER or any(
-        link.weight.shape[1] != count for link, count in zip(links, channels, strict=False)
+        link.weight.shape[1] != link.width * count
+        for link, count in zip(links, channels, strict=False)
     ):
         return False  # PyTorch says what is wrong
     return all(
@@ -77,7 +93,7 @@ class NativePasses(Passes):
     def __init__(self, links: Sequence[Link], like: Tensor) -> None:
         self.links = [link.detached() for link in links]
         self._dtype = like.dtype
-        self._image = like.shape[2:]
+        self._channels, self._image = like.shape[1], like.shape[2:]
         self._records = (Record * len(links))()
         # What the records point to.
         self._weights = [link.weight.contiguous() for link in self.links]
@@ -88,6 +104,7 @@ class NativePasses(Passes):
             record.outputs, record.inputs = weight.shape[:2]
             record.side = weight.shape[2] if weight.ndim == 4 else 1
             record.activation = 0 if link.activation is None else KINDS[type(link.activation)]
+            record.width = link.width
             record.beta = 0.0 if link.beta is None else float(link.beta)
             record.weight, record.bias = weight.data_ptr(), bias.data_ptr()
             record.bias_stride = 0 if bias.ndim == 1 else bias.shape[1]
@@ -98,7 +115,7 @@ class NativePasses(Passes):
 
     def value(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         # No hidden tensor leaves the cache.
-        x, records = self._checked(x, self._records[0].inputs), self._records
+        x, records = self._checked(x, self._channels), self._records
         biases = self._biases
         if index is not None and any(bias.ndim == 2 for bias in biases):
             biases = [bias[index] if bias.ndim == 2 else bias for bias in biases]
@@ -110,12 +127,12 @@ class NativePasses(Passes):
         return value
 
     def primal(self, x: Tensor) -> Primal:
-        x, records = self._checked(x, self._records[0].inputs), self._copied()
+        x, records = self._checked(x, self._channels), self._copied()
         self._check_biases(self._biases, len(x))
         hidden = Hidden([x])
         for i, record in enumerate(records):
             if i:
-                hidden.inputs.append(_empty(x, record.inputs))
+                hidden.inputs.append(_empty(x, records[i - 1].outputs))
                 record.input = hidden.inputs[i].data_ptr()
             hidden.slopes.append(_empty(x, record.inputs) if record.activation else None)
         _point(records, "slope", hidden.slopes)
@@ -127,7 +144,7 @@ class NativePasses(Passes):
         records = self._copied()
         u = self._checked(u, records[-1].outputs)
         batch, slopes = self._with_slopes(records, slopes, len(u))
-        result = _empty(u, records[0].inputs)
+        result = _empty(u, self._channels)
         self._run("vjp", records, batch, len(u) // max(batch, 1), u, result)
         return result
 
@@ -141,7 +158,7 @@ class NativePasses(Passes):
         terms, enough = series.terms, series.enough
         limit = None if terms is None else terms.to(torch.int64).expand(count).contiguous()
         enough = None if enough is None else enough.to(v.dtype).expand(count).contiguous()
-        neumann, weighted = _empty(v, records[0].inputs), _empty(v, records[0].inputs)
+        neumann, weighted = _empty(v, self._channels), _empty(v, self._channels)
         taken, size, growth = v.new_empty(3, *count)
         table = v.new_tensor(series.weights)
         results = (neumann, weighted, taken, size, growth)
@@ -153,7 +170,7 @@ class NativePasses(Passes):
 
     def tangents(self, slopes: Slopes, v: Tensor) -> list[Tensor]:
         records = self._copied()
-        v = self._checked(v, records[0].inputs)
+        v = self._checked(v, self._channels)
         batch, slopes = self._with_slopes(records, slopes, len(v))
         tangents = [v, *(_empty(v, record.outputs) for record in records)]
         _point(records, "tangent", [None, *tangents[1:-1]])
@@ -179,7 +196,7 @@ class NativePasses(Passes):
         _point(records, "weight_gradient", weights)
         _point(records, "bias_gradient", biases)
         _point(records, "beta_gradient", betas.unbind())
-        before = _empty(inputs[0], records[0].inputs)
+        before = _empty(inputs[0], self._channels)
         ends = (inputs[0], tangents[0] if tangents else None, after, before)
         self._run("adjoint", records, batch, len(after) // max(batch, 1) - 1, *ends)
         gradients: list[Tensor | None] = []

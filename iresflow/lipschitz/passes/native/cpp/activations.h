@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 
 #include "links.h"
@@ -52,64 +53,186 @@ template <class T> inline Vector<T> exponential(Vector<T> x) {
     return y * scale;
 }
 
+template <class T> struct Circle;
+template <> struct Circle<float> {
+    // pi / 2 in parts whose products with a number of quarters up to LIMIT are exact.
+    static constexpr float HIGH = 1.5703125f, MIDDLE = 4.837512969970703125e-4f;
+    static constexpr float LOW = 7.54978995489188216e-8f, LIMIT = 8192.0f;
+    static constexpr int TERMS = 5;
+};
+template <> struct Circle<double> {
+    static constexpr double HIGH = 1.57079632673412561417, MIDDLE = 6.07710050630396597660e-11;
+    static constexpr double LOW = 2.02226624879595063154e-21, LIMIT = 1e6;
+    static constexpr int TERMS = 9;
+};
+
+template <class T> struct SineCosine {
+    Vector<T> sine, cosine;
+};
+
+// Both by Taylor polynomials of r with x = n pi / 2 + r, |r| <= pi / 4; NaN stays NaN.
+template <class T> inline SineCosine<T> sine_cosine(Vector<T> x) {
+    using E = Exponential<T>;
+    using C = Circle<T>;
+    const Vector<T> zero = {};
+    const typename E::Integer inside = (x <= zero + C::LIMIT) & (x >= zero - C::LIMIT);
+    const Vector<T> y = inside ? x : zero;
+    const Vector<T> n = (y * T(0.63661977236758134308) + E::ROUND) - E::ROUND;
+    const Vector<T> r = ((y - n * C::HIGH) - n * C::MIDDLE) - n * C::LOW, square = r * r;
+    Vector<T> sine = zero, cosine = zero + 1;
+    Vector<T> odd = zero + 1, even = zero + 1;
+#pragma GCC unroll 16
+    for (int i = C::TERMS; i >= 1; --i) {
+        odd = 1 - odd * square * T(1.0 / (2.0 * i * (2.0 * i + 1)));
+        even = 1 - even * square * T(1.0 / (2.0 * i * (2.0 * i - 1)));
+    }
+    const auto quarter = __builtin_convertvector(n, typename E::Integer);
+    const auto swapped = (quarter & 1) != 0;
+    sine = swapped ? even : r * odd;
+    cosine = swapped ? r * odd : even;
+    sine = (quarter & 2) != 0 ? -sine : sine;
+    cosine = ((quarter + 1) & 2) != 0 ? -cosine : cosine;
+    const typename E::Integer all = zero == zero;
+    if (!std::memcmp(&inside, &all, BYTES)) return {sine, cosine};
+    for (long lane = 0; lane < LANES<T>; ++lane)
+        if (!inside[lane]) {
+            sine[lane] = T(std::sin(double(x[lane])));
+            cosine[lane] = T(std::cos(double(x[lane])));
+        }
+    return {sine, cosine};
+}
+
 // phi, phi' and phi'' of what has them in closed form; beta as in activations.py.
 template <class T> struct Jet {
     Vector<T> value, slope, curvature;
 };
 
+// The jets of all values that an activation has for an entry, one for each block of channels.
+template <class T, int WIDTH> using Jets = std::array<Jet<T>, WIDTH>;
+
 template <class T> struct Elu {
+    static constexpr int WIDTH = 1;
     T beta;
-    Jet<T> operator()(Vector<T> h) const {
+    Jets<T, 1> operator()(Vector<T> h) const {
         const Vector<T> zero = {};
         const Vector<T> slope = exponential<T>(h > zero ? zero : h);
-        return {h > zero ? h : slope - 1, slope, h > zero ? zero : slope};
+        return {{{h > zero ? h : slope - 1, slope, h > zero ? zero : slope}}};
     }
 };
 
 template <class T> struct Tanh {
+    static constexpr int WIDTH = 1;
     T beta;
-    Jet<T> operator()(Vector<T> h) const {
+    Jets<T, 1> operator()(Vector<T> h) const {
         const Vector<T> value = 1 - 2 / (exponential<T>(2 * h) + 1);
         const Vector<T> slope = 1 - value * value;
-        return {value, slope, -2 * value * slope};
+        return {{{value, slope, -2 * value * slope}}};
     }
 };
+
+template <class T> inline Jet<T> swish(Vector<T> h, T beta, T scale) {
+    const Vector<T> u = beta * h, gate = 1 / (1 + exponential<T>(-u));
+    const Vector<T> rest = gate * (1 - gate);
+    return {h * gate * scale, (gate + u * rest) * scale,
+            rest * (2 + u * (1 - 2 * gate)) * (beta * scale)};
+}
 
 template <class T> struct LipSwish {
+    static constexpr int WIDTH = 1;
     T beta;
-    Jet<T> operator()(Vector<T> h) const {
-        const Vector<T> u = beta * h, gate = 1 / (1 + exponential<T>(-u));
-        const Vector<T> rest = gate * (1 - gate);
-        const T scale = T(1) / T(1.1);
-        return {h * gate * scale, (gate + u * rest) * scale,
-                rest * (2 + u * (1 - 2 * gate)) * (beta * scale)};
+    Jets<T, 1> operator()(Vector<T> h) const { return {{swish<T>(h, beta, T(1 / 1.1))}}; }
+};
+
+template <class T> struct CLipSwish {
+    static constexpr int WIDTH = 2;
+    T beta;
+    Jets<T, 2> operator()(Vector<T> h) const {
+        const T scale = T(1 / (1.1 * 1.004));
+        const Jet<T> jet = swish<T>(h, beta, scale);
+        return {{jet, {jet.value - h * scale, jet.slope - scale, jet.curvature}}};
     }
 };
 
-template <class T, class Phi>
-void activate(Phi phi, long n, const T* h, T* value, T* slope, T* curvature) {
-    for (long i = 0; i < n; i += LANES<T>) {
-        const long count = std::min(LANES<T>, n - i);
-        const Jet<T> jet = phi(count == LANES<T> ? load(h + i) : load(h + i, count));
-        if (count == LANES<T>) {
-            if (value) store(value + i, jet.value);
-            if (slope) store(slope + i, jet.slope);
-            if (curvature) store(curvature + i, jet.curvature);
-        } else {
-            if (value) store(value + i, jet.value, count);
-            if (slope) store(slope + i, jet.slope, count);
-            if (curvature) store(curvature + i, jet.curvature, count);
-        }
+template <class T> struct Sine {
+    static constexpr int WIDTH = 1;
+    T beta;
+    Jets<T, 1> operator()(Vector<T> h) const {
+        const SineCosine<T> at = sine_cosine<T>(beta * h);
+        return {{{at.sine / beta, at.cosine, -beta * at.sine}}};
+    }
+};
+
+template <class T> struct SinePair {
+    static constexpr int WIDTH = 2;
+    T beta;
+    Jets<T, 2> operator()(Vector<T> h) const {
+        const SineCosine<T> half = sine_cosine<T>(T(0.5) * beta * h);
+        const Vector<T> sine = 2 * half.sine * half.cosine;
+        const Vector<T> rest = 2 * half.sine * half.sine, cosine = 1 - rest;
+        return {{{sine / beta, cosine, -beta * sine}, {-rest / beta, -sine, -beta * cosine}}};
+    }
+};
+
+// Calls body with the activation of a link, as a type; not for NONE.
+template <class T, class Body> inline void with_activation(const Link& link, Body body) {
+    const T beta = T(link.beta);
+    switch (link.activation) {
+        case ELU: return body(Elu<T>{beta});
+        case TANH: return body(Tanh<T>{beta});
+        case LIPSWISH: return body(LipSwish<T>{beta});
+        case CLIPSWISH: return body(CLipSwish<T>{beta});
+        case SINE: return body(Sine<T>{beta});
+        default: return body(SinePair<T>{beta});
     }
 }
 
+// Rows of channels as an activation of so many values takes them: all are one where it has one.
+struct Rows {
+    long count, channels, width;
+    Rows(const Link& link, long rows)
+        : count(link.width > 1 ? rows : 1),
+          channels(link.width > 1 ? link.inputs / link.width : rows * link.inputs),
+          width(link.width) {}
+};
+
 // Writes those of phi(h), phi'(h) and phi''(h) that are asked for; not for NONE.
 template <class T>
-void activate(const Link& link, long n, const T* h, T* value, T* slope, T* curvature) {
-    const T beta = T(link.beta);
-    if (link.activation == ELU) activate(Elu<T>{beta}, n, h, value, slope, curvature);
-    else if (link.activation == TANH) activate(Tanh<T>{beta}, n, h, value, slope, curvature);
-    else activate(LipSwish<T>{beta}, n, h, value, slope, curvature);
+void activate(const Link& link, long rows, const T* h, T* value, T* slope, T* curvature) {
+    const Rows all(link, rows);
+    with_activation<T>(link, [&](auto phi) {
+        for (long row = 0; row < all.count; ++row, h += all.channels)
+            for (long i = 0; i < all.channels; i += LANES<T>) {
+                const long count = std::min(LANES<T>, all.channels - i);
+                const bool whole = count == LANES<T>;
+                const auto jets = phi(whole ? load(h + i) : load(h + i, count));
+                const auto put = [&](T* to, long at, Vector<T> v) {
+                    if (to) whole ? store(to + at, v) : store(to + at, v, count);
+                };
+                for (int block = 0; block < phi.WIDTH; ++block) {
+                    const long at = (row * phi.WIDTH + block) * all.channels + i;
+                    put(value, at, jets[block].value);
+                    put(slope, at, jets[block].slope);
+                    put(curvature, at, jets[block].curvature);
+                }
+            }
+    });
+}
+
+// Each entry times the slopes of the activation there: (rows, inputs / width) to (rows, inputs).
+template <class T>
+void spread(const Link& link, long rows, const T* t, const T* slope, T* to) {
+    const Rows all(link, rows);
+    for (long row = 0; row < all.count; ++row, t += all.channels)
+        for (long block = 0; block < all.width; ++block)
+            for (long i = 0; i < all.channels; ++i) *to++ = t[i] * *slope++;
+}
+
+// The sum over an activation's blocks of channels: (rows, inputs) to (rows, inputs / width).
+template <class T> void fold(const Link& link, long rows, const T* from, T* to) {
+    const Rows all(link, rows);
+    for (long row = 0; row < all.count; ++row, to += all.channels)
+        for (long block = 0; block < all.width; ++block, from += all.channels)
+            for (long i = 0; i < all.channels; ++i) to[i] = block ? to[i] + from[i] : from[i];
 }
 
 }  // namespace

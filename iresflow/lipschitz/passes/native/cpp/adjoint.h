@@ -63,33 +63,55 @@ template <class T> struct Sums {
     }
 };
 
-// The adjoint of an activation: q of phi(h) and phi'(h) t becomes that of h and t, in place.
+// The adjoint of an activation: q of phi(h) and phi'(h) t becomes that of h and t, in place: a row
+// of the latter begins before that of the former, and each is read before it is written.
 // Returns the gradient of log(beta), as `pointwise.py` derives it.
-template <class T>
-double activation_adjoint(long n, long directions, const T* h, const T* value, const T* slope,
-                          const T* curvature, const T* const* t, T* const* q) {
+template <class T, int WIDTH>
+double activation_adjoint(const Rows& all, long directions, const T* h, const T* value,
+                          const T* slope, const T* curvature, const T* const* t, T* const* q) {
     Vector<T> beta = {};
-    for (long j = 0; j < n; j += LANES<T>) {
-        const long count = std::min(LANES<T>, n - j);
-        const auto get = [&](const T* x) {
-            return count == LANES<T> ? load(x + j) : load(x + j, count);
-        };
-        const auto put = [&](T* x, Vector<T> v) {
-            count == LANES<T> ? store(x + j, v) : store(x + j, v, count);
-        };
-        const Vector<T> s = get(slope);
-        Vector<T> mixed = {};
-        for (long k = 1; k <= directions; ++k) {
-            const Vector<T> u = get(q[k]);
-            mixed += get(t[k]) * u;
-            put(q[k], u * s);
+    const long n = all.channels;
+    for (long row = 0; row < all.count; ++row)
+        for (long j = 0; j < n; j += LANES<T>) {
+            const long count = std::min(LANES<T>, n - j), narrow = row * n + j;
+            const auto get = [&](const T* x) {
+                return count == LANES<T> ? load(x) : load(x, count);
+            };
+            const auto put = [&](T* x, Vector<T> v) {
+                count == LANES<T> ? store(x, v) : store(x, v, count);
+            };
+            Vector<T> mixed[WIDTH] = {};
+            for (long k = 1; k <= directions; ++k) {
+                const Vector<T> tangent = get(t[k] + narrow);
+                Vector<T> sum = {};
+                for (int block = 0; block < WIDTH; ++block) {
+                    const long wide = (row * WIDTH + block) * n + j;
+                    const Vector<T> u = get(q[k] + wide);
+                    mixed[block] += tangent * u;
+                    sum += u * get(slope + wide);
+                }
+                put(q[k] + narrow, sum);
+            }
+            const Vector<T> x = get(h + narrow);
+            Vector<T> sum = {};
+            for (int block = 0; block < WIDTH; ++block) {
+                const long wide = (row * WIDTH + block) * n + j;
+                const Vector<T> p = get(q[0] + wide), s = get(slope + wide);
+                mixed[block] *= get(curvature + wide);
+                beta += (x * s - get(value + wide)) * p + x * mixed[block];
+                sum += p * s + mixed[block];
+            }
+            put(q[0] + narrow, sum);
         }
-        mixed *= get(curvature);
-        const Vector<T> p = get(q[0]), x = get(h);
-        beta += (x * s - get(value)) * p + x * mixed;
-        put(q[0], p * s + mixed);
-    }
     return sum_of<T>(beta);
+}
+
+template <class T>
+double activation_adjoint(const Link& link, long rows, long directions, const T* h,
+                          const T* value, const T* slope, const T* curvature, const T* const* t,
+                          T* const* q) {
+    const auto pass = link.width > 1 ? activation_adjoint<T, 2> : activation_adjoint<T, 1>;
+    return pass(Rows(link, rows), directions, h, value, slope, curvature, t, q);
 }
 
 // One item of the adjoint of the value and of the tangents along each direction.
@@ -111,22 +133,23 @@ template <class T> struct Adjoint {
         for (long i = last; i >= 0; --i) {
             const Link& link = links[i];
             const long n = item.rows * link.inputs;
-            const T* h = i ? rows<T>((const void*)link.input, item.row, link.inputs)
-                           : x + item.row * link.inputs;
+            const long channels = front(link);
+            const T* h = i ? rows<T>((const void*)link.input, item.row, channels)
+                           : x + item.row * channels;
             entered[0] = h;
             for (long k = 1; k < stacks; ++k)
                 entered[k] = entering[k] = (i ? (const T*)link.tangent : t) +
-                                           ((k - 1) * all + item.row) * link.inputs;
+                                           ((k - 1) * all + item.row) * channels;
             T *value = nullptr, *slope = nullptr, *curvature = nullptr;
             if (link.activation != NONE) {
                 value = scratch.at(VALUE, n);
                 slope = scratch.at(SLOPE, n);
                 curvature = scratch.at(CURVATURE, n);
-                activate(link, n, h, value, slope, curvature);
+                activate(link, item.rows, h, value, slope, curvature);
                 T* scaled = scratch.at(ENTERED, shape.directions * n);
                 entered[0] = value;
                 for (long k = 1; k < stacks; ++k, scaled += n) {
-                    for (long j = 0; j < n; ++j) scaled[j] = entering[k][j] * slope[j];
+                    spread(link, item.rows, entering[k], slope, scaled);
                     entered[k] = scaled;
                 }
             }
@@ -137,11 +160,13 @@ template <class T> struct Adjoint {
             }
             add_bias(link, item, delta[0], sums.bias[i]);
             if (link.activation != NONE)
-                sums.beta[i] += activation_adjoint(n, shape.directions, h, value, slope, curvature,
-                                                   entering.data(), q.data());
+                sums.beta[i] +=
+                    activation_adjoint<T>(link, item.rows, shape.directions, h, value, slope,
+                                          curvature, entering.data(), q.data());
             for (long k = 0; k < stacks; ++k) delta[k] = q[k];
         }
-        std::copy(q[0], q[0] + item.rows * links[0].inputs, before + item.row * links[0].inputs);
+        const long channels = front(links[0]);
+        std::copy(q[0], q[0] + item.rows * channels, before + item.row * channels);
     }
 
     static void layer_adjoint(const Link& link, const Item& item, const T* entered, const T* delta,

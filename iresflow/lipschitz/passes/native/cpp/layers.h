@@ -73,7 +73,7 @@ template <class T> struct Borrowed {
 };
 
 enum Buffer {
-    WINDOWS, TAPS, VALUE, SLOPE, CURVATURE, ENTERED, PADDED, EVEN, ODD, POWER, NEXT
+    WINDOWS, TAPS, VALUE, SLOPE, CURVATURE, ENTERED, PADDED, EVEN, ODD, POWER, NEXT, WIDE
 };
 
 // Calls body(pixel, neighbour, count, tap) for all k k taps of an image's windows and all of its

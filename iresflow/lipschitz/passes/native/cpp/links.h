@@ -10,13 +10,14 @@ extern "C" {
 struct Link {
     int64_t inputs, outputs, side;  // channels, and k
     int64_t activation;             // a Kind
+    int64_t width;                  // its values for each entry, blocks of channels; `inputs` in all
     double beta;                    // its slope, for those that have one
     const void* weight;             // (outputs, inputs, k, k)
     const void* bias;               // (outputs), or a row for each sample
     int64_t bias_stride;            // 0, or from one sample's to the next
     void* matrix;                   // M and its transpose, as `pack` leaves them
     void* input;                    // h in front of the activation; null in the first link
-    void* slope;                    // phi'(h); null where it is not wanted or there is none
+    void* slope;                    // phi'(h), `inputs` wide; null where not wanted or none
     void* tangent;                  // what enters the activation along each direction
     void* weight_gradient;
     void* bias_gradient;
@@ -29,6 +30,6 @@ struct Shape {
     int64_t terms;  // of power sums
 };
 
-enum Kind : int64_t { NONE, ELU, TANH, LIPSWISH };
+enum Kind : int64_t { NONE, ELU, TANH, LIPSWISH, CLIPSWISH, SINE, SINE_COSINE };
 
 }  // extern "C"

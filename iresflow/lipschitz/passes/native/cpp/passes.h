@@ -26,6 +26,9 @@ template <class T> inline T* rows(void* matrix, long row, long channels) {
     return matrix ? (T*)matrix + row * channels : nullptr;
 }
 
+// Channels in front of the activation.
+inline long front(const Link& link) { return link.inputs / link.width; }
+
 constexpr long VECTORS = 32;  // of a dense chain that make up an item
 
 // Runs body(item, direction, scratch) for all items of so many directions, in threads.
@@ -61,13 +64,13 @@ void for_items(const Shape& shape, const Link* links, long directions, Body body
 
 template <class T> void forward(const Shape& shape, const Link* links, const T* x, T* out) {
     for_items<T>(shape, links, 1, [&](const Item& item, long, Scratch<T>& scratch) {
-        const T* h = x + item.row * links[0].inputs;
+        const T* h = x + item.row * front(links[0]);
         for (long i = 0; i < shape.links; ++i) {
             const Link& link = links[i];
             if (link.activation != NONE) {
-                const long n = item.rows * link.inputs;
-                T* value = scratch.at(VALUE, n);
-                activate(link, n, h, value, rows<T>(link.slope, item.row, link.inputs), (T*)nullptr);
+                T* value = scratch.at(VALUE, item.rows * link.inputs);
+                T* slope = rows<T>(link.slope, item.row, link.inputs);
+                activate(link, item.rows, h, value, slope, (T*)nullptr);
                 h = value;
             }
             T* y = out + item.row * link.outputs;
@@ -86,10 +89,10 @@ template <class T> void tangents(const Shape& shape, const Link* links, const T*
     const long all = shape.samples * shape.height * shape.width;
     for_items<T>(shape, links, shape.directions, [&](const Item& item, long k, Scratch<T>& scratch) {
         const long row = k * all + item.row;
-        const T* h = t + row * links[0].inputs;
+        const T* h = t + row * front(links[0]);
         if (const T* slope = rows<T>((const void*)links[0].slope, item.row, links[0].inputs)) {
             T* entered = scratch.at(ENTERED, item.rows * links[0].inputs);
-            for (long j = 0; j < item.rows * links[0].inputs; ++j) entered[j] = h[j] * slope[j];
+            spread(links[0], item.rows, h, slope, entered);
             h = entered;
         }
         for (long i = 0; i < shape.links; ++i) {
@@ -98,12 +101,20 @@ template <class T> void tangents(const Shape& shape, const Link* links, const T*
             T* y = last ? out + row * link.outputs
                         : rows<T>(links[i + 1].tangent, row, link.outputs);
             Ending<T> end;
+            T* entered = y;
             if (!last && links[i + 1].slope) {
-                end.scale = rows<T>((const void*)links[i + 1].slope, item.row, link.outputs);
-                end.scaled = scratch.at(i % 2 ? ODD : EVEN, item.rows * link.outputs);
+                const Link& next = links[i + 1];
+                entered = scratch.at(i % 2 ? ODD : EVEN, item.rows * next.inputs);
+                end.scale = rows<T>((const void*)next.slope, item.row, next.inputs);
+                end.scaled = entered;
             }
-            apply(link, item, h, false, y, end, scratch);
-            h = end.scaled ? end.scaled : y;
+            if (last || links[i + 1].width == 1) {
+                apply(link, item, h, false, y, end, scratch);
+            } else {
+                apply(link, item, h, false, y, Ending<T>{}, scratch);
+                spread(links[i + 1], item.rows, y, end.scale, entered);
+            }
+            h = entered;
         }
     });
 }
@@ -115,15 +126,18 @@ void vjp(const Shape& shape, const Link* links, const Item& item, const T* u, T*
     for (long i = shape.links - 1; i >= 0; --i) {
         const Link& link = links[i];
         T* before = i ? scratch.at(i % 2 ? ODD : EVEN, item.rows * link.inputs) : out;
+        T* wide = link.width > 1 ? scratch.at(WIDE, item.rows * link.inputs) : before;
         Ending<T> end;
         end.scale = rows<T>((const void*)link.slope, item.row, link.inputs);
-        apply_adjoint(link, item, u, before, end, scratch);
+        apply_adjoint(link, item, u, wide, end, scratch);
+        if (wide != before) fold(link, item.rows, wide, before);
         u = before;
     }
 }
 
 template <class T> void vjp(const Shape& shape, const Link* links, const T* u, T* out) {
-    const long all = shape.samples * shape.height * shape.width, channels = links[0].inputs;
+    const long all = shape.samples * shape.height * shape.width;
+    const long channels = front(links[0]);
     for_items<T>(shape, links, shape.directions, [&](const Item& item, long k, Scratch<T>& scratch) {
         const long row = (k * all + item.row) * channels;
         vjp(shape, links, item, u + row, out + row, scratch);
@@ -143,7 +157,7 @@ template <class T> struct Powers {
 template <class T>
 void power_sums(const Shape& shape, const Link* links, const Powers<T>& powers) {
     const long pixels = shape.height * shape.width, all = shape.samples * pixels;
-    const long channels = links[0].inputs, each = pixels * channels;
+    const long channels = front(links[0]), each = pixels * channels;
     for_items<T>(shape, links, shape.directions, [&](const Item& item, long k, Scratch<T>& scratch) {
         const long row = (k * all + item.row) * channels, count = item.rows / pixels;
         const long first = k * shape.samples + item.sample, entries = item.rows * channels;

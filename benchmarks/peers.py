@@ -12,24 +12,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from iresflow import Flow, Krylov, PowerSeries
 from iresflow.bijections import Bijection, Composition, Logit
 from iresflow.data import Dataset, Split, load_dataset
 from iresflow.logdet import LogDetEstimator
-from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
+from iresflow.training.config import Config
+from iresflow.training.sections import section_of
+from iresflow.training.values import read_yaml
 
 __all__ = ["CASES", "Case", "Density", "Ours", "data_of", "settings_of"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SECTIONS = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "log_det": LogDetConfig,
-    "training": TrainingConfig,
-}
 
 warnings.filterwarnings("ignore", "torch.lu is deprecated")  # normflows' 1 x 1 convolutions
 
@@ -232,8 +227,7 @@ CASES = {
 
 def settings_of(name: str) -> Config:
     """The configuration in a file."""
-    values = yaml.safe_load((CONFIGS / name).read_text())
-    return Config(**{section: kind(**values[section]) for section, kind in SECTIONS.items()})
+    return section_of(Config, read_yaml(CONFIGS / name))
 
 
 def data_of(name: str, root: str | None) -> Dataset:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from time import perf_counter, process_time
 from types import ModuleType
+from typing import Any
 
 import torch
 import yaml
@@ -16,12 +18,15 @@ from jsonargparse import ArgumentParser
 from threadpoolctl import threadpool_limits
 
 from experiments.relu.base import Report, Samples
-from iresflow.commands.arguments import fail, new_parser, parse
+from iresflow.commands.arguments import fail, new_parser
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.commands.options import read_options
 from iresflow.data import Dataset, Split
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
 from iresflow.training.runs.directory import new_directory
+from iresflow.training.sections import option_kinds, section_of
+from iresflow.training.values import converted
 
 __all__ = ["main"]
 
@@ -46,14 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     if name not in EXPERIMENTS:
         fail(f"unknown experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}", code=2)
     experiment = import_module(f"experiments.relu.{name}")
-    parser = _parser(name, experiment)
-    values = parser.instantiate(parse(parser, rest))
-    settings = experiment.Settings(
-        **{field: values[field] for field in experiment.Settings.__dataclass_fields__}
-    )
-    if values["quick"]:
-        settings = experiment.quick(settings)
-    configs: dict[str, DataConfig] = {section: values[section] for section in experiment.DATA}
+    if "--help" in rest or "-h" in rest:
+        _parser(name, experiment).parse_args(["--help"])
+    settings, configs, others = _options(experiment, rest)
     mirrored = [section for section, config in configs.items() if config.flip or config.shift]
     if mirrored:
         fail(f"{mirrored[0]}.flip and .shift: only flows train on changed images", code=2)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         section: _samples(build_dataset(config, settings.seed))
         for section, config in configs.items()
     }
-    path = new_directory(values["runs"], values["name"] or f"relu-{name}")
+    path = new_directory(others.get("runs", "runs"), others.get("name") or f"relu-{name}")
     used = {**asdict(settings), **{section: asdict(c) for section, c in configs.items()}}
     (path / "config.yaml").write_text(yaml.safe_dump(used, sort_keys=False))
     print(f"run         {path}", flush=True)
@@ -77,9 +77,32 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _options(
+    experiment: ModuleType, arguments: Sequence[str]
+) -> tuple[Any, dict[str, DataConfig], dict[str, Any]]:
+    """The experiment's settings, its data sets by their names, and the other options."""
+    sections: dict[str, dict[str, Any]] = experiment.DATA
+    own = option_kinds(experiment.Settings)
+    kinds = {"quick": bool, "runs": str, "name": str | None, **own}
+    for section in sections:
+        kinds |= {section: DataConfig, **option_kinds(DataConfig, f"{section}.")}
+    try:
+        values = read_options(arguments, kinds, Path).values
+        given = {field: values.pop(field) for field in own if field in values}
+        settings = section_of(experiment.Settings, given)
+        configs = {
+            section: section_of(DataConfig, {**fields, **values.pop(section, {})}, f"{section}.")
+            for section, fields in sections.items()
+        }
+        others = {field: converted(value, kinds[field], field) for field, value in values.items()}
+    except ValueError as error:
+        fail(str(error), code=2)
+    return experiment.quick(settings) if others.get("quick") else settings, configs, others
+
+
 def _parser(name: str, experiment: ModuleType) -> ArgumentParser:
     parser = new_parser(f"relu {name}", experiment.__doc__ or "")
-    parser.add_argument("--config", action="config", help=f"such as experiments/relu/{name}.yaml")
+    parser.add_argument("--config", help=f"a YAML file, such as experiments/relu/{name}.yaml")
     parser.add_argument("--quick", action="store_true", help="small sizes, within a minute")
     parser.add_argument("--runs", default="runs", help="directory that holds the runs")
     parser.add_argument("--name", help="name of the run, part of its directory")

@@ -33,6 +33,7 @@ from iresflow.training.loop.batches import Batch
 from iresflow.training.loop.batches import Samples as LabelledSamples
 from iresflow.training.objectives.base import Objective, Score, Terms
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
+from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
@@ -50,7 +51,7 @@ WATCHED = 2000
 
 
 @dataclass(kw_only=True)
-class Settings:
+class Settings(Section):
     """Frames."""
 
     seed: int = 0

@@ -23,6 +23,7 @@ from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, On
 from iresflow.relu.inversion.measurements import observe_part
 from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
 from iresflow.relu.networks.network import Network, parse_network
+from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "random_network", "run"]
 
@@ -43,7 +44,7 @@ EXACT = 1e-6
 
 
 @dataclass(kw_only=True)
-class Settings:
+class Settings(Section):
     """Inversion."""
 
     seed: int = 0

@@ -15,6 +15,7 @@ from experiments.relu.kinds import count_kinds
 from experiments.relu.networks import mlp
 from experiments.relu.training import Training, train
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
+from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
@@ -22,7 +23,7 @@ DATA = {"images": {"name": "mnist"}}
 
 
 @dataclass(kw_only=True)
-class Settings:
+class Settings(Section):
     """Preimages."""
 
     seed: int = 0

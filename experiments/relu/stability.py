@@ -24,6 +24,7 @@ from iresflow.relu.networks.network import Network, parse_network
 from iresflow.relu.stability.local_map import Stage, image_window, linearize, singular_values
 from iresflow.relu.stability.removed_rows import correlation_bound, correlation_counts
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
+from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
@@ -43,7 +44,7 @@ GRID = np.geomspace(1e-2, 1e2, 121)
 
 
 @dataclass(kw_only=True)
-class Settings:
+class Settings(Section):
     """Stability."""
 
     seed: int = 0

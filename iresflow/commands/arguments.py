@@ -2,14 +2,12 @@
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-__all__ = ["add_run_arguments", "fail", "new_parser", "parse"]
+__all__ = ["add_run_arguments", "fail", "nearest", "new_parser", "parse"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -45,6 +43,17 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """What to say of an unknown option: the known one that was meant, as far as can be told."""
+    known = list(known)
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
+    if not near:
+        # The right name in the wrong section: compare the last part alone.
+        last = {name.rsplit(".", 1)[-1]: name for name in known}
+        near = [last[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], last, n=1)]
+    return f"the nearest is --{near[0]}" if near else "see --help"
+
+
 def _unknown_option(parser: ArgumentParser, arguments: Sequence[str]) -> str | None:
     """What is to be said of the first option that the parser doesn't have; None where it has all.
 
@@ -52,9 +61,9 @@ def _unknown_option(parser: ArgumentParser, arguments: Sequence[str]) -> str | N
     """
     actions = [name for action in parser._actions for name in action.option_strings]
     known = sorted({name.lstrip("-") for name in actions if name.startswith("--")})
-    for name in (*_names(arguments), *_names_in_files(arguments)):
+    for name in _names(arguments):
         if name not in known:
-            return f"unknown option {name!r}: {_advice(name, known)}"
+            return f"unknown option {name!r}: {nearest(name, known)}"
     return None
 
 
@@ -62,32 +71,3 @@ def _names(arguments: Sequence[str]) -> Iterator[str]:
     for argument in arguments:
         if argument.startswith("--"):
             yield argument[2:].partition("=")[0].rstrip("+")
-
-
-def _names_in_files(arguments: Sequence[str]) -> Iterator[str]:
-    """The options that the configuration files set, each by its full name."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, value = argument.partition("=")
-        path = Path(value or following)
-        if name == "--config" and path.is_file():
-            try:
-                yield from _leaves(yaml.safe_load(path.read_text()))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError):
-                continue  # the parser says what is wrong with it
-
-
-def _leaves(values: object, prefix: str = "") -> Iterator[str]:
-    if not isinstance(values, dict):
-        yield prefix
-        return
-    for key, value in values.items():
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _advice(wrong: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
-    if not near:
-        # The right name in the wrong section: compare the last part alone.
-        last = {name.rsplit(".", 1)[-1]: name for name in known}
-        near = [last[n] for n in difflib.get_close_matches(wrong.rsplit(".", 1)[-1], last, n=1)]
-    return f"the nearest is --{near[0]}" if near else "see --help"

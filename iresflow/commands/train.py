@@ -1,18 +1,19 @@
 """``iresflow train``: from a configuration to a trained, certified and evaluated model."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 
-from iresflow.commands.arguments import new_parser, parse
+from iresflow.commands.arguments import new_parser
+from iresflow.commands.configuration import Asked, configure
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
 from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import ImageFlow, VectorFlow
+from iresflow.training import presets
 from iresflow.training.build import augmentations, build_dataset, build_model
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
@@ -24,8 +25,7 @@ from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.contexts import asked_of
 from iresflow.training.objectives.likelihood import MaximumLikelihood
 from iresflow.training.runs.directory import RunDirectory
-from iresflow.training.runs.experiment import require_same_experiment
-from iresflow.training.runs.known_data import remember, require_same_training, stored_data_config
+from iresflow.training.runs.known_data import remember, require_same_training
 
 __all__ = ["main"]
 
@@ -36,12 +36,18 @@ on two CPU cores. Every value of a config file can be overridden: --model.hidden
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
+    if "--help" in arguments or "-h" in arguments:
+        _parser().parse_args(["--help"])
     with join_processes() as processes:
         return _train(arguments, processes)
 
 
 def _train(arguments: Sequence[str], processes: Processes) -> int:
-    config, resumed = processes.on_main(lambda: _configure(arguments))
+    asked = processes.on_main(lambda: configure(arguments))
+    config, resumed = asked.config, asked.resumed
+    if asked.prints:
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        return 0
     keep_freed_memory()
     compile_kernels(config.training.compile)
     device = processes.device(config.device)
@@ -72,14 +78,14 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
             if not resumed:
                 remember(run.path, dataset)
             run.write_config(config.to_dict())
-            _announce(run, dataset, flow, trainer, processes)
+            _announce(run, asked, dataset, flow, trainer, processes)
         try:
             trainer.train()
         except TrainingInterrupted:
             if processes.main:
                 print(
                     f"\ninterrupted at step {trainer.progress.step}, saved. Go on: "
-                    f"python train.py --resume {run.path}"
+                    f"iresflow train --resume {run.path}"
                 )
             return 130
         _report(run, dataset, device, processes)
@@ -88,38 +94,22 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
 
 def _parser() -> ArgumentParser:
     parser = new_parser("train", DESCRIPTION)
-    parser.add_argument("--config", action="config", help="YAML file, such as configs/mnist.yaml")
+    parser.add_argument(
+        "--config",
+        help=f"a preset ({', '.join(presets.names())}) or a YAML file; the command line overrides "
+        "what it says. By default the preset of data.name",
+    )
     parser.add_argument("--resume", help="run directory to go on with, exactly where it stopped")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print all options that would be used, and end"
+    )
     parser.add_class_arguments(Config)
     return parser
 
 
-def _configure(arguments: Sequence[str]) -> tuple[Config, RunDirectory | None]:
-    parser = _parser()
-    parsed = parse(parser, arguments)
-    resumed = None
-    if parsed.resume:
-        resumed = RunDirectory.open(parsed.resume)
-        # What the run was started with, then what this command line overrides.
-        stored, _ = stored_data_config(resumed.config_file)
-        rules = ["--data.order", stored.order, "--data.bits", str(stored.bits or "null")]
-        parsed = parse(parser, ["--config", str(resumed.config_file), *rules, *arguments])
-    values = parser.instantiate(parsed)
-    fields = {name: values[name] for name in Config.__dataclass_fields__}
-    config = Config(**fields)
-    if config.name is None and parsed.config and not resumed:
-        config = replace(config, name=Path(str(parsed.config[-1])).stem)
-    for place in ("root", "validation_root", "test_root", "cache"):
-        if (path := getattr(config.data, place)) is not None:
-            # The run must find its data from any working directory.
-            setattr(config.data, place, str(Path(path).absolute()))
-    if resumed:
-        require_same_experiment(resumed, config)
-    return config, resumed
-
-
 def _announce(
     run: RunDirectory,
+    asked: Asked,
     dataset: Dataset,
     flow: ImageFlow | VectorFlow,
     trainer: Trainer,
@@ -132,6 +122,7 @@ def _announce(
     team = "" if processes.count == 1 else f", {processes.count} processes"
     print(
         f"run         {run.path}\n"
+        f"options     {asked.origin}\n"
         f"data        {dataset.name}, {shape}{levels}: {len(dataset.train)} train, "
         f"{len(dataset.validation)} validation, {len(dataset.test)} test{origin}\n"
         f"model       {len(list(flow.blocks()))} residual blocks, {parameters:,} parameters, "
@@ -175,5 +166,5 @@ def _report(
         f"checkpoint  {path}\n"
         f"samples     {run.samples}\n"
         f"metrics     {run.metrics_file}, and tensorboard --logdir {run.events}\n"
-        f"next        python sample.py {run.path}"
+        f"next        iresflow sample {run.path}"
     )

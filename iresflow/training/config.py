@@ -1,12 +1,16 @@
 """The configuration of a run, as typed dataclasses: every option that a person can set.
 
-The defaults are those of ``configs/digits.yaml``, so that a run without arguments needs no file.
-The docstrings below the fields are the texts of ``--help``.
+The defaults are made for the digits, so that a run without arguments needs no file; the presets in
+``configs`` state what differs. Where a default comes from: [thesis] Behrmann, 2019, appendix A.2;
+[RF] Residual Flows (Chen et al., 2019) and its code; [own] our measurements, in README.md. The
+docstrings below the fields are the texts of ``--help``.
 """
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from iresflow.training.sections import Section
 
 __all__ = ["Config", "DataConfig", "LogDetConfig", "ModelConfig", "TrainingConfig"]
 
@@ -23,7 +27,7 @@ def _positive(section: object, *names: str) -> None:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Section):
     """Data."""
 
     name: str = "digits"
@@ -65,25 +69,25 @@ class DataConfig:
     shift: int = 0
     """Pixels by which training images are shifted at random, at most; black comes in."""
 
-    def __post_init__(self) -> None:
-        self.context = tuple(self.context)
+    def _check(self) -> None:
         if self.shift < 0:
             raise ValueError(f"shift must be 0 or more pixels, got {self.shift}")
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(Section):
     """Model."""
 
-    blocks: tuple[int, ...] = (4, 4)
+    blocks: tuple[int, ...] = (4, 4)  # [own] 8 x 8, then 4 x 4 pixels
     """Residual blocks on each scale, finest first; 0 squeezes at once. Vectors: one number."""
-    hidden: int | tuple[int, ...] = 32
+    hidden: int | tuple[int, ...] = 32  # [thesis] of its MNIST model
     """Width of the branches: channels for images, units for vectors; or one for each gap between
     their layers."""
-    kernels: tuple[int, ...] = (3, 1, 3)
+    kernels: tuple[int, ...] = (3, 1, 3)  # [thesis]
     """Sides of the kernels of a branch's convolutions, odd, one a layer (images)."""
     padding: Literal["zeros", "circular", "reflect"] = "zeros"
     """What the convolutions read beyond the border (images)."""
+    # [RF] section 3.3
     activation: Literal[
         "clipswish", "elu", "lipswish", "sine", "sine-cosine", "softplus", "tanh"
     ] = "lipswish"
@@ -91,23 +95,24 @@ class ModelConfig:
     activate_input: bool = True
     """Whether an activation stands in front of each branch's first layer, but for the first
     branch's."""
-    coeff: float = 0.98
+    coeff: float = 0.98  # [RF] its code
     """Upper limit of each layer's operator norm, between 0 and 1."""
+    # [own] as close as five power iterations, for less
     normalization: Literal["bidiagonalization", "power-iteration", "certified"] = (
         "bidiagonalization"
     )
     """Norm that training divides weights by; certified costs more and holds in every step."""
-    factor_out: bool = False
+    factor_out: bool = False  # [RF] its code
     """Whether half of the channels go to the latent after each scale (images)."""
-    alpha: float = 0.05
+    alpha: float = 0.05  # [RF] its code, for CIFAR10; RealNVP (Dinh et al., 2017), section 4.1
     """Distance of the pixels' logit from 0 and 1, in pixel range; 0 centres instead (images)."""
-    learned_prior: bool = True
+    learned_prior: bool = True  # [thesis] its code
     """Whether mean and variance of the latent are trained."""
     conditional: bool = False
     """Whether the class label enters the branches and the prior (data with labels)."""
 
-    def __post_init__(self) -> None:
-        widths = self.hidden if isinstance(self.hidden, tuple | list) else (self.hidden,)
+    def _check(self) -> None:
+        widths = self.hidden if isinstance(self.hidden, tuple) else (self.hidden,)
         if not all(width > 0 for width in widths):
             raise ValueError(f"hidden must be above 0, got {self.hidden}")
         if not self.kernels or any(side < 1 or side % 2 == 0 for side in self.kernels):
@@ -117,27 +122,29 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class LogDetConfig:
+class LogDetConfig(Section):
     """Log-determinant."""
 
+    # [thesis] Algorithm 2
     name: Literal["power-series", "random-series", "krylov", "lanczos", "exact"] = "power-series"
     """Estimator in training; exact is for few dimensions."""
-    terms: int = 60
+    terms: int = 60  # [own] at most; the tolerance decides
     """Terms of the power series, or Krylov or Lanczos steps, at most."""
-    tol: float = 1e-3
+    tol: float = 1e-3  # [own] a fixed 5 terms can be exploited, see README.md
     """Truncation error in nats per dimension at which terms or steps end; 0 takes them all."""
-    exact_terms: int = 2
+    exact_terms: int = 2  # [RF] its code
     """Terms of the random series that are always taken."""
     lengths: Literal["poisson", "geometric"] = "poisson"
     """Distribution of the further terms of the random series."""
     rate: float | None = None
     """Mean of the Poisson distribution (null: 2), or p of the geometric one (null: 0.5)."""
-    probes: int = 1
+    probes: int = 1  # [thesis] section 5.4
     """Random probes for each sample and block."""
+    # The smallest variance (Avron and Toledo, 2011).
     probe: Literal["rademacher", "gaussian"] = "rademacher"
     """Distribution of the probes' entries."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _positive(self, "terms", "probes", "exact_terms", "rate")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or positive, got {self.tol}")
@@ -146,14 +153,14 @@ class LogDetConfig:
 
 
 @dataclass(kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """Training."""
 
-    steps: int | None = 1500
+    steps: int | None = 1500  # [own]
     """Optimiser steps in all; null for as many as the minutes allow."""
     minutes: float | None = None
     """Stop after this many minutes of training, if the steps take longer; null for no limit."""
-    batch_size: int = 64
+    batch_size: int = 64  # [RF]
     """Samples in a step, over all processes."""
     accumulate: int = 1
     """Parts that each process splits its samples of a step in, to compute them one by one."""
@@ -164,15 +171,15 @@ class TrainingConfig:
     compile: bool = True
     """Whether what takes most of the time is compiled, where there is a compiler: the branches'
     passes on a CPU (some seconds, once a machine), pointwise kernels of other large tensors."""
-    optimizer: OptimizerName = "adam"
+    optimizer: OptimizerName = "adam"  # [RF]
     """Optimiser."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 0.0
     """Factor of the weights that is added to their gradients; adamw takes it from the weights."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 5e-3  # [own]
     """Learning rate after the warm-up."""
-    warmup_steps: int = 100
+    warmup_steps: int = 100  # [own]
     """Steps over which the learning rate rises linearly from 0."""
     schedule: ScheduleName = "linear"
     """How the learning rate falls: over decay_steps, or by the factor drop at each of drops."""
@@ -183,21 +190,21 @@ class TrainingConfig:
     """Fractions of training at which the schedule steps lowers the learning rate, rising."""
     drop: float = 0.1
     """Factor of the learning rate at each of these."""
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = 1.0  # [RF] its code
     """Largest norm of the gradient; null for no clipping."""
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # [RF] its code
     """Decay per step of the average of the weights that is evaluated and kept; 0 for none."""
-    validate_every: int | float = 250
+    validate_every: int | float = 250  # [own]
     """Steps between validations: a count, or a fraction of training below 1; each writes
     checkpoints and sample grids."""
-    validation_samples: int = 512
+    validation_samples: int = 512  # [own]
     """Samples of the validation split that are used, at most."""
     patience: int | None = None
     """Validations in a row without a better score after which training ends; null for never."""
-    log_every: int = 25
+    log_every: int = 25  # [own]
     """Steps between lines of metrics.jsonl and of TensorBoard."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _positive(self, "steps", "minutes", "batch_size", "learning_rate", "clip_norm")
         _positive(self, "accumulate", "patience")
         _positive(self, "validate_every", "validation_samples", "log_every")
@@ -214,13 +221,9 @@ class TrainingConfig:
         self._check_counts()
         if not 0 < self.drop <= 1:
             raise ValueError(f"drop must be above 0 and at most 1, got {self.drop}")
-        drops = tuple(self.drops)
+        drops = self.drops
         if list(drops) != sorted(drops) or not all(0 < d < 1 for d in drops):
             raise ValueError(f"drops must rise and lie strictly between 0 and 1, got {drops}")
-        for name, literal in (("optimizer", OptimizerName), ("schedule", ScheduleName)):
-            value, allowed = getattr(self, name), get_args(literal)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
     def _check_counts(self) -> None:
         for name in ("decay_steps", "validate_every"):
@@ -235,7 +238,7 @@ class TrainingConfig:
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Section):
     """Run."""
 
     name: str | None = None

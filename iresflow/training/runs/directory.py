@@ -15,6 +15,7 @@ import yaml
 from iresflow.errors import RunError
 from iresflow.training.loop.processes import Processes
 from iresflow.training.runs.lock import locked
+from iresflow.training.values import read_yaml
 
 __all__ = ["RunDirectory", "new_directory", "read_options"]
 
@@ -68,11 +69,10 @@ def read_options(file: Path) -> dict[str, Any]:
         RunError: they can't be read, in one line.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{file} is damaged or can't be read: {reason}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        values = read_yaml(file)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    if not values:
         raise RunError(f"{file} is damaged: it holds no options")
     return values
 
@@ -128,7 +128,7 @@ class RunDirectory:
                 "is not a run directory (no config.yaml in it)" if path.exists() else "is missing"
             )
             raise RunError(
-                f"{path} {here}; a run is what train.py makes, such as runs/0000-digits"
+                f"{path} {here}; a run is what iresflow train makes, such as runs/0000-digits"
             )
         return cls(path)
 

@@ -1,7 +1,7 @@
 """Whether a run that is gone on with is still the experiment that it was begun as."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from warnings import warn
 
@@ -10,8 +10,9 @@ from iresflow.training.checkpoint import options_of
 from iresflow.training.config import Config
 from iresflow.training.runs.directory import RunDirectory, read_options
 from iresflow.training.runs.known_data import data_config
+from iresflow.training.sections import section_of
 
-__all__ = ["require_same_experiment"]
+__all__ = ["require_same_experiment", "stored_config"]
 
 SECTIONS = ("data", "model", "log_det")
 ALONE = ("training.optimizer", "seed")
@@ -34,9 +35,8 @@ def require_same_experiment(run: RunDirectory, config: Config) -> None:
     """
     written, last = read_options(run.config_file), run.checkpoint("last")
     trained = options_of(last) if last.is_file() else {}
-    before, now = _completed(trained or written), config.to_dict()
-    now["data"] = asdict(config.data)
-    stored, asked = dict(_leaves(before)), dict(_leaves(now))
+    before = stored_config(trained or written, last if trained else run.config_file)
+    stored, asked = dict(_leaves(before.to_dict())), dict(_leaves(config.to_dict()))
     changed = [
         f"{name} ({stored.get(name)}, not {value})"
         for name, value in asked.items()
@@ -61,14 +61,18 @@ def require_same_experiment(run: RunDirectory, config: Config) -> None:
         )
 
 
-def _completed(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """All options: those that are younger than the run had their defaults."""
-    before = Config().to_dict()
-    for name, values in stored.items():
-        known = before.get(name)
-        before[name] = {**known, **values} if isinstance(known, dict) else values
-    before["data"] = asdict(data_config(stored["data"]))
-    return before
+def stored_config(stored: Mapping[str, Any], file: Path) -> Config:
+    """The configuration that a file holds: options that are younger than it had their defaults.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        config = section_of(Config, {k: v for k, v in stored.items() if k != "data"})
+        config.data = data_config(stored.get("data"))
+    except ValueError as error:
+        raise RunError(f"{file} is damaged, or of another version: {error}") from None
+    return config
 
 
 def _belongs_to_experiment(name: str) -> bool:

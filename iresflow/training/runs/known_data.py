@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 from warnings import warn
 
 from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint, Scaling
@@ -12,6 +12,8 @@ from iresflow.errors import DataError, RunError
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
 from iresflow.training.runs.directory import read_options
+from iresflow.training.sections import section_of
+from iresflow.training.values import converted, shown
 
 __all__ = [
     "KnownData",
@@ -96,9 +98,15 @@ def remember(run: str | Path, dataset: Dataset) -> None:
         beside.unlink(missing_ok=True)
 
 
-def data_config(values: Mapping[str, Any]) -> DataConfig:
-    """The section of data of a run's configuration; runs of version 0.1 keep their rules."""
-    config = DataConfig(**values)
+def data_config(values: object) -> DataConfig:
+    """The section of data of a run's configuration; runs of version 0.1 keep their rules.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"data holds the options of data, got {shown(values)}")
+    config = section_of(DataConfig, values, "data.")
     if config.name in OWN_DATA and "order" not in values:
         config.order = "shuffle"
         if config.name == "folder":
@@ -114,9 +122,9 @@ def stored_data_config(file: Path) -> tuple[DataConfig, int]:
     """
     values = read_options(file)
     try:
-        return data_config(values["data"]), int(values["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{file} is damaged: {type(error).__name__} {error}") from None
+        return data_config(values.get("data")), converted(values.get("seed"), int, "seed")
+    except ValueError as error:
+        raise RunError(f"{file} is damaged, or of another version: {error}") from None
 
 
 def load_data(run: str | Path, *, root: str | None = None, split: str = "test") -> Dataset:

@@ -1,0 +1,73 @@
+"""Sections of options: dataclasses that check themselves, built from plain values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+from iresflow.training.values import converted, shown
+
+__all__ = ["Section", "is_section", "option_kinds", "section_of"]
+
+
+@dataclass(kw_only=True)
+class Section:
+    """A dataclass of options, which are converted to the types they have, and then checked.
+
+    A field may be a section in turn.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds_of(type(self)).items():
+            setattr(self, name, converted(getattr(self, name), kind, name))
+        self._check()
+
+    def _check(self) -> None:
+        """Raises a ValueError that begins with the name of an option that is out of range."""
+
+
+S = TypeVar("S", bound=Section)
+
+
+@cache
+def _kinds_of(section: type[Section]) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
+def option_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:
+    """The type of each option in a section and of each inner section, by its full name."""
+    kinds: dict[str, Any] = {}
+    for name, kind in _kinds_of(section).items():
+        kinds[prefix + name] = kind
+        if is_section(kind):
+            kinds |= option_kinds(kind, f"{prefix}{name}.")
+    return kinds
+
+
+def section_of(kind: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
+    """The section that plain values describe, as they stand in a YAML file.
+
+    Raises:
+        ValueError: a value out of range or of another type, or an unknown name; the message
+            begins with the option's full name.
+    """
+    kinds, fields = _kinds_of(kind), {}
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        if name not in kinds:
+            raise ValueError(f"{full} is no option")
+        if not is_section(kinds[name]):
+            fields[name] = value
+        elif isinstance(value, Mapping | None):  # all of its lines may be comments
+            fields[name] = section_of(kinds[name], value or {}, f"{full}.")
+        else:
+            raise ValueError(f"{full} holds options of its own, got {shown(value)}")
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+
+
+def is_section(kind: object) -> bool:
+    """Whether a type of an option is a section."""
+    return isinstance(kind, type) and issubclass(kind, Section)

@@ -87,6 +87,9 @@ VARIANTS: dict[str, Variant] = {
     **_one("alpha", "model.alpha", 0.0, 1e-6, 0.01, 0.05),
     "prior fixed": Variant("prior", {"model.learned_prior": False}),
     "prior factor out": Variant("prior", {"model.factor_out": True}),
+    "prior conditional": Variant(
+        "prior", {"model.factor_out": True, "model.conditional_prior": True}
+    ),
     **_estimator("tol 3e-3", tol=3e-3),
     **_estimator("tol 1e-2", tol=1e-2),
     **_estimator("2 probes", probes=2),
@@ -94,6 +97,10 @@ VARIANTS: dict[str, Variant] = {
     **_estimator("Krylov 2", name="krylov", terms=2, tol=0.0),
     **_estimator("Krylov 3", name="krylov", terms=3, tol=0.0),
     **_estimator("random series", name="random-series"),
+    **{
+        f"3-3, {name}": Variant("3-3", {"model.kernels": (3, 3), "model.activation": name})
+        for name in ("clipswish", "elu", "sine", "sine-cosine")
+    },
     "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),
     "3-3, blocks x 3/2, decay": Variant(
         "together",

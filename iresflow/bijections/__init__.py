@@ -3,6 +3,7 @@
 from iresflow.bijections.affine import ActNorm, Standardize
 from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
 from iresflow.bijections.channels import ChannelMeans, FirstChannels
+from iresflow.bijections.conditional_prior import ConditionalPrior
 from iresflow.bijections.pixels import Center, Logit, check_levels, dequantize, quantize
 from iresflow.bijections.reshape import MultiScale, Squeeze
 from iresflow.bijections.residual import ResidualBlock
@@ -14,6 +15,7 @@ __all__ = [
     "Center",
     "ChannelMeans",
     "Composition",
+    "ConditionalPrior",
     "FirstChannels",
     "Inverse",
     "LogDet",

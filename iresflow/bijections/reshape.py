@@ -1,7 +1,7 @@
 """Maps that only move entries: squeeze, and the multi-scale architecture that factors out."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.bijections.conditional_prior import ConditionalPrior
 from iresflow.bijections.stretch import Stretch
 
 __all__ = ["MultiScale", "Squeeze"]
@@ -55,9 +56,11 @@ class MultiScale(Bijection):
         scales: What happens on each scale.
         shapes: The shape (C, H, W) behind each scale, before anything is factored out.
         factored: For each scale but the last, how many of its first channels are factored out.
+        priors: By the index of a scale, what maps the channels factored out after it, given those
+            that stay. Without one, they go to the latent as they are.
 
     Raises:
-        ValueError: the three lists don't fit each other.
+        ValueError: the lists don't fit each other.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class MultiScale(Bijection):
         scales: Sequence[Bijection],
         shapes: Sequence[tuple[int, int, int]],
         factored: Sequence[int],
+        priors: Mapping[int, ConditionalPrior] | None = None,
     ) -> None:
         super().__init__()
         if not len(scales) == len(shapes) == len(factored) + 1:
@@ -72,7 +76,15 @@ class MultiScale(Bijection):
                 f"{len(scales)} scales need as many shapes and one count of factored channels "
                 f"less, got {len(shapes)} and {len(factored)}"
             )
+        priors = dict(priors or {})
+        for index, prior in priors.items():
+            if not (0 <= index < len(factored) and factored[index] == prior.count):
+                raise ValueError(
+                    f"the prior of scale {index} is of {prior.count} channels; factored out are "
+                    f"{tuple(factored)}"
+                )
         self.scales = nn.ModuleList(scales)
+        self.priors = nn.ModuleDict({str(index): prior for index, prior in priors.items()})
         self.factored = tuple(factored)
         last = shapes[-1]
         pieces = [(n, *s[1:]) for n, s in zip(factored, shapes, strict=False)]
@@ -90,36 +102,40 @@ class MultiScale(Bijection):
     ) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[0])
         pieces = []
-        for scale, count in zip(self.scales, (*self.factored, 0), strict=True):
+        for index, scale in enumerate(self.scales):
             x, term = scale(x, context, log_det)
             total = total + term
-            pieces.append(x[:, :count].flatten(1))
-            x = x[:, count:]
-        return torch.cat([*pieces, x.flatten(1)], dim=1), total
+            piece, x = self._cut(index, x)
+            if (prior := self._prior(index)) is not None:
+                piece, term = prior(piece, x, context)
+                total = total + term
+            pieces.append(piece.flatten(1))
+        return torch.cat(pieces, dim=1), total
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         pieces = []
-        for scale, count in zip(self.scales, (*self.factored, 0), strict=True):
-            x = scale.transform(x, context)
-            pieces.append(x[:, :count].flatten(1))
-            x = x[:, count:]
-        return torch.cat([*pieces, x.flatten(1)], dim=1)
+        for index, scale in enumerate(self.scales):
+            piece, x = self._cut(index, scale.transform(x, context))
+            pieces.append(self._known(index, piece, x, context))
+        return torch.cat(pieces, dim=1)
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         pieces = []
-        for scale, count in zip(self.scales, (*self.factored, 0), strict=True):
-            whole = scale.initialize(x, context)
-            pieces.append(whole[:, :count].flatten(1))
-            x = whole[:, count:]
-        return torch.cat([*pieces, x.flatten(1)], dim=1)
+        for index, scale in enumerate(self.scales):
+            piece, x = self._cut(index, scale.initialize(x, context))
+            pieces.append(self._known(index, piece, x, context))
+        return torch.cat(pieces, dim=1)
 
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
         *pieces, x = self.split(z)
         result = Inverse.closed_form(x)
-        for scale, piece in zip(reversed(self.scales), [None, *reversed(pieces)], strict=True):
-            if piece is not None:
+        for index in reversed(range(len(self.scales))):
+            piece = pieces[index] if index < len(pieces) else None
+            if piece is not None and (prior := self._prior(index)) is not None:
+                result = prior.invert(piece, result, context)
+            elif piece is not None:
                 # What was factored out is exact: the distance is that of the rest, and the map is
                 # the identity beside what came before.
                 result = replace(
@@ -127,8 +143,22 @@ class MultiScale(Bijection):
                     value=torch.cat([piece, result.value], dim=1),
                     lipschitz=max(1.0, result.lipschitz),
                 )
-            result = scale.invert(result.value, context, accuracy).after(result)
+            result = self.scales[index].invert(result.value, context, accuracy).after(result)
         return result
+
+    def _cut(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes to the latent after a scale, and what stays; after the last one, nothing."""
+        if index == len(self.factored):
+            return x, x[:, :0]
+        return x[:, : self.factored[index]], x[:, self.factored[index] :]
+
+    def _prior(self, index: int) -> ConditionalPrior | None:
+        return self.priors[str(index)] if str(index) in self.priors else None
+
+    def _known(self, index: int, piece: Tensor, rest: Tensor, context: Tensor | None) -> Tensor:
+        """The latent of what goes there after a scale, ``(B, D)``."""
+        prior = self._prior(index)
+        return (piece if prior is None else prior.transform(piece, rest, context)).flatten(1)
 
     def parts(self, dim: int) -> Iterator[tuple[str, Bijection, int]]:
         for index, (scale, piece) in enumerate(zip(self.scales, self.piece_shapes, strict=True)):
@@ -140,7 +170,10 @@ class MultiScale(Bijection):
         # beside F_{i+1} on the rest.
         total = Stretch()
         counts = (*self.factored, 0)
-        for (_, scale, size), count in reversed(list(zip(self.parts(dim), counts, strict=True))):
+        scales = list(zip(self.parts(dim), counts, self.piece_shapes, strict=True))
+        for index, ((_, scale, size), count, piece) in reversed(list(enumerate(scales))):
             rest = total.beside_identity() if count else total
+            if (prior := self._prior(index)) is not None:
+                rest = prior.stretch(math.prod(piece)).then(rest)
             total = scale.stretch(size).then(rest)
         return total

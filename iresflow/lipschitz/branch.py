@@ -203,11 +203,12 @@ def conv_branch(
     padding: Padding | None = None,
     activate_input: bool = True,
     context_dim: int = 0,
+    outputs: int | None = None,
 ) -> Branch:
     """A branch of convolutions, by default 3 x 3, 1 x 1 and 3 x 3 (thesis, appendix A.2).
 
     Arguments:
-        channels: Of the image that comes in and goes out.
+        channels: Of the image that comes in.
         hidden: Channels between the convolutions: one number for all, or one for each gap.
         image_size: Height and width in pixels.
         activation: The class of the activations.
@@ -218,15 +219,16 @@ def conv_branch(
         activate_input: Whether an activation stands before the first layer, as in all blocks but
             the first of a model.
         context_dim: Dimension of the context, 0 for none.
+        outputs: Channels of the image that goes out; None for those that come in.
 
     Raises:
         ValueError: no kernel, an even one, or another number of widths than of gaps.
     """
 
-    def layer(inputs: int, outputs: int, depth: int) -> NormalizedConv2d:
+    def layer(inputs: int, outgoing: int, depth: int) -> NormalizedConv2d:
         return NormalizedConv2d(
             inputs,
-            outputs,
+            outgoing,
             kernels[depth],
             image_size,
             padding=padding,
@@ -235,7 +237,8 @@ def conv_branch(
         )
 
     widths = hidden_widths(hidden, len(kernels))
-    return _branch(layer, channels, widths, activation, activate_input, context_dim)
+    ends = (channels, outputs or channels)
+    return _branch(layer, ends, widths, activation, activate_input, context_dim)
 
 
 def dense_branch(
@@ -260,7 +263,7 @@ def dense_branch(
 
     layers = 3 if isinstance(hidden, int) else len(hidden) + 1
     widths = hidden_widths(hidden, layers)
-    return _branch(layer, dim, widths, activation, activate_input, context_dim)
+    return _branch(layer, (dim, dim), widths, activation, activate_input, context_dim)
 
 
 def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
@@ -282,17 +285,17 @@ def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
 
 def _branch(
     layer: Callable[[int, int, int], NormalizedLayer],
-    outer: int,
+    ends: tuple[int, int],
     widths: Sequence[int],
     activation: type[Activation],
     activate_input: bool,
     context_dim: int,
 ) -> Branch:
     """A branch of layers, each made from its inputs, its outputs and its depth."""
-    outputs = [*widths, outer]
-    inputs = [activation.width * n for n in (outer, *widths)]
+    outputs = [*widths, ends[1]]
+    inputs = [activation.width * n for n in (ends[0], *widths)]
     if not activate_input:
-        inputs[0] = outer
+        inputs[0] = ends[0]
     layers = [
         layer(*sizes, depth) for depth, sizes in enumerate(zip(inputs, outputs, strict=True))
     ]

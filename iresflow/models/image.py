@@ -11,6 +11,7 @@ from iresflow.bijections import (
     ActNorm,
     Bijection,
     Center,
+    ConditionalPrior,
     Logit,
     MultiScale,
     ResidualBlock,
@@ -58,6 +59,8 @@ class ImageFlow(Flow):
         factor_out: Whether half of the channels go to the latent behind each scale.
         alpha: The logit's distance from 0 and 1; 0 centres the pixels instead.
         learned_prior: Whether mean and variance of the latent are trained.
+        conditional_prior: Whether mean and scale of what is factored out come from what stays, see
+            `iresflow.bijections.ConditionalPrior`.
         log_det: The estimator in training mode.
 
     Raises:
@@ -93,6 +96,7 @@ class ImageFlow(Flow):
         factor_out: bool = True,
         alpha: float = 0.05,
         learned_prior: bool = True,
+        conditional_prior: bool = False,
         log_det: LogDetEstimator | None = None,
     ) -> None:
         shape, blocks = integers("shape", shape, 1), integers("blocks", blocks, 0)
@@ -101,6 +105,9 @@ class ImageFlow(Flow):
         levels, factor_out = integer("levels", levels, 2), switch("factor_out", factor_out)
         coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
         alpha, activation = number("alpha", alpha), word("activation", activation)
+        conditional_prior = switch("conditional_prior", conditional_prior)
+        if conditional_prior and not (factor_out and len(blocks) > 1 and any(blocks[:-1])):
+            raise ValueError("conditional_prior is of what is factored out, and nothing is here")
         normalization = word("normalization", normalization)
         activate_input = switch("activate_input", activate_input)
         if padding not in PADDINGS:
@@ -127,6 +134,8 @@ class ImageFlow(Flow):
             self.spec["kernels"] = kernels
         if padding != "zeros":
             self.spec["padding"] = padding
+        if conditional_prior:
+            self.spec["conditional_prior"] = True
         if not activate_input:
             self.spec["activate_input"] = False
 
@@ -145,9 +154,31 @@ class ImageFlow(Flow):
             )
             return [ActNorm(channels), ResidualBlock(branch)]
 
+        def prior(stays: int, out: int, size: tuple[int, int]) -> ConditionalPrior:
+            network = conv_branch(
+                stays,
+                max(hidden) if isinstance(hidden, list) else hidden,
+                size,
+                outputs=2 * out,
+                kernels=(3, 3),
+                padding=PADDINGS[padding],
+                activation=activation_named(activation),
+                coeff=coeff,
+                normalization=normalization_named(normalization),
+                activate_input=False,
+                context_dim=context_dim,
+            )
+            return ConditionalPrior(network, out)
+
         dim = math.prod(shape)
         super().__init__(
-            multi_scale((shape[0], shape[1], shape[2]), blocks, step, factor_out=factor_out),
+            multi_scale(
+                (shape[0], shape[1], shape[2]),
+                blocks,
+                step,
+                factor_out=factor_out,
+                prior=prior if conditional_prior else None,
+            ),
             DiagonalNormal(dim, learned=learned_prior, context_dim=context_dim),
             tuple(shape),
             data_map=Logit(alpha) if alpha else Center(),

@@ -2,13 +2,23 @@
 
 from collections.abc import Callable, Sequence
 
-from iresflow.bijections import Bijection, Composition, MultiScale, Squeeze
+from iresflow.bijections import (
+    Bijection,
+    Composition,
+    ConditionalPrior,
+    MultiScale,
+    Squeeze,
+)
 
-__all__ = ["Step", "multi_scale", "require_divisible"]
+__all__ = ["Prior", "Step", "multi_scale", "require_divisible"]
 
 Step = Callable[[int, tuple[int, int], bool], list[Bijection]]
 """Makes one block and what goes with it from the channels, the height and width, and whether no
 block comes before it."""
+
+Prior = Callable[[int, int, tuple[int, int]], ConditionalPrior]
+"""Makes a prior of what is factored out from the channels that stay, those that are factored out,
+and the height and width."""
 
 
 def require_divisible(shape: Sequence[int], blocks: Sequence[int]) -> None:
@@ -37,6 +47,7 @@ def multi_scale(
     step: Step,
     *,
     factor_out: bool = False,
+    prior: Prior | None = None,
 ) -> MultiScale:
     """Rows of steps, one row a scale, with a squeeze of 2 x 2 pixels to channels between them.
 
@@ -45,9 +56,11 @@ def multi_scale(
         blocks: Steps on each scale, finest first.
         step: Makes one of them.
         factor_out: Whether half of the channels go to the latent after each scale that has steps.
+        prior: Makes what maps these channels given those that stay; None for nothing.
     """
     channels, height, width = shape
     scales, shapes, factored = [], [], []
+    priors: dict[int, ConditionalPrior] = {}
     first = True
     for level, count in enumerate(blocks):
         maps: list[Bijection] = []
@@ -64,4 +77,6 @@ def multi_scale(
             out = channels // 2 if factor_out and count else 0
             factored.append(out)
             channels -= out
-    return MultiScale(scales, shapes, factored)
+            if out and prior is not None:
+                priors[level] = prior(channels, out, (height, width))
+    return MultiScale(scales, shapes, factored, priors)

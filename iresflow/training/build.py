@@ -137,6 +137,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
         factor_out=model.factor_out,
         alpha=model.alpha,
         learned_prior=model.learned_prior,
+        conditional_prior=model.conditional_prior,
         log_det=_estimator(config),
     )
 

@@ -108,6 +108,8 @@ class ModelConfig(Section):
     """Distance of the pixels' logit from 0 and 1, in pixel range; 0 centres instead (images)."""
     learned_prior: bool = True  # [thesis] its code
     """Whether mean and variance of the latent are trained."""
+    conditional_prior: bool = False
+    """Whether mean and scale of what is factored out come from what stays (images)."""
     conditional: bool = False
     """Whether the class label enters the branches and the prior (data with labels)."""
 

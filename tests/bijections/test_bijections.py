@@ -20,6 +20,7 @@ from iresflow.bijections import (
     Center,
     ChannelMeans,
     Composition,
+    ConditionalPrior,
     FirstChannels,
     Logit,
     MultiScale,
@@ -29,12 +30,21 @@ from iresflow.bijections import (
     dequantize,
     quantize,
 )
+from iresflow.lipschitz import ACTIVATIONS, conv_branch
 from iresflow.solvers import FixedPoint
 
 
 def multi_scale():
     scales = [Composition([ActNorm(2), Squeeze()]), Composition([ActNorm(4)])]
     return MultiScale(scales, shapes=[(8, 2, 3), (4, 2, 3)], factored=[4])
+
+
+def conditional(context_dim=0):
+    settings = {"kernels": (3, 3), "activation": ACTIVATIONS["lipswish"], "coeff": 0.9}
+    network = conv_branch(4, 5, (2, 3), outputs=8, context_dim=context_dim, **settings)
+    scales = [Composition([ActNorm(2), Squeeze()]), Composition([ActNorm(4)])]
+    prior = ConditionalPrior(network, 4)
+    return MultiScale(scales, [(8, 2, 3), (4, 2, 3)], [4], {0: prior})
 
 
 BIJECTIONS = {
@@ -53,6 +63,8 @@ BIJECTIONS = {
     "logit": (lambda: Logit(0.05), (1, 2, 3), 0),
     "center": (Center, (1, 2, 3), 0),
     "multi-scale": (multi_scale, (2, 4, 6), 0),
+    "conditional-prior": (conditional, (2, 4, 6), 0),
+    "conditional-prior-context": (lambda: conditional(3), (2, 4, 6), 3),
     "residual-dense": (lambda: ResidualBlock(small_branch("dense"), Exact()), (5,), 0),
     "residual-conv": (lambda: ResidualBlock(small_branch("conv", "elu"), Exact()), (2, 5, 4), 0),
     "residual-context": (

@@ -35,6 +35,9 @@ FLOWS = {
     "image-centred": lambda: small_image_flow(alpha=0, learned_prior=False),
     "image-conditional": lambda: small_image_flow(context_dim=3),
     "image-pairs": lambda: small_image_flow(activation="sine-cosine", kernels=(3, 3)),
+    "image-conditional-prior": lambda: small_image_flow(
+        blocks=(1, 1), factor_out=True, conditional_prior=True, context_dim=2
+    ),
     "vector": small_vector_flow,
     "vector-conditional": lambda: small_vector_flow(context_dim=2, learned_prior=True),
     "vector-wide": lambda: small_vector_flow(12),

@@ -159,7 +159,8 @@ class UnsupportedNetworkError(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"layer {self.layer} ({self.kind}) {self.reason}"
+        name = self.layer if self.layer.startswith("the ") else f"layer {self.layer}"
+        return f"{name} ({self.kind}) {self.reason}"
 
 
 class NoPreimageError(RuntimeError):

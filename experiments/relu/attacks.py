@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
-from iresflow.relu.networks.network import parse_network
+from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.attack import Attack, InnerProduct, Nearest, invariance_attack
 
 __all__ = ["attack_first_layer"]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments.relu.base import Report
 from experiments.relu.networks import mlp
 from experiments.relu.training import Training, train
-from iresflow.relu.networks.network import parse_network
+from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.classification import Kind, classify_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
 from iresflow.relu.stability.local_map import linearize, singular_values

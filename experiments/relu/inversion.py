@@ -22,7 +22,8 @@ from iresflow.relu.inversion.gradient_descent import descend
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.relu.inversion.measurements import observe_part
 from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
-from iresflow.relu.networks.network import Network, parse_network
+from iresflow.relu.networks.network import Network
+from iresflow.relu.networks.parsing import parse_network
 from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "random_network", "run"]

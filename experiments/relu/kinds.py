@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
-from iresflow.relu.networks.network import parse_network
+from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.classification import Kind, classify_preimage
 
 __all__ = ["count_kinds"]

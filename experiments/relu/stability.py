@@ -20,7 +20,8 @@ from experiments.relu.spectra import (
     stages_figure,
 )
 from experiments.relu.training import Training, train
-from iresflow.relu.networks.network import Network, parse_network
+from iresflow.relu.networks.network import Network
+from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.stability.local_map import Stage, image_window, linearize, singular_values
 from iresflow.relu.stability.removed_rows import correlation_bound, correlation_counts
 from iresflow.training.objectives.classification import CrossEntropy, accuracy

@@ -18,7 +18,8 @@ from iresflow.relu.inversion.layer_inversion import invert_layer
 from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
 from iresflow.relu.inversion.measurements import observe_part, sense
 from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
-from iresflow.relu.networks.network import Layer, Network, parse_network
+from iresflow.relu.networks.network import Layer, Network
+from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.attack import InnerProduct, Nearest, invariance_attack
 from iresflow.relu.preimages.classification import Kind, Preimage, classify_preimage
 from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between

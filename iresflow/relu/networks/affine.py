@@ -6,16 +6,25 @@ is float64 on the CPU, since ranks and linear programs are decided in it.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import sparse
-from torch import Tensor, nn
+from torch import Tensor
+from torch.func import jvp, vjp
 
-__all__ = ["AffineMap", "ConvolutionMap", "DenseMap", "IdentityMap", "Matrix", "as_array"]
+__all__ = [
+    "AffineMap",
+    "ComposedMap",
+    "DenseMap",
+    "FunctionMap",
+    "IdentityMap",
+    "Matrix",
+    "as_array",
+]
 
 Matrix = np.ndarray | sparse.csr_array
 """A real matrix ``(m, n)``, dense or sparse."""
@@ -84,10 +93,6 @@ class AffineMap(ABC):
         return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
 
 
-PART = 32
-"""Images that are convolved in one go, where there are many."""
-
-
 @final
 class DenseMap(AffineMap):
     """The map of a matrix.
@@ -129,99 +134,81 @@ class IdentityMap(AffineMap):
         return sparse.eye_array(self.in_size, format="csr")
 
 
+PROBES = 64
+"""Columns of a function's matrix that are computed in one go."""
+
+
 @final
-class ConvolutionMap(AffineMap):
-    """The map of a convolution on images of one size, with any padding, stride or groups.
+class FunctionMap(AffineMap):
+    """The map of any affine function, by automatic differentiation.
 
     Arguments:
-        module: The convolution.
-        in_shape: (C, H, W).
-
-    Raises:
-        ValueError: If the kernel is larger than the padded image.
+        function: Maps ``(B, *in_shape)`` to ``(B, *out_shape)``, each sample on its own; affine.
+        in_shape: Shape of an input.
+        blocks: Number of equal parts of a flat input that don't mix, such as the channels of a
+            pooling, or all entries of a function that works on each entry. The matrix then costs
+            n / blocks products instead of n.
     """
 
-    def __init__(self, module: nn.Conv2d, in_shape: tuple[int, ...]) -> None:
-        self.weight = module.weight.detach().to("cpu", torch.float64)
-        self.in_shape = in_shape
-        self._stride, self._dilation = module.stride, module.dilation
-        self._groups = module.groups
-        # What module.forward pads by, in the order of F.pad; "same" and modes included.
-        self._padding: tuple[int, ...] = tuple(module._reversed_padding_repeated_twice)
-        self._mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        try:
-            shape = self._convolve(torch.zeros(1, *in_shape, dtype=torch.float64)).shape[1:]
-        except RuntimeError as error:
-            raise ValueError(f"images of shape {in_shape} do not fit: {error}") from None
-        self.out_shape = tuple(shape)
-        bias = torch.zeros(len(self.weight)) if module.bias is None else module.bias.detach()
-        pixels = self.out_size // len(bias)
-        self.bias = bias.to("cpu", torch.float64).repeat_interleave(pixels)
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], in_shape: tuple[int, ...], blocks: int = 1
+    ) -> None:
+        self.in_shape, self.blocks = in_shape, blocks
+        self._function = function
+        at_zero = function(torch.zeros(1, *in_shape, dtype=torch.float64))
+        self.out_shape, self.bias = tuple(at_zero.shape[1:]), at_zero[0].flatten()
 
     def product(self, x: Tensor) -> Tensor:
-        images = x.unflatten(1, self.in_shape)
-        if self._groups > 1 or len(x) < PART:
-            return self._convolve(images).flatten(1)
-        # For many images: torch's float64 convolution is several times slower.
-        result = x.new_empty(len(x), self.out_size)
-        for part, into in zip(images.split(PART), result.split(PART), strict=True):
-            into.copy_(self._multiply(part).flatten(1))
-        return result
+        return jvp(self._flat, (torch.zeros_like(x),), (x,))[1]
 
     def adjoint(self, u: Tensor) -> Tensor:
-        zero = u.new_zeros(len(u), self.in_size)
-        _, pullback = torch.func.vjp(self.product, zero)
-        return pullback(u)[0]
+        return vjp(self._flat, u.new_zeros(len(u), self.in_size))[1](u)[0]
 
     def matrix(self) -> Matrix:
         return self._sparse
 
     @cached_property
     def _sparse(self) -> sparse.csr_array:
-        channels, height, width = self.in_shape
-        # Pad and cut the numbers of the pixels as the convolution pads and cuts the pixels; 0 is
-        # what lies beyond a border of zeros.
-        numbers = torch.arange(1, height * width + 1, dtype=torch.float64)
-        patches = F.unfold(
-            self._pad(numbers.view(1, 1, height, width)),
-            self.weight.shape[-2:],
-            dilation=self._dilation,
-            stride=self._stride,
-        )[0].long()  # (taps, places)
-        taps, places = patches.shape
-        outputs, within = self.weight.shape[:2]
-        kernel = self.weight.reshape(outputs, within, taps)
-        group = torch.arange(outputs) // (outputs // self._groups)
-        source = group[:, None] * within + torch.arange(within)  # (outputs, within)
-        size = (outputs, within, taps, places)
-        rows = torch.arange(outputs)[:, None, None, None] * places + torch.arange(places)
-        columns = source[:, :, None, None] * (height * width) + patches - 1
-        inside = (patches > 0).expand(size).flatten()
-        entries = [
-            part.expand(size).flatten()[inside].numpy()
-            for part in (kernel[..., None], rows, columns)
-        ]
-        # Equal places of a padding that mirrors are added up here.
-        matrix = sparse.coo_array(
-            (entries[0], (entries[1], entries[2])), shape=(self.out_size, self.in_size)
-        )
-        return matrix.tocsr()
+        width, height = self.in_size // self.blocks, self.out_size // self.blocks
+        parts = []
+        for units in torch.eye(width, dtype=torch.float64).split(PROBES):
+            # One unit vector in each block at a time: what they give can be told apart.
+            found = self.product(units.repeat(1, self.blocks)).unflatten(1, (self.blocks, height))
+            probe, block, row = (index.numpy() for index in found.nonzero(as_tuple=True))
+            column = block * width + probe + len(parts) * PROBES
+            values = found[probe, block, row].numpy()
+            parts.append((values, block * height + row, column))
+        values, rows, columns = (np.concatenate(group) for group in zip(*parts, strict=True))
+        shape = (self.out_size, self.in_size)
+        return sparse.coo_array((values, (rows, columns)), shape=shape).tocsr()
 
-    def _pad(self, x: Tensor) -> Tensor:
-        return F.pad(x, self._padding, mode=self._mode) if any(self._padding) else x
+    def _flat(self, x: Tensor) -> Tensor:
+        return self._function(x.unflatten(1, self.in_shape)).flatten(1)
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            self._pad(x),
-            self.weight,
-            stride=self._stride,
-            dilation=self._dilation,
-            groups=self._groups,
-        )
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """`_convolve` of a part of a batch as one matrix product, into ``(B, out, places)``."""
-        patches = F.unfold(
-            self._pad(x), self.weight.shape[-2:], dilation=self._dilation, stride=self._stride
-        )
-        return self.weight.flatten(1) @ patches
+@final
+class ComposedMap(AffineMap):
+    """One map after the other.
+
+    Arguments:
+        first: What is applied first.
+        then: What is applied to its output, flat vectors of the same size.
+    """
+
+    def __init__(self, first: AffineMap, then: AffineMap) -> None:
+        self.first, self.then = first, then
+        self.in_shape, self.out_shape = first.in_shape, then.out_shape
+        self.bias = then(first.bias[None])[0]
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.then.product(self.first.product(x))
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        return self.first.adjoint(self.then.adjoint(u))
+
+    def matrix(self) -> Matrix:
+        return self._product
+
+    @cached_property
+    def _product(self) -> Matrix:
+        return self.then.matrix() @ self.first.matrix()

@@ -7,7 +7,8 @@ from torch import nn
 
 from iresflow.relu.inversion.layer_inversion import invert_layer
 from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
-from iresflow.relu.networks.network import Layer, parse_network
+from iresflow.relu.networks.network import Layer
+from iresflow.relu.networks.parsing import parse_network
 
 METHODS = [InfinityNorm(), OneNorm(), Relaxed()]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from iresflow.relu.inversion.layer_inversion import invert_layer
 from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
-from iresflow.relu.networks.network import parse_network
+from iresflow.relu.networks.parsing import parse_network
 
 SLOPES = (0.0, 0.2, 1.0)
 

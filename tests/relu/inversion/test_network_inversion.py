@@ -11,7 +11,7 @@ from iresflow.relu.inversion.gradient_descent import descend
 from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
 from iresflow.relu.inversion.measurements import observe_part, sense
 from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
-from iresflow.relu.networks.network import parse_network
+from iresflow.relu.networks.parsing import parse_network
 
 METHODS = [InfinityNorm(), OneNorm(), Relaxed()]
 

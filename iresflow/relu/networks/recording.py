@@ -1,0 +1,29 @@
+"""What the submodules of a network give while it runs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+__all__ = ["recording"]
+
+
+@contextmanager
+def recording(
+    module: nn.Module, record: Callable[[str, nn.Module, object], None]
+) -> Iterator[None]:
+    """While it lasts, each call of a submodule reports its name, itself and its output.
+
+    The module itself, by the name ``""``, is the last one of a call.
+    """
+    handles = [
+        part.register_forward_hook(
+            lambda called, _, output, name=name: record(name, called, output)
+        )
+        for name, part in module.named_modules()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

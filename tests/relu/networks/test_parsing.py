@@ -294,6 +294,15 @@ def test_refuses_by_name(name):
     assert isinstance(caught.value, ValueError)
 
 
+def test_hooks_of_all_modules_are_seen():
+    handle = nn.modules.module.register_module_forward_hook(lambda _, __, output: output + 0.3)
+    try:
+        with pytest.raises(UnsupportedNetworkError, match="differs from the layers"):
+            parse_network(nn.Sequential(nn.Linear(5, 4), nn.ReLU()))
+    finally:
+        handle.remove()
+
+
 def test_what_changes_no_output_is_harmless():
     module = nn.Sequential(nn.Linear(5, 4), nn.ReLU())
     module.register_full_backward_hook(lambda *_: None)

@@ -1,8 +1,8 @@
 """What an ordinary ReLU network throws away: a wing of its own, which knows no flow.
 
 The methods work on any module whose ``forward`` is a chain of affine maps and piecewise linear
-activations (`iresflow.relu.networks`), and each part can be imported alone. They train nothing; the
-papers' experiments, which do, are in `experiments/relu` of the source checkout.
+activations (`iresflow.relu.networks`), and each part can be imported alone. They train nothing;
+the papers' experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
 from iresflow.relu.frames.active_rows import (

@@ -12,9 +12,6 @@ from iresflow.relu.networks.affine import AffineMap, Matrix
 
 __all__ = ["ConvolutionMap"]
 
-PART = 32
-"""Images that are convolved in one go, where there are many."""
-
 
 @final
 class ConvolutionMap(AffineMap):
@@ -46,14 +43,7 @@ class ConvolutionMap(AffineMap):
         self.bias = bias.to("cpu", torch.float64).repeat_interleave(pixels)
 
     def product(self, x: Tensor) -> Tensor:
-        images = x.unflatten(1, self.in_shape)
-        if self._groups > 1 or len(x) < PART:
-            return self._convolve(images).flatten(1)
-        # For many images: torch's float64 convolution is several times slower.
-        result = x.new_empty(len(x), self.out_size)
-        for part, into in zip(images.split(PART), result.split(PART), strict=True):
-            into.copy_(self._multiply(part).flatten(1))
-        return result
+        return self._convolve(x.unflatten(1, self.in_shape)).flatten(1)
 
     def adjoint(self, u: Tensor) -> Tensor:
         zero = u.new_zeros(len(u), self.in_size)
@@ -105,10 +95,3 @@ class ConvolutionMap(AffineMap):
             dilation=self._dilation,
             groups=self._groups,
         )
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        """`_convolve` of a part of a batch as one matrix product, into ``(B, out, places)``."""
-        patches = F.unfold(
-            self._pad(x), self.weight.shape[-2:], dilation=self._dilation, stride=self._stride
-        )
-        return self.weight.flatten(1) @ patches

@@ -8,7 +8,6 @@ and at the end the layers found are compared with the module itself.
 
 import copy
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +16,7 @@ from iresflow.errors import UnsupportedNetworkError
 from iresflow.relu.networks.chain import ChainReader, names_of, paths_of
 from iresflow.relu.networks.modules import ACCEPTED
 from iresflow.relu.networks.network import Network
-from iresflow.relu.networks.recording import recording
+from iresflow.relu.networks.recording import StopRun, recording
 from iresflow.relu.networks.rewriting import Shape
 
 __all__ = ["parse_network"]
@@ -140,10 +139,6 @@ def _first_shape(module: nn.Module, graph: fx.Graph) -> Shape:
     )
 
 
-class _Reached(Exception):
-    """Ends a run of a module."""
-
-
 def _compare(network: Network, module: nn.Module, shape: Shape, until: str | None) -> None:
     """Refuses a network that gives something else than its module on random inputs."""
     found: list[Tensor] = []
@@ -151,12 +146,12 @@ def _compare(network: Network, module: nn.Module, shape: Shape, until: str | Non
     def record(name: str, _: nn.Module, output: object) -> None:
         if name == (until or "") and isinstance(output, Tensor):
             found.append(output)
-            raise _Reached
+            raise StopRun
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, len(SCALES), *shape, generator=generator, dtype=torch.float64)
     x = (x * torch.tensor(SCALES, dtype=x.dtype).view(-1, *[1] * len(shape))).flatten(0, 1)
-    with suppress(_Reached), recording(module, record):
+    with recording(module, record):
         module(x.clone())
     expected = found[0].flatten(1)
     error = ((network(x) - expected).abs() / (1 + expected.abs().amax(1, keepdim=True))).max()

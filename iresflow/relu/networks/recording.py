@@ -1,11 +1,15 @@
 """What the submodules of a network give while it runs."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from torch import nn
 
-__all__ = ["recording"]
+__all__ = ["StopRun", "recording"]
+
+
+class StopRun(Exception):
+    """Raised by what records, to end the run of a network."""
 
 
 @contextmanager
@@ -14,7 +18,7 @@ def recording(
 ) -> Iterator[None]:
     """While it lasts, each call of a submodule reports its name, itself and its output.
 
-    The module itself, by the name ``""``, is the last one of a call.
+    The module itself, by the name ``""``, is the last one of a call. `StopRun` ends it.
     """
     handles = [
         part.register_forward_hook(
@@ -23,7 +27,8 @@ def recording(
         for name, part in module.named_modules()
     ]
     try:
-        yield
+        with suppress(StopRun):
+            yield
     finally:
         for handle in handles:
             handle.remove()

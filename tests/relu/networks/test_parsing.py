@@ -84,6 +84,12 @@ def shared():
     return nn.Sequential(linear, on, linear, on, linear)
 
 
+def tied():
+    module = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
+    module[2].weight = module[0].weight
+    return module
+
+
 IMAGES = {
     "convolution": lambda: nn.Conv2d(4, 3, 3, padding=1, stride=2),
     "transposed": lambda: nn.ConvTranspose2d(4, 3, 3, stride=2, output_padding=1, groups=1),
@@ -124,6 +130,7 @@ IMAGES = {
 
 VECTORS = {
     "shared": shared,
+    "tied": tied,
     "subclass": lambda: nn.Sequential(OwnLinear(5, 4), nn.ReLU()),
     "own sequential": lambda: OwnSequential(nn.Linear(5, 4), nn.ReLU()),
     "weight norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4))),

@@ -1,7 +1,8 @@
 """Networks with a certified Lipschitz constant."""
 
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
-from iresflow.lipschitz.branch import Branch, conv_branch, dense_branch
+from iresflow.lipschitz.branch import Branch
+from iresflow.lipschitz.branches import conv_branch, dense_branch
 from iresflow.lipschitz.layers.activations import (
     ACTIVATIONS,
     ELU,

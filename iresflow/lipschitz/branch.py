@@ -1,7 +1,7 @@
 """The residual branches: chains of activations and norm-bounded linear layers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -13,17 +13,19 @@ from iresflow.linearization import Linearization
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.induced import NORMS
 from iresflow.lipschitz.layers.activations import Activation
-from iresflow.lipschitz.layers.base import NormalizedLayer
-from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
-from iresflow.lipschitz.layers.normalization import Normalization
-from iresflow.lipschitz.layers.padding import Padding
+from iresflow.lipschitz.layers.base import NormalizedLayer, broadcast_bias
+from iresflow.lipschitz.layers.image_context import ImageShift
 from iresflow.lipschitz.layers.watch import version
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.links import Link
 from iresflow.lipschitz.passes.rounding import RoundedChain
 from iresflow.tensors import linear, transformed, widest
 
-__all__ = ["Branch", "conv_branch", "dense_branch", "hidden_widths"]
+__all__ = ["Branch", "ContextDim"]
+
+
+ContextDim = int | tuple[int, int, int]
+"""Dimension of a context that is a vector, 0 for none; or (C, H, W) of one that is an image."""
 
 
 @final
@@ -36,7 +38,8 @@ class Branch(nn.Module, LipschitzMap):
     Arguments:
         layers: The linear layers, first to last.
         activations: One in front of each layer; None for none.
-        context_dim: Dimension of the context, 0 for none.
+        context_dim: Dimension of the context, or (C, H, W) where it is an image, which shifts each
+            pixel of the hidden layers; 0 for none.
 
     Attributes:
         recompute: Whether the backward pass computes hidden tensors anew instead of keeping them.
@@ -50,7 +53,7 @@ class Branch(nn.Module, LipschitzMap):
         layers: Sequence[NormalizedLayer],
         activations: Sequence[Activation | None],
         *,
-        context_dim: int = 0,
+        context_dim: ContextDim = 0,
     ) -> None:
         super().__init__()
         if len(layers) != len(activations):
@@ -64,12 +67,17 @@ class Branch(nn.Module, LipschitzMap):
         self.activations = nn.ModuleList([a or nn.Identity() for a in activations])
         self.recompute = False
         self._finite: list[tuple[int, int] | None] | None = None  # as of which writes
-        self.shift: nn.Linear | None = None
-        if context_dim:
-            self.shift = nn.Linear(context_dim, sum(self._hidden_widths()), bias=False)
+        self.shift: nn.Linear | ImageShift | None = None
+        if isinstance(context_dim, int):
+            if context_dim:
+                self.shift = nn.Linear(context_dim, sum(self._hidden_widths()), bias=False)
+        else:
+            size = self.layers[0].image_size
+            self.shift = ImageShift(context_dim, size, sum(self._hidden_widths()))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """g(x): ``(B, *event)`` and an optional ``(B, context_dim)`` to ``(B, *event)``."""
+        """g(x): ``(B, *event)`` and an optional context, ``(B, context_dim)`` or ``(B, C, H, W)``,
+        to ``(B, *event)``."""
         return self.chain(context, x.dtype).value(x)
 
     def linearize(self, x: Tensor, context: Tensor | None = None) -> Linearization:
@@ -89,19 +97,19 @@ class Branch(nn.Module, LipschitzMap):
         In training mode with gradients on, that moves the estimates of the norms by a step.
 
         Arguments:
-            context: ``(B, context_dim)`` or None.
+            context: ``(B, context_dim)``, ``(B, C, H, W)`` or None.
             dtype: Of the points. Weights of a narrower type are widened: the same map, rounded
                 less.
         """
         self._require_bounds()  # also in training: an unknown module would not be applied
-        shifts: list[Tensor] = []
-        if self.shift is not None and context is not None:
-            shifts = list(linear(context, self.shift.weight).split(self._hidden_widths(), dim=1))
+        shifts = self._shifts(context)
         links = []
         for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
             activation = module if isinstance(module, Activation) else None
             beta = None if activation is None else activation.beta()
-            bias = layer.bias + shifts[i] if i < len(shifts) else layer.bias
+            bias = layer.bias
+            if i < len(shifts):
+                bias = shifts[i] + broadcast_bias(bias, shifts[i].ndim)
             weight = layer.normalize()
             if dtype is not None:
                 weight = weight.to(torch.promote_types(dtype, weight.dtype))
@@ -119,6 +127,16 @@ class Branch(nn.Module, LipschitzMap):
         weight = chain.links[0].weight
         dtypes = dict.fromkeys((weight.dtype, widest(weight.device)))
         return chain, [RoundedChain(chain, norms, dtype) for dtype in dtypes]
+
+    def _shifts(self, context: Tensor | None) -> Sequence[Tensor]:
+        """What the context adds to the biases of the hidden layers, of the first ones first."""
+        if self.shift is None or context is None:
+            return ()
+        if isinstance(self.shift, ImageShift):
+            shifts = self.shift(context)
+        else:
+            shifts = linear(context, self.shift.weight)
+        return shifts.split(self._hidden_widths(), dim=1)
 
     def _certified(self, chain: Chain) -> Chain:
         return replace(chain, lipschitz=self.bound().upper)
@@ -189,116 +207,3 @@ class Branch(nn.Module, LipschitzMap):
 
 def _upper(bound: Bound) -> float:
     return bound.upper
-
-
-def conv_branch(
-    channels: int,
-    hidden: int | Sequence[int],
-    image_size: tuple[int, int],
-    *,
-    activation: type[Activation],
-    coeff: float,
-    kernels: Sequence[int] = (3, 1, 3),
-    normalization: Normalization | None = None,
-    padding: Padding | None = None,
-    activate_input: bool = True,
-    context_dim: int = 0,
-    outputs: int | None = None,
-) -> Branch:
-    """A branch of convolutions, by default 3 x 3, 1 x 1 and 3 x 3 (thesis, appendix A.2).
-
-    Arguments:
-        channels: Of the image that comes in.
-        hidden: Channels between the convolutions: one number for all, or one for each gap.
-        image_size: Height and width in pixels.
-        activation: The class of the activations.
-        coeff: Upper limit of each layer's operator norm.
-        kernels: Side of each convolution's kernel in pixels, odd.
-        normalization: What training divides the weights by; `Bidiagonalization` by default.
-        padding: What the convolutions read beyond the border; `ZeroPadding` by default.
-        activate_input: Whether an activation stands before the first layer, as in all blocks but
-            the first of a model.
-        context_dim: Dimension of the context, 0 for none.
-        outputs: Channels of the image that goes out; None for those that come in.
-
-    Raises:
-        ValueError: no kernel, an even one, or another number of widths than of gaps.
-    """
-
-    def layer(inputs: int, outgoing: int, depth: int) -> NormalizedConv2d:
-        return NormalizedConv2d(
-            inputs,
-            outgoing,
-            kernels[depth],
-            image_size,
-            padding=padding,
-            coeff=coeff,
-            normalization=normalization,
-        )
-
-    widths = hidden_widths(hidden, len(kernels))
-    ends = (channels, outputs or channels)
-    return _branch(layer, ends, widths, activation, activate_input, context_dim)
-
-
-def dense_branch(
-    dim: int,
-    hidden: int | Sequence[int],
-    *,
-    activation: type[Activation],
-    coeff: float,
-    normalization: Normalization | None = None,
-    activate_input: bool = True,
-    context_dim: int = 0,
-) -> Branch:
-    """A branch of dense layers on vectors ``(B, dim)``.
-
-    Arguments:
-        hidden: Units between the layers: one number for each gap, or one for the two gaps of
-            three layers. The others are those of `conv_branch`.
-    """
-
-    def layer(inputs: int, outputs: int, depth: int) -> NormalizedDense:
-        return NormalizedDense(inputs, outputs, coeff=coeff, normalization=normalization)
-
-    layers = 3 if isinstance(hidden, int) else len(hidden) + 1
-    widths = hidden_widths(hidden, layers)
-    return _branch(layer, (dim, dim), widths, activation, activate_input, context_dim)
-
-
-def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
-    """The widths between so many layers: a number for each gap, or one for all.
-
-    Raises:
-        ValueError: no layer, another number of widths than of gaps, or one that is not positive.
-    """
-    widths = [hidden] * (layers - 1) if isinstance(hidden, int) else list(hidden)
-    if layers < 1:
-        raise ValueError("a branch takes at least one layer, got none")
-    if len(widths) != layers - 1 or not all(width > 0 for width in widths):
-        raise ValueError(
-            f"a branch of {layers} layers takes {layers - 1} positive widths between them, or one "
-            f"for all, got {hidden}"
-        )
-    return widths
-
-
-def _branch(
-    layer: Callable[[int, int, int], NormalizedLayer],
-    ends: tuple[int, int],
-    widths: Sequence[int],
-    activation: type[Activation],
-    activate_input: bool,
-    context_dim: int,
-) -> Branch:
-    """A branch of layers, each made from its inputs, its outputs and its depth."""
-    outputs = [*widths, ends[1]]
-    inputs = [activation.width * n for n in (ends[0], *widths)]
-    if not activate_input:
-        inputs[0] = ends[0]
-    layers = [
-        layer(*sizes, depth) for depth, sizes in enumerate(zip(inputs, outputs, strict=True))
-    ]
-    activations = [activation() for _ in layers]
-    first = activations if activate_input else [None, *activations[1:]]
-    return Branch(layers, first, context_dim=context_dim)

@@ -289,8 +289,9 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
 
 def broadcast_bias(bias: Tensor, ndim: int) -> Tensor:
-    """A bias ``(C,)``, or one for each sample ``(B, C)``, shaped to add to ``ndim`` dimensions."""
-    return bias.reshape(*bias.shape, *[1] * (ndim - 2))
+    """A bias ``(C,)``, or one for each sample ``(B, C)`` or pixel ``(B, C, H, W)``, shaped to add
+    to ``ndim`` dimensions."""
+    return bias if bias.ndim > 2 else bias.reshape(*bias.shape, *[1] * (ndim - 2))
 
 
 def _start(shape: tuple[int, ...]) -> Tensor:

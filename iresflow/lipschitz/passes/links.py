@@ -28,7 +28,8 @@ class Link:
 
     Attributes:
         weight: The normalised weight.
-        bias: ``(C,)``, or ``(B, C)`` where a context shifts each sample's bias.
+        bias: ``(C,)``; where a context shifts each sample's, ``(B, C)``, and where one shifts each
+            pixel's, ``(B, C, H, W)``.
         beta: The activation's trainable slope, or None.
     """
 

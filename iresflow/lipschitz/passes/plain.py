@@ -160,6 +160,8 @@ class TorchPasses(Passes):
 
 def _sum_to_bias(adjoint: Tensor, bias: Tensor) -> Tensor:
     """The bias' gradient: summed over pixels, and over samples unless each has its own bias."""
+    if bias.ndim == 4:
+        return adjoint
     pixels = tuple(range(2, adjoint.ndim))
     if bias.ndim == 2:
         return adjoint.sum(pixels) if pixels else adjoint

@@ -117,7 +117,7 @@ class _Sizes:
         factor += terms * math.sqrt(sums.row * sums.column) * link.layer.amplification
         entering = self.offset + math.sqrt(entries)
         slope = norm * self.slope
-        offset = norm * entering + math.sqrt(pixels) * sums.bias
+        offset = norm * entering + (1.0 if link.bias.ndim == 4 else math.sqrt(pixels)) * sums.bias
         return _Sizes(
             slope,
             offset,
@@ -142,7 +142,8 @@ class _Sizes:
 @dataclass(frozen=True)
 class _LinkSums:
     """Of a link: the largest sums of the magnitudes in a row and in a column of its matrix, and
-    the norm of its bias, ``(B,)`` where a context shifts that for each sample."""
+    the norm of its bias, ``(B,)`` where a context shifts that for each sample; over all pixels
+    where it shifts each of them."""
 
     row: float
     column: float
@@ -161,7 +162,7 @@ def _link_sums(links: Sequence[Link]) -> list[_LinkSums]:
     found = [_LinkSums(next(read), next(read), next(read)) for _ in links]
     return [
         replace(sums, bias=norm_per_sample(link.bias.to(wide)).to(link.bias.dtype))
-        if link.bias.ndim == 2
+        if link.bias.ndim > 1
         else sums
         for link, sums in zip(links, found, strict=True)
     ]

@@ -43,6 +43,7 @@ class Link(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("bias_stride", ctypes.c_int64),
+        ("bias_step", ctypes.c_int64),
         ("matrix", ctypes.c_void_p),
         ("input", ctypes.c_void_p),
         ("slope", ctypes.c_void_p),

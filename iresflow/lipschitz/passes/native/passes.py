@@ -69,6 +69,7 @@ def _suits(links: Sequence[Link], x: Tensor) -> bool:
         and link.layer.plain
         and link.weight.dtype == x.dtype
         and (link.bias.ndim == 1 or len(link.bias) == len(x))
+        and (link.bias.ndim < 4 or link.bias.shape[2:] == x.shape[2:])
         and _known_activation(link)
         for link in links
     )
@@ -97,7 +98,7 @@ class NativePasses(Passes):
         self._records = (Record * len(links))()
         # What the records point to.
         self._weights = [link.weight.contiguous() for link in self.links]
-        self._biases = [link.bias.contiguous() for link in self.links]
+        self._biases = [same_layout(link.bias) for link in self.links]
         self._matrices: list[Tensor] = []
         pairs = zip(self._weights, self._biases, strict=True)
         for record, link, (weight, bias) in zip(self._records, self.links, pairs, strict=True):
@@ -107,7 +108,8 @@ class NativePasses(Passes):
             record.width = link.width
             record.beta = 0.0 if link.beta is None else float(link.beta)
             record.weight, record.bias = weight.data_ptr(), bias.data_ptr()
-            record.bias_stride = 0 if bias.ndim == 1 else bias.shape[1]
+            record.bias_stride = 0 if bias.ndim == 1 else bias[0].numel()
+            record.bias_step = bias.shape[1] if bias.ndim == 4 else 0
             matrix = like.new_empty(self._function("packed_size")(record))
             record.matrix = matrix.data_ptr()
             self._matrices.append(matrix)
@@ -117,8 +119,8 @@ class NativePasses(Passes):
         # No hidden tensor leaves the cache.
         x, records = self._checked(x, self._channels), self._records
         biases = self._biases
-        if index is not None and any(bias.ndim == 2 for bias in biases):
-            biases = [bias[index] if bias.ndim == 2 else bias for bias in biases]
+        if index is not None and any(bias.ndim > 1 for bias in biases):
+            biases = [bias if bias.ndim == 1 else same_layout(bias[index]) for bias in biases]
             records = self._copied()
             _point(records, "bias", biases)
         self._check_biases(biases, len(x))
@@ -218,7 +220,7 @@ class NativePasses(Passes):
         return same_layout(plain(x.detach()))
 
     def _check_biases(self, biases: Sequence[Tensor], batch: int) -> None:
-        if any(bias.ndim == 2 and len(bias) != batch for bias in biases):
+        if any(bias.ndim > 1 and len(bias) != batch for bias in biases):
             raise ValueError(f"the context has another number of rows than the batch, {batch}")
 
     def _with_slopes(self, records, slopes: Slopes, count: int) -> tuple[int, Slopes]:  # noqa: ANN001

@@ -183,10 +183,10 @@ template <class T> struct Adjoint {
     }
 
     static void add_bias(const Link& link, const Item& item, const T* delta, std::vector<T>& sum) {
-        const bool each = link.bias_stride && item.height * item.width == 1;
+        const bool each = bias_step(link, item);
         T* to = sum.data();
         if (link.bias_stride) {
-            to = (T*)link.bias_gradient + item.sample * link.outputs;
+            to = (T*)link.bias_gradient + (each ? item.row : item.sample) * link.outputs;
             if (!each) std::fill(to, to + link.outputs, T(0));
         }
         for (long i = 0; i < item.rows; ++i)

@@ -155,20 +155,24 @@ void down(const Layer& layer, const Item& item, const T* matrix, const T* x, T* 
     for (long i = 0; i < item.rows * layer.narrow; ++i) to[i] = y[i] * end.scale[i];
 }
 
+// From one row of an item to the next in a bias that differs between them, or 0.
+inline long bias_step(const Link& link, const Item& item) {
+    return item.height * item.width == 1 ? link.bias_stride : link.bias_step;
+}
+
 // y = A x, with its bias where that is wanted.
 template <class T>
 void apply(const Link& link, const Item& item, const T* x, bool biased, T* y, Ending<T> end,
            Scratch<T>& scratch) {
     const Layer layer(link);
     const T* bias = biased ? (const T*)link.bias + item.sample * link.bias_stride : nullptr;
-    const bool each = biased && link.bias_stride && item.height * item.width == 1;
-    end.bias = each ? nullptr : bias;
+    const long step = biased ? bias_step(link, item) : 0;
+    end.bias = step ? nullptr : bias;
     if (layer.widens) up(layer, item, (const T*)link.matrix, x, y, end, scratch);
     else down(layer, item, (const T*)link.matrix, x, y, end, scratch);
-    if (each)  // rows are samples of their own
+    if (step)
         for (long i = 0; i < item.rows; ++i)
-            for (long c = 0; c < link.outputs; ++c)
-                y[i * link.outputs + c] += bias[i * link.bias_stride + c];
+            for (long c = 0; c < link.outputs; ++c) y[i * link.outputs + c] += bias[i * step + c];
 }
 
 // y = A^T u.

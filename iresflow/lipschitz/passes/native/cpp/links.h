@@ -13,8 +13,9 @@ struct Link {
     int64_t width;                  // its values for each entry, blocks of channels; `inputs` in all
     double beta;                    // its slope, for those that have one
     const void* weight;             // (outputs, inputs, k, k)
-    const void* bias;               // (outputs), or a row for each sample
+    const void* bias;               // (outputs), or a row for each sample or pixel
     int64_t bias_stride;            // 0, or from one sample's to the next
+    int64_t bias_step;              // 0, or from one pixel's to the next
     void* matrix;                   // M and its transpose, as `pack` leaves them
     void* input;                    // h in front of the activation; null in the first link
     void* slope;                    // phi'(h), `inputs` wide; null where not wanted or none

@@ -13,7 +13,8 @@ from iresflow.analysis.norms import layer_norms
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.models import ImageFlow, VectorFlow
 from iresflow.plots import estimator_figure, inversion_figure, layer_norm_figure, save_figure
-from iresflow.training.objectives.contexts import asked_of, context_of
+from iresflow.training.loop.batches import Batch
+from iresflow.training.objectives.contexts import asked_of, context_for
 from iresflow.training.runs.known_data import load_data
 
 __all__ = ["data_of_run", "draw_data_figures", "draw_layer_norms"]
@@ -47,8 +48,7 @@ def data_of_run(
     split = asked_of(load_data(run, root=root).test)
     like = next(model.parameters())
     values = split.values[:SAMPLES].to(like.device)
-    labels = None if split.labels is None else split.labels[:SAMPLES]
-    context = context_of(labels, model.context_dim, like)
+    context = context_for(model, Batch.of(split, slice(SAMPLES)))
     if isinstance(model, ImageFlow):
         generator = torch.Generator(like.device).manual_seed(seed)
         return model.dequantize(values, generator), context

@@ -20,7 +20,7 @@ from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.batches import Batch
-from iresflow.training.objectives.contexts import asked_of, context_of
+from iresflow.training.objectives.contexts import asked_of, context_for, context_of
 from iresflow.training.runs.known_data import KnownData, load_data
 
 __all__ = ["main"]
@@ -47,10 +47,11 @@ def main(arguments: Sequence[str]) -> int:
         options.label is not None or options.temperature != 1
     ):
         raise ValueError("--label and --temperature are for samples: test images have their own")
-    if options.label is not None and not 0 <= options.label < model.context_dim:
+    classes = model.context_dim if len(model.context_shape) == 1 else 0
+    if options.label is not None and not 0 <= options.label < classes:
         raise ValueError(
-            f"--label must be a class of the model, 0 .. {model.context_dim - 1}"
-            if model.context_dim
+            f"--label must be a class of the model, 0 .. {classes - 1}"
+            if classes
             else "--label is for conditional models; this one has no classes"
         )
     if isinstance(model, VectorFlow):
@@ -104,6 +105,8 @@ def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor,
         given = asked_of(load_data(options.run, root=options.root).test)
         labels = Batch.of(given, torch.arange(options.n) % len(given)).labels
     context = context_of(labels, model.context_dim, like)
+    if isinstance(model, ImageFlow) and model.given is not None:
+        context = model.given(_test_images(model, options)).to(like.dtype)
     stream = torch.Generator(like.device).manual_seed(options.seed)
     return model.base.sample(options.n, context, options.temperature, stream), context
 
@@ -113,7 +116,11 @@ def _sample_images(model: ImageFlow, options: Namespace) -> int:
     result = model.invert(z, context, _accuracy(options))
     out = _out(options, "samples.png")
     pixels = model.quantize(result.value).float() / (model.levels - 1)
-    save_grid(pixels, out)
+    if model.given is None:
+        save_grid(pixels, out)
+    else:
+        known = model.given.picture(_test_images(model, options)).to(pixels.dtype)
+        _save_pairs(known, pixels, out)
     _save_each(pixels, out, options)
     _report(result, model.base_dim, out, options)
     return 0
@@ -123,19 +130,30 @@ def _reconstruct(model: ImageFlow, options: Namespace) -> int:
     split = load_data(options.run, root=options.root).test
     back = reconstruct(model, split, count=options.n, seed=options.seed, tol=options.tol)
     out = _out(options, "reconstructions.png")
-    columns = min(12, len(back.values))
-    rows = [
-        half
-        for first in range(0, len(back.values), columns)
-        for half in (back.originals[first : first + columns], back.values[first : first + columns])
-    ]
-    rows = [torch.cat([row, row.new_zeros(columns - len(row), *row.shape[1:])]) for row in rows]
-    save_grid(torch.cat(rows), out, columns)
+    _save_pairs(back.originals, back.values, out)
     _save_each(back.values, out, options)
     print(f"largest pixel error  {back.largest_error:.2e} of the range [0, 1]")
     _print_solver(back.inverse, model.base_dim, options)
     print(f"written              {out}")
     return 0
+
+
+def _test_images(model: ImageFlow, options: Namespace) -> Tensor:
+    """As many test images as samples are asked for, in turn, on the model's device."""
+    values = load_data(options.run, root=options.root).test.values
+    return values[torch.arange(options.n) % len(values)].to(next(model.parameters()).device)
+
+
+def _save_pairs(upper: Tensor, lower: Tensor, out: Path) -> None:
+    """Writes rows of images, each above a row of those that belong to them."""
+    columns = min(12, len(lower))
+    rows = [
+        half
+        for first in range(0, len(lower), columns)
+        for half in (upper[first : first + columns], lower[first : first + columns])
+    ]
+    rows = [torch.cat([row, row.new_zeros(columns - len(row), *row.shape[1:])]) for row in rows]
+    save_grid(torch.cat(rows), out, columns)
 
 
 def _interpolate(model: ImageFlow, options: Namespace) -> int:
@@ -144,8 +162,7 @@ def _interpolate(model: ImageFlow, options: Namespace) -> int:
     if paths < 1:
         raise ValueError("a path needs two test images")
     like = next(model.parameters())
-    labels = None if split.labels is None else split.labels[: 2 * paths]
-    context = context_of(labels, model.context_dim, like)
+    context = context_for(model, Batch.of(split, slice(2 * paths)))
     stream = torch.Generator(like.device).manual_seed(options.seed)
     x = model.dequantize(split.values[: 2 * paths].to(like.device), stream)
     ends = model.transform(x, context)
@@ -168,7 +185,8 @@ def _accuracy(options: Namespace) -> Accuracy | None:
 
 
 def _line(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    return (1 - weights[:, None]) * a + weights[:, None] * b
+    weights = weights.reshape(-1, *[1] * a.ndim)
+    return (1 - weights) * a + weights * b
 
 
 def _path(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Networks with a certified Lipschitz constant."""
 
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
-from iresflow.lipschitz.branch import Branch
+from iresflow.lipschitz.branch import Branch, ContextDim
 from iresflow.lipschitz.branches import conv_branch, dense_branch
 from iresflow.lipschitz.layers.activations import (
     ACTIVATIONS,
@@ -47,6 +47,7 @@ __all__ = [
     "CLipSwish",
     "Certified",
     "CircularPadding",
+    "ContextDim",
     "LipSwish",
     "LipschitzMap",
     "Normalization",

@@ -19,6 +19,7 @@ class _Flow(Protocol):
     shape: tuple[int, ...]
     data_map: Bijection
     base: BaseDensity
+    context_shape: tuple[int, ...]
 
     @property
     def base_dim(self) -> int: ...
@@ -43,7 +44,7 @@ class FlowDistribution(Distribution):
 
     Arguments:
         flow: The flow.
-        context: ``(*batch_shape, context_dim)`` for a conditional flow, else None.
+        context: ``(*batch_shape, *context_shape)`` for a conditional flow, else None.
         validate_args: Whether ``log_prob`` refuses what lies outside of the support, as torch's
             own distributions do if asked to check.
     """
@@ -55,12 +56,15 @@ class FlowDistribution(Distribution):
     ) -> None:
         self.flow = flow
         self.context = context
-        batch_shape = torch.Size() if context is None else context.shape[:-1]
+        batch_shape = _batch_of(context, flow.context_shape)
         super().__init__(batch_shape, torch.Size(flow.shape), validate_args)
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        return {} if self.context is None else {"context": constraints.real_vector}
+        if self.context is None:
+            return {}
+        dims = len(self.flow.context_shape)
+        return {"context": constraints.independent(constraints.real, dims)}
 
     @property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
@@ -78,7 +82,7 @@ class FlowDistribution(Distribution):
         shape, context = torch.Size(batch_shape), self.context
         _broadcast(self.batch_shape, shape, shape)
         if context is not None:
-            context = context.expand(*shape, context.shape[-1])
+            context = context.expand(*shape, *self.flow.context_shape)
         new = FlowDistribution(self.flow, context, self._validate_args)
         new._batch_shape = shape
         return new
@@ -93,7 +97,8 @@ class FlowDistribution(Distribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        shape, flat, context = _rows(value, self.event_shape, self.batch_shape, self.context)
+        known = (self.batch_shape, self.context, self.flow.context_shape)
+        shape, flat, context = _rows(value, self.event_shape, *known)
         if len(flat) == 0:
             return flat.new_zeros(shape)
         if not transformed() and bool(flat.isnan().any()):
@@ -111,7 +116,8 @@ class FlowDistribution(Distribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         context = self.context
         if context is not None:
-            context = context.expand(*shape, context.shape[-1]).reshape(-1, context.shape[-1])
+            event = self.flow.context_shape
+            context = context.expand(*shape, *event).reshape(-1, *event)
         x = self.flow.rsample(shape.numel(), context)
         return x.reshape(*shape, *self.event_shape)
 
@@ -131,7 +137,7 @@ class FlowTransform(Transform):
 
     Arguments:
         flow: The flow.
-        context: ``(*batch, context_dim)`` for a conditional flow, else None.
+        context: ``(*batch, *context_shape)`` for a conditional flow, else None.
         cache_size: 1 to remember the last pair of x and z, as torch's transforms do.
     """
 
@@ -183,8 +189,8 @@ class FlowTransform(Transform):
     def _rows(
         self, value: Tensor, event: tuple[int, ...]
     ) -> tuple[torch.Size, Tensor, Tensor | None]:
-        batch = torch.Size() if self.context is None else self.context.shape[:-1]
-        return _rows(value, torch.Size(event), batch, self.context)
+        batch = _batch_of(self.context, self.flow.context_shape)
+        return _rows(value, torch.Size(event), batch, self.context, self.flow.context_shape)
 
     def _moved(
         self, shape: torch.Size | tuple[int, ...], old: tuple[int, ...], new: tuple[int, ...]
@@ -194,12 +200,22 @@ class FlowTransform(Transform):
             raise ValueError(f"shapes end with {tuple(old)}, got {tuple(shape)}")
         batch = torch.Size(shape[:cut])
         if self.context is not None:
-            batch = torch.broadcast_shapes(batch, self.context.shape[:-1])
+            contexts = _batch_of(self.context, self.flow.context_shape)
+            batch = torch.broadcast_shapes(batch, contexts)
         return torch.Size((*batch, *new))
 
 
+def _batch_of(context: Tensor | None, shape: tuple[int, ...]) -> torch.Size:
+    """The batch of contexts of a shape; empty without any."""
+    return torch.Size() if context is None else context.shape[: context.ndim - len(shape)]
+
+
 def _rows(
-    value: Tensor, event: torch.Size, batch: torch.Size, context: Tensor | None
+    value: Tensor,
+    event: torch.Size,
+    batch: torch.Size,
+    context: Tensor | None,
+    context_shape: tuple[int, ...],
 ) -> tuple[torch.Size, Tensor, Tensor | None]:
     """The shape of a batch of events, the events one after another, and a context for each.
 
@@ -215,7 +231,7 @@ def _rows(
     shape = _broadcast(value.shape[:cut], batch)
     flat = value.expand(*shape, *event).reshape(-1, *event)
     if context is not None:
-        context = context.expand(*shape, context.shape[-1]).reshape(-1, context.shape[-1])
+        context = context.expand(*shape, *context_shape).reshape(-1, *context_shape)
     return shape, flat, context
 
 

@@ -11,7 +11,7 @@ from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Accuracy, Bijection, Composition, LogDet
 from iresflow.bijections.base import warn_of_floor
 from iresflow.linearization import Linearization
-from iresflow.lipschitz import compiled_kernels
+from iresflow.lipschitz import ContextDim, compiled_kernels
 from iresflow.logdet import (
     Exact,
     ExactWhereSmall,
@@ -21,6 +21,7 @@ from iresflow.logdet import (
     PowerSeries,
 )
 from iresflow.models.certified import CertifiedModel
+from iresflow.models.contexts import context_shape, shown
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
 from iresflow.models.generative import ClassProbabilities, by_bayes, log_prior_of
@@ -52,7 +53,7 @@ class Flow(CertifiedModel):
         base: The density of the latent.
         shape: Of one sample x.
         data_map: A map in closed form that acts on x first, such as a logit; F is both.
-        context_dim: Dimension of the context, 0 for none.
+        context_dim: Dimension of the context, or (C, H, W) of one that is an image; 0 for none.
         log_det: The estimator in training mode. In eval mode an exact one stays, and `EVALUATION`
             takes the place of any other: exact up to 32 dimensions, and Krylov subspaces of two
             probes above.
@@ -68,12 +69,13 @@ class Flow(CertifiedModel):
         shape: tuple[int, ...],
         *,
         data_map: Bijection | None = None,
-        context_dim: int = 0,
+        context_dim: ContextDim = 0,
         log_det: LogDetEstimator | None = None,
     ) -> None:
         super().__init__(bijection, data_map or Composition(), shape)
         self.base = base
-        self.context_dim = context_dim
+        self.context_shape = context_shape(context_dim)
+        self.context_dim = self.context_shape[0] if self.context_shape else 0
         self.log_det = log_det or PowerSeries()
 
     # Maps.
@@ -247,8 +249,8 @@ class Flow(CertifiedModel):
             ValueError: the flow has no context, as `likelihood`, or a prior or level out of range.
             NotContractiveError: in eval mode, where a block's certified bound is not below 1.
         """
-        if not self.context_dim:
-            raise ValueError("this flow has no classes: it was built with context_dim=0")
+        if len(self.context_shape) != 1:
+            raise ValueError("this flow has no classes: its context is no vector of a number each")
         seed = fresh_seed(generator) if seed is None else seed
         log_prior = log_prior_of(prior, self.context_dim, x)
         classes = torch.eye(self.context_dim, device=x.device)
@@ -322,18 +324,20 @@ class Flow(CertifiedModel):
         """The density as a `torch.distributions.Distribution`, with a ``transform``.
 
         Arguments:
-            context: ``(*batch, context_dim)``, for conditional flows: one density for each.
+            context: ``(*batch, context_dim)`` or ``(*batch, C, H, W)``, for conditional flows: one
+                density for each.
 
         Raises:
             ValueError: a context of another shape or with NaN, or none where one is due.
         """
-        if context is not None and self.context_dim:
-            if context.ndim == 0 or context.shape[-1] != self.context_dim:
+        if context is not None and self.context_shape:
+            cut = context.ndim - len(self.context_shape)
+            if cut < 0 or tuple(context.shape[cut:]) != self.context_shape:
                 raise ValueError(
-                    f"contexts have the shape (*batch, {self.context_dim}), got "
+                    f"contexts have the shape (*batch, {shown(self.context_shape)}), got "
                     f"{tuple(context.shape)}"
                 )
-            rows = context.reshape(-1, self.context_dim)
+            rows = context.reshape(-1, *self.context_shape)
             checked = self._checked_context(rows, len(rows))
             assert checked is not None
             return FlowDistribution(self, checked.reshape(context.shape))
@@ -411,17 +415,19 @@ class Flow(CertifiedModel):
 
     def _checked_context(self, context: Tensor | None, n: int) -> Tensor | None:
         """The context of n samples in the type of the weights, or a ValueError."""
-        if self.context_dim == 0:
+        if not self.context_shape:
             if context is not None:
                 raise ValueError("this flow takes no context: it was built with context_dim=0")
             return None
         if context is None:
-            raise ValueError(f"this flow needs a context of shape ({n}, {self.context_dim})")
-        if context.ndim == 2 and len(context) == 1:
-            context = context.expand(n, -1)
-        if tuple(context.shape) != (n, self.context_dim):
             raise ValueError(
-                f"the context must have shape ({n}, {self.context_dim}), got "
+                f"this flow needs a context of shape ({n}, {shown(self.context_shape)})"
+            )
+        if context.ndim == 1 + len(self.context_shape) and len(context) == 1:
+            context = context.expand(n, *context.shape[1:])
+        if tuple(context.shape) != (n, *self.context_shape):
+            raise ValueError(
+                f"the context must have shape ({n}, {shown(self.context_shape)}), got "
                 f"{tuple(context.shape)}"
             )
         if context.is_complex():

@@ -22,8 +22,10 @@ from iresflow.bijections import (
 from iresflow.lipschitz import PADDINGS, activation_named, conv_branch, normalization_named
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models.bits import BitsPerDim
+from iresflow.models.contexts import context_of_spec
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
+from iresflow.models.given import given_named
 from iresflow.models.images import require_integers
 from iresflow.models.likelihood import sample_stream
 from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
@@ -48,7 +50,10 @@ class ImageFlow(Flow):
         kernels: Sides of the kernels of a branch's convolutions, in pixels, odd: one a layer.
         padding: What they read beyond the border: zeros, circular or reflect.
         levels: Grey levels of the integer images, 256 for 8 bits.
-        context_dim: Dimension of the context, 0 for none.
+        context_dim: Dimension of the context, or (C, H, W) where it is an image: as large as the
+            images, or larger or smaller by one whole factor. 0 for none.
+        given: Name of what of an image is known, whose contexts `given` makes: grey, small or
+            surroundings. None for contexts of one's own.
         activation: Name of the activations: clipswish, elu, lipswish, sine, sine-cosine, softplus
             or tanh.
         activate_input: Whether an activation stands in front of each branch's first layer, but for
@@ -88,7 +93,8 @@ class ImageFlow(Flow):
         kernels: Sequence[int] = (3, 1, 3),
         padding: str = "zeros",
         levels: int = 256,
-        context_dim: int = 0,
+        context_dim: int | Sequence[int] = 0,
+        given: str | None = None,
         activation: str = "lipswish",
         activate_input: bool = True,
         coeff: float = 0.97,
@@ -100,7 +106,7 @@ class ImageFlow(Flow):
         log_det: LogDetEstimator | None = None,
     ) -> None:
         shape, blocks = integers("shape", shape, 1), integers("blocks", blocks, 0)
-        hidden, context_dim = widths("hidden", hidden), integer("context_dim", context_dim, 0)
+        hidden, context = widths("hidden", hidden), context_of_spec(context_dim)
         kernels, padding = integers("kernels", kernels, 1), word("padding", padding)
         levels, factor_out = integer("levels", levels, 2), switch("factor_out", factor_out)
         coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
@@ -114,13 +120,18 @@ class ImageFlow(Flow):
             raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
         check_levels(levels, torch.get_default_dtype())
         require_divisible(shape, blocks)
+        known = None if given is None else given_named(word("given", given))(levels)
+        if known is not None:
+            if context:
+                raise ValueError("what is given makes the context: leave context_dim at 0")
+            context = known.shape(shape)
         log_det = log_det or PowerSeries()
         self.spec: dict[str, Any] = {
             "shape": shape,
             "blocks": blocks,
             "hidden": hidden,
             "levels": levels,
-            "context_dim": context_dim,
+            "context_dim": list(context) if isinstance(context, tuple) else context,
             "activation": activation,
             "coeff": coeff,
             "normalization": normalization,
@@ -134,6 +145,8 @@ class ImageFlow(Flow):
             self.spec["kernels"] = kernels
         if padding != "zeros":
             self.spec["padding"] = padding
+        if known is not None:
+            self.spec |= {"given": given, "context_dim": 0}
         if conditional_prior:
             self.spec["conditional_prior"] = True
         if not activate_input:
@@ -150,7 +163,7 @@ class ImageFlow(Flow):
                 coeff=coeff,
                 normalization=normalization_named(normalization),
                 activate_input=activate_input and not first,
-                context_dim=context_dim,
+                context_dim=context,
             )
             return [ActNorm(channels), ResidualBlock(branch)]
 
@@ -166,7 +179,7 @@ class ImageFlow(Flow):
                 coeff=coeff,
                 normalization=normalization_named(normalization),
                 activate_input=False,
-                context_dim=context_dim,
+                context_dim=context,
             )
             return ConditionalPrior(network, out)
 
@@ -179,13 +192,18 @@ class ImageFlow(Flow):
                 factor_out=factor_out,
                 prior=prior if conditional_prior else None,
             ),
-            DiagonalNormal(dim, learned=learned_prior, context_dim=context_dim),
+            DiagonalNormal(
+                dim,
+                learned=learned_prior,
+                context_dim=context if isinstance(context, int) else 0,
+            ),
             tuple(shape),
             data_map=Logit(alpha) if alpha else Center(),
-            context_dim=context_dim,
+            context_dim=context,
             log_det=log_det,
         )
         self.levels = levels
+        self.given = known
 
     def latents(self, z: Tensor) -> tuple[Tensor, ...]:
         """The flat latent ``(B, D)`` as images, one ``(B, C, H, W)`` for each scale."""
@@ -227,7 +245,8 @@ class ImageFlow(Flow):
 
         Arguments:
             images: ``(N, C, H, W)``, integers 0 .. levels - 1.
-            context: ``(N, context_dim)``, for conditional flows.
+            context: ``(N, context_dim)`` or ``(N, C, H, W)``, for conditional flows; that of what
+                is given of the images unless it is passed.
             log_det: The estimator of the residual blocks' log-determinants.
             generator: Where the seed is drawn from; None for torch's global stream.
             seed: Any integer.
@@ -237,6 +256,8 @@ class ImageFlow(Flow):
             NotContractiveError: in eval mode, where a block's certified bound is not below 1.
         """
         require_integers(images, self.shape, self.levels)
+        if context is None and self.given is not None:
+            context = self.given(images)
         context = self._checked_context(context, len(images))
         stream = sample_stream((images, context), generator, seed)
         x, context = self._checked(self.dequantize(images, stream), context)

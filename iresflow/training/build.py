@@ -81,6 +81,8 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
     """
     model = config.model
     context_dim = len(dataset.classes) if model.conditional else len(dataset.contexts)
+    if model.given is not None and context_dim:
+        raise ValueError("model.given makes the context: leave model.conditional and columns away")
     if model.conditional and not dataset.classes:
         raise ValueError(
             f"model.conditional needs labels, and {dataset.name} has none"
@@ -108,6 +110,8 @@ def _recompute(flow: ImageFlow | VectorFlow, scales: tuple[int, ...]) -> None:
 def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow | VectorFlow:
     model = config.model
     if dataset.levels is None:
+        if model.given is not None:
+            raise ValueError(f"model.given is of images; {dataset.name} has none")
         if config.data.flip or config.data.shift:
             raise ValueError(f"data.flip and data.shift change images; {dataset.name} has none")
         return VectorFlow(
@@ -130,6 +134,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
         padding=model.padding,
         levels=dataset.levels,
         context_dim=context_dim,
+        given=model.given,
         activation=model.activation,
         activate_input=model.activate_input,
         coeff=model.coeff,

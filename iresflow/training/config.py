@@ -112,6 +112,9 @@ class ModelConfig(Section):
     """Whether mean and scale of what is factored out come from what stays (images)."""
     conditional: bool = False
     """Whether the class label enters the branches and the prior (data with labels)."""
+    given: Literal["grey", "small", "surroundings"] | None = None
+    """What of each image is known, the rest being modelled: grey for its colours, a small image
+    for its detail at twice the size, surroundings for a hole in the middle; null for nothing."""
 
     def _check(self) -> None:
         widths = self.hidden if isinstance(self.hidden, tuple) else (self.hidden,)

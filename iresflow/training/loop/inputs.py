@@ -94,24 +94,31 @@ def _tensor(name: str, values: Array, dtype: torch.dtype) -> Tensor:
 
 
 def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
-    size = flow.context_dim
+    if isinstance(flow, ImageFlow) and flow.given is not None:
+        if labels is not None:
+            raise ValueError("this flow makes its contexts from what is given of the images")
+        return None
+    size, shape = flow.context_dim, flow.context_shape
+    needed = f"(N, {', '.join(map(str, shape))})"
     if labels is None:
         if size:
-            raise ValueError(f"this flow needs a context of shape (N, {size}) or class numbers")
+            classes = " or class numbers" if len(shape) == 1 else ""
+            raise ValueError(f"this flow needs a context of shape {needed}{classes}")
         return None
     if not size:
         raise ValueError("this flow takes no context: it was built with context_dim=0")
-    if labels.ndim == 1 and not labels.is_floating_point():
+    if labels.ndim == 1 and len(shape) == 1 and not labels.is_floating_point():
         if not 0 <= int(labels.min()) <= int(labels.max()) < size:
             raise ValueError(
                 f"class numbers of this flow are 0 .. {size - 1}, got {int(labels.min())} .. "
                 f"{int(labels.max())}"
             )
         return labels.long()
-    if tuple(labels.shape[1:]) != (size,):
+    if tuple(labels.shape[1:]) != shape:
+        classes = ", or are class numbers (N,) as integers" if len(shape) == 1 else ""
         raise ValueError(
-            f"contexts of this flow have shape (N, {size}), or are class numbers (N,) as integers;"
-            f" got {labels.dtype} {tuple(labels.shape)}"
+            f"contexts of this flow have shape {needed}{classes}; got {labels.dtype} "
+            f"{tuple(labels.shape)}"
         )
     return labels
 

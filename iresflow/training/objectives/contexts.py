@@ -7,7 +7,7 @@ from iresflow.data import Split
 from iresflow.models import Flow, ImageFlow
 from iresflow.training.loop.batches import Batch, Samples
 
-__all__ = ["asked_of", "batch_of", "context_of", "unit_of"]
+__all__ = ["asked_of", "batch_of", "context_for", "context_of", "unit_of"]
 
 
 def unit_of(flow: Flow) -> str:
@@ -36,11 +36,22 @@ def context_of(labels: Tensor | None, context_dim: int, like: Tensor) -> Tensor 
     return labels.to(like.dtype)
 
 
+def context_for(flow: Flow, samples: Samples) -> Tensor | None:
+    """The contexts of samples on the model's device, or None for no context.
+
+    They are what the flow is given of the values, where it is, and else come from the labels.
+    """
+    like = next(flow.parameters())
+    if isinstance(flow, ImageFlow) and flow.given is not None:
+        return flow.given(samples.values.to(like.device)).to(like.dtype)
+    return context_of(samples.labels, flow.context_dim, like)
+
+
 def batch_of(flow: Flow, split: Samples, first: int, count: int) -> tuple[Tensor, Tensor | None]:
-    """Some samples of a split on the model's device, and the contexts of their labels."""
+    """Some samples of a split on the model's device, and their contexts."""
     like = next(flow.parameters())
     batch = Batch.of(split, slice(first, first + count))
     values = batch.values.to(like.device)
     if not isinstance(flow, ImageFlow):
         values = values.to(like.dtype)
-    return values, context_of(batch.labels, flow.context_dim, like)
+    return values, context_for(flow, batch)

@@ -13,7 +13,7 @@ from iresflow.streams import Stream
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.loop.batches import Batch, Samples, random_stream
 from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms, stored
-from iresflow.training.objectives.contexts import context_of, unit_of
+from iresflow.training.objectives.contexts import context_for, unit_of
 
 __all__ = ["MaximumLikelihood"]
 
@@ -28,7 +28,7 @@ class MaximumLikelihood(Objective):
     """Minus the mean log-likelihood of a flow (thesis, eq. 5.4): of integer images with uniform
     dequantisation, of all else as it is.
 
-    Labels are class numbers ``(B,)`` or contexts ``(B, context_dim)``, see `context_of`.
+    Labels are class numbers ``(B,)`` or contexts, see `context_for`.
     """
 
     def unit(self, model: nn.Module) -> str:
@@ -43,7 +43,7 @@ class MaximumLikelihood(Objective):
         """
         flow = _flow(model)
         like = next(flow.parameters())
-        x, context = batch.values, context_of(batch.labels, flow.context_dim, like)
+        x, context = batch.values, context_for(flow, batch)
         constant, scale = 0.0, 1.0
         if isinstance(flow, ImageFlow):
             x = dequantize(x, flow.levels, dtype=like.dtype, generator=stream)
@@ -85,7 +85,7 @@ class MaximumLikelihood(Objective):
         x: Tensor = batch.values.to(like.device)
         if isinstance(flow, ImageFlow):
             x = flow.dequantize(x, random_stream(seed, 0, 4, like.device))
-        flow.initialize(x, context_of(batch.labels, flow.context_dim, like))
+        flow.initialize(x, context_for(flow, batch))
 
     def make_ready(self, model: nn.Module) -> Ready:
         """Enforces the certified norms; the certificate is stored with the weights."""

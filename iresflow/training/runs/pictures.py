@@ -7,7 +7,7 @@ from iresflow.models import Flow, ImageFlow
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Album
-from iresflow.training.objectives.contexts import context_of
+from iresflow.training.objectives.contexts import context_for, context_of
 
 __all__ = ["draw_flow"]
 
@@ -44,6 +44,8 @@ def draw_flow(flow: Flow, split: Samples, album: Album) -> None:
 def _draw_images(flow: ImageFlow, split: Samples, album: Album) -> None:
     x = flow.sample(GRID, _contexts(flow, split, GRID), generator=_stream(flow))
     album.grid("samples", x)
+    if flow.given is not None:
+        album.grid("given", flow.given.picture(_in_turn(split, GRID).values))
     back = reconstruct(flow, split, count=8)
     pairs = torch.cat([back.originals, back.values])
     album.grid("reconstructions", pairs, columns=len(back.values))
@@ -53,14 +55,19 @@ def _draw_images(flow: ImageFlow, split: Samples, album: Album) -> None:
 def _contexts(flow: Flow, split: Samples, count: int) -> torch.Tensor | None:
     """All classes in turn, or the contexts of the split in turn."""
     labels = split.labels
+    if isinstance(flow, ImageFlow) and flow.given is not None:
+        return context_for(flow, _in_turn(split, count))
     if flow.context_dim == 0 or labels is None:
         return None
-    turn = torch.arange(count)
     if labels.ndim == 1 and not labels.is_floating_point():
-        classes = turn % flow.context_dim
-    else:
-        classes = Batch.of(split, turn.to(labels.device) % len(split)).labels
-    return context_of(classes, flow.context_dim, next(flow.parameters()))
+        classes = torch.arange(count) % flow.context_dim
+        return context_of(classes, flow.context_dim, next(flow.parameters()))
+    return context_for(flow, _in_turn(split, count))
+
+
+def _in_turn(split: Samples, count: int) -> Batch:
+    """So many samples of a split, from the first on, and again from the first after the last."""
+    return Batch.of(split, torch.arange(count, device=split.values.device) % len(split))
 
 
 def _stream(flow: Flow) -> torch.Generator:

@@ -90,7 +90,7 @@ def plain_seconds(network: Network, found: NetworkInversion, name: str) -> float
     """CPU time of the programs that were solved, given to linprog; checks the values too."""
     began = time.process_time()
     values = [
-        PLAIN[name](layer.affine.dense(), np.maximum(x, 0), step.epsilon).solve()
+        PLAIN[name](layer.affine.dense(), np.maximum(x.numpy(), 0), step.epsilon).solve()
         for layer, x, one in zip(
             reversed(network.layers), found.observations, found.layers, strict=True
         )

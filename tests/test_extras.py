@@ -47,12 +47,11 @@ def test_a_library_that_is_broken_says_so_itself(tmp_path, monkeypatch):
 
 RELU = """
 import numpy as np, torch
-from scipy import sparse
 from iresflow import relu
-from iresflow.relu.warm import RangedProgram, solve_ranged
-print(bool(relu.frame_bounds(torch.eye(3), torch.zeros(3), torch.ones(1, 3)).lower > 0.99))
+from iresflow.relu.programs import Program, solve
+print(bool(relu.frame_bounds(relu.dense_layer(torch.eye(3)), torch.ones(1, 3)).lower > 0.99))
 one = np.ones(1)
-solve_ranged(RangedProgram(one, sparse.csc_array(np.eye(1)), one, one, 0 * one, one))
+solve(Program(one, np.eye(1), one, one))
 """
 
 

@@ -52,7 +52,7 @@ def attack_first_layer(
                 line.append(flat[goal].numpy())
                 for name, likeness in LIKENESSES.items():
                     attack = invariance_attack(layer, flat[index], flat[goal], likeness=likeness)
-                    line.append(attack.x)
+                    line.append(attack.x.numpy())
                     rows.append(
                         {
                             "image": index,
@@ -101,7 +101,7 @@ def _target(flat: Tensor, labels: Tensor, own: int, step: int, classes: int) -> 
 def _measure(
     module: nn.Sequential, image: Tensor, target: Tensor, attack: Attack, classes: tuple[str, ...]
 ) -> dict[str, object]:
-    found = torch.from_numpy(attack.x)
+    found = attack.x
     with torch.no_grad():
         said = module(torch.stack([image, found.float().view_as(image)])).argmax(1).tolist()
     own = image.flatten().double()

@@ -20,7 +20,8 @@ from experiments.relu.training import Training, train
 from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.classification import Kind, classify_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
-from iresflow.relu.stability.local_map import linearize, singular_values
+from iresflow.relu.ranks import singular_values
+from iresflow.relu.stability.local_map import linearize
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["draw_circles", "two_circles"]
@@ -131,12 +132,10 @@ def _map(module: nn.Sequential, resolution: int, title: str) -> _Map:
     grid = torch.from_numpy(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))
     network = parse_network(module)
     layer = network.layers[0]
-    weight, bias = layer.affine.dense(), layer.affine.bias.numpy()
     kinds, conditions = [], []
     for x in tqdm(grid, desc=title, unit="point", dynamic_ncols=True):
         local = linearize(network, x)
-        y = layer(x[None])[0].numpy()
-        kinds.append(str(classify_preimage(weight, bias, y, member=x.numpy()).kind))
+        kinds.append(str(classify_preimage(layer, layer(x[None])[0], member=x).kind))
         after = next(stage for stage in local.stages if stage.activated)
         conditions.append(singular_values(local.matrix(after)).condition)
     with torch.no_grad():
@@ -146,7 +145,7 @@ def _map(module: nn.Sequential, resolution: int, title: str) -> _Map:
         (layer.affine(grid) > 0).sum(1).numpy(),
         np.array(kinds),
         np.nan_to_num(np.array(conditions), nan=0.0),
-        bool(is_omnidirectional(weight)),
+        bool(is_omnidirectional(layer.affine.dense())),
     )
 
 

@@ -20,7 +20,7 @@ from experiments.relu.frames_figures import (
     share_figure,
 )
 from experiments.relu.training import Training, train
-from iresflow.relu.frames.active_rows import FrameBounds, frame_bounds, frame_of_layer
+from iresflow.relu.frames.active_rows import FrameBounds, frame_bounds
 from iresflow.relu.frames.bias_estimation import (
     InjectivityPenalty,
     estimate_bias,
@@ -28,6 +28,8 @@ from iresflow.relu.frames.bias_estimation import (
     share_of_points,
 )
 from iresflow.relu.frames.reconstruction import Reconstruction, reconstruct
+from iresflow.relu.networks.network import Layer
+from iresflow.relu.networks.parsing import parse_network
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch
 from iresflow.training.loop.batches import Samples as LabelledSamples
@@ -290,10 +292,9 @@ def _train(
     converged: list[bool] = []
 
     def watch(module: nn.Module) -> None:
-        assert isinstance(module, nn.Sequential) and isinstance(module[0], nn.Linear)
-        weight, alpha = frame_of_layer(module[0])
+        first = _first_layer(module)
         estimate = estimate_bias(
-            weight,
+            first,
             inputs,
             sigma=settings.sigma,
             patience=settings.iris_patience if small else settings.image_patience,
@@ -305,8 +306,8 @@ def _train(
         converged.append(estimate.converged)
         course.append((
             accuracy(module, test, test_labels),
-            share_of_points(weight, alpha, test[:WATCHED]),
-            share_of_biases(alpha, estimate.alpha),
+            share_of_points(first, test[:WATCHED]),
+            share_of_biases(-first.affine.bias, estimate.alpha),
         ))  # fmt: skip
 
     title = f"{samples.name} m/n = {redundancy}{', penalised' if factor else ''}"
@@ -317,11 +318,13 @@ def _train(
 
 
 def _reconstruct(network: nn.Sequential, points: Tensor) -> tuple[Reconstruction, FrameBounds]:
-    layer = network[0]
-    assert isinstance(layer, nn.Linear)
-    weight, alpha = frame_of_layer(layer)
-    outputs = (points @ weight.mT - alpha).relu()
-    return reconstruct(weight, alpha, outputs), frame_bounds(weight, alpha, points)
+    layer = _first_layer(network)
+    return reconstruct(layer, layer(points)), frame_bounds(layer, points)
+
+
+def _first_layer(network: nn.Module) -> Layer:
+    assert isinstance(network, nn.Sequential)
+    return parse_network(network[:2]).layers[0]
 
 
 def _table_row(

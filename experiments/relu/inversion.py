@@ -18,10 +18,11 @@ from experiments.relu.base import Report, Samples
 from experiments.relu.inversion_figures import noise_figure, picture_figure
 from experiments.relu.training import Training
 from experiments.relu.vae import Autoencoder, train_autoencoder
+from iresflow.relu.inversion.error_bounds import error_bounds
 from iresflow.relu.inversion.gradient_descent import descend
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.relu.inversion.measurements import observe_part
-from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
+from iresflow.relu.inversion.network_inversion import invert_network
 from iresflow.relu.networks.network import Network
 from iresflow.relu.networks.parsing import parse_network
 from iresflow.training.sections import Section
@@ -177,8 +178,8 @@ def _codes(network: Network, count: int, stream: torch.Generator) -> Tensor:
     return torch.randn(count, network.in_size, generator=stream, dtype=torch.float64)
 
 
-def _relative(found: np.ndarray | None, z: np.ndarray) -> float:
-    return np.inf if found is None else float(np.linalg.norm(found - z) / np.linalg.norm(z))
+def _relative(found: Tensor | None, z: Tensor) -> float:
+    return np.inf if found is None else float((found - z).norm() / z.norm())
 
 
 def _errors(network: Network, found: Tensor, z: Tensor) -> np.ndarray:
@@ -201,7 +202,7 @@ def _recover(settings: Settings) -> list[dict[str, Any]]:
                 network = random_network(sizes, settings.seed + seed, slope)
                 z = _codes(network, 1, torch.Generator().manual_seed(settings.seed + seed))
                 found = invert_network(network, network(z)[0])
-                right = _relative(found.z, z[0].numpy()) < EXACT
+                right = _relative(found.z, z[0]) < EXACT
                 exact += right
                 said += found.determined == "yes"
                 wrong += found.determined == "yes" and not right
@@ -301,7 +302,7 @@ def _bound_rows(
             # Lemma 2 asks for a threshold that is no less than the error of what it is applied to.
             found = invert_network(network, one, InfinityNorm(), epsilon=[first, level])
             bounds = error_bounds(network, found, level)
-            error = np.abs(found.z - code.numpy()).max() if found.z is not None else np.inf
+            error = float((found.z - code).abs().max()) if found.z is not None else np.inf
             last = bounds[-1]
             proven = all(bound.holds for bound in bounds)
             values.append((error, bounds[0].lemma, last.lemma, last.posterior, proven))
@@ -385,5 +386,6 @@ def _draw_inpainting(
     report.table("inpainting", numbers, "Root mean square over all pixels, hidden ones included.")
 
 
-def _stack(codes: list[np.ndarray | None], size: int) -> Tensor:
-    return torch.from_numpy(np.stack([np.zeros(size) if code is None else code for code in codes]))
+def _stack(codes: list[Tensor | None], size: int) -> Tensor:
+    none = torch.zeros(size, dtype=torch.float64)
+    return torch.stack([none if code is None else code for code in codes])

@@ -42,10 +42,9 @@ def count_kinds(
     active = (outputs > 0).sum(1).numpy()
     size = layer.affine.in_size
     chosen = _choose(active, size, samples, seed)
-    weight, bias = layer.affine.dense(), layer.affine.bias.numpy()
     rows = []
     for index in tqdm(chosen, desc="kinds", unit="image", dynamic_ncols=True):
-        found = classify_preimage(weight, bias, outputs[index].numpy(), member=flat[index].numpy())
+        found = classify_preimage(layer, outputs[index], member=flat[index])
         rows.append(
             {
                 "image": int(index),

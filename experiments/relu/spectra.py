@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iresflow.relu.networks.network import Network
-from iresflow.relu.stability.local_map import Spectrum, Stage, linearize
+from iresflow.relu.ranks import Spectrum
+from iresflow.relu.stability.local_map import Stage, linearize
 from iresflow.relu.stability.removed_rows import removal_bounds
 from iresflow.relu.stability.stage_spectra import stage_spectra
 
@@ -36,7 +37,7 @@ class Spectra:
 
     def median(self, index: int) -> np.ndarray:
         """The median over samples of each singular value of a stage, falling; zeros included."""
-        values = [spectrum.values for spectrum in self.spectra[index]]
+        values = [spectrum.values.numpy() for spectrum in self.spectra[index]]
         # Of an even number the lower one: the mean of a zero and a value would be neither.
         return np.quantile(values, 0.5, axis=0, method="lower")
 

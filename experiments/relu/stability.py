@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -22,7 +21,8 @@ from experiments.relu.spectra import (
 from experiments.relu.training import Training, train
 from iresflow.relu.networks.network import Network
 from iresflow.relu.networks.parsing import parse_network
-from iresflow.relu.stability.local_map import Stage, image_window, linearize, singular_values
+from iresflow.relu.ranks import singular_values
+from iresflow.relu.stability.local_map import Stage, image_window, linearize
 from iresflow.relu.stability.removed_rows import correlation_bound, correlation_counts
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 from iresflow.training.sections import Section
@@ -40,7 +40,7 @@ CONVOLUTIONS = 6
 COUNTED_LAYER = 4
 """Layer of the counting experiment (appendix A5)."""
 
-GRID = np.geomspace(1e-2, 1e2, 121)
+GRID = torch.logspace(-2, 2, 121, dtype=torch.float64)
 """Constants c of that experiment."""
 
 
@@ -173,10 +173,10 @@ def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Repor
     """The counting experiment of appendix A5, at one sample."""
     local = linearize(network, x, columns)
     stage = Stage(COUNTED_LAYER - 1, False, network.layers[COUNTED_LAYER - 1].affine.out_size)
-    matrix = local.matrix(stage).numpy()
+    matrix = local.matrix(stage)
     # Units that don't see what is moved are no rows of the matrix.
-    seen = np.abs(matrix).max(axis=1) > 0
-    matrix, removed = matrix[seen], (local.slopes[stage.layer] == 0).numpy()[seen]
+    seen = matrix.abs().amax(1) > 0
+    matrix, removed = matrix[seen], (local.slopes[stage.layer] == 0)[seen]
     counts = correlation_counts(matrix, removed, GRID)
     bound = correlation_bound(matrix, removed)
     after = singular_values(matrix[~removed])
@@ -186,8 +186,8 @@ def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Repor
         {
             "rows left after ReLU (M)": left,
             "rows removed": int(removed.sum()),
-            "c at which all of them fulfil condition 3.5 for one removed row": float(
-                GRID[counts == left].min(initial=np.inf)
+            "c at which all of them fulfil condition 3.5 for one removed row": min(
+                GRID[counts == left].tolist(), default=float("inf")
             ),
             "bound of the smallest non-zero singular value (lemma 3.6)": bound.c,
             "the same without its last estimate": bound.direct,

@@ -5,19 +5,16 @@ activations (`iresflow.relu.networks`), and each part can be imported alone. The
 the papers' experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
-from iresflow.relu.frames.active_rows import (
-    active_frame,
-    frame_bounds,
-    frame_of_layer,
-    is_alpha_rectifying,
-)
+from iresflow.relu.frames.active_rows import active_frame, active_rows, frame_bounds, frame_on_box
 from iresflow.relu.frames.bias_estimation import InjectivityPenalty, estimate_bias, maximal_bias
 from iresflow.relu.frames.reconstruction import reconstruct
+from iresflow.relu.inversion.error_bounds import error_bounds
 from iresflow.relu.inversion.gradient_descent import descend
 from iresflow.relu.inversion.layer_inversion import invert_layer
 from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
 from iresflow.relu.inversion.measurements import observe_part, sense
-from iresflow.relu.inversion.network_inversion import error_bounds, invert_network
+from iresflow.relu.inversion.network_inversion import invert_network
+from iresflow.relu.networks.dense import dense_layer
 from iresflow.relu.networks.network import Layer, Network
 from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.attack import InnerProduct, Nearest, invariance_attack
@@ -25,8 +22,9 @@ from iresflow.relu.preimages.classification import Kind, Preimage, classify_prei
 from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between
 from iresflow.relu.preimages.extent import farthest_in_preimage, preimage_box, sample_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
-from iresflow.relu.stability.local_map import extreme_singular_values, linearize, singular_values
-from iresflow.relu.stability.stage_spectra import stage_spectra
+from iresflow.relu.ranks import Spectrum, singular_values
+from iresflow.relu.stability.local_map import linearize
+from iresflow.relu.stability.stage_spectra import extreme_singular_values, stage_spectra
 
 __all__ = [
     "BOX",
@@ -42,19 +40,21 @@ __all__ = [
     "OneNorm",
     "Preimage",
     "Relaxed",
+    "Spectrum",
     "active_frame",
+    "active_rows",
     "classify_preimage",
+    "dense_layer",
     "descend",
     "error_bounds",
     "estimate_bias",
     "extreme_singular_values",
     "farthest_in_preimage",
     "frame_bounds",
-    "frame_of_layer",
+    "frame_on_box",
     "invariance_attack",
     "invert_layer",
     "invert_network",
-    "is_alpha_rectifying",
     "is_omnidirectional",
     "linearize",
     "maximal_bias",

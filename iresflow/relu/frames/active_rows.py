@@ -1,32 +1,27 @@
 """Which rows of a ReLU layer are active at a point, and whether they determine it: frames.
 
-The layer of this module is max(0, W x - alpha), as in the paper: the bias of a ``torch.nn.Linear``
-is **minus** alpha (`frame_of_layer`). The rows of W that are active at x are a *frame* if they
-span the space; then x can be read off the layer's output (H. Eckert, D. Haider, M. Ehler,
-P. Balazs, "Invertibility of ReLU-Layers: A Practical Approach", IJCCI 2024).
+The layer is ReLU(W x + b). The papers write max(0, W x - alpha): the bias is **minus** alpha. The
+rows of W that are active at x are a *frame* if they span the space; then x can be read off the
+layer's output (H. Eckert, D. Haider, M. Ehler, P. Balazs, "Invertibility of ReLU-Layers: A
+Practical Approach", IJCCI 2024).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = [
-    "FrameBounds",
-    "active_frame",
-    "active_rows",
-    "frame_bounds",
-    "frame_of_layer",
-    "is_alpha_rectifying",
-]
+from iresflow.relu.networks.network import Layer
+from iresflow.relu.ranks import Spectrum, singular_values
 
-TOLERANCE = 1e-6
-"""Smallest ratio of singular values that counts as full rank without a doubt."""
+__all__ = ["FrameBounds", "active_frame", "active_rows", "frame_bounds", "frame_on_box"]
 
-MEMORY = 2**26
-"""Entries of the masked matrices that are held at a time: 512 MiB."""
+ROUNDING = 4.0
+"""Times n + 1, the precision, and the norms of row and point: how far a pre-activation may be off.
+
+Of a sum of n + 1 products it is at most about n + 1 of these.
+"""
 
 
 @final
@@ -34,31 +29,26 @@ MEMORY = 2**26
 class FrameBounds:
     """The frames that are active at B points.
 
+    A row whose pre-activation is zero up to rounding, a *tie*, is active by Definition 2.5, but
+    the output, which is zero there, does not show it: no bound and no "beyond doubt" counts it.
+
     Attributes:
-        active: Number of active rows, ``(B,)`` int64.
+        active: Number of active rows without ties, ``(B,)`` int64.
+        ties: Number of ties, ``(B,)`` int64.
         lower: Smallest singular value of the active rows as a map of the whole space, ``(B,)``;
             0 where there are fewer rows than dimensions. Square roots of the paper's frame bounds
             in eq. (1), as in its Theorem 4.1.
         upper: Largest singular value, ``(B,)``.
-        tolerance: Smallest ratio lower / upper that counts as full rank.
-        rounding: Largest ratio that can't be told from 0.
+        rectifying: Where the active rows are a frame beyond doubt (Definition 2.6), ``(B,)`` bool.
+        uncertain: Where rounding decides whether they are: on a rank, or on ties, ``(B,)`` bool.
     """
 
     active: Tensor
+    ties: Tensor
     lower: Tensor
     upper: Tensor
-    tolerance: float
-    rounding: float
-
-    @property
-    def rectifying(self) -> Tensor:
-        """Where the active rows are a frame beyond doubt (Definition 2.6), ``(B,)`` bool."""
-        return self.lower > self.tolerance * self.upper
-
-    @property
-    def uncertain(self) -> Tensor:
-        """Where that can't be told: a ratio above rounding but within the tolerance, ``(B,)``."""
-        return ~self.rectifying & (self.lower > self.rounding * self.upper)
+    rectifying: Tensor
+    uncertain: Tensor
 
     @property
     def a0(self) -> float:
@@ -71,144 +61,133 @@ class FrameBounds:
         return float(self.upper.max())
 
 
-def frame_of_layer(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """W ``(m, n)`` and alpha ``(m,)`` of the layer ReLU(W x + bias), in float64: minus its bias.
+def checked_weight(layer: Layer) -> Tensor:
+    """W ``(m, n)`` of a ReLU layer.
 
     Raises:
-        ValueError: the module is not ``Linear``, or holds values that are not finite.
+        ValueError: the layer's activation is another, or it holds values that are not finite. A
+            bias may be infinite, for rows that are always or never active.
     """
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(f"the layer is {type(layer).__name__}; allowed is Linear")
-    weight = layer.weight.detach().to("cpu", torch.float64)
-    alpha = weight.new_zeros(len(weight)) if layer.bias is None else -layer.bias.detach()
-    alpha = alpha.to("cpu", torch.float64)
-    check_frame(weight, alpha)
-    return weight, alpha
+    if layer.slope != 0:
+        raise ValueError(f"layer {layer.name} has the negative slope {layer.slope}; allowed is 0")
+    weight = torch.from_numpy(layer.affine.dense())
+    if not bool(torch.isfinite(weight).all()) or bool(torch.isnan(layer.affine.bias).any()):
+        raise ValueError(f"layer {layer.name} holds values that are not finite")
+    return weight
 
 
-def check_frame(weight: Tensor, alpha: Tensor, x: Tensor | None = None) -> None:
-    """Checks W ``(m, n)``, alpha ``(m,)``, and points x ``(B, n)`` where given.
+def checked_points(x: Tensor, size: int) -> Tensor:
+    """Points ``(B, *event)`` as float64 ``(B, n)``.
 
     Raises:
-        ValueError: shapes that don't fit, no point, or NaN; alpha may be infinite, for rows that
-            are always or never active.
+        ValueError: another size, no point, or values that are not finite.
     """
-    if weight.dim() != 2 or 0 in weight.shape or alpha.shape != weight.shape[:1]:
-        raise ValueError(
-            f"W has shape {tuple(weight.shape)} and alpha {tuple(alpha.shape)}; allowed are "
-            "(m, n) and (m,)"
-        )
-    if not bool(torch.isfinite(weight).all()) or bool(torch.isnan(alpha).any()):
-        raise ValueError("W holds values that are not finite, or alpha NaN")
-    if x is not None:
-        check_points(weight, x)
-
-
-def check_points(weight: Tensor, x: Tensor) -> None:
-    """Checks points x ``(B, n)`` for W ``(m, n)``. Errors: `check_frame`."""
-    if x.dim() != 2 or x.shape[1] != weight.shape[1] or len(x) == 0:
-        raise ValueError(
-            f"points have shape {tuple(x.shape)}; allowed is (B, {weight.shape[1]}), B >= 1"
-        )
-    if not bool(torch.isfinite(x).all()):
+    flat = x.detach().to("cpu", torch.float64).flatten(1) if x.dim() > 1 else x
+    if flat.dim() != 2 or flat.shape[1] != size or len(flat) == 0:
+        raise ValueError(f"points have shape {tuple(x.shape)}; allowed is (B, {size}), B >= 1")
+    if not bool(torch.isfinite(flat).all()):
         raise ValueError("points hold values that are not finite")
+    return flat
 
 
-def active_rows(weight: Tensor, alpha: Tensor, x: Tensor) -> Tensor:
-    """Which rows are active (Definition 2.5: <x, w_i> >= alpha_i), ``(B, m)`` bool.
+def active_rows(layer: Layer, x: Tensor) -> Tensor:
+    """Which rows are active (Definition 2.5: pre-activations of 0 or more), ``(B, m)`` bool.
 
     Arguments:
-        weight: W, ``(m, n)``.
-        alpha: ``(m,)``.
+        layer: A ReLU layer.
         x: Points ``(B, n)``.
 
-    Errors: `check_frame`.
+    Raises:
+        ValueError: a layer or points that don't fit, or values that are not finite.
     """
-    weight, alpha, x = weight.double(), alpha.double(), x.double()
-    check_frame(weight, alpha, x)
-    return x @ weight.mT >= alpha
+    weight = checked_weight(layer)
+    return checked_points(x, weight.shape[1]) @ weight.mT >= -layer.affine.bias
 
 
-def active_frame(weight: Tensor, alpha: Tensor, x: Tensor) -> Tensor:
-    """The active rows at one point x ``(n,)``, ``(|I|, n)``. Errors: `check_frame`.
+def active_frame(layer: Layer, x: Tensor) -> Tensor:
+    """The active rows at one point x ``(n,)``, ``(|I|, n)``. Errors: `active_rows`.
 
+    >>> from iresflow.relu import dense_layer
     >>> w = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
-    >>> active_frame(w, torch.zeros(3), torch.tensor([2.0, -1.0]))
-    tensor([[1., 0.]])
+    >>> active_frame(dense_layer(w), torch.tensor([2.0, -1.0])).tolist()
+    [[1.0, 0.0]]
     """
-    if x.dim() != 1:
-        raise ValueError(f"the point has shape {tuple(x.shape)}; allowed is (n,)")
-    return weight[active_rows(weight, alpha, x[None])[0]]
+    return checked_weight(layer)[active_rows(layer, x[None])[0]]
 
 
-def is_alpha_rectifying(
-    weight: Tensor, alpha: Tensor, x: Tensor, *, tolerance: float = TOLERANCE
-) -> FrameBounds:
-    """Whether W is alpha-rectifying at points (Definition 2.6), with the numbers that tell it.
-
-    Unlike Lemma 2.9 this does not assume W to be full spark: the rank is measured. See
-    ``rectifying`` and ``uncertain`` of the result.
-
-    Arguments and errors: as `frame_bounds`.
-    """
-    return frame_bounds(weight, alpha, x, tolerance=tolerance)
-
-
-def frame_bounds(
-    weight: Tensor, alpha: Tensor, x: Tensor, *, tolerance: float = TOLERANCE
-) -> FrameBounds:
+def frame_bounds(layer: Layer, x: Tensor) -> FrameBounds:
     """Extreme singular values of the rows that are active at each point (Theorem 4.1).
 
-    Of the normal matrix of all activity patterns at once, which resolves ratios down to about
-    1e-8; those below ``tolerance`` are computed again by an SVD. Cost: O(m n^2) for each pattern.
+    Unlike Lemma 2.9 this does not assume W to be full spark: the rank is measured. Cost: the
+    singular values of each pattern of active rows.
 
     These are bounds of the layer on the set around each point where the same rows are active. The
     smallest of them is no lower Lipschitz bound of the whole layer: two points with different
     active rows share fewer.
 
     Arguments:
-        weight: W, ``(m, n)``.
-        alpha: ``(m,)``.
+        layer: A ReLU layer.
         x: Points ``(B, n)``.
-        tolerance: Smallest ratio of singular values that counts as full rank, above 1e-7.
+
+    Errors: `active_rows`.
+    """
+    weight = checked_weight(layer)
+    bias, size = layer.affine.bias, weight.shape[1]
+    flat = checked_points(x, size)
+    products = flat @ weight.mT
+    precision = ROUNDING * (size + 1) * torch.finfo(torch.float64).eps
+    doubt = precision * (flat.norm(dim=1, keepdim=True) * weight.norm(dim=1) + bias.abs())
+    doubt = torch.where(bias.isinf(), 0.0, doubt)
+    active, possible = products + bias > doubt, products + bias >= -doubt
+    spectra = _spectra(weight, active)
+    sure = torch.tensor([spectrum.spans(size) == "yes" for spectrum in spectra])
+    ties = (possible & ~active).sum(1)
+    # Rows that may be active can only add to the rank.
+    most = _spectra(weight, possible) if bool(ties.any()) else spectra
+    maybe = torch.tensor([spectrum.spans(size) != "no" for spectrum in most])
+    return FrameBounds(
+        active.sum(1),
+        ties,
+        torch.stack([_extreme(spectrum, size) for spectrum in spectra]),
+        torch.stack([_extreme(spectrum, 1) for spectrum in spectra]),
+        sure,
+        ~sure & maybe,
+    )
+
+
+def frame_on_box(layer: Layer, low: Tensor, high: Tensor) -> Spectrum:
+    """The singular values of the rows that are active in a whole box.
+
+    If they span the space, W is alpha-rectifying on a convex set, and the layer is invertible on
+    it (Theorem 2.7); and the smallest of them is a lower Lipschitz bound of the layer on the box,
+    as these rows are active at any two of its points.
+
+    Arguments:
+        layer: A ReLU layer.
+        low, high: Limits of each coordinate, ``(n,)``.
 
     Raises:
-        ValueError: as `check_frame`, or a tolerance out of range.
+        ValueError: a layer or limits that don't fit, or values that are not finite.
     """
-    check_tolerance(tolerance)
-    weight = weight.double()
-    patterns, which = torch.unique(active_rows(weight, alpha, x), dim=0, return_inverse=True)
-    size = weight.shape[1]
-    lower, upper = weight.new_zeros(len(patterns)), weight.new_zeros(len(patterns))
-    for part in pattern_parts(patterns, weight):
-        squares = torch.linalg.eigvalsh(normal_matrices(weight, patterns[part]))
-        lower[part] = squares[:, 0].clamp(min=0).sqrt()
-        upper[part] = squares[:, -1].clamp(min=0).sqrt()
-    count = patterns.sum(1)
-    enough = count >= size
-    lower[~enough] = 0.0
-    close = (enough & (lower <= 10 * tolerance * upper)).nonzero()[:, 0]
-    for index in close.split(max(1, MEMORY // weight.numel())):
-        values = torch.linalg.svdvals(weight * patterns[index, :, None])
-        lower[index], upper[index] = values[:, -1], values[:, 0]
-    rounding = max(weight.shape) * torch.finfo(torch.float64).eps
-    return FrameBounds(count[which], lower[which], upper[which], tolerance, rounding)
+    weight = checked_weight(layer)
+    lower, upper = checked_points(torch.stack([low, high]), weight.shape[1])
+    if not bool((lower <= upper).all()):
+        raise ValueError("a lower limit of the box is above its upper one")
+    middle, half = (lower + upper) / 2, (upper - lower) / 2
+    least = weight @ middle - weight.abs() @ half + layer.affine.bias
+    reach = weight.norm(dim=1) * (middle.norm() + half.norm()) + layer.affine.bias.abs()
+    doubt = ROUNDING * (len(lower) + 1) * torch.finfo(torch.float64).eps * reach
+    return singular_values(weight[least > torch.where(reach.isinf(), 0.0, doubt)])
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Raises ValueError for a tolerance that float64 can't resolve, or none at all."""
-    if not 1e-7 < tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance}; allowed is 1e-7 to 1, both excluded")
+def _spectra(weight: Tensor, patterns: Tensor) -> list[Spectrum]:
+    """The singular values of the rows in each pattern ``(B, m)`` bool, once for equal ones."""
+    different, which = torch.unique(patterns, dim=0, return_inverse=True)
+    found = [singular_values(weight[rows]) for rows in different]
+    return [found[i] for i in which.tolist()]
 
 
-def pattern_parts(patterns: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Slices of patterns ``(P, m)`` whose masked matrices fit in memory together."""
-    step = max(1, MEMORY // weight.numel())
-    for begin in range(0, len(patterns), step):
-        yield slice(begin, begin + step)
-
-
-def normal_matrices(weight: Tensor, patterns: Tensor) -> Tensor:
-    """W_I^T W_I for patterns ``(P, m)`` of active rows, ``(P, n, n)``, in one product."""
-    masked = weight.mT * patterns[:, None, :]
-    return masked @ weight
+def _extreme(spectrum: Spectrum, number: int) -> Tensor:
+    """Singular value of that number, from 1; 0 where there are fewer."""
+    values = spectrum.values
+    return values[number - 1] if len(values) >= number else values.new_zeros(())

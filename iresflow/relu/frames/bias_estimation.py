@@ -1,6 +1,6 @@
 """The largest bias with which a ReLU layer keeps its input: Monte Carlo bias estimation.
 
-Signs as in `iresflow.relu.frames.active_rows`: the layer is max(0, W x - alpha), so a *smaller*
+Signs as in the paper: the layer is max(0, W x - alpha), its bias is minus alpha, and a *smaller*
 alpha leaves more rows active.
 """
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iresflow.relu.frames.active_rows import active_rows, check_frame, check_points
+from iresflow.relu.frames.active_rows import active_rows, checked_points, checked_weight
+from iresflow.relu.networks.network import Layer
 
 __all__ = [
     "BiasEstimate",
@@ -41,7 +42,7 @@ class BiasEstimate:
     converged: bool
 
 
-def maximal_bias(weight: Tensor, x: Tensor) -> Tensor:
+def maximal_bias(layer: Layer, x: Tensor) -> Tensor:
     """alpha*(X), the largest bias that keeps n rows active at all given points (Theorem 3.1).
 
     At each point the n largest coefficients <x, w_j> stay active if alpha_j is at most each of
@@ -49,23 +50,21 @@ def maximal_bias(weight: Tensor, x: Tensor) -> Tensor:
     alpha-rectifying on X for every alpha <= alpha*(X), entry by entry.
 
     Arguments:
-        weight: W, ``(m, n)`` with m >= n.
+        layer: A ReLU layer with m >= n; its own bias plays no part.
         x: Points ``(B, n)``.
 
     Returns:
         alpha*, ``(m,)`` float64; infinite where a row is never among the n largest.
 
     Raises:
-        ValueError: m < n, so no alpha is enough, or arguments as in `check_frame`.
+        ValueError: m < n, so no alpha is enough, or as `active_rows`.
     """
-    weight, x = weight.double(), x.double()
-    _check_redundant(weight)
-    check_points(weight, x)
-    return _pointwise_bias(weight, x).amin(0)
+    weight = _redundant(layer)
+    return _pointwise_bias(weight, checked_points(x, weight.shape[1])).amin(0)
 
 
 def estimate_bias(
-    weight: Tensor,
+    layer: Layer,
     data: Tensor,
     *,
     sigma: float,
@@ -84,7 +83,7 @@ def estimate_bias(
     later, which can only make alpha* smaller, that is, safer.
 
     Arguments:
-        weight: W, ``(m, n)`` with m >= n.
+        layer: A ReLU layer with m >= n; its own bias plays no part.
         data: Training points ``(M, n)``.
         sigma: Standard deviation of the noise (the paper writes N(0, sigma I)), 0 for none.
         patience: s, the number of points for which alpha* has to stay the same.
@@ -96,9 +95,8 @@ def estimate_bias(
     Raises:
         ValueError: as `maximal_bias`, or another argument out of range.
     """
-    weight, data = weight.double(), data.double()
-    _check_redundant(weight)
-    check_points(weight, data)
+    weight = _redundant(layer)
+    data = checked_points(data, weight.shape[1])
     if not sigma >= 0 or not torch.isfinite(torch.tensor(float(sigma))):
         raise ValueError(f"sigma is {sigma}; allowed is 0 or more")
     for name, value in (("patience", patience), ("batch_size", batch_size)):
@@ -128,13 +126,13 @@ def estimate_bias(
     return BiasEstimate(alpha, drawn, unchanged, unchanged >= patience)
 
 
-def share_of_points(weight: Tensor, alpha: Tensor, x: Tensor) -> float:
+def share_of_points(layer: Layer, x: Tensor) -> float:
     """The naive measure of section 4.1: share of points with at least n active rows.
 
-    Full spark makes each of them reconstructible (Lemma 2.9); `is_alpha_rectifying` measures the
-    rank instead. Arguments and errors: as `active_rows`.
+    Full spark makes each of them reconstructible (Lemma 2.9); `frame_bounds` measures the rank
+    instead. Arguments and errors: as `active_rows`.
     """
-    return float((active_rows(weight, alpha, x).sum(1) >= weight.shape[1]).double().mean())
+    return float((active_rows(layer, x).sum(1) >= layer.affine.in_size).double().mean())
 
 
 def share_of_biases(alpha: Tensor, alpha_star: Tensor) -> float:
@@ -206,10 +204,11 @@ def _pointwise_bias(weight: Tensor, x: Tensor) -> Tensor:
     return torch.full_like(coefficients, torch.inf).scatter_(1, index, values)
 
 
-def _check_redundant(weight: Tensor) -> None:
-    check_frame(weight, weight.new_zeros(weight.shape[:1]))
+def _redundant(layer: Layer) -> Tensor:
+    weight = checked_weight(layer)
     if weight.shape[0] < weight.shape[1]:
         raise ValueError(
             f"W has {weight.shape[0]} rows for {weight.shape[1]} dimensions: fewer can't "
             "determine a point, whatever the bias"
         )
+    return weight

@@ -1,7 +1,6 @@
 """The input of one layer from its noisy output, by linear programs.
 
-The layers are those of `iresflow.relu.networks.network`; how whole networks are inverted is in
-`iresflow.relu.inversion.network_inversion`.
+How whole networks are inverted is in `iresflow.relu.inversion.network_inversion`.
 """
 
 from dataclasses import dataclass
@@ -9,21 +8,25 @@ from time import perf_counter
 from typing import Literal, final
 
 import numpy as np
-from scipy import sparse
+import torch
 from torch import Tensor
 
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, LayerProblem
 from iresflow.relu.inversion.least_squares import LeastSquares, consistent, least_squares
-from iresflow.relu.inversion.preactivation_ranges import (
-    Ranges,
-    check_layer,
-    check_observation,
-    observed_ranges,
-)
+from iresflow.relu.inversion.preactivation_ranges import Ranges, observed_ranges
+from iresflow.relu.networks.affine import as_array
 from iresflow.relu.networks.network import Layer
-from iresflow.relu.warm import Basis, Simplex, WarmSolution, solve_ranged
+from iresflow.relu.programs import Basis, Solution, Status, solve
+from iresflow.relu.ranks import Verdict, row_lengths
 
-__all__ = ["LayerInversion", "Step", "as_observation", "invert_layer"]
+__all__ = [
+    "FIRST_EPSILON",
+    "LayerInversion",
+    "Step",
+    "check_observed",
+    "check_slope",
+    "invert_layer",
+]
 
 FIRST_EPSILON = 1e-6
 """Of the largest observation: the threshold to begin with, where none is given."""
@@ -48,7 +51,7 @@ class Step:
     """
 
     epsilon: float
-    status: Literal["optimal", "infeasible", "unbounded"]
+    status: Status
     objective: float
     error: float
     iterations: int
@@ -81,13 +84,13 @@ class LayerInversion:
     """
 
     layer: str
-    status: Literal["optimal", "infeasible", "unbounded"]
-    z: np.ndarray | None
+    status: Status
+    z: Tensor | None
     epsilon: float
     objective: float
     error: float
-    active: np.ndarray
-    determined: Literal["yes", "no", "uncertain"]
+    active: Tensor
+    determined: Verdict
     in_range: Literal["yes", "no", "unknown"]
     spread: float
     steps: tuple[Step, ...]
@@ -98,13 +101,26 @@ class LayerInversion:
         return sum(step.seconds for step in self.steps)
 
 
-def as_observation(layer: Layer, x: Tensor | np.ndarray) -> np.ndarray:
-    """An output of a layer as float64 ``(n,)``. Errors: `check_observation`."""
-    if isinstance(x, Tensor):
-        x = x.detach().to("cpu").numpy()
-    values = np.asarray(x, dtype=np.float64)
-    check_observation(layer, values)
-    return values
+def check_slope(layer: Layer) -> None:
+    """Raises ValueError for a slope above 1, with which the programs would not be convex."""
+    if not 0 <= layer.slope <= 1:
+        raise ValueError(
+            f"layer {layer.name} has the negative slope {layer.slope}; allowed is 0 to 1"
+        )
+
+
+def check_observed(layer: Layer, x: Tensor | np.ndarray) -> np.ndarray:
+    """An output of a layer as an array ``(n,)``.
+
+    Raises:
+        ValueError: another size, or values that are not finite.
+    """
+    if tuple(x.shape) != (layer.affine.out_size,):
+        raise ValueError(
+            f"the observation has shape {tuple(x.shape)}; layer {layer.name} gives "
+            f"({layer.affine.out_size},)"
+        )
+    return as_array(x, "the observation", 1)
 
 
 def invert_layer(
@@ -143,16 +159,16 @@ def invert_layer(
             out of range.
         LinearProgramError: HiGHS ended without an answer.
     """
-    values = as_observation(layer, x)
-    check_layer(layer)
+    check_slope(layer)
+    values = check_observed(layer, x)
     method = InfinityNorm() if method is None else method
-    scale = float(np.abs(values).max()) or 1.0
+    scale = float(np.abs(values).max(initial=0.0)) or 1.0
     epsilon = FIRST_EPSILON * scale if epsilon is None else epsilon
     _check_numbers(epsilon, growth, lower, tolerance)
     for name, value in (("patience", patience), ("max_steps", max_steps)):
         if value < 1:
             raise ValueError(f"{name} is {value}; allowed is 1 or more")
-    search = _Search(layer, values, method, lower, tolerance * scale, patience)
+    search = _Search(layer, values, method, lower, tolerance, patience)
     while len(search.steps) < max_steps and search.advance(epsilon):
         epsilon *= growth
         while search.unchanged(epsilon):
@@ -164,7 +180,11 @@ def invert_layer(
 
 @final
 class _Search:
-    """The sequence of programs for one observation."""
+    """The sequence of programs for one observation.
+
+    They are solved for x over its largest entry, and A over its longest row, since the solver's
+    tolerance is a number; ``scale`` and ``unit`` turn outputs and inputs back.
+    """
 
     def __init__(
         self,
@@ -175,12 +195,15 @@ class _Search:
         tolerance: float,
         patience: int,
     ) -> None:
-        self.layer, self.x, self.method = layer, x, method
-        self.lower, self.tolerance = lower, tolerance
-        self.matrix = sparse.csc_array(layer.affine.matrix())
+        matrix = layer.affine.matrix()
+        longest = float(row_lengths(matrix).max(initial=0.0)) or 1.0
+        self.scale = float(np.abs(x).max(initial=0.0)) or 1.0
+        self.unit = self.scale / longest
+        self.layer, self.method, self.tolerance = layer, method, tolerance
+        self.x, self.bias = x / self.scale, layer.affine.bias.numpy() / self.scale
+        self.matrix, self.lower = matrix / longest, lower / self.unit
         self.steps: list[Step] = []
-        self.best: tuple[Step, np.ndarray] | None = None
-        self.best_squares: LeastSquares | None = None
+        self.best: tuple[Step, np.ndarray, LeastSquares, Ranges] | None = None
         self.misfit = 0.0
         self._patience = self._left = patience
         self._ranges: Ranges | None = None
@@ -191,26 +214,27 @@ class _Search:
 
     def unchanged(self, epsilon: float) -> bool:
         """Whether the last program would only be repeated."""
-        return self.method.ranges(self.layer, self.x, epsilon).same(self._ranges)
+        return self._limits(epsilon).same(self._ranges)
 
     def advance(self, epsilon: float) -> bool:
         """Solves the next program; returns whether another one may be better."""
         began = perf_counter()
-        observed = observed_ranges(self.layer, self.x, epsilon)
+        observed = observed_ranges(self.bias, self.layer.slope, self.x, epsilon / self.scale)
         if self._squares is None or not observed.same(self._observed):
-            self._observed = observed
-            self._squares = least_squares(self.layer, self.matrix, observed)
-        squares = self._squares
-        ranges = self.method.ranges(self.layer, self.x, epsilon)
+            self._observed, self._squares = observed, least_squares(self.matrix, observed)
+        squares, ranges = self._squares, self._limits(epsilon)
+        status: Status = "optimal"
         if consistent(self.matrix, observed, squares.z, self.lower, self.tolerance):
             # Of the relaxed program this is the solution with epsilon = 0.
-            status, z, iterations = "optimal", squares.z, 0
+            z, iterations = squares.z, 0
             objective = 0.0 if self.method.fits else np.nan
         else:
-            solution = self._solve(ranges, squares.z)
-            status, objective = solution.status, solution.objective
-            iterations = solution.iterations
-            z = None if solution.values is None else solution.values[: self.matrix.shape[1]]
+            solution = self._solve(ranges)
+            status, iterations = solution.status, solution.iterations
+            z = None if solution.x is None else solution.x[: self.matrix.shape[1]]
+            objective = solution.value if solution.optimal else np.nan
+            # A misfit is in units of x, and a correlation in their square.
+            objective *= self.scale if self.method.fits else self.scale**2
         error = np.nan if z is None else self._error(z)
         step = Step(epsilon, status, objective, error, iterations, perf_counter() - began)
         self.steps.append(step)
@@ -220,67 +244,58 @@ class _Search:
             return status != "unbounded"
         if self.method.fits:
             self.misfit = max(self.misfit, objective)
-        if self.best is not None and error >= self.best[0].error:
+        rounding = self.tolerance * self.scale
+        if self.best is not None and error >= self.best[0].error - rounding:
             self._left -= 1
             return self._left > 0
         self._left = self._patience
-        self.best, self.best_squares = (step, z), squares
-        return error > self.tolerance
+        self.best = (step, z, squares, observed)
+        return error > rounding
 
     def result(self) -> LayerInversion:
-        last = self.steps[-1]
+        last, rounding = self.steps[-1], self.tolerance * self.scale
         if self.best is None:
-            none = np.zeros(len(self.x), dtype=bool)
+            none = torch.zeros(len(self.x), dtype=torch.bool)
             return LayerInversion(
                 self.layer.name, last.status, None, last.epsilon, last.objective, np.nan, none,
                 "no", "unknown", np.nan, tuple(self.steps),
             )  # fmt: skip
-        step, z = self.best
-        squares = self.best_squares
-        assert squares is not None
-        if step.error <= self.tolerance:
+        step, z, squares, observed = self.best
+        in_range: Literal["yes", "no", "unknown"] = "unknown"
+        if step.error <= rounding:
             in_range = "yes"
-        elif self.misfit > self.tolerance or (
-            self.layer.slope == 0 and self.x.min() < -self.tolerance
-        ):
+        elif self.misfit > rounding or (self.layer.slope == 0 and self.x.min() < -self.tolerance):
             in_range = "no"
-        else:
-            in_range = "unknown"
         return LayerInversion(
-            self.layer.name, "optimal", z, step.epsilon, step.objective, step.error,
-            squares.active, squares.determined, in_range, self._spread(z, squares),
-            tuple(self.steps),
+            self.layer.name, "optimal", torch.from_numpy(self.unit * z), step.epsilon,
+            step.objective, step.error, torch.from_numpy(squares.active), squares.determined,
+            in_range, self._spread(z, squares, observed), tuple(self.steps),
         )  # fmt: skip
 
-    def _solve(self, ranges: Ranges, z: np.ndarray) -> WarmSolution:
+    def _limits(self, epsilon: float) -> Ranges:
+        return self.method.ranges(self.bias, self.layer.slope, self.x, epsilon / self.scale)
+
+    def _solve(self, ranges: Ranges) -> Solution:
         if self._basis is None:
             # Thresholds grow, so no row gets a lower limit that has none now.
             self._pattern = np.isfinite(ranges.low)
         problem = LayerProblem(self.matrix, self.x, ranges, self._pattern, self.lower)
-        matrix = self.layer.affine.matrix()
-        basis, simplex = self._basis, self.method.simplex
-        # Other rows are active then, so the old basis is a worse start than a new guess; where
-        # only the limits have moved it is a better one.
-        if not sparse.issparse(matrix) and (basis is None or self.method.fits):
-            guess = self.method.start(problem, matrix, z)
-            if guess is not None:
-                basis, simplex = guess, Simplex.PRIMAL
-        solution = solve_ranged(self.method.program(problem), basis, simplex)
+        solution = solve(self.method.program(problem), self._basis, self.method.simplex)
         self._basis = solution.basis
         return solution
 
-    def _spread(self, z: np.ndarray, squares: LeastSquares) -> float:
+    def _spread(self, z: np.ndarray, squares: LeastSquares, observed: Ranges) -> float:
         if squares.determined == "no":
             return np.inf
-        ranges = observed_ranges(self.layer, self.x, self.best[0].epsilon if self.best else 0.0)
-        misfit = ((self.matrix @ z - ranges.low) / ranges.low_rate)[squares.active]
+        misfit = (self.matrix @ z - observed.low)[squares.active]
+        misfit = misfit / observed.low_rate[squares.active]
         free = max(1, len(misfit) - len(z))
-        return float(np.linalg.norm(misfit) / np.sqrt(free) * squares.gain)
+        return float(np.linalg.norm(misfit) / np.sqrt(free) * squares.gain * self.unit)
 
     def _error(self, z: np.ndarray) -> float:
-        output = self.matrix @ z + self.layer.affine.bias.numpy()
+        output = self.matrix @ z + self.bias
         output = np.where(output > 0, output, self.layer.slope * output)
-        return float(np.linalg.norm(output - self.x, self.method.order))
+        return self.scale * float(np.linalg.norm(output - self.x, self.method.order))
 
 
 def _check_numbers(epsilon: float, growth: float, lower: float, tolerance: float) -> None:

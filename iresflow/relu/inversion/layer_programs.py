@@ -11,10 +11,9 @@ from typing import ClassVar, final
 import numpy as np
 from scipy import sparse
 
-from iresflow.relu.crash import infinity_basis, one_norm_basis, relaxed_basis
 from iresflow.relu.inversion.preactivation_ranges import Ranges, observed_ranges
-from iresflow.relu.networks.network import Layer
-from iresflow.relu.warm import Basis, RangedProgram, Simplex
+from iresflow.relu.networks.affine import Matrix
+from iresflow.relu.programs import Program, Simplex
 
 __all__ = ["InfinityNorm", "LayerMethod", "LayerProblem", "OneNorm", "Relaxed"]
 
@@ -33,7 +32,7 @@ class LayerProblem:
         lower: Of each entry of z, or -infinity.
     """
 
-    matrix: sparse.csc_array
+    matrix: Matrix
     x: np.ndarray
     ranges: Ranges
     pattern: np.ndarray
@@ -47,8 +46,7 @@ class LayerMethod(ABC):
         name: For tables.
         order: Of the norm in which reconstruction errors are compared: 1 or infinity.
         fits: Whether the objective is the size of the misfit, so that 0 proves a point optimal.
-        simplex: What goes on from the basis of the program with the epsilon before, where no
-            better start is known.
+        simplex: What goes on from the basis of the program with the epsilon before.
     """
 
     name: ClassVar[str]
@@ -56,23 +54,13 @@ class LayerMethod(ABC):
     fits: ClassVar[bool]
     simplex: ClassVar[Simplex]
 
-    @abstractmethod
-    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
+    def ranges(self, bias: np.ndarray, slope: float, x: np.ndarray, epsilon: float) -> Ranges:
         """The limits of A z that the program asks for."""
+        return observed_ranges(bias, slope, x, epsilon)
 
     @abstractmethod
-    def program(self, problem: LayerProblem) -> RangedProgram:
+    def program(self, problem: LayerProblem) -> Program:
         """The program, the first unknowns of which are z."""
-
-    @abstractmethod
-    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
-        """A basis to start from with the primal simplex method, or None for the solver's own.
-
-        Arguments:
-            problem: That `program` is given.
-            matrix: A once more, dense, ``(n, k)``.
-            z: The least-squares point on the active rows, ``(k,)``.
-        """
 
 
 @final
@@ -85,29 +73,21 @@ class InfinityNorm(LayerMethod):
     fits = True
     simplex = Simplex.PRIMAL
 
-    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
-        return observed_ranges(layer, x, epsilon)
-
-    def program(self, problem: LayerProblem) -> RangedProgram:
+    def program(self, problem: LayerProblem) -> Program:
         matrix, ranges, pattern = problem.matrix, problem.ranges, problem.pattern
         count, size = matrix.shape
-        rest = matrix.tocsr()[pattern]
         rates = np.concatenate([-ranges.high_rate, ranges.low_rate[pattern]])
         rows = sparse.hstack(
-            [sparse.vstack([matrix, rest]), sparse.csc_array(rates[:, None])], format="csc"
+            [_stacked(matrix, matrix[pattern]), sparse.csc_array(rates[:, None])], format="csc"
         )
         low = ranges.low[pattern]
-        return RangedProgram(
+        return Program(
             np.append(np.zeros(size), 1.0),
             rows,
             np.concatenate([np.full(count, -np.inf), low]),
             np.concatenate([ranges.high, np.full(len(low), np.inf)]),
             np.append(np.full(size, problem.lower), 0.0),
-            np.full(size + 1, np.inf),
         )
-
-    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
-        return infinity_basis(matrix, problem.ranges, problem.pattern, z, problem.lower)
 
 
 @final
@@ -124,26 +104,19 @@ class OneNorm(LayerMethod):
     fits = True
     simplex = Simplex.PRIMAL
 
-    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
-        return observed_ranges(layer, x, epsilon)
-
-    def program(self, problem: LayerProblem) -> RangedProgram:
+    def program(self, problem: LayerProblem) -> Program:
         matrix, ranges, pattern = problem.matrix, problem.ranges, problem.pattern
         count, size = matrix.shape
         above = sparse.diags_array(-ranges.high_rate, format="csc")
         below = sparse.diags_array(ranges.low_rate, format="csc")[:, np.flatnonzero(pattern)]
         slacks = count + below.shape[1]
-        return RangedProgram(
+        return Program(
             np.concatenate([np.zeros(size), np.ones(slacks)]),
-            sparse.hstack([matrix, above, below], format="csc"),
+            sparse.hstack([sparse.csc_array(matrix), above, below], format="csc"),
             ranges.low,
             ranges.high,
             np.concatenate([np.full(size, problem.lower), np.zeros(slacks)]),
-            np.full(size + slacks, np.inf),
         )
-
-    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
-        return one_norm_basis(matrix, problem.ranges, problem.pattern, z, problem.lower)
 
 
 @final
@@ -160,8 +133,7 @@ class Relaxed(LayerMethod):
     fits = False
     simplex = Simplex.DUAL
 
-    def ranges(self, layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
-        bias, slope = layer.affine.bias.numpy(), layer.slope
+    def ranges(self, bias: np.ndarray, slope: float, x: np.ndarray, epsilon: float) -> Ranges:
         ones = np.ones(len(x))
         none = np.zeros(len(x), dtype=bool)
         if slope == 0:
@@ -170,22 +142,20 @@ class Relaxed(LayerMethod):
         low = np.minimum(x - epsilon, 0) / slope
         return Ranges(low - bias, np.maximum(x + epsilon, 0) - bias, ones, ones, none)
 
-    def program(self, problem: LayerProblem) -> RangedProgram:
-        size = problem.matrix.shape[1]
-        return RangedProgram(
+    def program(self, problem: LayerProblem) -> Program:
+        return Program(
             -(problem.matrix.T @ _weights(problem)),
             problem.matrix,
             problem.ranges.low,
             problem.ranges.high,
-            np.full(size, problem.lower),
-            np.full(size, np.inf),
+            problem.lower,
         )
-
-    def start(self, problem: LayerProblem, matrix: np.ndarray, z: np.ndarray) -> Basis | None:
-        weights = _weights(problem)
-        return relaxed_basis(matrix, weights, problem.ranges, z, problem.lower)
 
 
 def _weights(problem: LayerProblem) -> np.ndarray:
     """What the rows are weighed with: below a ReLU there are no lower limits, and no negatives."""
     return np.maximum(problem.x, 0) if np.isneginf(problem.ranges.low).all() else problem.x
+
+
+def _stacked(*parts: Matrix) -> sparse.csc_array:
+    return sparse.vstack([sparse.csc_array(part) for part in parts], format="csc")

@@ -8,25 +8,25 @@ Time", NeurIPS 2019).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
-from iresflow.relu.inversion.error_constants import ErrorBound, bound_error
 from iresflow.relu.inversion.layer_inversion import (
     FIRST_EPSILON,
     LayerInversion,
-    as_observation,
+    check_observed,
+    check_slope,
     invert_layer,
 )
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod
-from iresflow.relu.inversion.preactivation_ranges import check_layer, observed_ranges
-from iresflow.relu.networks.network import Layer, Network
+from iresflow.relu.networks.network import Network
+from iresflow.relu.programs import Status
+from iresflow.relu.ranks import Verdict
 
-__all__ = ["NetworkInversion", "error_bounds", "invert_network"]
+__all__ = ["NetworkInversion", "invert_network"]
 
 
 @final
@@ -45,12 +45,12 @@ class NetworkInversion:
         seconds: Wall time.
     """
 
-    status: Literal["optimal", "infeasible", "unbounded"]
-    z: np.ndarray | None
+    status: Status
+    z: Tensor | None
     error: float
-    determined: Literal["yes", "no", "uncertain"]
+    determined: Verdict
     layers: tuple[LayerInversion, ...]
-    observations: tuple[np.ndarray, ...]
+    observations: tuple[Tensor, ...]
     seconds: float
 
 
@@ -85,12 +85,12 @@ def invert_network(
     """
     method = InfinityNorm() if method is None else method
     for layer in network.layers:
-        check_layer(layer)
-    observation = as_observation(network.layers[-1], x)
+        check_slope(layer)
+    observation = torch.from_numpy(check_observed(network.layers[-1], x))
     thresholds = _thresholds(network, epsilon)
     began = perf_counter()
     found: list[LayerInversion] = []
-    observations: list[np.ndarray] = []
+    observations: list[Tensor] = []
     for index in reversed(range(len(network.layers))):
         above_zero = ranges and index > 0 and network.layers[index - 1].slope == 0
         inversion = invert_layer(
@@ -109,7 +109,7 @@ def invert_network(
             break
         observation = inversion.z
     last = found[-1]
-    error = np.nan if last.z is None else output_error(network, last.z, observations[0], method)
+    error = np.nan if last.z is None else _output_error(network, last.z, observations[0], method)
     return NetworkInversion(
         last.status,
         last.z,
@@ -121,75 +121,21 @@ def invert_network(
     )
 
 
-def output_error(network: Network, z: np.ndarray, x: np.ndarray, method: LayerMethod) -> float:
+def _output_error(network: Network, z: Tensor, x: Tensor, method: LayerMethod) -> float:
     """Norm of the network's output at z minus x, in the method's norm."""
-    output = network(torch.from_numpy(z)[None])[0].numpy()
-    return float(np.linalg.norm(output - x, method.order))
-
-
-def error_bounds(
-    network: Network,
-    inversion: NetworkInversion,
-    noise: float,
-    *,
-    order: float = np.inf,
-    exact: bool = False,
-) -> tuple[ErrorBound, ...]:
-    """Theorem 3: the bounds of Lemma 2 from the last layer backwards, each the noise of the next.
-
-    Arguments:
-        network: That was inverted.
-        inversion: By `InfinityNorm` for order infinity, by `OneNorm` for order 1.
-        noise: Norm of the noise of the observation.
-        order: Infinity or 1.
-        exact: Whether to compute the best constants by linear programs; only for infinity.
-
-    Returns:
-        A bound for each layer of ``inversion.layers``; the last one is that of the code. It is
-        proven if ``holds`` of all.
-
-    Raises:
-        ValueError: as `bound_error`.
-    """
-    bounds: list[ErrorBound] = []
-    for layer, found, observation in zip(
-        reversed(network.layers), inversion.layers, inversion.observations, strict=False
-    ):
-        if found.z is None:
-            break
-        matrix, misfit = _active(layer, found, observation, order)
-        bound = bound_error(
-            matrix, order=order, noise=noise, misfit=misfit, epsilon=found.epsilon, exact=exact
-        )
-        bounds.append(bound)
-        noise = min(bound.lemma, bound.posterior)
-    return tuple(bounds)
-
-
-def _active(
-    layer: Layer, found: LayerInversion, observation: np.ndarray, order: float
-) -> tuple[np.ndarray, float]:
-    """The active rows times the slopes of their pieces, and the norm of their misfit."""
-    assert found.z is not None
-    ranges = observed_ranges(layer, observation, found.epsilon)
-    rows = np.flatnonzero(ranges.active)
-    full = layer.affine.matrix()
-    matrix = full[rows].toarray() if sparse.issparse(full) else full[rows]
-    rates = ranges.low_rate[rows]
-    misfit = (matrix @ found.z - ranges.low[rows]) / rates
-    return matrix / rates[:, None], float(np.linalg.norm(misfit, order)) if len(rows) else 0.0
+    return float(torch.linalg.vector_norm(network(z[None])[0] - x, method.order))
 
 
 def _threshold(
     asked: float | None,
-    observation: np.ndarray,
+    observation: Tensor,
     found: Sequence[LayerInversion],
     method: LayerMethod,
 ) -> float | None:
     # The threshold of the relaxed program moves its solution by as much, so it starts from little.
     if asked is not None or not found or not method.fits or not np.isfinite(found[-1].spread):
         return asked
-    return max(2 * found[-1].spread, FIRST_EPSILON * float(np.abs(observation).max()) or 1e-6)
+    return max(2 * found[-1].spread, FIRST_EPSILON * float(observation.abs().max()) or 1e-6)
 
 
 def _thresholds(network: Network, epsilon: float | Sequence[float] | None) -> list[float | None]:
@@ -201,7 +147,7 @@ def _thresholds(network: Network, epsilon: float | Sequence[float] | None) -> li
     return list(epsilon)
 
 
-def _together(parts: list[Literal["yes", "no", "uncertain"]]) -> Literal["yes", "no", "uncertain"]:
-    if "no" in parts:
+def _together(verdicts: list[Verdict]) -> Verdict:
+    if "no" in verdicts:
         return "no"
-    return "uncertain" if "uncertain" in parts else "yes"
+    return "uncertain" if "uncertain" in verdicts else "yes"

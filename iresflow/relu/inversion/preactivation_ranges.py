@@ -5,9 +5,7 @@ from typing import final
 
 import numpy as np
 
-from iresflow.relu.networks.network import Layer
-
-__all__ = ["Ranges", "check_layer", "check_observation", "observed_ranges"]
+__all__ = ["Ranges", "observed_ranges"]
 
 
 @final
@@ -40,27 +38,8 @@ class Ranges:
         )
 
 
-def check_layer(layer: Layer) -> None:
-    """Raises ValueError for an activation whose programs would not be convex: a slope above 1."""
-    if not 0 <= layer.slope <= 1:
-        raise ValueError(
-            f"layer {layer.name} has the negative slope {layer.slope}; allowed is 0 to 1"
-        )
-
-
-def check_observation(layer: Layer, x: np.ndarray) -> None:
-    """Raises ValueError for an output of another size, or with values that are not finite."""
-    if x.shape != (layer.affine.out_size,):
-        raise ValueError(
-            f"the observation has shape {x.shape}; layer {layer.name} gives "
-            f"({layer.affine.out_size},)"
-        )
-    if not np.isfinite(x).all():
-        raise ValueError("the observation holds values that are not finite")
-
-
-def observed_ranges(layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
-    """The rows of the l-infinity and l1 programs, by the activation's slope c.
+def observed_ranges(bias: np.ndarray, slope: float, x: np.ndarray, epsilon: float) -> Ranges:
+    """The rows of the l-infinity and l1 programs, by the activation's slope c, from 0 to 1.
 
     Rows with x > epsilon come from the right piece, those with x < -epsilon of a LeakyReLU from
     the left one, and in between it is open. Two deviations from the supplement: 1. A ReLU's
@@ -69,12 +48,12 @@ def observed_ranges(layer: Layer, x: np.ndarray, epsilon: float) -> Ranges:
     (w z = x < x / c); the lower limit x - e / c holds for every noise up to e.
 
     Arguments:
-        layer: Whose output was observed.
+        bias: b of the layer, ``(n,)``.
+        slope: c.
         x: The observation, ``(n,)``.
         epsilon: Threshold below which a row's piece counts as unknown.
     """
-    bias = layer.affine.bias.numpy()
-    slope, ones = layer.slope, np.ones(len(x))
+    ones = np.ones(len(x))
     if slope == 0:
         x = np.maximum(x, 0.0)
         active = x > epsilon

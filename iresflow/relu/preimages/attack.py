@@ -6,25 +6,36 @@ from typing import final
 
 import numpy as np
 import torch
+from scipy import sparse
+from torch import Tensor
 
 from iresflow.errors import LinearProgramError
 from iresflow.relu.networks.affine import as_array
 from iresflow.relu.networks.network import Layer
-from iresflow.relu.preimages.constraints import BOX, Between, System, layer_system
-from iresflow.relu.programs import Program, Solved, solve_program
+from iresflow.relu.preimages.constraints import (
+    BOX,
+    Between,
+    Constraints,
+    preimage_constraints,
+)
+from iresflow.relu.programs import Program, solve
 
 __all__ = ["Attack", "InnerProduct", "Likeness", "Nearest", "invariance_attack"]
 
 SAME = 1e-6
-"""Largest difference of activations that count as identical."""
+"""Largest difference of identical activations, as a share of the largest pre-activation."""
 
 
 class Likeness(ABC):
     """What makes an input look like a target."""
 
     @abstractmethod
-    def solve(self, system: System, target: np.ndarray) -> Solved:
-        """The solution of a system that looks most like a target ``(n,)``."""
+    def program(self, constraints: Constraints, target: np.ndarray) -> Program:
+        """The program whose solution looks most like a target ``(n,)``."""
+
+    @abstractmethod
+    def input_of(self, solution: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """The input ``(n,)`` that a solution of the program stands for."""
 
 
 @final
@@ -32,9 +43,12 @@ class Likeness(ABC):
 class InnerProduct(Likeness):
     """The inner product with the target, as in the paper: only its bright pixels count."""
 
-    def solve(self, system: System, target: np.ndarray) -> Solved:
-        bounds = (system.low, system.high)
-        return solve_program(Program(-target, system.below, system.equal, bounds))
+    def program(self, constraints: Constraints, target: np.ndarray) -> Program:
+        matrix, low, high = _rows(constraints)
+        return Program(-target, matrix, low, high, constraints.low, constraints.high)
+
+    def input_of(self, solution: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return solution
 
 
 @final
@@ -42,23 +56,31 @@ class InnerProduct(Likeness):
 class Nearest(Likeness):
     """The sum of the absolute differences from the target, which has to obey the prior."""
 
-    def solve(self, system: System, target: np.ndarray) -> Solved:
-        if (target < system.low).any() or (target > system.high).any():
+    def program(self, constraints: Constraints, target: np.ndarray) -> Program:
+        if (target < constraints.low).any() or (target > constraints.high).any():
             raise ValueError("the target lies outside of the prior")
         # x = target + p - q with p, q >= 0: twice the unknowns, and not a row more.
-        (equal, equal_side), (below, below_side) = system.equal, system.below
-        solved = solve_program(
-            Program(
-                np.ones(2 * len(target)),
-                below=(np.hstack([below, -below]), below_side - below @ target),
-                equal=(np.hstack([equal, -equal]), equal_side - equal @ target),
-                bounds=(0.0, np.concatenate([system.high - target, target - system.low])),
-            )
+        matrix, low, high = _rows(constraints)
+        value = matrix @ target
+        return Program(
+            np.ones(2 * len(target)),
+            sparse.hstack([matrix, -matrix], format="csc"),
+            low - value,
+            high - value,
+            0.0,
+            np.concatenate([constraints.high - target, target - constraints.low]),
         )
-        if solved.x is None:
-            return solved
-        up, down = np.split(solved.x, 2)
-        return Solved(solved.status, target + up - down, solved.value)
+
+    def input_of(self, solution: np.ndarray, target: np.ndarray) -> np.ndarray:
+        up, down = np.split(solution, 2)
+        return target + up - down
+
+
+def _rows(constraints: Constraints) -> tuple[sparse.csc_array, np.ndarray, np.ndarray]:
+    """All rows, with their limits."""
+    (equal, f), (below, h) = constraints.equal, constraints.below
+    matrix = sparse.vstack([sparse.csc_array(equal), sparse.csc_array(below)], format="csc")
+    return matrix, np.concatenate([f, np.full(len(h), -np.inf)]), np.concatenate([f, h])
 
 
 @final
@@ -71,14 +93,14 @@ class Attack:
         difference: The largest difference of an activation from those of the original.
     """
 
-    x: np.ndarray
+    x: Tensor
     difference: float
 
 
 def invariance_attack(
     layer: Layer,
-    x: np.ndarray | torch.Tensor,
-    target: np.ndarray | torch.Tensor,
+    x: Tensor | np.ndarray,
+    target: Tensor | np.ndarray,
     *,
     prior: Between = BOX,
     likeness: Likeness = InnerProduct(),
@@ -98,7 +120,7 @@ def invariance_attack(
     Raises:
         ValueError: shapes that don't fit, values that are not finite, an x outside of the prior.
         LinearProgramError: the solver gave up, or its answer has activations that differ by more
-            than 1e-6 in a forward pass.
+            than 1e-6 of the largest pre-activation in a forward pass.
     """
     size = layer.affine.in_size
     own, wanted = (
@@ -110,16 +132,16 @@ def invariance_attack(
     low, high = prior.limits(size)
     if (own < low).any() or (own > high).any():
         raise ValueError(f"x lies outside of the prior: from {own.min():.3g} to {own.max():.3g}")
-    y = _forward(layer, own)
-    solved = likeness.solve(layer_system(layer, y, prior), wanted)
-    if solved.x is None:
-        raise LinearProgramError(f"the attack's program, which x solves, ended {solved.status}")
-    found = np.clip(solved.x, low, high)
-    difference = float(np.abs(_forward(layer, found) - y).max())
-    if not difference <= SAME:
+    before = layer.affine(torch.from_numpy(own)[None])[0]
+    y = layer.activate(before)
+    constraints = preimage_constraints(layer, y, prior)
+    unit = constraints.unit
+    solution = solve(likeness.program(constraints.normalised(), wanted / unit))
+    if solution.x is None:
+        raise LinearProgramError(f"the attack's program, which x solves, ended {solution.status}")
+    x = unit * likeness.input_of(solution.x, wanted / unit)
+    found = torch.from_numpy(np.clip(x, low, high))
+    difference = float((layer(found[None])[0] - y).abs().max())
+    if not difference <= SAME * float(before.abs().max()):
         raise LinearProgramError(f"the attack's activations differ by {difference:.2g}")
     return Attack(found, difference)
-
-
-def _forward(layer: Layer, x: np.ndarray) -> np.ndarray:
-    return layer(torch.from_numpy(x)[None])[0].numpy()

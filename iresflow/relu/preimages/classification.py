@@ -20,27 +20,41 @@ from typing import final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from iresflow.errors import NoPreimageError
-from iresflow.relu.networks.affine import Matrix, as_array
-from iresflow.relu.preimages.constraints import ANYTHING, Between, System, preimage_system
+from iresflow.relu.networks.affine import as_array
+from iresflow.relu.networks.network import Layer
+from iresflow.relu.preimages.constraints import (
+    ANYTHING,
+    Between,
+    Constraints,
+    preimage_constraints,
+)
 from iresflow.relu.preimages.omnidirectional import Omnidirectionality, is_omnidirectional
-from iresflow.relu.programs import Program, feasible, solve_program
-from iresflow.relu.ranks import CLEAR, ZERO, clearly_injective, decompose
+from iresflow.relu.programs import Program, feasible, solve
+from iresflow.relu.ranks import (
+    CLEAR,
+    ZERO,
+    decompose,
+    row_lengths,
+    shortest_solution,
+    singular_values,
+)
 
-__all__ = ["Kind", "Preimage", "classify_preimage", "classify_system"]
+__all__ = ["Kind", "Preimage", "classify_preimage"]
 
 FLAT = 1e-8
-"""Radius of a ball up to which it is none, relative to 1 + |x|; the solver works to 1e-10."""
+"""Radius of a ball up to which it is none, in units of the problem; the solver works to 1e-10."""
 
 THICK = 1e-6
-"""Radius, relative to 1 + |x|, from which on a ball is one; between the two it is uncertain."""
+"""Radius, in units of the problem, from which on a ball is one; in between it is uncertain."""
 
 WEIGHT = 1e-6
 """Share of the largest multiplier from which on a row is one that limits the ball."""
 
 CONTRADICTION = 1e-6
-"""Misfit of the active rows, relative to the output, from which on they have no solution."""
+"""Distance of a point from a row, in units of the problem, from which on it is no solution."""
 
 
 class Kind(StrEnum):
@@ -73,37 +87,33 @@ class Preimage:
             the pinned rows for a singleton that they pin; else None.
         ray: For an unbounded one: x + t ray, ``(n,)``, lies in it for each of its points x and
             t >= 0; norm 1.
-        system: What was solved; None if y alone showed that there is no preimage.
+        constraints: What was solved; None if y alone showed that there is no preimage.
     """
 
     kind: Kind
     reason: str
     dimension: int | None = None
-    point: np.ndarray | None = None
-    basis: np.ndarray | None = None
+    point: Tensor | None = None
+    basis: Tensor | None = None
     radius: float = 0.0
     pinned: tuple[int, ...] = ()
     omnidirectional: Omnidirectionality | None = None
-    ray: np.ndarray | None = None
-    system: System | None = None
+    ray: Tensor | None = None
+    constraints: Constraints | None = None
 
 
 def classify_preimage(
-    weight: Matrix | torch.Tensor,
-    bias: np.ndarray | torch.Tensor,
-    y: np.ndarray | torch.Tensor,
+    layer: Layer,
+    y: np.ndarray | Tensor,
     *,
-    slope: float = 0.0,
     prior: Between = ANYTHING,
-    member: np.ndarray | torch.Tensor | None = None,
+    member: np.ndarray | Tensor | None = None,
 ) -> Preimage:
-    """The kind of the preimage of y under x -> s(A x + b).
+    """The kind of the preimage of an output of a layer.
 
     Arguments:
-        weight: A, shape ``(m, n)``.
-        bias: b, shape ``(m,)``.
+        layer: x -> s(A x + b).
         y: The output, shape ``(m,)``; an entry of a ReLU layer is active if it is above 0.
-        slope: Of s on the negative side: 0 for ReLU, above 0 for LeakyReLU, 1 for none.
         prior: What is known of x, such as `NON_NEGATIVE` or `BOX`.
         member: A point of the preimage, ``(n,)``, where one is known: it spares a program.
 
@@ -112,39 +122,49 @@ def classify_preimage(
         LinearProgramError: the solver gave up.
     """
     try:
-        system = preimage_system(weight, bias, y, slope=slope, prior=prior)
+        constraints = preimage_constraints(layer, y, prior)
     except NoPreimageError as error:
         return Preimage(Kind.EMPTY, str(error))
-    return classify_system(system, None if member is None else as_array(member, "member", 1))
-
-
-def classify_system(system: System, member: np.ndarray | None = None) -> Preimage:
-    """`classify_preimage` of a system that was built already."""
-    matrix, side = system.equal
-    scale = 1.0 + float(np.abs(side).max(initial=0.0))
-    if member is not None:
-        if len(member) != system.size:
-            raise ValueError(f"member has shape {member.shape}; allowed is ({system.size},)")
-        wrong = system.violation(member)
-        if not wrong <= CONTRADICTION * scale:
-            raise ValueError(f"member is not in the preimage: a row is violated by {wrong:.2g}")
-    blank = Preimage(Kind.UNCERTAIN, "", system=system)
-    if member is not None and clearly_injective(matrix):
-        return _point(blank, member, matrix[:0], ())
+    blank = Preimage(Kind.UNCERTAIN, "", constraints=constraints)
+    known = None if member is None else _member(constraints, member)
+    matrix, side = constraints.equal
+    if matrix.shape[0] >= constraints.size > 0:
+        # A cheap proof where there is one, without the null space, which is most of the work.
+        if singular_values(matrix).spans(constraints.size) == "yes":
+            point = shortest_solution(matrix, side)[0] if known is None else known
+            return _consistent(blank, point, np.zeros((constraints.size, 0)))
     parts = decompose(matrix)
     if not parts.certain:
         return replace(blank, reason="the rank of the active rows is within the tolerance")
-    start = parts.solve(side)
-    misfit = float(np.abs(matrix @ start - side).max(initial=0.0))
-    if misfit > CONTRADICTION * scale:
-        return replace(
-            blank,
-            kind=Kind.EMPTY,
-            reason=f"no preimage: the active rows contradict by {misfit:.2g}",
-        )
-    basis = parts.null_basis
-    if member is not None:
-        start = start + basis @ (basis.T @ (member - start))
+    start, basis = parts.solve(side), parts.null_basis
+    if known is not None:
+        start = start + basis @ (basis.T @ (known - start))
+    return _consistent(blank, start, basis)
+
+
+def _member(constraints: Constraints, member: np.ndarray | Tensor) -> np.ndarray:
+    point = as_array(member, "member", 1)
+    if len(point) != constraints.size:
+        raise ValueError(f"member has shape {point.shape}; allowed is ({constraints.size},)")
+    wrong = constraints.violation(point)
+    if not wrong <= CONTRADICTION * _scale(constraints, point):
+        raise ValueError(f"member is not in the preimage: it is {wrong:.2g} away from a row")
+    return point
+
+
+def _scale(constraints: Constraints, x: np.ndarray) -> float:
+    """What lengths are compared with: the unit of the problem, or |x| where that is more."""
+    return max(constraints.unit, float(np.linalg.norm(x)))
+
+
+def _consistent(blank: Preimage, start: np.ndarray, basis: np.ndarray) -> Preimage:
+    """Classifies {start + basis u}, where that solves the equations."""
+    assert blank.constraints is not None
+    matrix, side = blank.constraints.equal
+    misfit = float((abs(matrix @ start - side) / row_lengths(matrix)).max(initial=0.0))
+    if misfit > CONTRADICTION * _scale(blank.constraints, start):
+        reason = f"no preimage: the active rows contradict by {misfit:.2g}"
+        return replace(blank, kind=Kind.EMPTY, reason=reason)
     return _within(blank, start, basis)
 
 
@@ -159,20 +179,20 @@ class _Ball:
 
 
 def _within(blank: Preimage, start: np.ndarray, basis: np.ndarray) -> Preimage:
-    """Classifies {start + basis u} under the inequalities of the system."""
-    assert blank.system is not None
-    rows, side = blank.system.inequalities()
-    lengths = np.linalg.norm(rows, axis=1)
+    """Classifies {start + basis u} under the inequalities."""
+    assert blank.constraints is not None
+    rows, side = blank.constraints.inequalities
+    sizes = row_lengths(rows)
     pinned: list[int] = []
     full = basis
     while True:
         reduced, slack = rows @ basis, side - rows @ start
         norms = np.linalg.norm(reduced, axis=1)
-        flat = norms <= ZERO * lengths  # rows that don't see u: they hold, or nothing does
-        if ((norms < CLEAR * lengths) & ~flat).any():
+        flat = norms <= ZERO * sizes  # rows that don't see u: they hold, or nothing does
+        if ((norms < CLEAR * sizes) & ~flat).any():
             return replace(blank, reason="whether a row sees the null space is uncertain")
-        scale = 1.0 + float(np.linalg.norm(start))
-        missing = -slack[flat] / np.maximum(lengths[flat], 1e-300)
+        scale = _scale(blank.constraints, start)
+        missing = -slack[flat] / sizes[flat]
         if missing.max(initial=0.0) > THICK * scale:
             above = f"an inequality is violated by {missing.max():.2g} at the only place left"
             return replace(blank, kind=Kind.EMPTY, reason=f"no preimage: {above}")
@@ -181,15 +201,14 @@ def _within(blank: Preimage, start: np.ndarray, basis: np.ndarray) -> Preimage:
         free = np.flatnonzero(~flat)
         ball = _largest_ball(reduced[free], slack[free], norms[free], scale)
         if ball.radius < -THICK * scale:
-            return replace(
-                blank, kind=Kind.EMPTY, reason="no preimage: the inequalities contradict"
-            )
+            reason = "no preimage: the inequalities contradict"
+            return replace(blank, kind=Kind.EMPTY, reason=reason)
         if ball.radius > THICK * scale:
             found = replace(
                 blank,
-                point=start + basis @ ball.center,
+                point=torch.from_numpy(start + basis @ ball.center),
                 dimension=basis.shape[1],
-                basis=basis,
+                basis=torch.from_numpy(basis),
                 radius=ball.radius,
                 pinned=tuple(pinned),
             )
@@ -197,10 +216,8 @@ def _within(blank: Preimage, start: np.ndarray, basis: np.ndarray) -> Preimage:
         tight = free[ball.weights > WEIGHT * ball.weights.max(initial=0.0)]
         parts = decompose(reduced[tight])
         if abs(ball.radius) > FLAT * scale or not parts.certain or parts.rank == 0:
-            return replace(
-                blank,
-                reason=f"the largest ball has radius {ball.radius:.2g}: within the tolerance",
-            )
+            reason = f"the largest ball has radius {ball.radius:.2g}: within the tolerance"
+            return replace(blank, reason=reason)
         pinned += tight.tolist()
         start = start + basis @ parts.solve(slack[tight])
         basis = basis @ parts.null_basis
@@ -209,19 +226,21 @@ def _within(blank: Preimage, start: np.ndarray, basis: np.ndarray) -> Preimage:
 def _largest_ball(rows: np.ndarray, side: np.ndarray, norms: np.ndarray, limit: float) -> _Ball:
     """Of radius at most ``limit``, and negative where the inequalities contradict."""
     count, size = rows.shape
-    origin = float((side / norms).min(initial=limit))
+    distances = side / norms
+    origin = float(distances.min(initial=limit))
     if origin > THICK * limit:
         return _Ball(origin, np.zeros(size), np.zeros(count))  # a ball: no need of the largest
-    cost = np.zeros(size + 1)
-    cost[-1] = -1
+    # In units of the limit, as the solver's tolerance is a number.
     program = Program(
-        cost,
-        below=(np.column_stack([rows / norms[:, None], np.ones(count)]), side / norms),
-        bounds=(-np.inf, np.array([*np.full(size, np.inf), limit])),
+        np.append(np.zeros(size), -1.0),
+        np.column_stack([rows / norms[:, None], np.ones(count)]),
+        np.full(count, -np.inf),
+        distances / limit,
+        upper=np.append(np.full(size, np.inf), 1.0),
     )
-    solved = feasible(solve_program(program, tolerance=1e-10))  # t may fall without limit
-    assert solved.x is not None and solved.below_duals is not None
-    return _Ball(float(solved.x[-1]), solved.x[:-1], -solved.below_duals)
+    solved = feasible(solve(program, tolerance=1e-10))  # t may fall without limit
+    assert solved.x is not None and solved.multipliers is not None
+    return _Ball(limit * float(solved.x[-1]), limit * solved.x[:-1], -solved.multipliers)
 
 
 def _point(
@@ -232,8 +251,8 @@ def _point(
         blank,
         kind=Kind.SINGLETON,
         dimension=0,
-        point=point,
-        basis=np.zeros((len(point), 0)),
+        point=torch.from_numpy(point),
+        basis=torch.zeros(len(point), 0, dtype=torch.float64),
         pinned=pinned,
         reason="as many independent active rows as dimensions",
     )

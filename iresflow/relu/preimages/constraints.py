@@ -1,4 +1,4 @@
-r"""The mixed linear system whose solutions are a preimage (thesis, equations 3.1 and 3.2).
+r"""The equations and inequalities whose solutions are a preimage (thesis, equations 3.1 and 3.2).
 
 :math:`\{x : s(A x + b) = y\}` are the solutions of :math:`A|_{y>0} x + b|_{y>0} = y|_{y>0}` and
 :math:`A|_{y=0} x + b|_{y=0} \le 0`, for ReLU. The activations LeakyReLU and none are injective:
@@ -6,24 +6,19 @@ all rows are equations then. What else is known of x adds inequalities (remark 3
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from iresflow.errors import NoPreimageError
 from iresflow.relu.networks.affine import Matrix, as_array
 from iresflow.relu.networks.network import Layer
+from iresflow.relu.ranks import row_lengths
 
-__all__ = [
-    "BOX",
-    "NON_NEGATIVE",
-    "ANYTHING",
-    "Between",
-    "System",
-    "layer_system",
-    "preimage_system",
-]
+__all__ = ["ANYTHING", "BOX", "NON_NEGATIVE", "Between", "Constraints", "preimage_constraints"]
 
 
 @final
@@ -36,11 +31,11 @@ class Between:
         high: Likewise, with inf for none.
     """
 
-    low: float | np.ndarray = -np.inf
-    high: float | np.ndarray = np.inf
+    low: float | np.ndarray | torch.Tensor = -np.inf
+    high: float | np.ndarray | torch.Tensor = np.inf
 
     def limits(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Both limits as ``(n,)``.
+        """Both limits as arrays ``(n,)``.
 
         Raises:
             ValueError: NaN, another shape, or a lower limit above an upper one.
@@ -69,8 +64,8 @@ BOX = Between(0.0, 1.0)
 
 @final
 @dataclass(frozen=True, eq=False)
-class System:
-    """E x = f, G x <= h and low <= x <= high, for x of shape ``(n,)``.
+class Constraints:
+    """E x = f, G x <= h and low <= x <= high, for x of shape ``(n,)``: as the solver takes them.
 
     Attributes:
         equal: (E, f), shapes ``(p, n)`` and ``(p,)``.
@@ -79,8 +74,8 @@ class System:
         high: ``(n,)``.
     """
 
-    equal: tuple[np.ndarray, np.ndarray]
-    below: tuple[np.ndarray, np.ndarray]
+    equal: tuple[Matrix, np.ndarray]
+    below: tuple[Matrix, np.ndarray]
     low: np.ndarray
     high: np.ndarray
 
@@ -89,69 +84,78 @@ class System:
         """n."""
         return self.equal[0].shape[1]
 
-    def inequalities(self) -> tuple[np.ndarray, np.ndarray]:
-        """G x <= h with the finite limits of x among the rows."""
-        eye = np.eye(self.size)
+    @cached_property
+    def inequalities(self) -> tuple[Matrix, np.ndarray]:
+        """G x <= h with the finite limits of x among the rows, ``(r, n)`` and ``(r,)``."""
+        matrix, side = self.below
         above, under = np.isfinite(self.low), np.isfinite(self.high)
-        matrix = np.concatenate([self.below[0], -eye[above], eye[under]])
-        return matrix, np.concatenate([self.below[1], -self.low[above], self.high[under]])
+        eye = sparse.eye_array(self.size, format="csr")
+        rows = sparse.vstack([sparse.csr_array(matrix), -eye[above], eye[under]], format="csr")
+        side = np.concatenate([side, -self.low[above], self.high[under]])
+        return rows if sparse.issparse(matrix) else rows.toarray(), side
+
+    @cached_property
+    def unit(self) -> float:
+        """A length in the units of x: the largest distance of a row's hyperplane from 0.
+
+        It is 1 where all of them meet there, and no length is longer than another.
+        """
+        parts = [abs(side) / row_lengths(rows) for rows, side in (self.equal, self.inequalities)]
+        return float(np.concatenate(parts).max(initial=0.0)) or 1.0
+
+    def normalised(self) -> "Constraints":
+        """The same for x / unit, with rows of norm 1: the solver's tolerance is a number."""
+
+        def scaled(rows: Matrix, side: np.ndarray) -> tuple[Matrix, np.ndarray]:
+            norms = row_lengths(rows)
+            return sparse.diags_array(1 / norms) @ rows, side / norms / self.unit
+
+        return Constraints(
+            scaled(*self.equal), scaled(*self.below), self.low / self.unit, self.high / self.unit
+        )
 
     def violation(self, x: np.ndarray) -> float:
-        """How far x ``(n,)`` or ``(N, n)`` is from a solution: the largest violation of a row."""
+        """How far x ``(n,)`` or ``(N, n)`` is from a solution.
+
+        The largest distance from the set that one row allows, in the units of x.
+        """
         points = np.atleast_2d(x)
+        (equal, f), (rows, h) = self.equal, self.inequalities
         parts = [
-            np.abs(points @ self.equal[0].T - self.equal[1]),
-            points @ self.below[0].T - self.below[1],
-            self.low - points,
-            points - self.high,
+            abs((equal @ points.T).T - f) / row_lengths(equal),
+            ((rows @ points.T).T - h) / row_lengths(rows),
         ]
         return max(float(part.max(initial=0.0)) for part in parts)
 
 
-def preimage_system(
-    weight: Matrix | torch.Tensor,
-    bias: np.ndarray | torch.Tensor,
-    y: np.ndarray | torch.Tensor,
-    *,
-    slope: float = 0.0,
-    prior: Between = ANYTHING,
-) -> System:
-    """The system of the preimage of y under x -> s(A x + b).
+def preimage_constraints(
+    layer: Layer, y: np.ndarray | torch.Tensor, prior: Between = ANYTHING
+) -> Constraints:
+    """What the preimage of y under a layer has to obey.
 
     Arguments:
-        weight: A, shape ``(m, n)``.
-        bias: b, shape ``(m,)``.
+        layer: x -> s(A x + b).
         y: The output, shape ``(m,)``.
-        slope: Of s on the negative side: 0 for ReLU, above 0 for LeakyReLU, 1 for none.
         prior: What is known of x.
 
     Raises:
-        ValueError: shapes that don't fit, values that are not finite, a negative slope.
+        ValueError: another shape, or values that are not finite.
         NoPreimageError: ReLU has no negative outputs, and y has.
     """
-    a, b, target = as_array(weight, "weight", 2), as_array(bias, "bias", 1), as_array(y, "y", 1)
-    rows, size = a.shape
-    if len(b) != rows or len(target) != rows:
-        raise ValueError(
-            f"weight has shape {a.shape}, bias {b.shape} and y {target.shape}; allowed are bias "
-            f"and y of shape ({rows},)"
-        )
-    if not (np.isfinite(slope) and slope >= 0):
-        raise ValueError(f"slope={slope}; allowed is 0 or more")
+    matrix, bias = layer.affine.matrix(), as_array(layer.affine.bias, "the bias", 1)
+    as_array(matrix.data if sparse.issparse(matrix) else matrix.reshape(-1), "the weight", 1)
+    target = as_array(y, "y", 1)
+    rows, size = matrix.shape
+    if len(target) != rows:
+        raise ValueError(f"y has shape {target.shape}; allowed is ({rows},)")
     low, high = prior.limits(size)
-    if slope > 0:
-        before = np.where(target > 0, target, target / slope)
-        return System((a, before - b), (a[:0], b[:0]), low, high)
+    if layer.slope > 0:
+        before = np.where(target > 0, target, target / layer.slope)
+        return Constraints((matrix, before - bias), (matrix[:0], bias[:0]), low, high)
     if (target < 0).any():
         worst = int(target.argmin())
         raise NoPreimageError(
             f"no preimage: output {worst} is {target[worst]:.3g}, and ReLU gives 0 or more"
         )
-    active = target > 0
-    return System((a[active], target[active] - b[active]), (a[~active], -b[~active]), low, high)
-
-
-def layer_system(layer: Layer, y: np.ndarray | torch.Tensor, prior: Between = ANYTHING) -> System:
-    """The system of the preimage of y ``(m,)`` under a layer. Errors: see `preimage_system`."""
-    affine = layer.affine
-    return preimage_system(affine.dense(), affine.bias, y, slope=layer.slope, prior=prior)
+    on = target > 0
+    return Constraints((matrix[on], target[on] - bias[on]), (matrix[~on], -bias[~on]), low, high)

@@ -1,4 +1,4 @@
-"""Walks through a preimage: its extent, points of it, and how far it goes in a direction.
+"""How far a preimage reaches: in a direction, in each coordinate, and by points of it.
 
 All of it happens in the coordinates u of the affine hull, x = point + basis u, where the equations
 hold by themselves and programs have few unknowns.
@@ -9,12 +9,13 @@ from typing import final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from iresflow.errors import NoPreimageError
 from iresflow.relu.networks.affine import as_array
 from iresflow.relu.preimages.classification import Kind, Preimage
-from iresflow.relu.programs import Program, feasible, solve_program
-from iresflow.relu.warm import solve_costs
+from iresflow.relu.programs import Program, feasible, solve, solve_costs
+from iresflow.relu.ranks import ZERO, row_lengths
 
 __all__ = [
     "Farthest",
@@ -38,10 +39,10 @@ class Farthest:
     """
 
     value: float
-    point: np.ndarray | None
+    point: Tensor | None
 
 
-def farthest_in_preimage(preimage: Preimage, direction: np.ndarray | torch.Tensor) -> Farthest:
+def farthest_in_preimage(preimage: Preimage, direction: np.ndarray | Tensor) -> Farthest:
     """The point of a preimage that lies farthest in a direction ``(n,)``.
 
     Raises:
@@ -56,7 +57,7 @@ def farthest_in_preimage(preimage: Preimage, direction: np.ndarray | torch.Tenso
     return hull.farthest(d)
 
 
-def preimage_box(preimage: Preimage) -> tuple[np.ndarray, np.ndarray]:
+def preimage_box(preimage: Preimage) -> tuple[Tensor, Tensor]:
     """The range of each coordinate over a preimage: the lowest values and the highest, ``(n,)``.
 
     Two linear programs for each coordinate that is not constant.
@@ -67,13 +68,13 @@ def preimage_box(preimage: Preimage) -> tuple[np.ndarray, np.ndarray]:
     """
     hull = _Hull.of(preimage)
     low, high = hull.point.copy(), hull.point.copy()
-    moving = np.flatnonzero(np.linalg.norm(hull.basis, axis=1) > PARALLEL)
+    moving = np.flatnonzero(np.linalg.norm(hull.basis, axis=1) > ZERO)
     for limit, sign in ((low, 1), (high, -1)):
         # Neighbours have similar rows, so that one corner is near to the next.
         solutions = solve_costs(hull.program(), sign * hull.basis[moving])
         for i, solved in zip(moving, solutions, strict=True):
-            limit[i] += sign * feasible(solved).value
-    return low, high
+            limit[i] += sign * hull.unit * feasible(solved).value
+    return torch.from_numpy(low), torch.from_numpy(high)
 
 
 def sample_preimage(
@@ -82,8 +83,8 @@ def sample_preimage(
     *,
     steps: int = 200,
     reach: float | None = None,
-    generator: np.random.Generator | None = None,
-) -> np.ndarray:
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Random points of a preimage, by hit-and-run (Smith, 1984).
 
     Each is the end of a chain of its own from the preimage's point, so that they are independent;
@@ -95,7 +96,7 @@ def sample_preimage(
         count: Number of points N.
         steps: Steps of each chain.
         reach: Largest distance from the preimage's point; needed for unbounded ones.
-        generator: Of the randomness.
+        generator: Of the randomness; by default one with the seed 0.
 
     Returns:
         ``(N, n)``.
@@ -109,61 +110,73 @@ def sample_preimage(
         raise ValueError(f"count={count}, steps={steps}, reach={reach}; all must be above 0")
     if reach is None and preimage.kind not in (Kind.BOUNDED, Kind.SINGLETON):
         raise ValueError(f"an {preimage.kind} preimage has no uniform distribution: give a reach")
-    generator = generator or np.random.default_rng(0)
-    u = np.zeros((count, hull.basis.shape[1]))
-    slack = np.broadcast_to(hull.side, (count, len(hull.side))).copy()
-    for _ in range(steps if hull.basis.shape[1] else 0):
-        way = generator.standard_normal(u.shape)
-        way /= np.linalg.norm(way, axis=1, keepdims=True)
-        speed = way @ hull.rows.T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            time = slack / speed
-        ahead = np.where(speed > PARALLEL, time, np.inf).min(1, initial=np.inf)
-        behind = np.where(speed < -PARALLEL, time, -np.inf).max(1, initial=-np.inf)
+    generator = generator or torch.Generator().manual_seed(0)
+    basis, rows, side = (torch.from_numpy(part) for part in (hull.basis, hull.rows, hull.side))
+    u = basis.new_zeros(count, basis.shape[1])
+    slack = (hull.unit * side).repeat(count, 1)
+    infinite = slack.new_full((1,), torch.inf)
+    for _ in range(steps if basis.shape[1] else 0):
+        way = torch.randn(u.shape, generator=generator, dtype=u.dtype)
+        way /= way.norm(dim=1, keepdim=True)
+        speed = way @ rows.mT
+        time = slack / speed
+        ahead = torch.where(speed > PARALLEL, time, torch.inf)
+        ahead = torch.cat([ahead, infinite.expand(count, 1)], 1).amin(1)
+        before = torch.where(speed < -PARALLEL, time, -torch.inf)
+        before = torch.cat([before, -infinite.expand(count, 1)], 1).amax(1)
         if reach is not None:
             middle = -(u * way).sum(1)
-            half = np.sqrt(np.maximum(middle**2 + reach**2 - (u * u).sum(1), 0))
-            ahead, behind = np.minimum(ahead, middle + half), np.maximum(behind, middle - half)
-        step = (behind + (ahead - behind) * generator.random(count))[:, None]
+            half = (middle**2 + reach**2 - (u * u).sum(1)).clamp(min=0).sqrt()
+            ahead = torch.minimum(ahead, middle + half)
+            before = torch.maximum(before, middle - half)
+        share = torch.rand(count, generator=generator, dtype=u.dtype)
+        step = (before + (ahead - before) * share)[:, None]
         u += step * way
-        slack = np.maximum(slack - step * speed, 0)
-    return hull.point + u @ hull.basis.T
+        slack = (slack - step * speed).clamp(min=0)
+    return torch.from_numpy(hull.point) + u @ basis.mT
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Hull:
-    """A preimage as {point + basis u : rows u <= side}; no row of zeros, no negative side."""
+    """A preimage as {point + unit basis u : rows u <= side}.
+
+    Rows have norm 1, and no side is negative. The unit is that of the problem, since the solver's
+    tolerance is a number.
+    """
 
     point: np.ndarray
     basis: np.ndarray
     rows: np.ndarray
     side: np.ndarray
+    unit: float
 
     @classmethod
     def of(cls, preimage: Preimage) -> "_Hull":
-        if preimage.point is None or preimage.basis is None or preimage.system is None:
+        if preimage.point is None or preimage.basis is None or preimage.constraints is None:
             raise NoPreimageError(f"the preimage is {preimage.kind}: {preimage.reason}")
-        matrix, side = preimage.system.inequalities()
-        rows, slack = matrix @ preimage.basis, side - matrix @ preimage.point
+        point, basis = preimage.point.numpy(), preimage.basis.numpy()
+        matrix, side = preimage.constraints.inequalities
+        rows, slack = matrix @ basis, side - matrix @ point
         norms = np.linalg.norm(rows, axis=1)
-        seeing = norms > PARALLEL * np.linalg.norm(matrix, axis=1)
+        seeing = norms > ZERO * row_lengths(matrix)
         seeing[list(preimage.pinned)] = False
-        rows, norms = rows[seeing], norms[seeing]
-        side = np.maximum(slack[seeing] / norms, 0)
-        return cls(preimage.point, preimage.basis, rows / norms[:, None], side)
+        rows, norms, unit = rows[seeing], norms[seeing], preimage.constraints.unit
+        side = np.maximum(slack[seeing] / norms, 0) / unit
+        return cls(point, basis, rows / norms[:, None], side, unit)
 
     def program(self) -> Program:
         """The constraints on u."""
-        below = (self.rows, self.side) if len(self.rows) else None
-        return Program(np.zeros(self.basis.shape[1]), below=below)
+        none = np.full(len(self.rows), -np.inf)
+        return Program(np.zeros(self.basis.shape[1]), self.rows, none, self.side)
 
     def farthest(self, direction: np.ndarray) -> Farthest:
+        length = float(np.linalg.norm(direction))
         cost = -(self.basis.T @ direction)
-        if np.linalg.norm(cost) <= PARALLEL * np.linalg.norm(direction):
-            return Farthest(float(self.point @ direction), self.point)
-        solved = feasible(solve_program(replace(self.program(), cost=cost)))
-        if solved.x is None:
-            return Farthest(np.inf, None)
-        point = self.point + self.basis @ solved.x
-        return Farthest(float(point @ direction), point)
+        x = self.point
+        if np.linalg.norm(cost) > ZERO * length:
+            solved = feasible(solve(replace(self.program(), cost=cost / length)))
+            if solved.x is None:
+                return Farthest(np.inf, None)
+            x = x + self.unit * (self.basis @ solved.x)
+        return Farthest(float(x @ direction), torch.from_numpy(x))

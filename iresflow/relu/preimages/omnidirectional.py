@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
+from scipy import linalg
+from torch import Tensor
 
 from iresflow.relu.networks.affine import Matrix, as_array
-from iresflow.relu.programs import Program, feasible, solve_program
+from iresflow.relu.programs import Program, feasible, solve
 from iresflow.relu.ranks import Decomposition, decompose
 
 __all__ = ["Omnidirectionality", "is_omnidirectional"]
@@ -56,15 +59,15 @@ class Omnidirectionality:
     """
 
     holds: bool | None
-    weights: np.ndarray | None = None
-    direction: np.ndarray | None = None
+    weights: Tensor | None = None
+    direction: Tensor | None = None
     margin: float = 0.0
 
     def __bool__(self) -> bool:
         return self.holds is True
 
 
-def is_omnidirectional(matrix: Matrix) -> Omnidirectionality:
+def is_omnidirectional(matrix: Matrix | Tensor) -> Omnidirectionality:
     """Decides whether a matrix is omnidirectional.
 
     Arguments:
@@ -79,75 +82,81 @@ def is_omnidirectional(matrix: Matrix) -> Omnidirectionality:
     rows = norms > 0  # a row of zeros is no direction
     count = a.shape[1]
     if count == 0:
-        return Omnidirectionality(True, weights=np.ones(len(a)), margin=1.0)
+        return Omnidirectionality(True, torch.ones(len(a), dtype=torch.float64), margin=1.0)
     unit = a[rows] / norms[rows, None]
     parts = decompose(unit)
     if parts.rank < count:
         return _dependent(unit, parts)
     if len(unit) <= count:  # as many independent rows as dimensions (corollary 6)
         return _refuted(unit, np.linalg.solve(unit, -np.ones(count)))
-    w, x = _by_projections(unit, parts)
+    proof = _Proof(unit, parts, linalg.qr(unit, mode="economic")[0])
+    w, x = proof.by_projections()
     if w is None and x is None:
         proposed, x = _largest_weight(unit)
-        w = _checked(unit, parts, proposed)
+        w = proof.checked(proposed)
     if w is None:
         assert x is not None
         return _refuted(unit, x)
     weights = np.ones(len(a))
     weights[rows] = w / norms[rows]
-    return Omnidirectionality(True, weights=weights, margin=float(w.min()))
+    return Omnidirectionality(True, torch.from_numpy(weights), margin=float(w.min()))
 
 
-def _checked(unit: np.ndarray, parts: Decomposition, w: np.ndarray) -> np.ndarray | None:
-    """Weights, moved into the null space of the transpose, if they are a proof, else None.
+@final
+@dataclass(frozen=True, eq=False)
+class _Proof:
+    """What weights are proven with: rows of norm 1 and full rank, and a basis of their range."""
 
-    With r what rounding leaves of the transposed product, no x of norm 1 with A x <= 0 exists if
-    min(w) smin(A) > |r|: else -w.A x >= min(w) |A x| > |r| >= -r.x.
-    """
-    w = w - parts.left @ (parts.left.T @ w)
-    residual = float(np.linalg.norm(unit.T @ w)) + ROUNDING
-    return w if parts.certain and w.min() * parts.smallest > residual else None
+    unit: np.ndarray
+    parts: Decomposition
+    range: np.ndarray
+
+    def checked(self, w: np.ndarray) -> np.ndarray | None:
+        """Weights, moved into the null space of the transpose, if they are a proof, else None.
+
+        With r what rounding leaves of the transposed product, no x of norm 1 with A x <= 0 exists
+        if min(w) smin(A) > |r|: else -w.A x >= min(w) |A x| > |r| >= -r.x.
+        """
+        w = w - self.range @ (self.range.T @ w)
+        residual = float(np.linalg.norm(self.unit.T @ w)) + ROUNDING
+        smallest = float(self.parts.spectrum.values[-1])
+        return w if w.min() * smallest > residual else None
+
+    def by_projections(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Weights w that prove it, or x with A x < 0; neither where they are not found cheaply.
+
+        Over-relaxed projections, in turn onto w >= 1 and onto the null space of the transpose,
+        and likewise of v = -A x onto v >= 1 and onto the range. By Stiemke's theorem only one of
+        the two has a goal. All of them cost a tenth of one program of hundreds of unknowns.
+        """
+        w = v = np.ones(len(self.unit))
+        for _ in range(PROJECTIONS):
+            w = w - self.range @ (self.range.T @ w)
+            if w.min() > LEAST * w.max():
+                return self.checked(w / w.max()), None
+            v = self.range @ (self.range.T @ v)
+            if v.min() > LEAST * v.max():
+                return None, -self.parts.solve(v)
+            w = w + RELAXATION * np.maximum(1 - w, 0)
+            v = v + RELAXATION * np.maximum(1 - v, 0)
+        return None, None
 
 
 def _dependent(unit: np.ndarray, parts: Decomposition) -> Omnidirectionality:
     """The rows don't span the space: a direction orthogonal to all of them."""
     if not parts.certain:
         return Omnidirectionality(None)
-    return Omnidirectionality(False, direction=parts.right[-1].copy())
-
-
-def _by_projections(
-    unit: np.ndarray, parts: Decomposition
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Weights w that prove it, or x with A x < 0; neither where they are not found cheaply.
-
-    Over-relaxed projections, in turn onto w >= 1 and onto the null space of the transpose, and
-    likewise of v = -A x onto v >= 1 and onto the range. By Stiemke's theorem only one of the two
-    has a goal. All of them cost a tenth of one program of hundreds of unknowns.
-    """
-    w = v = np.ones(len(unit))
-    for _ in range(PROJECTIONS):
-        w = w - parts.left @ (parts.left.T @ w)
-        if w.min() > LEAST * w.max():
-            return _checked(unit, parts, w / w.max()), None
-        v = parts.left @ (parts.left.T @ v)
-        if v.min() > LEAST * v.max():
-            return None, -parts.solve(v)
-        w = w + RELAXATION * np.maximum(1 - w, 0)
-        v = v + RELAXATION * np.maximum(1 - v, 0)
-    return None, None
+    return Omnidirectionality(False, direction=torch.from_numpy(parts.right[-1].copy()))
 
 
 def _largest_weight(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The program above: w and the multipliers x."""
     transposed = np.column_stack([unit.T, unit.sum(0)])
-    cost = np.zeros(transposed.shape[1])
-    cost[-1] = -1
+    cost = np.append(np.zeros(len(unit)), -1.0)
     zeros = np.zeros(len(transposed))
-    program = Program(cost, equal=(transposed, zeros), bounds=(0.0, 1.0))
-    solved = feasible(solve_program(program))  # s = t = 0 is
-    assert solved.x is not None and solved.equal_duals is not None  # and t is at most 1
-    return solved.x[:-1] + solved.x[-1], solved.equal_duals
+    solved = feasible(solve(Program(cost, transposed, zeros, zeros, 0.0, 1.0)))  # s = t = 0 is
+    assert solved.x is not None and solved.multipliers is not None  # and t is at most 1
+    return solved.x[:-1] + solved.x[-1], solved.multipliers
 
 
 def _refuted(unit: np.ndarray, x: np.ndarray) -> Omnidirectionality:
@@ -169,5 +178,5 @@ def _refuted(unit: np.ndarray, x: np.ndarray) -> Omnidirectionality:
             candidate = candidate / left
             products = unit @ candidate
         if products.max() <= ROUNDING:
-            return Omnidirectionality(False, direction=candidate)
+            return Omnidirectionality(False, direction=torch.from_numpy(candidate))
     return Omnidirectionality(None)

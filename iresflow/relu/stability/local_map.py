@@ -1,4 +1,4 @@
-r"""How stable a network's inverse is near a point: the singular values of its linearisation.
+r"""A network on the polytope round a point, where it is affine.
 
 On the polytope of inputs with the same active units, a network is affine (thesis, section 3.4):
 :math:`F(x) = A_P x + b_P`, :math:`A_P = A_L D_{L-1} A_{L-1} \cdots D_1 A_1`, where
@@ -13,37 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
-from scipy import linalg
-from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from iresflow.errors import SpectrumError
 from iresflow.relu.networks.network import Layer, Network
 
 __all__ = [
     "LocalMap",
     "Part",
-    "Spectrum",
     "Stage",
-    "decomposed_values",
-    "extreme_singular_values",
     "image_window",
     "linearize",
-    "roots_of_gram",
-    "singular_values",
 ]
-
-NON_ZERO = 1e-12
-"""Singular values above this, relative to the largest, are not zero: about the rounding of the
-chain's products and of the decomposition."""
-
-RESOLVED = 1e-8
-"""Smallest ratio of the eigenvalues of a Gram matrix whose roots are taken for singular values.
-
-Rounding is about 1e-14 of the largest one, so that the smallest root is known to 1e-6 of itself.
-"""
 
 
 @final
@@ -203,126 +184,3 @@ def image_window(shape: tuple[int, ...], side: int) -> Tensor:
     numbers = torch.arange(channels * height * width).reshape(shape)
     top, left = (height - side) // 2, (width - side) // 2
     return numbers[:, top : top + side, left : left + side].flatten()
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """Singular values of a matrix.
-
-    Attributes:
-        values: All of them, falling, ``(min(m, n),)``.
-    """
-
-    values: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """Number of non-zero ones: above `NON_ZERO` of the largest."""
-        return int((self.values > NON_ZERO * self.values.max(initial=0.0)).sum())
-
-    @property
-    def positive(self) -> np.ndarray:
-        """The non-zero ones."""
-        return self.values[: self.count]
-
-    @property
-    def condition(self) -> float:
-        """The largest divided by the smallest non-zero one; NaN where all are zero."""
-        return float(self.values[0] / self.positive[-1]) if self.count else float("nan")
-
-
-def singular_values(matrix: Tensor | np.ndarray) -> Spectrum:
-    """All singular values of a matrix ``(m, n)``. Rows and columns of zeros cost nothing.
-
-    By the Gram matrix where its eigenvalues show that rounding doesn't matter (`RESOLVED`), which
-    is several times faster, and else from the matrix itself, so that small ones keep digits.
-
-    Raises:
-        ValueError: entries that are not finite.
-    """
-    dense = np.asarray(matrix, dtype=float)
-    size = min(dense.shape)
-    if not np.isfinite(dense).all():
-        raise ValueError("the matrix holds values that are not finite")
-    dense = dense[np.abs(dense).max(axis=1, initial=0.0) > 0]
-    dense = dense[:, np.abs(dense).max(axis=0, initial=0.0) > 0]
-    if len(dense) < dense.shape[1]:
-        dense = dense.T
-    if dense.size == 0:
-        return Spectrum(np.zeros(size))
-    found = roots_of_gram(dense.T @ dense)
-    found = decomposed_values(dense) if found is None else found
-    return Spectrum(np.concatenate([found, np.zeros(size - len(found))]))
-
-
-def roots_of_gram(gram: np.ndarray) -> np.ndarray | None:
-    """The roots of a Gram matrix's eigenvalues, falling; None where rounding hides the last."""
-    values = linalg.eigvalsh(gram, driver="evr", check_finite=False)[::-1]
-    return np.sqrt(values) if values[-1] > RESOLVED * values[0] else None
-
-
-def decomposed_values(tall: np.ndarray) -> np.ndarray:
-    """The singular values of a matrix ``(m, n)`` with m >= n from itself, falling, ``(n,)``."""
-    if len(tall) > 1.5 * tall.shape[1]:
-        # To a triangle first, by a backward stable reduction: as exact, and faster.
-        _, triangle = torch.linalg.qr(torch.tensor(tall), mode="r")
-        tall = triangle.numpy()
-    return linalg.svdvals(tall)
-
-
-def extreme_singular_values(
-    local: LocalMap, stage: Stage, *, tolerance: float = 1e-6, iterations: int = 20_000
-) -> tuple[float, float]:
-    """The smallest and the largest singular value of a stage, by Lanczos iterations.
-
-    Only products are formed, so it fits where the matrix doesn't. The smallest one is of the
-    shorter side of the matrix without the units that are off: 0 says that the stage is locally
-    invariant to a direction, or has redundant units. Small values take many iterations.
-
-    Arguments:
-        local: The linearisation.
-        stage: Where.
-        tolerance: Relative.
-        iterations: At most.
-
-    Raises:
-        SpectrumError: no convergence.
-    """
-    rows = torch.arange(stage.size)
-    if stage.activated:
-        rows = self_rows if len(self_rows := local.slopes[stage.layer].nonzero()[:, 0]) else rows
-
-    def forward(v: np.ndarray) -> np.ndarray:
-        return local.product(torch.from_numpy(np.ravel(v))[None], stage)[0, rows].numpy()
-
-    def backward(u: np.ndarray) -> np.ndarray:
-        full = torch.zeros(1, stage.size, dtype=torch.float64)
-        full[0, rows] = torch.from_numpy(np.ravel(u))
-        return local.adjoint(full, stage)[0].numpy()
-
-    shape = (len(rows), len(local.columns))
-    operator = LinearOperator(shape, matvec=forward, rmatvec=backward, dtype=np.float64)
-    if min(shape) <= 2:  # too few for Lanczos
-        values = linalg.svdvals(local.matrix(stage)[rows].numpy())
-        return float(values[-1]), float(values[0])
-    found = []
-    for which in ("SM", "LM"):
-        start = np.random.default_rng(0).standard_normal(min(shape))
-        try:
-            values = svds(
-                operator,
-                1,
-                which=which,
-                tol=tolerance,
-                maxiter=iterations,
-                v0=start,
-                return_singular_vectors=False,
-            )
-        except ArpackError as error:
-            raise SpectrumError(
-                f"Lanczos iterations for {stage} did not converge ({error}); allow more, or a "
-                "larger tolerance"
-            ) from None
-        found.append(float(values[0]))
-    return found[0], found[1]

@@ -7,10 +7,10 @@ A is the matrix before an activation, ``(m, n)``, I the units that ReLU sets to 
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from iresflow.relu.ranks import decompose
-from iresflow.relu.stability.local_map import Spectrum, singular_values
+from iresflow.relu.ranks import Spectrum, decompose
 
 __all__ = ["CorrelationBound", "correlation_bound", "correlation_counts", "removal_bounds"]
 
@@ -39,7 +39,7 @@ def removal_bounds(before: Spectrum, removed: int) -> tuple[float, float]:
         raise ValueError(f"removed={removed}; allowed is 0 or more")
     place = before.count - removed
     smallest = float(before.values[place - 1]) if place >= 1 else float("inf")
-    return smallest, float(before.values.max(initial=0.0))
+    return smallest, float(before.values[:1].sum())
 
 
 @final
@@ -60,7 +60,7 @@ class CorrelationBound:
     row: int | None
 
 
-def correlation_bound(matrix: np.ndarray, removed: np.ndarray) -> CorrelationBound:
+def correlation_bound(matrix: Tensor, removed: Tensor) -> CorrelationBound:
     r"""The smallest c for which some removed row k fulfils condition 3.5 with all rows j left.
 
     :math:`c = \sqrt{M} \max_{j \notin I} |\langle a_j, a_k \rangle| / \|a_k\|`, minimised over the
@@ -72,21 +72,21 @@ def correlation_bound(matrix: np.ndarray, removed: np.ndarray) -> CorrelationBou
     """
     correlations, candidates = _correlations(matrix, removed)
     left = matrix[~removed]
-    if not left.size or not candidates.size:
+    if 0 in left.shape or not len(candidates):
         return CorrelationBound(float("inf"), float("inf"), None)
-    parts = decompose(left)
-    units = matrix[candidates] / np.linalg.norm(matrix[candidates], axis=1, keepdims=True)
-    outside = np.linalg.norm(units @ parts.null_basis, axis=1)
-    c = np.sqrt(len(left)) * correlations.max(axis=0)
-    c[outside > WITHIN] = np.inf
+    null_basis = torch.from_numpy(decompose(left.numpy()).null_basis)
+    units = matrix[candidates] / matrix[candidates].norm(dim=1, keepdim=True)
+    outside = (units @ null_basis).norm(dim=1)
+    c = len(left) ** 0.5 * correlations.amax(0)
+    c[outside > WITHIN] = torch.inf
     best = int(c.argmin())
-    if not np.isfinite(c[best]):
+    if not bool(torch.isfinite(c[best])):
         return CorrelationBound(float("inf"), float("inf"), None)
-    direct = float(np.linalg.norm(correlations[:, best]))
+    direct = float(correlations[:, best].norm())
     return CorrelationBound(float(c[best]), direct, int(candidates[best]))
 
 
-def correlation_counts(matrix: np.ndarray, removed: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def correlation_counts(matrix: Tensor, removed: Tensor, grid: Tensor) -> Tensor:
     """For each c, how many rows left fulfil condition 3.5 with the same removed row, at most.
 
     The counting experiment (ICLR version, appendix A5); like there, whether the removed row lies
@@ -101,26 +101,21 @@ def correlation_counts(matrix: np.ndarray, removed: np.ndarray, grid: np.ndarray
         ``(C,)`` integers.
     """
     correlations, candidates = _correlations(matrix, removed)
-    if not candidates.size:
-        return np.zeros(len(grid), dtype=int)
-    needed = np.sort(np.sqrt(max(1, len(correlations))) * correlations, axis=0)
-    counts = [np.searchsorted(column, grid, side="right") for column in needed.T]
-    return np.max(counts, axis=0)
+    if not len(candidates):
+        return torch.zeros(len(grid), dtype=torch.int64)
+    needed = (max(1, len(correlations)) ** 0.5 * correlations).sort(0).values.mT.contiguous()
+    counts = torch.searchsorted(needed, grid.expand(len(needed), -1).contiguous(), right=True)
+    return counts.amax(0)
 
 
-def spectrum_behind(matrix: np.ndarray, removed: np.ndarray) -> Spectrum:
-    """The singular values of D_I A."""
-    return singular_values(np.where(removed[:, None], 0.0, matrix))
-
-
-def _correlations(matrix: np.ndarray, removed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _correlations(matrix: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """|<a_j, a_k>| / |a_k| for the rows j left and the removed rows k that are not zero."""
-    if matrix.ndim != 2 or removed.shape != matrix.shape[:1] or removed.dtype != bool:
+    if matrix.dim() != 2 or removed.shape != matrix.shape[:1] or removed.dtype != torch.bool:
         raise ValueError(
-            f"matrix has shape {matrix.shape} and removed {removed.dtype} {removed.shape}; "
-            "allowed are (m, n) and bools (m,)"
+            f"matrix has shape {tuple(matrix.shape)} and removed {removed.dtype} "
+            f"{tuple(removed.shape)}; allowed are (m, n) and bools (m,)"
         )
-    norms = np.linalg.norm(matrix, axis=1)
-    candidates = np.flatnonzero(removed & (norms > 0))
+    norms = matrix.norm(dim=1)
+    candidates = (removed & (norms > 0)).nonzero()[:, 0]
     units = matrix[candidates] / norms[candidates, None]
-    return np.abs(matrix[~removed] @ units.T), candidates
+    return (matrix[~removed] @ units.mT).abs(), candidates

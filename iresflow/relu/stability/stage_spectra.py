@@ -10,17 +10,20 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 from torch import Tensor
 
-from iresflow.relu.stability.local_map import (
-    LocalMap,
-    Spectrum,
-    Stage,
-    decomposed_values,
-    roots_of_gram,
-)
+from iresflow.errors import SpectrumError
+from iresflow.relu.ranks import Spectrum, roots_of_gram, singular_values
+from iresflow.relu.stability.local_map import LocalMap, Stage
 
-__all__ = ["stage_spectra"]
+__all__ = ["extreme_singular_values", "stage_spectra"]
+
+DENSE = 2000
+"""Singular values up to which all of them are computed, where two are asked for.
+
+That takes seconds at most, and Lanczos iterations for a small one may take as long without end.
+"""
 
 
 def stage_spectra(
@@ -46,7 +49,7 @@ def stage_spectra(
             continue
         found = _values(moved, on, tuple(part.layer.affine.out_shape) if pixels else ())
         size = min(stage.size, len(local.columns))
-        yield stage, Spectrum(np.concatenate([found, np.zeros(size - len(found))]))
+        yield stage, Spectrum(torch.cat([found, found.new_zeros(size - len(found))]))
 
 
 def _reduced(moved: Tensor, on: Tensor) -> Tensor:
@@ -57,14 +60,16 @@ def _reduced(moved: Tensor, on: Tensor) -> Tensor:
     return fewer
 
 
-def _values(moved: Tensor, on: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+def _values(moved: Tensor, on: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The singular values of ``(c, m)``, falling, without those of entries that nothing sees."""
     gram = _gram(moved, shape)
     seen = gram.diagonal() > 0
     if not bool(seen.any()):
-        return np.zeros(0)
+        return moved.new_zeros(0)
     found = roots_of_gram(gram[seen][:, seen].numpy())
-    return decomposed_values(moved[seen][:, on].mT.numpy()) if found is None else found
+    if found is None:
+        return singular_values(moved[seen][:, on]).values
+    return torch.from_numpy(found)
 
 
 def _gram(moved: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -81,3 +86,62 @@ def _gram(moved: Tensor, shape: tuple[int, ...]) -> Tensor:
         part = part[seeing]
         gram[seeing[:, None], seeing] += part @ part.mT
     return gram
+
+
+def extreme_singular_values(
+    local: LocalMap, stage: Stage, *, tolerance: float = 1e-6, iterations: int = 20_000
+) -> tuple[float, float]:
+    """The smallest and the largest singular value of a stage.
+
+    The smallest one is of the shorter side of the matrix without the units that are off: 0 says
+    that the stage is locally invariant to a direction, or has redundant units. From the matrix
+    where its shorter side is at most `DENSE`. Above, by Lanczos iterations, which form products
+    only; there small values take many.
+
+    Arguments:
+        local: The linearisation.
+        stage: Where.
+        tolerance: Of the iterations, relative.
+        iterations: At most.
+
+    Raises:
+        SpectrumError: no convergence.
+    """
+    rows = torch.arange(stage.size)
+    if stage.activated:
+        rows = self_rows if len(self_rows := local.slopes[stage.layer].nonzero()[:, 0]) else rows
+
+    shape = (len(rows), len(local.columns))
+    if min(shape) <= DENSE:
+        values = singular_values(local.matrix(stage)[rows]).values
+        return float(values[-1]), float(values[0])
+
+    def forward(v: np.ndarray) -> np.ndarray:
+        return local.product(torch.from_numpy(np.ravel(v))[None], stage)[0, rows].numpy()
+
+    def backward(u: np.ndarray) -> np.ndarray:
+        full = torch.zeros(1, stage.size, dtype=torch.float64)
+        full[0, rows] = torch.from_numpy(np.ravel(u))
+        return local.adjoint(full, stage)[0].numpy()
+
+    operator = LinearOperator(shape, matvec=forward, rmatvec=backward, dtype=np.float64)
+    found = []
+    for which in ("SM", "LM"):
+        start = np.random.default_rng(0).standard_normal(min(shape))
+        try:
+            values = svds(
+                operator,
+                1,
+                which=which,
+                tol=tolerance,
+                maxiter=iterations,
+                v0=start,
+                return_singular_vectors=False,
+            )
+        except ArpackError as error:
+            raise SpectrumError(
+                f"Lanczos iterations for {stage} did not converge ({error}); allow more, or a "
+                "larger tolerance"
+            ) from None
+        found.append(float(values[0]))
+    return found[0], found[1]

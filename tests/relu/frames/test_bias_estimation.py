@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from iresflow.relu.frames.active_rows import active_rows, is_alpha_rectifying
+from iresflow.relu import dense_layer
+from iresflow.relu.frames.active_rows import active_rows, frame_bounds
 from iresflow.relu.frames.bias_estimation import (
     InjectivityPenalty,
     estimate_bias,
@@ -30,42 +31,54 @@ def by_the_paper(weight, points):
 def test_maximal_bias_is_the_papers(seed):
     torch.manual_seed(seed)
     weight, x = torch.randn(9, 4), torch.randn(30, 4)
-    assert torch.allclose(maximal_bias(weight, x), by_the_paper(weight, x), atol=1e-12)
+    assert torch.allclose(
+        maximal_bias(dense_layer(weight), x), by_the_paper(weight, x), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_theorem_3_1(seed):
     torch.manual_seed(seed)
     weight, x = torch.randn(10, 3), torch.randn(50, 3)
-    alpha = maximal_bias(weight, x)
+    alpha = maximal_bias(dense_layer(weight), x)
     # The paper's claim, on its own points: rounding aside, at alpha* and anywhere below it.
     for below in (1e-12, 0.7):
-        assert bool(is_alpha_rectifying(weight, alpha - below, x).rectifying.all())
+        assert bool(frame_bounds(dense_layer(weight, below - alpha), x).rectifying.all())
 
 
 def test_maximal_bias_is_maximal_for_one_point():
     weight, x = torch.randn(7, 3), torch.randn(1, 3)
-    alpha = maximal_bias(weight, x)
+    alpha = maximal_bias(dense_layer(weight), x)
     assert int((alpha < math.inf).sum()) == 3
     finite = (alpha < math.inf).nonzero()[:, 0]
     for j in finite:
         more = alpha.clone()
         more[j] += 1e-6
-        assert int(active_rows(weight, more, x).sum()) == 2  # one row short: no frame
+        assert (
+            int(active_rows(dense_layer(weight, -more), x).sum()) == 2
+        )  # one row short: no frame
 
 
 def test_monte_carlo_without_noise_finds_the_bias_of_the_data():
     weight, data = torch.randn(12, 4), torch.randn(25, 4)
-    found = estimate_bias(weight, data, sigma=0, patience=600, batch_size=32, progress=False)
+    found = estimate_bias(
+        dense_layer(weight), data, sigma=0, patience=600, batch_size=32, progress=False
+    )
     assert found.converged and found.unchanged >= 600
-    assert torch.allclose(found.alpha, maximal_bias(weight, data), atol=1e-12)
+    assert torch.allclose(found.alpha, maximal_bias(dense_layer(weight), data), atol=1e-12)
 
 
 def test_batches_draw_what_the_sequential_algorithm_would():
     weight, data = torch.randn(8, 3), torch.randn(20, 3)
     stream = torch.Generator().manual_seed(5)
     found = estimate_bias(
-        weight, data, sigma=0.2, patience=100, batch_size=64, generator=stream, progress=False
+        dense_layer(weight),
+        data,
+        sigma=0.2,
+        patience=100,
+        batch_size=64,
+        generator=stream,
+        progress=False,
     )
     stream = torch.Generator().manual_seed(5)
     points, last, alpha = [], 0, torch.full((8,), math.inf)
@@ -84,29 +97,35 @@ def test_batches_draw_what_the_sequential_algorithm_would():
 def test_smoothing_lowers_the_bias_and_covers_new_points():
     torch.manual_seed(3)
     weight, data = torch.randn(16, 4), torch.randn(40, 4)
-    plain = maximal_bias(weight, data)
+    plain = maximal_bias(dense_layer(weight), data)
     stream = torch.Generator().manual_seed(0)
     smooth = estimate_bias(
-        weight, data, sigma=0.3, patience=2000, generator=stream, progress=False
+        dense_layer(weight), data, sigma=0.3, patience=2000, generator=stream, progress=False
     )
     near = data.repeat(20, 1) + 0.3 * torch.randn(800, 4)
-    share = share_of_points(weight, smooth.alpha, near)
+    share = share_of_points(dense_layer(weight, -smooth.alpha), near)
     assert share > 0.995
     # The control: the bias of the bare points keeps fewer of the new ones.
-    assert share_of_points(weight, plain, near) < share - 0.02
+    assert share_of_points(dense_layer(weight, -plain), near) < share - 0.02
 
 
 def test_estimate_says_when_it_has_not_converged():
     weight, data = torch.randn(12, 4), torch.randn(25, 4)
     found = estimate_bias(
-        weight, data, sigma=0.5, patience=500, batch_size=64, max_samples=100, progress=False
+        dense_layer(weight),
+        data,
+        sigma=0.5,
+        patience=500,
+        batch_size=64,
+        max_samples=100,
+        progress=False,
     )
     assert found.samples == 100 and not found.converged
 
 
 def test_a_row_that_is_never_needed_has_no_limit():
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
-    alpha = maximal_bias(weight, torch.tensor([[1.0, 2.0], [3.0, 0.5]]))
+    alpha = maximal_bias(dense_layer(weight), torch.tensor([[1.0, 2.0], [3.0, 0.5]]))
     assert alpha.tolist() == [1.0, 0.5, math.inf]
     assert share_of_biases(torch.tensor([1.0, 0.6, 99.0]), alpha) == pytest.approx(2 / 3)
 
@@ -114,7 +133,7 @@ def test_a_row_that_is_never_needed_has_no_limit():
 def test_share_of_points_counts():
     weight, alpha = torch.eye(2), torch.zeros(2)
     x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]])
-    assert share_of_points(weight, alpha, x) == 0.5
+    assert share_of_points(dense_layer(weight, -alpha), x) == 0.5
 
 
 def test_penalty_is_the_formula_and_its_gradient_differences():
@@ -145,9 +164,9 @@ def test_penalty_makes_a_layer_injective_on_its_data():
     torch.nn.init.constant_(layer.bias, -1.0)
     data = torch.randn(60, 4)
     weight = layer.weight.detach()
-    before = share_of_points(weight, -layer.bias.detach(), data)
+    before = share_of_points(dense_layer(weight, layer.bias.detach()), data)
     penalty = InjectivityPenalty(12)
-    penalty.update(maximal_bias(weight, data) - 1e-3)
+    penalty.update(maximal_bias(dense_layer(weight), data) - 1e-3)
     optimizer = torch.optim.SGD([layer.bias], lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
@@ -156,7 +175,7 @@ def test_penalty_makes_a_layer_injective_on_its_data():
     # The step is of constant length as a norm's gradient is, so it ends one step short or past.
     alpha = -layer.bias.detach() - 0.05
     assert before < 0.9
-    assert share_of_points(weight, alpha, data) == 1.0
+    assert share_of_points(dense_layer(weight, -alpha), data) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -182,7 +201,7 @@ def test_bad_arguments(change, words):
         "progress": False,
     } | change
     with pytest.raises(ValueError, match=words):
-        estimate_bias(arguments.pop("weight"), arguments.pop("data"), **arguments)
+        estimate_bias(dense_layer(arguments.pop("weight")), arguments.pop("data"), **arguments)
 
 
 def test_bad_measures_and_penalties():

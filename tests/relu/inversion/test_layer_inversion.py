@@ -7,6 +7,7 @@ from torch import nn
 
 from iresflow.relu.inversion.layer_inversion import invert_layer
 from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxed
+from iresflow.relu.networks.dense import dense_layer
 from iresflow.relu.networks.network import Layer
 from iresflow.relu.networks.parsing import parse_network
 
@@ -18,13 +19,8 @@ def named(method):
 
 
 def layer_of(weight, bias=None, slope=0.0) -> Layer:
-    weight = torch.tensor(weight, dtype=torch.float64)
-    linear = nn.Linear(weight.shape[1], len(weight))
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(torch.zeros(len(weight)) if bias is None else torch.tensor(bias))
-    parts = [linear] if slope == 1 else [linear, nn.LeakyReLU(slope) if slope else nn.ReLU()]
-    return parse_network(nn.Sequential(*parts)).layers[0]
+    bias = None if bias is None else torch.tensor(bias)
+    return dense_layer(torch.tensor(weight), bias, slope)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=named)
@@ -42,9 +38,9 @@ def test_noise_by_hand():
     layer = layer_of([[1], [1], [1]])
     x = np.array([1.0, 1.2, 1.7])
     found = invert_layer(layer, x, InfinityNorm())
-    assert found.z[0] == pytest.approx(1.35) and found.objective == pytest.approx(0.35)
+    assert float(found.z[0]) == pytest.approx(1.35) and found.objective == pytest.approx(0.35)
     found = invert_layer(layer, x, OneNorm())
-    assert found.z[0] == pytest.approx(1.2) and found.objective == pytest.approx(0.7)
+    assert float(found.z[0]) == pytest.approx(1.2) and found.objective == pytest.approx(0.7)
     assert found.in_range == "no"
 
 
@@ -58,7 +54,7 @@ def test_noiseless_layers_are_inverted_exactly(slope, method, seed):
     z = torch.randn(15)
     found = invert_layer(layer, layer(z[None])[0], method)
     assert found.determined == "yes" and found.in_range == "yes"
-    assert np.abs(found.z - z.numpy()).max() < 1e-9
+    assert float((found.z - z).abs().max()) < 1e-9
 
 
 def test_two_times_as_many_rows_are_enough_for_leaky_relu_only():
@@ -71,7 +67,7 @@ def test_two_times_as_many_rows_are_enough_for_leaky_relu_only():
         for slope in exact:
             layer = layer_of(weight, None, slope)
             found = invert_layer(layer, layer(z[None])[0])
-            right = np.abs(found.z - z.numpy()).max() < 1e-8
+            right = float((found.z - z).abs().max()) < 1e-8
             # It never says "determined" of a wrong answer, and always meets the observation.
             assert right or found.determined == "no"
             assert found.in_range == "yes"
@@ -142,7 +138,7 @@ def test_limits_that_least_squares_violates(method):
     # -2 z1 + z2 = 1: least squares without limits takes z1 = -1/2, and (0, 1) meets all rows too.
     found = invert_layer(layer_of([[-2, 1]]), np.array([1.0]), method, lower=0.0)
     assert found.error == pytest.approx(0, abs=2e-6)
-    np.testing.assert_allclose(found.z @ [-2, 1], 1, atol=2e-6)
+    np.testing.assert_allclose(found.z @ torch.tensor([-2.0, 1.0]), 1, atol=2e-6)
     assert found.z.min() >= 0
     # -z = 1: nothing above 0 is nearer than 0 itself, where all entries are at their limit.
     found = invert_layer(layer_of([[-1]]), np.array([1.0]), method, lower=0.0)
@@ -156,8 +152,9 @@ def test_the_answer_has_the_smallest_error_of_all_thresholds(method, slope):
     layer = layer_of(torch.randn(40, 6).tolist(), None, slope)
     x = layer(torch.randn(1, 6))[0] + 0.1 * torch.randn(40)
     found = invert_layer(layer, x, method, epsilon=0.01)
-    assert found.error == min(step.error for step in found.steps)
-    output = layer(torch.from_numpy(found.z)[None])[0]
+    smallest = min(step.error for step in found.steps)
+    assert found.error == pytest.approx(smallest, rel=1e-7)
+    output = layer(found.z[None])[0]
     assert found.error == pytest.approx(float(torch.linalg.norm(output - x, method.order)))
 
 
@@ -169,7 +166,7 @@ def test_spread_is_that_of_least_squares():
     for _ in range(40):
         x = layer(z[None])[0] + 0.1 * torch.randn(400)
         found = invert_layer(layer, x, OneNorm())
-        errors.append(found.z - z.numpy())
+        errors.append((found.z - z).numpy())
         spreads.append(found.spread)
     # The median has pi / 2 times the variance of the mean for Gaussian noise.
     ratio = np.sqrt(np.mean(np.square(errors))) / np.mean(spreads)
@@ -184,7 +181,7 @@ def test_convolutions_are_sparse_layers():
     found = invert_layer(layer, net(image).flatten())
     assert found.in_range == "yes"
     if found.determined == "yes":
-        assert np.abs(found.z - image.flatten().numpy()).max() < 1e-8
+        assert float((found.z - image.flatten()).abs().max()) < 1e-8
     noisy = net(image).flatten().detach() + 0.01 * torch.rand(144)
     assert invert_layer(layer, noisy, epsilon=0.01).objective <= 0.01
 
@@ -192,7 +189,7 @@ def test_convolutions_are_sparse_layers():
 @pytest.mark.parametrize(
     ("x", "options", "words"),
     [
-        (np.zeros(2), {}, r"has shape \(2,\); layer 0 gives \(3,\)"),
+        (np.zeros(2), {}, r"has shape \(2,\); layer given gives \(3,\)"),
         (np.zeros((1, 3)), {}, r"has shape \(1, 3\)"),
         (np.array([0, np.nan, 1]), {}, "not finite"),
         (np.ones(3), {"epsilon": 0.0}, "epsilon is 0"),
@@ -220,4 +217,22 @@ def test_observation_of_zeros():
     layer = layer_of([[1, 0], [0, 1], [-1, -1]])
     found = invert_layer(layer, np.zeros(3))
     assert found.status == "optimal" and found.determined == "no" and found.in_range == "yes"
-    assert np.abs(found.z).max() < 1e-9
+    assert float(found.z.abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS, ids=named)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_units_change_nothing(method, slope):
+    """Outputs in micro- or megavolts, inputs in nanometres: the solver's tolerance is a number."""
+    weight, bias = torch.randn(30, 5), torch.randn(30)
+    layer = dense_layer(weight, bias, slope)
+    x = layer(torch.randn(1, 5))[0] + 0.1 * torch.randn(30)
+    found = invert_layer(layer, x, method, epsilon=0.05)
+    for out, into in ((1e-6, 1.0), (1e6, 1.0), (1.0, 1e-9), (1e5, 1e7)):
+        scaled = dense_layer(out / into * weight, out * bias, slope)
+        again = invert_layer(scaled, out * x, method, epsilon=0.05 * out)
+        torch.testing.assert_close(again.z / into, found.z, rtol=1e-6, atol=1e-7)
+        assert again.error == pytest.approx(out * found.error, rel=1e-6)
+        assert again.spread == pytest.approx(into * found.spread, rel=1e-6)
+        factor = out if method.fits else out**2
+        assert again.objective == pytest.approx(factor * found.objective, rel=1e-6)

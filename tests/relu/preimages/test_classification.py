@@ -7,8 +7,14 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
+from iresflow.relu.networks.dense import dense_layer
 from iresflow.relu.preimages.classification import Kind, classify_preimage
-from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between, preimage_system
+from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between, preimage_constraints
+
+
+def classify(weight, bias, y, slope=0.0, **given):
+    return classify_preimage(dense_layer(weight, bias, slope), y, **given)
+
 
 SIMPLEX = np.array([[1.0, 0], [0, 1], [-1, -1]])
 SIMPLEX_3D = np.vstack([np.eye(3), -np.ones(3)])
@@ -98,7 +104,15 @@ HAND_MADE = {
         None,
         {},
     ),
-    "a ball within the tolerance": (SIMPLEX, [-1e-7] * 3, [0, 0, 0], Kind.UNCERTAIN, None, {}),
+    "a ball within the tolerance": (
+        np.vstack([SIMPLEX, [1, 1]]),
+        [-1e-7] * 3 + [-1],
+        [0] * 4,
+        Kind.UNCERTAIN,
+        None,
+        {},
+    ),
+    "a small ball where all is small": (SIMPLEX, [-1e-7] * 3, [0, 0, 0], Kind.BOUNDED, 2, {}),
 }
 
 
@@ -106,18 +120,19 @@ def check(found, weight, bias, y, slope=0.0):
     """The certificates, by themselves."""
     if found.point is None:
         return
-    z = weight @ found.point + bias
+    point, basis = found.point.numpy(), found.basis.numpy()
+    z = weight @ point + bias
     np.testing.assert_allclose(np.where(z > 0, z, slope * z), y, atol=1e-9)
-    assert found.system.violation(found.point) < 1e-9
-    np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(found.dimension), atol=1e-12)
+    assert found.constraints.violation(point) < 1e-9
+    np.testing.assert_allclose(basis.T @ basis, np.eye(found.dimension), atol=1e-12)
     # The ball: no step of that length within the hull leaves the preimage.
     ways = np.random.default_rng(0).standard_normal((50, found.dimension))
     steps = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-300)
-    points = found.point + found.radius * steps @ found.basis.T
-    assert found.system.violation(points) < 1e-9
+    points = point + found.radius * steps @ basis.T
+    assert found.constraints.violation(points) < 1e-9
     if found.kind is Kind.UNBOUNDED:
-        assert np.linalg.norm(found.ray) == pytest.approx(1)
-        assert found.system.violation(found.point + 1e4 * found.ray) < 1e-6
+        assert float(found.ray.norm()) == pytest.approx(1)
+        assert found.constraints.violation(point + 1e4 * found.ray.numpy()) < 1e-6
     else:
         assert found.ray is None
 
@@ -126,7 +141,7 @@ def check(found, weight, bias, y, slope=0.0):
 def test_hand_made(name):
     weight, bias, y, kind, dimension, given = HAND_MADE[name]
     bias, y = np.array(bias, dtype=float), np.array(y, dtype=float)
-    found = classify_preimage(weight, bias, y, **given)
+    found = classify(weight, bias, y, **given)
     assert (found.kind, found.dimension) == (kind, dimension)
     assert found.reason
     check(found, weight, bias, y, given.get("slope", 0.0))
@@ -134,10 +149,10 @@ def test_hand_made(name):
 
 def test_certificate_of_a_pinned_point():
     weight, bias, y = np.vstack([SIMPLEX, [1, 1]]), np.array([0, 0, 0, -5.0]), np.zeros(4)
-    found = classify_preimage(weight, bias, y)
+    found = classify(weight, bias, y)
     assert sorted(found.pinned) == [0, 1, 2]
     assert found.omnidirectional.holds
-    np.testing.assert_allclose(weight[:3].T @ found.omnidirectional.weights, 0, atol=1e-12)
+    np.testing.assert_allclose(weight[:3].T @ found.omnidirectional.weights.numpy(), 0, atol=1e-12)
 
 
 def limits(system):
@@ -161,7 +176,7 @@ def limits(system):
 
 def vertices(system):
     """The corners of the solutions: where n independent rows hold with equality."""
-    rows, side = system.inequalities()
+    rows, side = system.inequalities
     rows, side = np.vstack([system.equal[0], rows]), np.concatenate([system.equal[1], side])
     corners = []
     for chosen in combinations(range(len(rows)), system.size):
@@ -195,8 +210,8 @@ def test_random_layers_against_ranges_and_vertices(size, integer, prior):
     seen = set()
     for _ in range(30):
         weight, bias, y, x = random_case(generator, size, integer)
-        found = classify_preimage(weight, bias, y, prior=prior)
-        system = preimage_system(weight, bias, y, prior=prior)
+        found = classify(weight, bias, y, prior=prior)
+        system = preimage_constraints(dense_layer(weight, bias), y, prior)
         ranges = limits(system)
         seen.add(found.kind)
         if ranges is None:
@@ -214,7 +229,7 @@ def test_random_layers_against_ranges_and_vertices(size, integer, prior):
             assert found.dimension == spread
         check(found, weight, bias, y)
         if system.violation(x) < 1e-9:
-            known = classify_preimage(weight, bias, y, prior=prior, member=x)
+            known = classify(weight, bias, y, prior=prior, member=x)
             assert (known.kind, known.dimension) == (found.kind, found.dimension)
     assert len(seen) > 1
 
@@ -225,7 +240,7 @@ def test_outputs_without_preimage_are_found():
     for _ in range(20):
         weight, bias = generator.standard_normal((8, 3)), generator.standard_normal(8)
         y = np.abs(generator.standard_normal(8))
-        found = classify_preimage(weight, bias, y)
+        found = classify(weight, bias, y)
         assert found.kind is Kind.EMPTY and "no preimage" in found.reason
 
 
@@ -233,15 +248,15 @@ def test_takes_tensors_of_float32_networks():
     module = torch.nn.Linear(4, 3).float()
     x = torch.randn(4, dtype=torch.float32)
     y = module(x).relu()
-    found = classify_preimage(module.weight, module.bias, y)
+    found = classify(module.weight, module.bias, y)
     assert found.kind is Kind.UNBOUNDED
     assert found.dimension == 4 - int((y > 0).sum())
 
 
 REFUSED = {
-    "bias": ((np.eye(2), np.zeros(3), np.zeros(2)), {}, "bias and y of shape"),
-    "y": ((np.eye(2), np.zeros(2), np.zeros(1)), {}, "bias and y of shape"),
-    "weight": ((np.zeros(2), np.zeros(2), np.zeros(2)), {}, "weight has shape"),
+    "bias": ((np.eye(2), np.zeros(3), np.zeros(2)), {}, "b \\(3,\\); allowed are"),
+    "y": ((np.eye(2), np.zeros(2), np.zeros(1)), {}, "y has shape"),
+    "weight": ((np.zeros(2), np.zeros(2), np.zeros(2)), {}, "W has shape"),
     "nan": ((np.eye(2), np.zeros(2), np.array([1.0, np.nan])), {}, "y holds values"),
     "slope": ((np.eye(2), np.zeros(2), np.zeros(2)), {"slope": -1.0}, "slope=-1"),
     "limits": (
@@ -271,4 +286,4 @@ REFUSED = {
 def test_refuses(name):
     arguments, given, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        classify_preimage(*arguments, **given)
+        classify(*arguments, **given)

@@ -7,23 +7,25 @@ from scipy.optimize import linprog
 from torch import nn
 
 from iresflow.errors import LinearProgramError, NoPreimageError
-from iresflow.relu import parse_network
+from iresflow.relu import dense_layer, parse_network
 from iresflow.relu.preimages.attack import InnerProduct, Nearest, invariance_attack
 from iresflow.relu.preimages.classification import Kind, classify_preimage
 from iresflow.relu.preimages.constraints import BOX, Between
 from iresflow.relu.preimages.extent import farthest_in_preimage, preimage_box, sample_preimage
 
 SIMPLEX = np.array([[1.0, 0], [0, 1], [-1, -1]])
-TRIANGLE = classify_preimage(SIMPLEX, -np.ones(3), np.zeros(3))  # corners (1, 1), (1, -2), (-2, 1)
-RAY = classify_preimage(np.eye(2), np.zeros(2), np.array([1.0, 0]))
-POINT = classify_preimage(SIMPLEX, np.array([-2.0, 1, 1]), np.zeros(3))
-EMPTY = classify_preimage(SIMPLEX, np.ones(3), np.zeros(3))
+TRIANGLE = classify_preimage(
+    dense_layer(SIMPLEX, -np.ones(3)), np.zeros(3)
+)  # corners (1, 1), (1, -2), (-2, 1)
+RAY = classify_preimage(dense_layer(np.eye(2), np.zeros(2)), np.array([1.0, 0]))
+POINT = classify_preimage(dense_layer(SIMPLEX, np.array([-2.0, 1, 1])), np.zeros(3))
+EMPTY = classify_preimage(dense_layer(SIMPLEX, np.ones(3)), np.zeros(3))
 
 
 def test_box_of_known_sets():
-    np.testing.assert_allclose(preimage_box(TRIANGLE), [[-2, -2], [1, 1]], atol=1e-8)
-    np.testing.assert_allclose(preimage_box(RAY), [[1, -np.inf], [1, 0]], atol=1e-8)
-    np.testing.assert_allclose(preimage_box(POINT), [[2, -1], [2, -1]], atol=1e-8)
+    np.testing.assert_allclose(torch.stack(preimage_box(TRIANGLE)), [[-2, -2], [1, 1]], atol=1e-8)
+    np.testing.assert_allclose(torch.stack(preimage_box(RAY)), [[1, -np.inf], [1, 0]], atol=1e-8)
+    np.testing.assert_allclose(torch.stack(preimage_box(POINT)), [[2, -1], [2, -1]], atol=1e-8)
 
 
 def test_farthest_of_known_sets():
@@ -41,10 +43,11 @@ def test_box_against_programs_in_all_coordinates():
     for _ in range(5):
         weight, x = generator.standard_normal((12, 5)), generator.random(5)
         bias = generator.standard_normal(12) - 0.5
-        found = classify_preimage(weight, bias, np.maximum(weight @ x + bias, 0), prior=BOX)
-        low, high = preimage_box(found)
+        y = np.maximum(weight @ x + bias, 0)
+        found = classify_preimage(dense_layer(weight, bias), y, prior=BOX)
+        low, high = (part.numpy() for part in preimage_box(found))
         assert (low <= x + 1e-8).all() and (x <= high + 1e-8).all()
-        (equal, f), (below, h) = found.system.equal, found.system.below
+        (equal, f), (below, h) = found.constraints.equal, found.constraints.below
         for i in range(5):
             cost = np.eye(5)[i]
             by_x = linprog(
@@ -54,35 +57,36 @@ def test_box_against_programs_in_all_coordinates():
 
 
 def test_samples_are_uniform_on_a_triangle():
-    points = sample_preimage(TRIANGLE, 4000, steps=60)
-    assert TRIANGLE.system.violation(points) < 1e-9
+    points = sample_preimage(TRIANGLE, 4000, steps=60).numpy()
+    assert TRIANGLE.constraints.violation(points) < 1e-9
     # Mean and variance of the uniform distribution: those of the corners, the latter a quarter.
     error = np.sqrt(0.5 / 4000)
     assert np.abs(points.mean(0)).max() < 4 * error
     np.testing.assert_allclose(points.var(0), 0.5, rtol=4 * np.sqrt(2 / 4000))
     # A control: after one step they are not.
-    assert sample_preimage(TRIANGLE, 4000, steps=1).var(0).max() < 0.45
+    assert sample_preimage(TRIANGLE, 4000, steps=1).numpy().var(0).max() < 0.45
 
 
 def test_samples_of_faces_rays_and_points():
-    face = classify_preimage(
-        np.vstack([np.eye(3), -np.ones(3)]), -np.ones(4), np.array([1.0, 0, 0, 0])
-    )
-    points = sample_preimage(face, 200)
-    assert face.system.violation(points) < 1e-9
+    layer = dense_layer(np.vstack([np.eye(3), -np.ones(3)]), -np.ones(4))
+    face = classify_preimage(layer, np.array([1.0, 0, 0, 0]))
+    points = sample_preimage(face, 200).numpy()
+    assert face.constraints.violation(points) < 1e-9
     np.testing.assert_allclose(points[:, 0], 2, atol=1e-9)
     assert points[:, 1:].std(0).min() > 0.5
     ray = sample_preimage(RAY, 2000, reach=3.0)
-    assert RAY.system.violation(ray) < 1e-9
-    lengths = np.linalg.norm(ray - RAY.point, axis=1)
+    assert RAY.constraints.violation(ray.numpy()) < 1e-9
+    lengths = (ray - RAY.point).norm(dim=1)
     assert 2.9 < lengths.max() <= 3 + 1e-9
     np.testing.assert_allclose(sample_preimage(POINT, 3), [[2, -1]] * 3, atol=1e-9)
 
 
 def test_samples_repeat():
-    draw = [sample_preimage(TRIANGLE, 5, generator=np.random.default_rng(s)) for s in (1, 1, 2)]
-    assert np.array_equal(draw[0], draw[1])
-    assert not np.array_equal(draw[0], draw[2])
+    draw = [
+        sample_preimage(TRIANGLE, 5, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    ]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
 
 
 def test_refuses():
@@ -117,15 +121,14 @@ def test_attack_keeps_activations_and_comes_nearer(kind):
     bright = invariance_attack(layer, x, target)
     near = invariance_attack(layer, x, target, likeness=Nearest())
     for attack in (bright, near):
-        again = layer(torch.from_numpy(attack.x)[None])
+        again = layer(attack.x[None])
         assert float((again - y).abs().max()) == attack.difference <= 1e-6
         assert attack.x.min() >= 0 and attack.x.max() <= 1
-        assert np.abs(attack.x - x.numpy()).max() > 0.2
+        assert float((attack.x - x).abs().max()) > 0.2
     # Each is the better one by its own measure, and both are better than x.
-    aim, own = target.numpy(), x.numpy()
-    assert bright.x @ aim >= near.x @ aim > own @ aim
-    assert np.abs(near.x - aim).sum() <= np.abs(bright.x - aim).sum()
-    assert np.abs(near.x - aim).sum() < np.abs(own - aim).sum()
+    assert bright.x @ target >= near.x @ target > x @ target
+    assert (near.x - target).abs().sum() <= (bright.x - target).abs().sum()
+    assert (near.x - target).abs().sum() < (x - target).abs().sum()
 
 
 def test_attack_on_an_injective_layer_finds_the_input_itself():
@@ -156,10 +159,9 @@ def test_attack_lies_in_the_preimage():
     layer = first_layers()["dense"].layers[0]
     x, target = torch.rand(2, 40)
     y = layer(x[None])[0]
-    affine = layer.affine
-    found = classify_preimage(affine.dense(), affine.bias, y, prior=BOX, member=x)
+    found = classify_preimage(layer, y, prior=BOX, member=x)
     assert found.kind is Kind.BOUNDED
     attack = invariance_attack(layer, x, target)
-    assert found.system.violation(attack.x) < 1e-8
+    assert found.constraints.violation(attack.x.numpy()) < 1e-8
     best = farthest_in_preimage(found, target)
-    assert best.value == pytest.approx(float(attack.x @ target.numpy()), abs=1e-7)
+    assert best.value == pytest.approx(float(attack.x @ target), abs=1e-7)

@@ -5,14 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from iresflow.errors import SpectrumError
 from iresflow.relu import parse_network
-from iresflow.relu.stability.local_map import (
-    image_window,
-    linearize,
-    roots_of_gram,
-    singular_values,
-)
-from iresflow.relu.stability.stage_spectra import stage_spectra
+from iresflow.relu.stability import stage_spectra as stage_module
+from iresflow.relu.stability.local_map import image_window, linearize
+from iresflow.relu.stability.stage_spectra import extreme_singular_values, stage_spectra
 
 
 def narrow(leaky: bool = False):
@@ -57,7 +54,7 @@ def test_a_spectrum_that_is_known_is_taken():
     np.testing.assert_array_equal(again[3][1].values, stages[3][1].values)
 
 
-def test_nothing_is_left_behind_units_that_are_all_off():
+def test_nothing_is_left_after_units_that_are_all_off():
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
     with torch.no_grad():
         module[0].bias.fill_(-1e3)
@@ -66,13 +63,50 @@ def test_nothing_is_left_behind_units_that_are_all_off():
     assert counts == [4, 0, 0]
 
 
-def test_small_singular_values_keep_digits():
-    """A Gram matrix alone would lose those below 1e-8 of the largest one."""
-    left, _ = torch.linalg.qr(torch.randn(40, 6))
-    right, _ = torch.linalg.qr(torch.randn(6, 6))
-    for smallest in (1e-3, 1e-5, 1e-9, 1e-11):
-        values = torch.tensor([3.0, 2.0, 1.0, 0.5, 1e-2, smallest])
-        found = singular_values(left * values @ right.mT).values
-        np.testing.assert_allclose(found, values, rtol=1e-14 / smallest + 1e-6)
-    assert roots_of_gram(np.diag([1.0, 1e-9])) is None
-    np.testing.assert_allclose(roots_of_gram(np.diag([1e-6, 4.0])), [2, 1e-3])
+MODULES = {
+    "dense": (
+        nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 6), nn.ReLU()).double(),
+        (7,),
+    ),
+    "convolutional": (narrow().double(), SHAPE),
+}
+
+
+@pytest.mark.parametrize("dense", [0, 2000])
+@pytest.mark.parametrize("kind", MODULES)
+def test_extremes_are_those_of_all_singular_values(kind, dense, monkeypatch):
+    """From the matrix, and by products alone."""
+    monkeypatch.setattr(stage_module, "DENSE", dense)
+    module, shape = MODULES[kind]
+    local = linearize(parse_network(module, shape), torch.randn(shape))
+    for stage, matrix in local.matrices():
+        rows = matrix
+        if stage.activated:
+            rows = matrix[local.slopes[stage.layer] > 0]
+        values = torch.linalg.svdvals(rows)
+        smallest, largest = extreme_singular_values(local, stage)
+        assert largest == pytest.approx(float(values[0]), rel=1e-6)
+        assert smallest == pytest.approx(float(values[-1]), rel=1e-5, abs=1e-7)
+
+
+def test_extremes_say_when_they_did_not_converge(monkeypatch):
+    monkeypatch.setattr(stage_module, "DENSE", 0)
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(60, 60, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(60, 60, generator=generator))
+    local = linearize(parse_network(module), torch.zeros(60))
+    with pytest.raises(SpectrumError, match="did not converge"):
+        extreme_singular_values(local, local.stages[0], iterations=1)
+
+
+def test_extremes_of_a_stage_of_some_hundred_units_need_no_iterations():
+    """Where the smallest value is tiny, iterations have no answer, and all values are cheap."""
+    left, _ = torch.linalg.qr(torch.randn(300, 300))
+    module = nn.Linear(300, 300, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(left * torch.logspace(0, -9, 300) @ left.mT)
+    local = linearize(parse_network(module), torch.zeros(300))
+    smallest, largest = extreme_singular_values(local, local.stages[0], iterations=1)
+    assert largest == pytest.approx(1, rel=1e-9)
+    assert smallest == pytest.approx(1e-9, rel=1e-5)

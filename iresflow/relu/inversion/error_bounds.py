@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from scipy import linalg, sparse
+import torch
+from scipy import sparse
+from torch import Tensor
 
-from iresflow.relu.programs import Program, solve_program
+from iresflow.relu.inversion.network_inversion import NetworkInversion
+from iresflow.relu.inversion.preactivation_ranges import observed_ranges
+from iresflow.relu.networks.affine import as_array
+from iresflow.relu.networks.network import Layer, Network
+from iresflow.relu.programs import Program, solve
+from iresflow.relu.ranks import singular_values
 
-__all__ = ["ErrorBound", "bound_error", "infinity_constant", "norm_constant"]
+__all__ = ["ErrorBound", "bound_error", "error_bounds", "infinity_constant", "norm_constant"]
 
 
 @final
@@ -39,7 +46,7 @@ class ErrorBound:
     holds: bool
 
 
-def norm_constant(matrix: np.ndarray, order: float) -> float:
+def norm_constant(matrix: Tensor | np.ndarray, order: float) -> float:
     """A c > 0 with ``|A a| >= c |a|`` for all a, in the norm of that order, or 0.
 
     One over the norm of the pseudo-inverse, which is a left inverse:
@@ -55,15 +62,12 @@ def norm_constant(matrix: np.ndarray, order: float) -> float:
     matrix = _checked(matrix)
     if order not in (1, np.inf):
         raise ValueError(f"order is {order}; allowed are 1 and infinity")
-    if len(matrix) < matrix.shape[1]:
-        return 0.0
-    values = linalg.svdvals(matrix)
-    if not values[-1] > max(matrix.shape) * np.finfo(float).eps * values[0]:
+    if singular_values(matrix).spans(matrix.shape[1]) != "yes":
         return 0.0
     return float(1 / np.linalg.norm(np.linalg.pinv(matrix), order))
 
 
-def infinity_constant(matrix: np.ndarray) -> float:
+def infinity_constant(matrix: Tensor | np.ndarray) -> float:
     """The largest such c for the l-infinity norm, by k linear programs.
 
     It is one over the smallest norm of a left inverse, and of that each row can be chosen apart:
@@ -85,15 +89,13 @@ def infinity_constant(matrix: np.ndarray) -> float:
     for i in range(size):
         unit = np.zeros(size)
         unit[i] = 1.0
-        solved = solve_program(
-            Program(np.ones(2 * rows), equal=(split, unit), bounds=(0.0, np.inf))
-        )
+        solved = solve(Program(np.ones(2 * rows), split, unit, unit, 0.0))
         largest = max(largest, solved.value)
     return 1 / largest
 
 
 def bound_error(
-    matrix: np.ndarray,
+    matrix: Tensor | np.ndarray,
     *,
     order: float,
     noise: float,
@@ -130,10 +132,59 @@ def bound_error(
     )
 
 
-def _checked(matrix: np.ndarray) -> np.ndarray:
-    matrix = np.asarray(matrix, dtype=float)
-    if matrix.ndim != 2 or 0 in matrix.shape[1:]:
-        raise ValueError(f"the matrix has shape {matrix.shape}; allowed is (m, k), k >= 1")
-    if not np.isfinite(matrix).all():
-        raise ValueError("the matrix holds values that are not finite")
-    return matrix
+def error_bounds(
+    network: Network,
+    inversion: NetworkInversion,
+    noise: float,
+    *,
+    order: float = np.inf,
+    exact: bool = False,
+) -> tuple[ErrorBound, ...]:
+    """Theorem 3: the bounds of Lemma 2 from the last layer backwards, each the noise of the next.
+
+    Arguments:
+        network: That was inverted.
+        inversion: By `InfinityNorm` for order infinity, by `OneNorm` for order 1.
+        noise: Norm of the noise of the observation.
+        order: Infinity or 1.
+        exact: Whether to compute the best constants by linear programs; only for infinity.
+
+    Returns:
+        A bound for each layer of ``inversion.layers``; the last one is that of the code. It is
+        proven if ``holds`` of all.
+
+    Raises:
+        ValueError: as `bound_error`.
+    """
+    bounds: list[ErrorBound] = []
+    for layer, found, observation in zip(
+        reversed(network.layers), inversion.layers, inversion.observations, strict=False
+    ):
+        if found.z is None:
+            break
+        matrix, misfit = _active(layer, found.z, found.epsilon, observation, order)
+        bound = bound_error(
+            matrix, order=order, noise=noise, misfit=misfit, epsilon=found.epsilon, exact=exact
+        )
+        bounds.append(bound)
+        noise = min(bound.lemma, bound.posterior)
+    return tuple(bounds)
+
+
+def _active(
+    layer: Layer, z: Tensor, epsilon: float, observation: Tensor, order: float
+) -> tuple[Tensor, float]:
+    """The active rows times the slopes of their pieces, and the norm of their misfit."""
+    bias, x = layer.affine.bias.numpy(), observation.numpy()
+    ranges = observed_ranges(bias, layer.slope, x, epsilon)
+    rows, rates = layer.affine.matrix()[ranges.active], ranges.low_rate[ranges.active]
+    misfit = (rows @ z.numpy() - ranges.low[ranges.active]) / rates
+    scaled = (rows.toarray() if sparse.issparse(rows) else rows) / rates[:, None]
+    return torch.from_numpy(scaled), float(np.linalg.norm(misfit, order)) if len(misfit) else 0.0
+
+
+def _checked(matrix: Tensor | np.ndarray) -> np.ndarray:
+    found = as_array(matrix, "the matrix", 2)
+    if found.shape[1] == 0:
+        raise ValueError(f"the matrix has shape {found.shape}; allowed is (m, k), k >= 1")
+    return found

@@ -6,11 +6,11 @@ and whatever follows has the same non-zero singular values with L in the place o
 directions go on from there, and those that are lost count as zeros without a tolerance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, LinearOperator, svds
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from iresflow.errors import SpectrumError
@@ -22,8 +22,11 @@ __all__ = ["extreme_singular_values", "stage_spectra"]
 DENSE = 2000
 """Singular values up to which all of them are computed, where two are asked for.
 
-That takes seconds at most, and Lanczos iterations for a small one may take as long without end.
+That takes seconds at most, where Lanczos iterations for a small one may have no end.
 """
+
+ENTRIES = 2**27
+"""Of the largest matrix for that: 1 GiB."""
 
 
 def stage_spectra(
@@ -95,53 +98,62 @@ def extreme_singular_values(
 
     The smallest one is of the shorter side of the matrix without the units that are off: 0 says
     that the stage is locally invariant to a direction, or has redundant units. From the matrix
-    where its shorter side is at most `DENSE`. Above, by Lanczos iterations, which form products
-    only; there small values take many.
+    where its shorter side is at most `DENSE` and 1 GiB holds it; above, by Lanczos iterations,
+    which form products only. There small values take many, and those below 1e-6 of the largest
+    are not told from 0.
 
     Arguments:
         local: The linearisation.
         stage: Where.
-        tolerance: Of the iterations, relative.
+        tolerance: Of the iterations, relative to the largest.
         iterations: At most.
 
     Raises:
         SpectrumError: no convergence.
     """
     rows = torch.arange(stage.size)
-    if stage.activated:
-        rows = self_rows if len(self_rows := local.slopes[stage.layer].nonzero()[:, 0]) else rows
-
+    if stage.activated and bool(local.slopes[stage.layer].any()):
+        rows = local.slopes[stage.layer].nonzero()[:, 0]
     shape = (len(rows), len(local.columns))
-    if min(shape) <= DENSE:
+    if min(shape) <= DENSE and shape[0] * shape[1] <= ENTRIES:
         values = singular_values(local.matrix(stage)[rows]).values
         return float(values[-1]), float(values[0])
 
-    def forward(v: np.ndarray) -> np.ndarray:
-        return local.product(torch.from_numpy(np.ravel(v))[None], stage)[0, rows].numpy()
+    def forward(v: Tensor) -> Tensor:
+        return local.product(v[None], stage)[0, rows]
 
-    def backward(u: np.ndarray) -> np.ndarray:
-        full = torch.zeros(1, stage.size, dtype=torch.float64)
-        full[0, rows] = torch.from_numpy(np.ravel(u))
-        return local.adjoint(full, stage)[0].numpy()
+    def backward(u: Tensor) -> Tensor:
+        full = u.new_zeros(1, stage.size)
+        full[0, rows] = u
+        return local.adjoint(full, stage)[0]
 
-    operator = LinearOperator(shape, matvec=forward, rmatvec=backward, dtype=np.float64)
-    found = []
-    for which in ("SM", "LM"):
-        start = np.random.default_rng(0).standard_normal(min(shape))
-        try:
-            values = svds(
-                operator,
-                1,
-                which=which,
-                tol=tolerance,
-                maxiter=iterations,
-                v0=start,
-                return_singular_vectors=False,
-            )
-        except ArpackError as error:
-            raise SpectrumError(
-                f"Lanczos iterations for {stage} did not converge ({error}); allow more, or a "
-                "larger tolerance"
-            ) from None
-        found.append(float(values[0]))
-    return found[0], found[1]
+    def gram(v: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(np.ravel(v))
+        return (forward(backward(x)) if shape[0] <= shape[1] else backward(forward(x))).numpy()
+
+    size = min(shape)
+    try:
+        top = _largest_eigenvalue(gram, size, tolerance, iterations)
+        # From above: where the smallest is 0, an iteration for it may end at the next one.
+        gap = _largest_eigenvalue(
+            lambda v: top * np.ravel(v) - gram(v), size, tolerance**2, iterations
+        )
+    except ArpackError as error:
+        raise SpectrumError(
+            f"Lanczos iterations for {stage} did not converge ({error}); allow more, or a "
+            "larger tolerance"
+        ) from None
+    return max(top - gap, 0.0) ** 0.5, top**0.5
+
+
+def _largest_eigenvalue(
+    product: Callable[[np.ndarray], np.ndarray], size: int, tolerance: float, iterations: int
+) -> float:
+    """Of a symmetric matrix, by its products ``(n,)`` to ``(n,)``."""
+    operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(size)
+    found = eigsh(
+        operator, 1, which="LA", v0=start, tol=tolerance, maxiter=iterations,
+        return_eigenvectors=False,
+    )  # fmt: skip
+    return float(found[0])

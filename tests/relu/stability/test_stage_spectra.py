@@ -63,22 +63,12 @@ def test_nothing_is_left_after_units_that_are_all_off():
     assert counts == [4, 0, 0]
 
 
-MODULES = {
-    "dense": (
-        nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 6), nn.ReLU()).double(),
-        (7,),
-    ),
-    "convolutional": (narrow().double(), SHAPE),
-}
-
-
-@pytest.mark.parametrize("dense", [0, 2000])
-@pytest.mark.parametrize("kind", MODULES)
-def test_extremes_are_those_of_all_singular_values(kind, dense, monkeypatch):
+@pytest.mark.parametrize("dense", [2, 2000])
+@pytest.mark.parametrize("leaky", [False, True])
+def test_extremes_are_those_of_all_singular_values(leaky, dense, monkeypatch):
     """From the matrix, and by products alone."""
     monkeypatch.setattr(stage_module, "DENSE", dense)
-    module, shape = MODULES[kind]
-    local = linearize(parse_network(module, shape), torch.randn(shape))
+    local = linearize(parse_network(narrow(leaky), SHAPE), torch.randn(SHAPE))
     for stage, matrix in local.matrices():
         rows = matrix
         if stage.activated:
@@ -86,11 +76,11 @@ def test_extremes_are_those_of_all_singular_values(kind, dense, monkeypatch):
         values = torch.linalg.svdvals(rows)
         smallest, largest = extreme_singular_values(local, stage)
         assert largest == pytest.approx(float(values[0]), rel=1e-6)
-        assert smallest == pytest.approx(float(values[-1]), rel=1e-5, abs=1e-7)
+        assert smallest == pytest.approx(float(values[-1]), rel=1e-5, abs=2e-6 * largest)
 
 
 def test_extremes_say_when_they_did_not_converge(monkeypatch):
-    monkeypatch.setattr(stage_module, "DENSE", 0)
+    monkeypatch.setattr(stage_module, "DENSE", 2)
     generator = torch.Generator().manual_seed(0)
     module = nn.Linear(60, 60, bias=False)
     with torch.no_grad():

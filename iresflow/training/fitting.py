@@ -12,12 +12,13 @@ from torch import nn
 
 from iresflow.data.images.augment import Flip
 from iresflow.errors import RunError
-from iresflow.models import Flow
+from iresflow.models import Flow, InvertibleClassifier
 from iresflow.training.checkpoint import options_of
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.loop.inputs import Array, divided, samples_of
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.base import Objective, OnValidation
+from iresflow.training.objectives.classification import CrossEntropy
 from iresflow.training.objectives.likelihood import MaximumLikelihood
 from iresflow.training.runs.directory import RunDirectory, read_options
 from iresflow.training.runs.recorder import Row
@@ -78,6 +79,11 @@ def _(model: Flow) -> Objective:
     return MaximumLikelihood()
 
 
+@objective_of.register
+def _(model: InvertibleClassifier) -> Objective:
+    return CrossEntropy()
+
+
 def fit(
     model: nn.Module,
     x: Array,
@@ -105,7 +111,7 @@ def fit(
     Arguments:
         model: On its device, which the data is moved to.
         x: ``(N, *event)``: integers 0 .. levels - 1 for an `ImageFlow`, floats for other flows,
-            what the objective takes for other models.
+            either for an `InvertibleClassifier`, what the objective takes for other models.
         labels: Class numbers ``(N,)`` or what the objective takes; None for none.
         context: Of conditional flows, ``(N, context_dim)``, or class numbers ``(N,)``; the same
             as ``labels``.

@@ -3,13 +3,16 @@
 import zlib
 from collections.abc import Sequence
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from iresflow.data.cuts import part_size
-from iresflow.models import Flow, ImageFlow
+from iresflow.errors import callers_level
+from iresflow.models import Flow, ImageFlow, InvertibleClassifier
+from iresflow.models.images import require_integers
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.loop.processes import Processes
 
@@ -54,6 +57,8 @@ def samples_of(model: nn.Module, x: Array, labels: Array | None) -> Batch:
         raise ValueError(f"x has shape {tuple(values.shape)}; allowed is (N, ...), N at least 1")
     if tensor is not None and (tensor.ndim == 0 or len(tensor) != len(values)):
         raise ValueError(f"{len(values)} samples and labels of shape {tuple(tensor.shape)}")
+    if isinstance(model, InvertibleClassifier):
+        return Batch(_classifiable(model, values), _class_numbers(model, tensor))
     if not isinstance(model, Flow):
         return Batch(values, tensor)
     if tuple(values.shape[1:]) != model.shape:
@@ -91,6 +96,57 @@ def _tensor(name: str, values: Array, dtype: torch.dtype) -> Tensor:
     if not bool(values.isfinite().all()):
         raise ValueError(f"{name} holds NaN or infinity")
     return values.to(dtype)
+
+
+def _classifiable(net: InvertibleClassifier, values: Tensor) -> Tensor:
+    if tuple(values.shape[1:]) != net.shape:
+        raise ValueError(
+            f"this classifier takes samples of shape (N, {', '.join(map(str, net.shape))}), got "
+            f"{tuple(values.shape)}"
+        )
+    if values.is_floating_point():
+        return values
+    if len(net.shape) == 1:
+        return values.to(next(net.parameters()).dtype)
+    require_integers(values, net.shape, net.levels)
+    return values.to(torch.uint8 if net.levels <= 256 else torch.int32)
+
+
+def _class_numbers(net: InvertibleClassifier, labels: Tensor | None) -> Tensor:
+    """Class numbers ``(N,)`` that a classifier can learn from.
+
+    Warns:
+        UserWarning: a class has no sample.
+
+    Raises:
+        ValueError: there are none, or others, or all are of one class.
+    """
+    if labels is None:
+        raise ValueError("a classifier is trained on labels, class numbers (N,), and got none")
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"class numbers are integers of shape (N,), got {labels.dtype} {tuple(labels.shape)}"
+        )
+    labels = labels.long()
+    if not 0 <= int(labels.min()) <= int(labels.max()) < net.classes:
+        raise ValueError(
+            f"class numbers of this classifier are 0 .. {net.classes - 1}, got "
+            f"{int(labels.min())} .. {int(labels.max())}"
+        )
+    counts = torch.bincount(labels, minlength=net.classes)
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if len(missing) == net.classes - 1:
+        raise ValueError(
+            f"all {len(labels)} samples are of class {int(labels[0])}: a classifier learns from "
+            "two classes at least"
+        )
+    if missing:
+        names = ", ".join(map(str, missing[:10]))
+        warn(
+            f"no sample is of class {names}: what it looks like is not learnt",
+            stacklevel=callers_level(),
+        )
+    return labels
 
 
 def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:

@@ -104,8 +104,7 @@ class Trainer:
         )
         self.schedule, self.progress = Schedule(config), Progress()
         self.store: Store = Memory() if run is None else Files(run)
-        self.unit = objective.unit(model)
-        self.recorder = Recorder(self.unit)
+        self.recorder = Recorder(objective.unit(model))
         self.on_validation, self.bar, self.title = on_validation, bar, title
         self._elapsed, self._interrupted, self._ended = 0.0, False, False
         self._validated, self._unwritten = False, None
@@ -146,7 +145,8 @@ class Trainer:
         self.own.train()
         batches = self.batches.from_step(start, self.rows)
         self._elapsed, self._interrupted, self._ended = self.progress.seconds, False, False
-        self.recorder = Recorder(self.unit, self.run if main else None, start)
+        unit, shown = self.objective.unit(self.model), self.objective.shown
+        self.recorder = Recorder(unit, self.run if main else None, start, shown)
         if self._unwritten is not None:
             self.recorder.load_state_dict(self._unwritten, self.device)
         bar = tqdm(

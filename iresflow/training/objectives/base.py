@@ -103,6 +103,11 @@ class Objective(ABC):
         """What the loss is called in logs, such as ``bits/dim``."""
         return "loss"
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of logged scalars that the progress bar shows beside the loss."""
+        return ()
+
     @abstractmethod
     def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
         """The loss of a model in training mode at a batch on its device."""

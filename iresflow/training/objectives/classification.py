@@ -9,11 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresflow.errors import NonFiniteError
+from iresflow.models import InvertibleClassifier
+from iresflow.models.certified import CertifiedModel
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
-from iresflow.training.objectives.base import Objective, Score, Terms
+from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms, stored
+from iresflow.training.objectives.certified import certified_ready, initialize_once
 
-__all__ = ["CrossEntropy", "accuracy", "predict"]
+__all__ = [
+    "CrossEntropy",
+    "accuracy",
+    "class_numbers",
+    "initialize_classifier",
+    "predict",
+    "score_of",
+]
+
+INITIALIZATION_SAMPLES = 512
+"""Samples from which ActNorm is initialised, at most: more than a batch."""
 
 
 @final
@@ -24,20 +37,58 @@ class CrossEntropy(Objective):
     def unit(self, model: nn.Module) -> str:
         return "cross_entropy"
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return ("accuracy",)
+
     def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
-        logits, labels = model(batch.values), _labels(batch)
+        logits, labels = model(batch.values), class_numbers(batch)
         right = (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
         return Terms(F.cross_entropy(logits, labels), {"accuracy": right})
 
     def evaluate(self, model: nn.Module, split: Samples) -> Score:
-        logits = predict(model, split.values)
-        labels = _labels(split).to(logits.device)
-        losses = F.cross_entropy(logits.double(), labels, reduction="none")
-        if bool(losses.isnan().any()):
-            raise NonFiniteError("the model gives NaN")
-        right = (logits.argmax(1) == labels).double().mean()
-        error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
-        return Score(float(losses.mean()), {"accuracy": float(right), "standard_error": error})
+        return score_of(predict(model, split.values), class_numbers(split))
+
+    def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
+        if isinstance(model, InvertibleClassifier):
+            initialize_classifier(model, split, seed)
+
+    def make_ready(self, model: nn.Module) -> Ready:
+        """As the base; the norms of a certified model are enforced."""
+        if isinstance(model, CertifiedModel):
+            return certified_ready(model)
+        return Ready({"model": stored(model)})
+
+    def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
+        if isinstance(model, InvertibleClassifier):
+            from iresflow.training.runs.pictures import draw_classifier  # plots cost a second
+
+            draw_classifier(model, split, album)
+
+
+def initialize_classifier(net: InvertibleClassifier, split: Samples, seed: int) -> None:
+    """Initialises an invertible classifier from random samples, unless it has seen data before."""
+    device = next(net.parameters()).device
+
+    def start(batch: Batch) -> None:
+        net.initialize(batch.values.to(device))
+
+    initialize_once(net, split, seed, INITIALIZATION_SAMPLES, start)
+
+
+def score_of(logits: Tensor, labels: Tensor) -> Score:
+    """The mean cross entropy ``(N, classes)`` with ``(N,)`` in nats, and the accuracy.
+
+    Raises:
+        NonFiniteError: a logit is NaN.
+    """
+    labels = labels.to(logits.device)
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    if bool(losses.isnan().any()):
+        raise NonFiniteError("the model gives NaN")
+    right = (logits.argmax(1) == labels).double().mean()
+    error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
+    return Score(float(losses.mean()), {"accuracy": float(right), "standard_error": error})
 
 
 @torch.no_grad()
@@ -53,7 +104,12 @@ def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     return float((said == labels.to(said.device)).double().mean())
 
 
-def _labels(samples: Samples) -> Tensor:
+def class_numbers(samples: Samples) -> Tensor:
+    """The labels ``(N,)`` of samples.
+
+    Raises:
+        ValueError: there are none.
+    """
     if samples.labels is None:
         raise ValueError("cross entropy needs the class number of each sample, and got no labels")
     return samples.labels

@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
-from iresflow.bijections import ActNorm, dequantize
+from iresflow.bijections import dequantize
 from iresflow.models import Flow, ImageFlow
 from iresflow.streams import Stream
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.loop.batches import Batch, Samples, random_stream
-from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms, stored
+from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms
+from iresflow.training.objectives.certified import certified_ready, initialize_once
 from iresflow.training.objectives.contexts import context_for, unit_of
 
 __all__ = ["MaximumLikelihood"]
@@ -73,28 +73,21 @@ class MaximumLikelihood(Objective):
         flow = _flow(model)
         if flow.spec is None:
             flow.certify()  # better now than after the first steps
-        norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
-        if norms and all(bool(norm.initialized) for norm in norms):
-            return
-        stream = random_stream(seed, 0, 3, torch.device("cpu"))
         count = max(16, INITIALIZATION_ENTRIES // split.values[0].numel())
         if isinstance(flow, ImageFlow):
             count = min(count, 512)  # each has many pixels, and their activations take memory
-        index = torch.randperm(len(split), generator=stream)[:count].to(split.values.device)
-        batch, like = Batch.of(split, index), next(flow.parameters())
-        x: Tensor = batch.values.to(like.device)
-        if isinstance(flow, ImageFlow):
-            x = flow.dequantize(x, random_stream(seed, 0, 4, like.device))
-        flow.initialize(x, context_for(flow, batch))
+
+        def start(batch: Batch) -> None:
+            like = next(flow.parameters())
+            x: Tensor = batch.values.to(like.device)
+            if isinstance(flow, ImageFlow):
+                x = flow.dequantize(x, random_stream(seed, 0, 4, like.device))
+            flow.initialize(x, context_for(flow, batch))
+
+        initialize_once(flow, split, seed, count, start)
 
     def make_ready(self, model: nn.Module) -> Ready:
-        """Enforces the certified norms; the certificate is stored with the weights."""
-        certificate = _flow(model).enforce()
-        return Ready(
-            {"model": stored(model), "certificate": certificate.to_dict()},
-            {"certified/largest_lipschitz_bound": certificate.largest},
-            usable=bool(certificate),
-        )
+        return certified_ready(_flow(model))
 
     def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
         from iresflow.training.runs.pictures import draw_flow  # plots cost a second of import

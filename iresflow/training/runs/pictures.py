@@ -1,18 +1,22 @@
-"""The pictures of a flow that are drawn at each validation."""
+"""The pictures of a model that are drawn at each validation."""
 
 import torch
 
 from iresflow.errors import InversionError
-from iresflow.models import Flow, ImageFlow
+from iresflow.models import Flow, ImageFlow, InvertibleClassifier
+from iresflow.models.read_outs import SimplifiedReadOut
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Album
 from iresflow.training.objectives.contexts import context_for, context_of
 
-__all__ = ["draw_flow"]
+__all__ = ["draw_classifier", "draw_flow"]
 
 GRID = 36
 """Images in a sample grid."""
+
+COLUMNS = 8
+"""Images of a classifier that are drawn."""
 
 POINTS = 2000
 """Points in a scatter plot."""
@@ -72,3 +76,30 @@ def _in_turn(split: Samples, count: int) -> Batch:
 
 def _stream(flow: Flow) -> torch.Generator:
     return torch.Generator(next(flow.parameters()).device).manual_seed(0)
+
+
+def draw_classifier(net: InvertibleClassifier, split: Samples, album: Album) -> None:
+    """Draws held-out images beside their reconstructions, and metamers where there are any.
+
+    The third row has the logits of the images above it and the nuisance of their left neighbours.
+
+    Arguments:
+        net: In eval mode.
+        split: Samples that were held out, with their labels.
+        album: Gets the pictures.
+    """
+    if len(net.shape) != 3 or not net.limited:
+        return
+    values = split.values[:COLUMNS].to(next(net.parameters()).device)
+    images = values if values.is_floating_point() else net.prepare(values)
+    try:
+        back = net.invert(net.transform(images))
+        error = float((back.value - images).abs().max())
+        rows, name = [images, back.value], "reconstructions"
+        if isinstance(net.read_out, SimplifiedReadOut):
+            found = net.metamer(images, images.roll(1, 0), clip=True)
+            rows, name = [*rows, found.images], "metamers"
+        album.grid(name, torch.cat(rows).clamp(0, 1), columns=len(images))
+        album.write({"validation/reconstruction_error": error})
+    except InversionError as failure:
+        album.write({"inversion_failed": str(failure)})

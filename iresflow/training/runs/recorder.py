@@ -27,15 +27,22 @@ class Recorder:
         unit: Of the loss.
         run: Where to write; None for the history alone.
         start: The step at which this process takes up the run.
+        shown: Names of logged numbers that the progress bar shows beside the loss.
 
     Attributes:
         history: All that was written, one mapping a row, each with its ``step``.
     """
 
-    def __init__(self, unit: str, run: RunDirectory | None = None, start: int = 0) -> None:
+    def __init__(
+        self,
+        unit: str,
+        run: RunDirectory | None = None,
+        start: int = 0,
+        shown: Sequence[str] = (),
+    ) -> None:
         self.history: list[Row] = []
         self.run = run
-        self._unit = unit
+        self._unit, self._shown = unit, tuple(shown)
         self._sums: list[Tensor] = []
         self._seconds = 0.0
         self.board = None
@@ -93,7 +100,9 @@ class Recorder:
                 "train/steps_per_second": 1000 / milliseconds,
             },
         )
-        return f"{self._unit} {loss:.3f}, {milliseconds:.0f} ms a step"
+        values = dict(zip(names, logged, strict=True))
+        also = "".join(f", {name} {values[name]:.3f}" for name in self._shown)
+        return f"{self._unit} {loss:.3f}{also}, {milliseconds:.0f} ms a step"
 
     def validation(
         self, step: int, value: float, logged: Mapping[str, float], ready: Mapping[str, float]

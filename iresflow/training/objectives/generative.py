@@ -1,0 +1,148 @@
+"""Objectives of conditional flows that classify: one density for each class (thesis, 5.6)."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from iresflow.bijections import dequantize
+from iresflow.models import Flow, ImageFlow
+from iresflow.models.likelihood import sample_stream
+from iresflow.streams import UNIFORM, KeyedStream, Stream, draw
+from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms
+from iresflow.training.objectives.classification import class_numbers
+from iresflow.training.objectives.likelihood import MaximumLikelihood
+
+__all__ = ["Generative", "MixtureLikelihood", "classified"]
+
+CLASSIFIED = 512
+"""Samples that are classified for an accuracy, at most: it takes a likelihood for each class."""
+
+
+@final
+@dataclass(frozen=True)
+class Generative(Objective):
+    """Maximum likelihood of a flow given the class, with the accuracy of its Bayes' rule.
+
+    The loss and what chooses a model are those of `MaximumLikelihood`; the accuracy is measured
+    in validations.
+    """
+
+    likelihood: MaximumLikelihood = MaximumLikelihood()
+
+    def unit(self, model: nn.Module) -> str:
+        return self.likelihood.unit(model)
+
+    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
+        return self.likelihood(model, batch, stream)
+
+    def evaluate(self, model: nn.Module, split: Samples) -> Score:
+        score = self.likelihood.evaluate(_conditional(model), split)
+        return Score(score.value, {**score.logged, "accuracy": _accuracy(model, split)})
+
+    def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
+        self.likelihood.initialize(_conditional(model), split, seed)
+
+    def make_ready(self, model: nn.Module) -> Ready:
+        return self.likelihood.make_ready(model)
+
+    def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
+        self.likelihood.illustrate(model, split, album)
+
+
+@final
+@dataclass(frozen=True)
+class MixtureLikelihood(Objective):
+    r"""Minus the log-likelihood under a mixture over the classes, for few labels.
+
+    Each sample comes with class probabilities :math:`w_c`, its labels ``(B, C)``: one-hot where
+    the class is known, and the prior where it is not. :math:`-\log \sum_c w_c\, p(x | c)` is then
+    the likelihood of the class and x up to a constant, or that of x alone. All classes of a sample
+    share noise and probes, so that the differences between classes are not those of the draws.
+    """
+
+    def unit(self, model: nn.Module) -> str:
+        return MaximumLikelihood().unit(model)
+
+    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
+        flow, weights = _conditional(model), _weights(batch)
+        like = next(flow.parameters())
+        x, constant, scale = batch.values, 0.0, 1.0
+        if isinstance(flow, ImageFlow):
+            x = dequantize(x, flow.levels, dtype=like.dtype, generator=stream)
+            constant, scale = math.log2(flow.levels), 1 / (flow.base_dim * math.log(2))
+        count, classes = len(x), flow.context_dim
+        # All classes in one pass: in the next one, training would normalise by other norms.
+        keys = draw(UNIFORM, (count,), stream, batch=0, device=x.device, dtype=torch.float64)
+        shared = KeyedStream(keys.view(torch.int64).repeat(classes))
+        every = x.repeat(classes, *[1] * (x.ndim - 1))
+        one_hot = torch.eye(classes, dtype=like.dtype, device=like.device)
+        context = one_hot.repeat_interleave(count, 0)
+        z, log_det = flow.forward(every, context, generator=shared, check=False)
+        log_prob = (flow.base.log_prob(z, context) + log_det).reshape(classes, count).T
+        joint = (log_prob + weights.to(like).log()).logsumexp(1)
+        return Terms(constant - scale * joint.mean())
+
+    def evaluate(self, model: nn.Module, split: Samples) -> Score:
+        """The mean over all samples, and the accuracy on those whose class is known."""
+        flow, weights = _conditional(model), _weights(split)
+        found = classified(flow, split.values)
+        joint = (found + weights.to(found).log()).logsumexp(1)
+        value = -float(joint.mean())
+        if isinstance(flow, ImageFlow):
+            value = value / (flow.base_dim * math.log(2)) + math.log2(flow.levels)
+        known = weights.amax(1) == 1
+        right = found.argmax(1)[known] == weights.argmax(1)[known].to(found.device)
+        return Score(value, {"accuracy": float(right.double().mean())})
+
+    def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
+        MaximumLikelihood().initialize(model, split, seed)
+
+    def make_ready(self, model: nn.Module) -> Ready:
+        return MaximumLikelihood().make_ready(model)
+
+
+def classified(flow: Flow, values: Tensor, batch_size: int = 250) -> Tensor:
+    """Log-densities ``(N, C)`` in nats given each class, in eval mode; the same in every call.
+
+    Images are dequantised with the same noise for all classes.
+
+    Arguments:
+        flow: Whose contexts are classes.
+        values: ``(N, *event)``; integers for an `ImageFlow`.
+        batch_size: Samples at a time.
+    """
+    like = next(flow.parameters())
+    parts = []
+    for part in values.split(batch_size):
+        x = part.to(like.device)
+        if isinstance(flow, ImageFlow):
+            x = flow.dequantize(x, sample_stream((x,), None, 0))
+        else:
+            x = x.to(like.dtype)
+        parts.append(flow.classify(x, seed=0).log_prob)
+    return torch.cat(parts)
+
+
+def _accuracy(model: nn.Module, split: Samples) -> float:
+    flow, labels = _conditional(model), class_numbers(split)[:CLASSIFIED]
+    found = classified(flow, split.values[:CLASSIFIED]).argmax(1)
+    return float((found == labels.to(found.device)).double().mean())
+
+
+def _conditional(model: nn.Module) -> Flow:
+    if not isinstance(model, Flow) or not model.context_dim:
+        raise ValueError(
+            f"this objective trains conditional flows, got a {type(model).__name__}"
+            + (" with context_dim=0" if isinstance(model, Flow) else "")
+        )
+    return model
+
+
+def _weights(samples: Samples) -> Tensor:
+    if samples.labels is None or samples.labels.ndim != 2:
+        raise ValueError("a mixture takes class probabilities (N, C) of each sample as its labels")
+    return samples.labels

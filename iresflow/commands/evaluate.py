@@ -8,7 +8,9 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
+from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
 from iresflow.lipschitz import compile_kernels
+from iresflow.models import Flow, InvertibleClassifier
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
@@ -21,7 +23,9 @@ from iresflow.training.runs.lock import locked
 __all__ = ["main"]
 
 DESCRIPTION = """\
-Scores a trained model (its averaged weights) on the test split of its data. With --tol, rounds of
+Scores a trained model (its averaged weights) on the test split of its data: a flow by its
+likelihood, a classifier by its error, and by what a fresh classifier finds in both parts of its
+latent. With --tol, rounds of
 new dequantisation noise and new probes are added until truncation bound and standard error of both
 are below the tolerance. An evaluation that was stopped goes on where it was, by the same command.
 The exit code is 1 if the tolerance was not met."""
@@ -55,6 +59,14 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     whole = options.split == "test" and options.n is None
     name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
     file = Path(options.run) / f"{name}.json"
+    if isinstance(model, InvertibleClassifier):
+        if processes.main:
+            origin = {"split": options.split, "checkpoint": str(path), "step": step.step}
+            report_classifier(model, split, file, **origin)
+            report_nuisance(model, dataset, split)
+            print(f"written     {file}")
+        return 0
+    assert isinstance(model, Flow)
     with (
         locked(file.with_suffix(".lock"), f"computes {file}", processes),
         tqdm(total=count, unit="sample", disable=None if processes.main else True) as bar,
@@ -90,6 +102,8 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
             f"tolerance  {options.tol:.1e} {score.unit}, {'met' if score.met else 'NOT met'}: "
             f"{score.numerical_error:.1e} after {score.rounds} rounds of {score.probes} probes"
         )
+    if model.context_dim and dataset.classes:
+        report_classes(model, split)
     back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
     print(
         f"inverse    largest reconstruction error {back.largest_error:.1e} in x over "

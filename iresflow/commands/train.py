@@ -7,14 +7,22 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from iresflow.commands.arguments import new_parser
+from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
 from iresflow.commands.configuration import Asked, configure
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
 from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
-from iresflow.models import ImageFlow, VectorFlow
+from iresflow.models import Flow, InvertibleClassifier
+from iresflow.models.certified import CertifiedModel
 from iresflow.training import presets
-from iresflow.training.build import augmentations, build_dataset, build_model
+from iresflow.training.build import (
+    augmentations,
+    build_dataset,
+    build_estimator,
+    build_model,
+)
+from iresflow.training.build_classifier import build_objective
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.evaluation.evaluate import evaluate
@@ -23,15 +31,15 @@ from iresflow.training.loop.processes import Processes, join_processes
 from iresflow.training.loop.step import own_shares
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.contexts import asked_of
-from iresflow.training.objectives.likelihood import MaximumLikelihood
 from iresflow.training.runs.directory import RunDirectory
 from iresflow.training.runs.known_data import remember, require_same_training
 
 __all__ = ["main"]
 
 DESCRIPTION = """\
-Trains a flow. Without arguments: on the 8 x 8 handwritten digits of scikit-learn, in a few minutes
-on two CPU cores. Every value of a config file can be overridden: --model.hidden 64."""
+Trains a flow, or an invertible classifier (--objective). Without arguments: a flow on the 8 x 8
+handwritten digits of scikit-learn, in a few minutes on two CPU cores. Every value of a config file
+can be overridden: --model.hidden 64."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,14 +62,15 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     # One process of a machine downloads what is missing.
     dataset = processes.one_by_one(lambda: build_dataset(config.data, config.seed))
     torch.manual_seed(config.seed)
-    flow = build_model(config, dataset).to(device)
+    model = build_model(config, dataset).to(device)
+    objective = build_objective(config, model, build_estimator(config))
     own_shares(config.training, len(dataset.train), processes)  # its errors come before the run
     run = resumed or processes.on_main(
         lambda: RunDirectory.create(config.runs, config.name or config.data.name)
     )
     trainer = Trainer(
-        flow,
-        MaximumLikelihood(),
+        model,
+        objective,
         asked_of(dataset.train),
         asked_of(dataset.validation),
         config.training,
@@ -78,7 +87,7 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
             if not resumed:
                 remember(run.path, dataset)
             run.write_config(config.to_dict())
-            _announce(run, asked, dataset, flow, trainer, processes)
+            _announce(run, asked, dataset, model, trainer, processes)
         try:
             trainer.train()
         except TrainingInterrupted:
@@ -111,21 +120,21 @@ def _announce(
     run: RunDirectory,
     asked: Asked,
     dataset: Dataset,
-    flow: ImageFlow | VectorFlow,
+    model: CertifiedModel,
     trainer: Trainer,
     processes: Processes,
 ) -> None:
     shape = " x ".join(map(str, dataset.shape))
     levels = f", {dataset.levels} grey levels" if dataset.levels else ""
     origin = f" ({dataset.origin})" if dataset.origin else ""
-    parameters = sum(p.numel() for p in flow.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
     team = "" if processes.count == 1 else f", {processes.count} processes"
     print(
         f"run         {run.path}\n"
         f"options     {asked.origin}\n"
         f"data        {dataset.name}, {shape}{levels}: {len(dataset.train)} train, "
         f"{len(dataset.validation)} validation, {len(dataset.test)} test{origin}\n"
-        f"model       {len(list(flow.blocks()))} residual blocks, {parameters:,} parameters, "
+        f"model       {len(list(model.blocks()))} residual blocks, {parameters:,} parameters, "
         f"{trainer.device}{team}\n"
         f"steps       {trainer.progress.step} of {_goal(trainer.config)}",
         flush=True,
@@ -142,6 +151,15 @@ def _report(
     """Scores the best checkpoint on the test split, once, and says where everything lies."""
     path = processes.on_main(lambda: find_checkpoint(run.path, "best"))
     model, progress = load_for_all(path, device, processes)
+    ended = f"{progress.seconds / 60:.1f} minutes to step {progress.step}, the best by validation"
+    if isinstance(model, InvertibleClassifier):
+        if processes.main:
+            file, origin = run.path / "evaluation.json", {"split": "test", "checkpoint": str(path)}
+            report_classifier(model, dataset.test, file, **origin, step=progress.step)
+            report_nuisance(model, dataset, dataset.test)
+            print(f"trained     {ended}\ncheckpoint  {path}\nmetrics     {run.metrics_file}")
+        return
+    assert isinstance(model, Flow)
     score = evaluate(model, asked_of(dataset.test), processes=processes)
     if not processes.main:
         return
@@ -155,14 +173,15 @@ def _report(
         f"{'invertible' if certificate else 'NOT certified'}",
         flush=True,
     )
+    if model.context_dim and dataset.classes:
+        report_classes(model, dataset.test)
     back = reconstruct(model, asked_of(dataset.test), count=RECONSTRUCTED)
     print(
         f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
         f"{len(back.values)} samples, certified block error "
         f"{float(back.inverse.block_error.max()):.1e}, measured latent residual "
         f"{float(back.inverse.residual.max()):.1e}\n"
-        f"trained     {progress.seconds / 60:.1f} minutes to step {progress.step}, the best by "
-        "validation\n"
+        f"trained     {ended}\n"
         f"checkpoint  {path}\n"
         f"samples     {run.samples}\n"
         f"metrics     {run.metrics_file}, and tensorboard --logdir {run.events}\n"

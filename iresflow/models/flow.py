@@ -1,6 +1,7 @@
 """A flow: a bijection and a base density, and all that users ask of the two."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -60,6 +61,7 @@ class Flow(CertifiedModel):
     """
 
     EVALUATION: ClassVar = ExactWhereSmall(Krylov(tol=1e-6, probes=2))
+    CLASSIFICATION: ClassVar = Krylov(tol=1e-6, probes=8)
     INTEGER_ADVICE: ClassVar = ""
 
     def __init__(
@@ -240,7 +242,8 @@ class Flow(CertifiedModel):
         Arguments:
             x: ``(B, *shape)``; for images floats in [0, 1), such as dequantised ones.
             prior: Class probabilities ``(context_dim,)``; all equal by default.
-            log_det: The estimator of the residual blocks' log-determinants.
+            log_det: The estimator of the residual blocks' log-determinants; None in eval mode for
+                that of `likelihood` with eight probes, whose spread tells the classes apart.
             generator: Where the seed is drawn from; None for torch's global stream.
             level: That the intervals of all classes of a sample hold at once.
             seed: Any integer.
@@ -252,6 +255,8 @@ class Flow(CertifiedModel):
         if len(self.context_shape) != 1:
             raise ValueError("this flow has no classes: its context is no vector of a number each")
         seed = fresh_seed(generator) if seed is None else seed
+        if log_det is None and not self.training and not isinstance(self.log_det, Exact):
+            log_det = replace(self.EVALUATION, otherwise=self.CLASSIFICATION)
         log_prior = log_prior_of(prior, self.context_dim, x)
         classes = torch.eye(self.context_dim, device=x.device)
 

@@ -17,11 +17,13 @@ from iresflow.logdet import (
     RandomSeries,
     ReducedPrecision,
 )
-from iresflow.models import ImageFlow, VectorFlow
+from iresflow.models import ImageFlow, InvertibleClassifier, VectorFlow
+from iresflow.models.certified import CertifiedModel
+from iresflow.training.build_classifier import build_classifier, classifies
 from iresflow.training.config import Config, DataConfig, LogDetConfig
 from iresflow.training.loop.processes import Alone
 
-__all__ = ["augmentations", "build_dataset", "build_model", "resolve_device"]
+__all__ = ["augmentations", "build_dataset", "build_estimator", "build_model", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -72,20 +74,24 @@ def augmentations(config: DataConfig) -> tuple[Augmentation, ...]:
     return (*flips, Shift(config.shift)) if config.shift else flips
 
 
-def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
+def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow | InvertibleClassifier:
     """A new model for the data, with weights from torch's global random stream.
 
     Raises:
         ValueError: settings that don't fit the data, such as scales that an image can't be
             squeezed to, or a conditional model of data without labels.
     """
-    model = config.model
-    context_dim = len(dataset.classes) if model.conditional else len(dataset.contexts)
-    if model.given is not None and context_dim:
-        raise ValueError("model.given makes the context: leave model.conditional and columns away")
-    if model.conditional and not dataset.classes:
+    if classifies(config):
+        net = build_classifier(config, dataset)
+        _recompute(net, config.training.recompute)
+        return net
+    conditional = config.model.conditional or config.objective == "generative"
+    context_dim = len(dataset.classes) if conditional else len(dataset.contexts)
+    if config.model.given is not None and context_dim:
+        raise ValueError("model.given makes the context: leave classes and columns away")
+    if conditional and not dataset.classes:
         raise ValueError(
-            f"model.conditional needs labels, and {dataset.name} has none"
+            f"a model given the class needs labels, and {dataset.name} has none"
             + (": sort the images into one folder a class" if dataset.name == "folder" else "")
         )
     flow = _new_flow(config, dataset, context_dim)
@@ -93,9 +99,10 @@ def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow:
     return flow
 
 
-def _recompute(flow: ImageFlow | VectorFlow, scales: tuple[int, ...]) -> None:
-    bijection = flow.bijection
-    parts = list(bijection.scales) if isinstance(bijection, MultiScale) else [bijection]
+def _recompute(model: CertifiedModel, scales: tuple[int, ...]) -> None:
+    bijection = model.bijection
+    several = (m for m in bijection.modules() if isinstance(m, MultiScale))
+    parts = next((list(m.scales) for m in several), [bijection])
     for scale in scales:
         if not 0 <= scale < len(parts):
             raise ValueError(
@@ -124,7 +131,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
             coeff=model.coeff,
             normalization=model.normalization,
             learned_prior=model.learned_prior,
-            log_det=_estimator(config),
+            log_det=build_estimator(config),
         )
     return ImageFlow(
         dataset.shape,
@@ -143,11 +150,16 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
         alpha=model.alpha,
         learned_prior=model.learned_prior,
         conditional_prior=model.conditional_prior,
-        log_det=_estimator(config),
+        log_det=build_estimator(config),
     )
 
 
-def _estimator(config: Config) -> LogDetEstimator:
+def build_estimator(config: Config) -> LogDetEstimator:
+    """The estimator of log-determinants in training.
+
+    Raises:
+        ValueError: products in bfloat16 of an estimator that is no series.
+    """
     estimator = _full_estimator(config.log_det)
     if config.training.precision != "mixed":
         return estimator

@@ -16,6 +16,7 @@ import torch
 from iresflow.errors import CheckpointError
 from iresflow.models import Flow
 from iresflow.models.certificate import Certificate
+from iresflow.models.certified import CertifiedModel
 from iresflow.models.files import read_file, write_file
 from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights
 from iresflow.training.loop.processes import Processes
@@ -166,28 +167,52 @@ def find_checkpoint(run: str | Path, name: str = "best") -> Path:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Flow, Progress]:
-    """The model of a checkpoint, in eval mode, and where its run was.
+    """The flow of a checkpoint, in eval mode, and where its run was.
+
+    Raises:
+        CheckpointError: it holds another kind of model.
 
     Warns:
         CertificateWarning: the weights are not those that the checkpoint's certificate is of.
     """
-    model, progress, certificate = load_certified(path, device)
-    warn_of_other_weights(model, certificate, path)
+    model, progress = _load_any(path, device)
+    if not isinstance(model, Flow):
+        raise CheckpointError(f"{path} holds a {type(model).__name__}, and this is for flows")
     return model, progress
 
 
-def load_for_all(path: Path, device: torch.device, processes: Processes) -> tuple[Flow, Progress]:
-    """As `load_model`, in each of several processes; the main one reads the file."""
-    model, progress = processes.on_main(lambda: load_model(path, torch.device("cpu")))
+def load_for_all(
+    path: Path, device: torch.device, processes: Processes
+) -> tuple[CertifiedModel, Progress]:
+    """The certified model of a checkpoint, in eval mode, in each of several processes.
+
+    The main one reads the file. Errors and warnings: as `load_certified` and `load_model`.
+    """
+    model, progress = processes.on_main(lambda: _load_any(path, torch.device("cpu")))
     return model.to(device), progress
 
 
-def load_certified(path: Path, device: torch.device) -> tuple[Flow, Progress, Certificate | None]:
-    """As `load_model`, with the stored certificate, which may be of other weights, or None."""
+def load_certified(
+    path: Path, device: torch.device
+) -> tuple[CertifiedModel, Progress, Certificate | None]:
+    """A flow or classifier with its stored certificate, which may be of other weights, or None.
+
+    Raises:
+        CheckpointError: the file holds a model that can't be certified.
+    """
     model, content = read_model(path, device)
-    if not isinstance(model, Flow):
-        raise CheckpointError(f"{path} holds a {type(model).__name__}, and this is for flows")
+    if not isinstance(model, CertifiedModel):
+        raise CheckpointError(
+            f"{path} holds a {type(model).__name__}, and this is for flows and invertible "
+            "classifiers"
+        )
     return model, _progress(content, path), stored_certificate(content)
+
+
+def _load_any(path: Path, device: torch.device) -> tuple[CertifiedModel, Progress]:
+    model, progress, certificate = load_certified(path, device)
+    warn_of_other_weights(model, certificate, path)
+    return model, progress
 
 
 def load_training(path: Path) -> tuple[dict[str, Any], Progress]:

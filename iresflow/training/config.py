@@ -115,6 +115,12 @@ class ModelConfig(Section):
     given: Literal["grey", "small", "surroundings"] | None = None
     """What of each image is known, the rest being modelled: grey for its colours, a small image
     for its detail at twice the size, surroundings for a hole in the middle; null for nothing."""
+    pad: int = 0
+    """Channels of zeros that a classifier appends to its input."""
+    read_out: Literal["pooled", "simplified"] = "pooled"
+    """How a classifier reads logits: a pooled linear layer, or the first entries of the latent."""
+    vanilla: bool = False
+    """Whether a classifier's layers have no limit, for comparisons; nothing is certified then."""
 
     def _check(self) -> None:
         widths = self.hidden if isinstance(self.hidden, tuple) else (self.hidden,)
@@ -124,6 +130,8 @@ class ModelConfig(Section):
             raise ValueError(f"kernels are odd sides, one a layer, got {self.kernels}")
         if not 0 < self.coeff < 1:
             raise ValueError(f"coeff must lie strictly between 0 and 1, got {self.coeff}")
+        if self.pad < 0:
+            raise ValueError(f"pad must be 0 or more, got {self.pad}")
 
 
 @dataclass(kw_only=True)
@@ -254,10 +262,24 @@ class Config(Section):
     """Seed of all random streams."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1."""
+    objective: Literal["likelihood", "generative", "classification", "independence", "hybrid"] = (
+        "likelihood"
+    )
+    """What is trained: a density, or one of each class (generative); or an invertible classifier,
+    by cross entropy, with a nuisance free of the class, or with the density of x too."""
+    likelihood_weight: float = 1.0
+    """Weight of the log-likelihood, in nats a dimension (independence and hybrid)."""
+    nuisance_weight: float = 1.0
+    """Weight of the nuisance classifier (independence)."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     log_det: LogDetConfig = field(default_factory=LogDetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def _check(self) -> None:
+        for name in ("likelihood_weight", "nuisance_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in a YAML file."""

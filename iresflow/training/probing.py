@@ -17,6 +17,9 @@ from iresflow.training.objectives.independence import nuisance_network
 
 __all__ = ["latent_parts", "probe"]
 
+STEPS = 1500
+"""Of the training of a fresh classifier: some seconds."""
+
 
 @torch.no_grad()
 def latent_parts(
@@ -38,7 +41,7 @@ def probe(
     classes: int,
     *,
     hidden: int = 256,
-    steps: int = 1500,
+    steps: int | None = None,
     seed: int = 0,
     bar: bool = False,
 ) -> Information:
@@ -52,7 +55,7 @@ def probe(
         test: Likewise, which it does not see.
         classes: Number of classes.
         hidden: Width of its two hidden layers.
-        steps: Of 128 samples.
+        steps: Of 128 samples; `STEPS` by default.
         seed: Of its weights and of the order.
         bar: Whether to show a progress bar.
 
@@ -69,7 +72,7 @@ def probe(
         torch.manual_seed(seed)
         classifier = nuisance_network(train.values.shape[1], classes, hidden)
     classifier = classifier.to(train.values.device)
-    labels = class_numbers(train).to(train.values.device)
+    labels, steps = class_numbers(train).to(train.values.device), steps or STEPS
     fit(
         classifier,
         standardized(train.values),

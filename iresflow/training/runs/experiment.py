@@ -15,7 +15,7 @@ from iresflow.training.sections import section_of
 __all__ = ["require_same_experiment", "stored_config"]
 
 SECTIONS = ("data", "model", "log_det")
-ALONE = ("training.optimizer", "seed")
+ALONE = ("training.optimizer", "seed", "objective", "likelihood_weight", "nuisance_weight")
 PLACES = ("root", "cache")
 
 
@@ -26,8 +26,8 @@ def require_same_experiment(run: RunDirectory, config: Config) -> None:
     checkpoint of an older version says nothing.
 
     Raises:
-        RunError: options of the data, the model, the log-determinants, the optimiser or the seed
-            differ; the message says which.
+        RunError: options of the data, the model, the objective, the log-determinants, the
+            optimiser or the seed differ; the message says which.
         CheckpointError: the checkpoint is damaged.
 
     Warns:

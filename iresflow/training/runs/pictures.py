@@ -78,6 +78,7 @@ def _stream(flow: Flow) -> torch.Generator:
     return torch.Generator(next(flow.parameters()).device).manual_seed(0)
 
 
+@torch.no_grad()
 def draw_classifier(net: InvertibleClassifier, split: Samples, album: Album) -> None:
     """Draws held-out images beside their reconstructions, and metamers where there are any.
 

@@ -1,0 +1,87 @@
+"""The verbs on invertible classifiers and on flows of classes."""
+
+import json
+
+import pytest
+import torch
+
+from iresflow.cli import main
+from iresflow.training.checkpoint import find_checkpoint
+
+MOONS = ["--data.name", "two-moons", "--data.count", "200"]
+TINY = """--training.steps 12 --training.batch_size 16 --training.validate_every 6
+--training.validation_samples 16 --training.log_every 4 --training.warmup_steps 2
+--model.blocks 1,1,1 --model.hidden 8 --data.test 24 --model.activation elu""".split()
+
+
+@pytest.fixture(autouse=True)
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+def trained(runs, *arguments):
+    assert main(["train", *TINY, "--runs", str(runs), *arguments]) == 0
+    return sorted(runs.iterdir())[-1]
+
+
+def test_classifiers_are_trained_evaluated_and_certified(tmp_path, capsys):
+    run = trained(tmp_path, "--objective", "classification", "--model.pad", "3")
+    said = capsys.readouterr().out
+    assert "invertible" in said and "certified radius" in said and "nuisance" not in said
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/accuracy" in row for row in metrics)
+    assert any("validation/accuracy" in row for row in metrics)
+    assert list((run / "samples").glob("*-reconstructions.png"))
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert scores["samples"] == 24 and 0 <= scores["error"] <= 1 and scores["split"] == "test"
+    assert main(["evaluate", str(run)]) == 0
+    assert json.loads((run / "evaluation.json").read_text()) == scores
+    assert main(["certify", str(run)]) == 0
+    assert "certified: every block" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["sample", str(run)])
+    assert "holds a InvertibleClassifier, and this is for flows" in capsys.readouterr().err
+
+
+def test_independence_is_judged_by_a_fresh_classifier_and_resumes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("iresflow.training.probing.STEPS", 20)
+    options = ["--objective", "independence", "--model.read_out", "simplified"]
+    run = trained(tmp_path, *options)
+    said = capsys.readouterr().out
+    assert "semantic    a fresh classifier" in said and "nuisance    a fresh classifier" in said
+    assert list((run / "samples").glob("*-metamers.png"))
+    assert main(["train", "--resume", str(run), "--training.steps", "14"]) == 0
+    assert "12 of 14" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(run), "--nuisance_weight", "0.5"])
+    assert "nuisance_weight (1.0, not 0.5)" in capsys.readouterr().err
+
+
+def test_without_a_limit_the_verbs_say_so(tmp_path, capsys):
+    run = trained(tmp_path, "--objective", "classification", "--model.vanilla", "true")
+    assert "NOT certified" in capsys.readouterr().out
+    assert main(["certify", str(run)]) == 1
+    assert find_checkpoint(run).is_file()
+
+
+def test_a_density_of_each_class_classifies(tmp_path, capsys):
+    run = trained(tmp_path, "--objective", "generative", "--model.blocks", "1,1")
+    assert "by Bayes' rule: error" in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--n", "8"]) == 0
+    assert "by Bayes' rule: error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--objective", "hybrid", "--model.pad", "2"], "pad=0"),
+        (["--objective", "independence"], "simplified"),
+        (["--objective", "classification", *MOONS], "needs labels"),
+        (["--objective", "generative", *MOONS], "needs labels"),
+    ],
+)
+def test_objectives_that_do_not_fit_are_refused(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", *TINY, "--runs", str(tmp_path), *options])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import torch
 from iresflow.cli import main
 from iresflow.training.checkpoint import find_checkpoint
 
-MOONS = ["--data.name", "two-moons", "--data.count", "200"]
+ROLL = ["--data.name", "swiss-roll", "--data.count", "200"]
 TINY = """--training.steps 12 --training.batch_size 16 --training.validate_every 6
 --training.validation_samples 16 --training.log_every 4 --training.warmup_steps 2
 --model.blocks 1,1,1 --model.hidden 8 --data.test 24 --model.activation elu""".split()
@@ -76,8 +76,8 @@ def test_a_density_of_each_class_classifies(tmp_path, capsys):
     [
         (["--objective", "hybrid", "--model.pad", "2"], "pad=0"),
         (["--objective", "independence"], "simplified"),
-        (["--objective", "classification", *MOONS], "needs labels"),
-        (["--objective", "generative", *MOONS], "needs labels"),
+        (["--objective", "classification", *ROLL], "needs labels"),
+        (["--objective", "generative", *ROLL], "needs labels"),
     ],
 )
 def test_objectives_that_do_not_fit_are_refused(options, message, tmp_path, capsys):

@@ -102,7 +102,7 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
             f"tolerance  {options.tol:.1e} {score.unit}, {'met' if score.met else 'NOT met'}: "
             f"{score.numerical_error:.1e} after {score.rounds} rounds of {score.probes} probes"
         )
-    if model.context_dim and dataset.classes:
+    if len(model.context_shape) == 1 and dataset.classes:
         report_classes(model, split)
     back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
     print(

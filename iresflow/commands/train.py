@@ -173,7 +173,7 @@ def _report(
         f"{'invertible' if certificate else 'NOT certified'}",
         flush=True,
     )
-    if model.context_dim and dataset.classes:
+    if len(model.context_shape) == 1 and dataset.classes:
         report_classes(model, dataset.test)
     back = reconstruct(model, asked_of(dataset.test), count=RECONSTRUCTED)
     print(

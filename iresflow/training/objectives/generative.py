@@ -134,10 +134,10 @@ def _accuracy(model: nn.Module, split: Samples) -> float:
 
 
 def _conditional(model: nn.Module) -> Flow:
-    if not isinstance(model, Flow) or not model.context_dim:
+    if not isinstance(model, Flow) or len(model.context_shape) != 1:
         raise ValueError(
             f"this objective trains conditional flows, got a {type(model).__name__}"
-            + (" with context_dim=0" if isinstance(model, Flow) else "")
+            + (" without classes as its contexts" if isinstance(model, Flow) else "")
         )
     return model
 

@@ -85,6 +85,17 @@ VARIANTS: dict[str, Variant] = {
     **_one("in front", "model.activate_input", False),
     **_one("normalization", "model.normalization", "certified", "power-iteration"),
     **_one("alpha", "model.alpha", 0.0, 1e-6, 0.01, 0.05),
+    "noise variational": Variant("noise", {"model.dequantization": "variational"}),
+    **{
+        f"noise normal {deviation:g}": Variant(
+            "noise",
+            {
+                "model.dequantization": "truncated-normal",
+                "model.dequantization_deviation": deviation,
+            },
+        )
+        for deviation in (0.2, 0.3, 0.5)
+    },
     "prior fixed": Variant("prior", {"model.learned_prior": False}),
     "prior factor out": Variant("prior", {"model.factor_out": True}),
     "prior conditional": Variant(

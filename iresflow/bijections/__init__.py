@@ -4,7 +4,14 @@ from iresflow.bijections.affine import ActNorm, Standardize
 from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
 from iresflow.bijections.channels import ChannelMeans, FirstChannels
 from iresflow.bijections.conditional_prior import ConditionalPrior
-from iresflow.bijections.pixels import Center, Logit, check_levels, dequantize, quantize
+from iresflow.bijections.pixels import (
+    Center,
+    Logit,
+    check_levels,
+    dequantize,
+    quantize,
+    with_noise,
+)
 from iresflow.bijections.reshape import MultiScale, Squeeze
 from iresflow.bijections.residual import ResidualBlock
 
@@ -27,4 +34,5 @@ __all__ = [
     "check_levels",
     "dequantize",
     "quantize",
+    "with_noise",
 ]

@@ -14,7 +14,7 @@ from iresflow.bijections.stretch import Stretch
 from iresflow.streams import UNIFORM, Stream, draw
 from iresflow.tensors import sum_per_sample, wide_norm
 
-__all__ = ["Center", "Logit", "check_levels", "dequantize", "quantize"]
+__all__ = ["Center", "Logit", "check_levels", "dequantize", "quantize", "with_noise"]
 
 ROUNDING = 8.0
 """Error of the logit's inverse, in units of eps for each entry."""
@@ -52,9 +52,24 @@ def dequantize(
     Raises:
         ValueError: the type of float can't tell so many levels, see `check_levels`.
     """
-    check_levels(levels, dtype)
     device = images.device
     noise = draw(UNIFORM, images.shape, generator, batch=0, device=device, dtype=dtype)
+    return with_noise(images, noise, levels)
+
+
+def with_noise(images: Tensor, noise: Tensor, levels: int) -> Tensor:
+    """``(integer + noise) / levels`` in [0, 1), so that `quantize` gives the integers back.
+
+    Arguments:
+        images: Integers 0 .. levels - 1.
+        noise: In [0, 1], of the same shape.
+        levels: Grey levels.
+
+    Raises:
+        ValueError: the type of float can't tell so many levels, see `check_levels`.
+    """
+    dtype = noise.dtype
+    check_levels(levels, dtype)
     x = (images.to(dtype) + noise) / levels
     # In float32, 254 + 0.99999997 rounds to 255: the largest float below it stays inside.
     ends = torch.arange(1, levels + 1, device=images.device, dtype=dtype) / levels

@@ -49,6 +49,10 @@ class CertifiedModel(StoredModel):
             if isinstance(module, ResidualBlock):
                 yield name, module
 
+    def contractions(self) -> Iterator[tuple[str, ResidualBlock]]:
+        """All blocks that have to be invertible: those of the map, and of what else is there."""
+        return self.blocks()
+
     def certify(self, tol: float = 1e-5) -> Certificate:
         """The certified bounds of each block, and of the flow, as eval mode applies it.
 
@@ -61,7 +65,7 @@ class CertifiedModel(StoredModel):
         """
         with own_arithmetic():
             return Certificate(
-                certify_blocks(self.blocks(), self.bijection, self.base_dim),
+                certify_blocks(self.contractions(), self.bijection, self.base_dim),
                 bijection=self.bijection.stretch(self.base_dim),
                 data_map=self.data_map.stretch(self.base_dim),
                 dim=self.base_dim,
@@ -77,7 +81,7 @@ class CertifiedModel(StoredModel):
         model without limits stays as it is. Errors: as `certify`.
         """
         with own_arithmetic():
-            for name, block in self.blocks() if self.limited else ():
+            for name, block in self.contractions() if self.limited else ():
                 block_bound(name, block)
                 block.branch.enforce()
             return self.certify()

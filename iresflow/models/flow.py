@@ -1,5 +1,6 @@
 """A flow: a bijection and a base density, and all that users ask of the two."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -365,8 +366,15 @@ class Flow(CertifiedModel):
                 self.bijection.initialize(self.data_map.initialize(x), context)
 
     def _likelihood(
-        self, x: Tensor, context: Tensor | None, log_det: LogDetEstimator | None, stream: Stream
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        log_det: LogDetEstimator | None,
+        stream: Stream,
+        noise: Tensor | float = 0.0,
+        of_noise: Sequence[LogDetEstimate] = (),
     ) -> Likelihood:
+        """The likelihood, less the log-density of noise in x, with the estimates in that."""
         estimator = self._bound_estimator(log_det, stream)
         estimates: list[LogDetEstimate] = []
 
@@ -375,10 +383,10 @@ class Flow(CertifiedModel):
             return estimates[-1]
 
         z, term = self.forward(x, context, recording, stream, check=False)
-        log_prob = self.base.log_prob(z, context) + term
+        log_prob = self.base.log_prob(z, context) + term - noise
         eps = torch.finfo(log_prob.dtype).eps
-        rounding = ROUNDING * eps * (self.base_dim + log_prob.abs())
-        return Likelihood.of_blocks(log_prob, estimates, rounding)
+        rounding = ROUNDING * eps * (self.base_dim + log_prob.abs() + abs(noise))
+        return Likelihood.of_blocks(log_prob, [*of_noise, *estimates], rounding)
 
     def _bound_estimator(
         self, log_det: LogDet | None, generator: Stream | None

@@ -1,31 +1,32 @@
 """Multi-scale flows on images (thesis, section 5.4 and appendix A.2)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from iresflow.ambient import own_arithmetic
 from iresflow.bijections import (
-    ActNorm,
-    Bijection,
     Center,
-    ConditionalPrior,
+    LogDet,
     Logit,
     MultiScale,
     ResidualBlock,
     check_levels,
-    dequantize,
     quantize,
 )
-from iresflow.lipschitz import PADDINGS, activation_named, conv_branch, normalization_named
-from iresflow.logdet import LogDetEstimator, PowerSeries
+from iresflow.linearization import Linearization
+from iresflow.logdet import LogDetEstimate, LogDetEstimator, PowerSeries
 from iresflow.models.bits import BitsPerDim
 from iresflow.models.contexts import context_of_spec
 from iresflow.models.densities import DiagonalNormal
+from iresflow.models.dequantization import Noisy, noise_named
 from iresflow.models.flow import Flow
 from iresflow.models.given import given_named
+from iresflow.models.image_parts import ImageParts
 from iresflow.models.images import require_integers
 from iresflow.models.likelihood import sample_stream
 from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
@@ -33,6 +34,15 @@ from iresflow.models.scales import multi_scale, require_divisible
 from iresflow.streams import Stream
 
 __all__ = ["ImageFlow"]
+
+SILENT = {
+    "kernels": [3, 1, 3],
+    "padding": "zeros",
+    "activate_input": True,
+    "given": None,
+    "conditional_prior": False,
+}
+"""What an argument is in a file that does not name it."""
 
 
 @final
@@ -66,6 +76,10 @@ class ImageFlow(Flow):
         learned_prior: Whether mean and variance of the latent are trained.
         conditional_prior: Whether mean and scale of what is factored out come from what stays, see
             `iresflow.bijections.ConditionalPrior`.
+        dequantization: Name of the noise that makes floats of integers: uniform, truncated-normal,
+            or variational, see `iresflow.models.dequantization`.
+        dequantization_blocks: Residual blocks of the flow that makes variational noise.
+        dequantization_deviation: Standard deviation of truncated-normal noise, in grey levels.
         log_det: The estimator in training mode.
 
     Raises:
@@ -103,122 +117,140 @@ class ImageFlow(Flow):
         alpha: float = 0.05,
         learned_prior: bool = True,
         conditional_prior: bool = False,
+        dequantization: str = "uniform",
+        dequantization_blocks: int = 4,
+        dequantization_deviation: float = 1 / 6,
         log_det: LogDetEstimator | None = None,
     ) -> None:
         shape, blocks = integers("shape", shape, 1), integers("blocks", blocks, 0)
-        hidden, context = widths("hidden", hidden), context_of_spec(context_dim)
-        kernels, padding = integers("kernels", kernels, 1), word("padding", padding)
         levels, factor_out = integer("levels", levels, 2), switch("factor_out", factor_out)
-        coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
-        alpha, activation = number("alpha", alpha), word("activation", activation)
-        conditional_prior = switch("conditional_prior", conditional_prior)
-        if conditional_prior and not (factor_out and len(blocks) > 1 and any(blocks[:-1])):
-            raise ValueError("conditional_prior is of what is factored out, and nothing is here")
-        normalization = word("normalization", normalization)
-        activate_input = switch("activate_input", activate_input)
-        if padding not in PADDINGS:
-            raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
+        alpha, learned_prior = number("alpha", alpha), switch("learned_prior", learned_prior)
+        context, known = context_of_spec(context_dim), None
         check_levels(levels, torch.get_default_dtype())
         require_divisible(shape, blocks)
-        known = None if given is None else given_named(word("given", given))(levels)
-        if known is not None:
+        if given is not None:
             if context:
                 raise ValueError("what is given makes the context: leave context_dim at 0")
+            known = given_named(word("given", given))(levels)
             context = known.shape(shape)
+        conditional_prior = switch("conditional_prior", conditional_prior)
+        if conditional_prior and not (factor_out and any(blocks[:-1])):
+            raise ValueError("conditional_prior is of what is factored out, and nothing is here")
         log_det = log_det or PowerSeries()
+        parts = ImageParts(
+            hidden=widths("hidden", hidden),
+            kernels=integers("kernels", kernels, 1),
+            padding=word("padding", padding),
+            activation=word("activation", activation),
+            activate_input=switch("activate_input", activate_input),
+            coeff=number("coeff", coeff),
+            normalization=word("normalization", normalization),
+            context_dim=context,
+        )
+        image = (shape[0], shape[1], shape[2])
+        noise = noise_named(
+            word("dequantization", dequantization),
+            image,
+            partial(parts.noise_step, images=image),
+            blocks=integer("dequantization_blocks", dequantization_blocks, 1),
+            deviation=number("dequantization_deviation", dequantization_deviation),
+            factor=1 if blocks[0] or len(blocks) == 1 else 2,
+        )
+        own_context = context if isinstance(context, int) else list(context)
         self.spec: dict[str, Any] = {
             "shape": shape,
             "blocks": blocks,
-            "hidden": hidden,
+            "hidden": parts.hidden,
             "levels": levels,
-            "context_dim": list(context) if isinstance(context, tuple) else context,
-            "activation": activation,
-            "coeff": coeff,
-            "normalization": normalization,
+            "context_dim": own_context if known is None else 0,
+            "activation": parts.activation,
+            "coeff": parts.coeff,
+            "normalization": parts.normalization,
             "factor_out": factor_out,
             "alpha": alpha,
             "learned_prior": learned_prior,
             "log_det": estimator_spec(log_det),
         }
+        later = {
+            "kernels": parts.kernels,
+            "padding": parts.padding,
+            "activate_input": parts.activate_input,
+            "given": None if known is None else given,
+            "conditional_prior": conditional_prior,
+            **noise.spec,
+        }
         # Left out where they are what older files mean without a word.
-        if kernels != [3, 1, 3]:
-            self.spec["kernels"] = kernels
-        if padding != "zeros":
-            self.spec["padding"] = padding
-        if known is not None:
-            self.spec |= {"given": given, "context_dim": 0}
-        if conditional_prior:
-            self.spec["conditional_prior"] = True
-        if not activate_input:
-            self.spec["activate_input"] = False
-
-        def step(channels: int, size: tuple[int, int], first: bool) -> list[Bijection]:
-            branch = conv_branch(
-                channels,
-                hidden,
-                size,
-                kernels=kernels,
-                padding=PADDINGS[padding],
-                activation=activation_named(activation),
-                coeff=coeff,
-                normalization=normalization_named(normalization),
-                activate_input=activate_input and not first,
-                context_dim=context,
-            )
-            return [ActNorm(channels), ResidualBlock(branch)]
-
-        def prior(stays: int, out: int, size: tuple[int, int]) -> ConditionalPrior:
-            network = conv_branch(
-                stays,
-                max(hidden) if isinstance(hidden, list) else hidden,
-                size,
-                outputs=2 * out,
-                kernels=(3, 3),
-                padding=PADDINGS[padding],
-                activation=activation_named(activation),
-                coeff=coeff,
-                normalization=normalization_named(normalization),
-                activate_input=False,
-                context_dim=context,
-            )
-            return ConditionalPrior(network, out)
-
-        dim = math.prod(shape)
+        self.spec |= {name: value for name, value in later.items() if value != SILENT.get(name)}
         super().__init__(
             multi_scale(
-                (shape[0], shape[1], shape[2]),
+                image,
                 blocks,
-                step,
+                parts.step,
                 factor_out=factor_out,
-                prior=prior if conditional_prior else None,
+                prior=parts.prior if conditional_prior else None,
             ),
             DiagonalNormal(
-                dim,
+                math.prod(shape),
                 learned=learned_prior,
                 context_dim=context if isinstance(context, int) else 0,
             ),
-            tuple(shape),
+            image,
             data_map=Logit(alpha) if alpha else Center(),
             context_dim=context,
             log_det=log_det,
         )
         self.levels = levels
         self.given = known
+        self.noise = noise
+
+    def contractions(self) -> Iterator[tuple[str, ResidualBlock]]:
+        yield from self.blocks()
+        yield from ((f"noise.{name}", block) for name, block in self.noise.blocks())
 
     def latents(self, z: Tensor) -> tuple[Tensor, ...]:
         """The flat latent ``(B, D)`` as images, one ``(B, C, H, W)`` for each scale."""
         assert isinstance(self.bijection, MultiScale)
         return self.bijection.split(z)
 
+    @torch.no_grad()
     def dequantize(self, images: Tensor, generator: Stream | None = None) -> Tensor:
-        """Integers ``(B, C, H, W)`` in 0 .. levels - 1 to floats in [0, 1).
+        """Integers ``(B, C, H, W)`` in 0 .. levels - 1 to floats in [0, 1), by the model's noise.
 
         Raises:
             ValueError: floats, another shape, or integers out of range.
         """
         require_integers(images, self.shape, self.levels)
-        dtype = next(t.dtype for t in self.parameters())
-        return dequantize(images, self.levels, dtype=dtype, generator=generator)
+        with own_arithmetic():
+            return self.noise.sample(images, self.levels, self._dtype(), generator)
+
+    def dequantized(
+        self,
+        images: Tensor,
+        generator: Stream | None = None,
+        log_det: LogDet | None = None,
+        *,
+        check: bool = True,
+    ) -> Noisy:
+        """`dequantize` with the log-density of the noise, which counts against that of x.
+
+        Arguments:
+            images: Integers ``(B, C, H, W)`` in 0 .. levels - 1.
+            generator: The stream of the noise and of the probes.
+            log_det: The estimator of the residual blocks' log-determinants.
+            check: Whether the integers are checked, for which the host waits for a GPU.
+
+        Raises:
+            ValueError: floats, another shape, or integers out of range.
+        """
+        if check:
+            require_integers(images, self.shape, self.levels)
+
+        def estimator(linearization: Linearization, _: Stream | None = None) -> LogDetEstimate:
+            # Bound when it is called: uniform noise takes nothing from a stream but itself.
+            return self._bound_estimator(log_det, generator)(linearization)
+
+        with own_arithmetic():
+            return self.noise(images, self.levels, self._dtype(), generator, estimator)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Floats to integers 0 .. levels - 1; what lies outside of [0, 1) is clamped."""
@@ -236,8 +268,9 @@ class ImageFlow(Flow):
     ) -> BitsPerDim:
         """Bits/dim of integer images ``(N, C, H, W)``, each with one draw of dequantisation noise.
 
-        :math:`-\\log_2 p(x) / D + \\log_2(\\text{levels})` for the density of x in [0, 1): in
-        expectation an upper bound of the integers' bits/dim (thesis, section 5.3).
+        :math:`-(\\log_2 p(x) - \\log_2 q(u)) / D + \\log_2(\\text{levels})` for the density of x
+        in [0, 1), and q of the noise, 1 if it is uniform: in expectation an upper bound of the
+        integers' bits/dim (thesis, section 5.3).
 
         Noise and probes of an image are a function of the seed, and of the image and its context:
         with the same seed it has the same bits/dim in any batch, and without one each call draws
@@ -260,10 +293,16 @@ class ImageFlow(Flow):
             context = self.given(images)
         context = self._checked_context(context, len(images))
         stream = sample_stream((images, context), generator, seed)
-        x, context = self._checked(self.dequantize(images, stream), context)
-        return BitsPerDim(
-            self._likelihood(x, context, log_det, stream), self.base_dim, self.levels
-        )
+        estimates: list[LogDetEstimate] = []
+
+        def recording(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
+            estimates.append(self._bound_estimator(log_det, generator)(linearization))
+            return estimates[-1]
+
+        noisy = self.dequantized(images, stream, recording)
+        x, context = self._checked(noisy.value, context)
+        likelihood = self._likelihood(x, context, log_det, stream, noisy.log_density, estimates)
+        return BitsPerDim(likelihood, self.base_dim, self.levels)
 
     def _check_range(self, x: Tensor) -> None:
         reach = self.data_map.reach + 1e-6

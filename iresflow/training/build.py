@@ -150,6 +150,9 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
         alpha=model.alpha,
         learned_prior=model.learned_prior,
         conditional_prior=model.conditional_prior,
+        dequantization=model.dequantization,
+        dequantization_blocks=model.dequantization_blocks,
+        dequantization_deviation=model.dequantization_deviation,
         log_det=build_estimator(config),
     )
 

@@ -110,6 +110,12 @@ class ModelConfig(Section):
     """Whether mean and variance of the latent are trained."""
     conditional_prior: bool = False
     """Whether mean and scale of what is factored out come from what stays (images)."""
+    dequantization: Literal["uniform", "truncated-normal", "variational"] = "uniform"
+    """Noise that makes floats of integers (images); variational noise is trained too."""
+    dequantization_blocks: int = 4
+    """Residual blocks of the flow that makes variational noise."""
+    dequantization_deviation: float = 1 / 6
+    """Standard deviation of truncated-normal noise, in grey levels."""
     conditional: bool = False
     """Whether the class label enters the branches and the prior (data with labels)."""
     given: Literal["grey", "small", "surroundings"] | None = None

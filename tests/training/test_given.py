@@ -1,4 +1,4 @@
-"""Training of p(image | what is known of it), from the command line and in Python."""
+"""Training with what is given of images, and with noise of other densities."""
 
 import pytest
 import torch
@@ -57,3 +57,15 @@ def test_contexts_of_ones_own_train():
         flow, images, context=torch.randn(40, 2, 2, 2), steps=3, batch_size=8, bar=False
     )
     assert fitted.steps == 3 and fitted.best < 10
+
+
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize("noise", ["truncated-normal", "variational"])
+def test_a_run_with_other_noise_trains_and_is_evaluated(noise, tmp_path):
+    options = [*SMALL, "--model.dequantization", noise, "--training.steps", "4", "--name", "run"]
+    options += ["--training.log_every", "2"]
+    assert main(["train", *options, "--runs", str(tmp_path)]) == 0
+    run = tmp_path / "0000-run"
+    assert "log_noise" in (run / "metrics.jsonl").read_text()
+    assert main(["evaluate", str(run), "--split", "validation"]) == 0
+    assert main(["sample", str(run), "--n", "3"]) == 0

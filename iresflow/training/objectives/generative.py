@@ -7,7 +7,6 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from iresflow.bijections import dequantize
 from iresflow.models import Flow, ImageFlow
 from iresflow.models.likelihood import sample_stream
 from iresflow.streams import UNIFORM, KeyedStream, Stream, draw
@@ -70,9 +69,10 @@ class MixtureLikelihood(Objective):
     def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
         flow, weights = _conditional(model), _weights(batch)
         like = next(flow.parameters())
-        x, constant, scale = batch.values, 0.0, 1.0
+        x, constant, scale, log_noise = batch.values, 0.0, 1.0, 0.0
         if isinstance(flow, ImageFlow):
-            x = dequantize(x, flow.levels, dtype=like.dtype, generator=stream)
+            noisy = flow.dequantized(x, stream, check=False)
+            x, log_noise = noisy.value, noisy.log_density.mean()
             constant, scale = math.log2(flow.levels), 1 / (flow.base_dim * math.log(2))
         count, classes = len(x), flow.context_dim
         # All classes in one pass: in the next one, training would normalise by other norms.
@@ -84,7 +84,7 @@ class MixtureLikelihood(Objective):
         z, log_det = flow.forward(every, context, generator=shared, check=False)
         log_prob = (flow.base.log_prob(z, context) + log_det).reshape(classes, count).T
         joint = (log_prob + weights.to(like).log()).logsumexp(1)
-        return Terms(constant - scale * joint.mean())
+        return Terms(constant - scale * (joint.mean() - log_noise))
 
     def evaluate(self, model: nn.Module, split: Samples) -> Score:
         """The mean over all samples, and the accuracy on those whose class is known."""
@@ -108,7 +108,7 @@ class MixtureLikelihood(Objective):
 def classified(flow: Flow, values: Tensor, batch_size: int = 250) -> Tensor:
     """Log-densities ``(N, C)`` in nats given each class, in eval mode; the same in every call.
 
-    Images are dequantised with the same noise for all classes.
+    Images are dequantised with the same noise for all classes, less its log-density.
 
     Arguments:
         flow: Whose contexts are classes.
@@ -118,12 +118,13 @@ def classified(flow: Flow, values: Tensor, batch_size: int = 250) -> Tensor:
     like = next(flow.parameters())
     parts = []
     for part in values.split(batch_size):
-        x = part.to(like.device)
+        x, log_noise = part.to(like.device), torch.zeros(())
         if isinstance(flow, ImageFlow):
-            x = flow.dequantize(x, sample_stream((x,), None, 0))
+            noisy = flow.dequantized(x, sample_stream((x,), None, 0))
+            x, log_noise = noisy.value, noisy.log_density.detach()[:, None]
         else:
             x = x.to(like.dtype)
-        parts.append(flow.classify(x, seed=0).log_prob)
+        parts.append(flow.classify(x, seed=0).log_prob - log_noise.to(x.device))
     return torch.cat(parts)
 
 

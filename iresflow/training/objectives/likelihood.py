@@ -6,8 +6,8 @@ from typing import final
 
 from torch import Tensor, nn
 
-from iresflow.bijections import dequantize
 from iresflow.models import Flow, ImageFlow
+from iresflow.models.dequantization import UniformNoise
 from iresflow.streams import Stream
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.loop.batches import Batch, Samples, random_stream
@@ -25,8 +25,8 @@ of one trains; and all rows of a table but a very large one, since a column may 
 @final
 @dataclass(frozen=True)
 class MaximumLikelihood(Objective):
-    """Minus the mean log-likelihood of a flow (thesis, eq. 5.4): of integer images with uniform
-    dequantisation, of all else as it is.
+    """Minus the mean log-likelihood of a flow (thesis, eq. 5.4): of integer images with the flow's
+    dequantisation noise, whose log-density counts against it, and of all else as it is.
 
     Labels are class numbers ``(B,)`` or contexts, see `context_for`.
     """
@@ -42,17 +42,19 @@ class MaximumLikelihood(Objective):
         in every step.
         """
         flow = _flow(model)
-        like = next(flow.parameters())
         x, context = batch.values, context_for(flow, batch)
-        constant, scale = 0.0, 1.0
+        constant, scale, logged = 0.0, 1.0, {}
         if isinstance(flow, ImageFlow):
-            x = dequantize(x, flow.levels, dtype=like.dtype, generator=stream)
+            noisy = flow.dequantized(x, stream, check=False)
             constant, scale = math.log2(flow.levels), 1 / (flow.base_dim * math.log(2))
+            x = noisy.value
+            if not isinstance(flow.noise, UniformNoise):
+                logged = {"log_noise": scale * noisy.log_density.mean()}
         z, log_det = flow.forward(x, context, generator=stream, check=False)
         log_base = scale * flow.base.log_prob(z, context).mean()
         log_det = scale * log_det.mean()
-        loss = constant - log_base - log_det
-        return Terms(loss, {"log_base": log_base, "log_det": log_det})
+        loss = constant - log_base - log_det + sum(logged.values())
+        return Terms(loss, {"log_base": log_base, "log_det": log_det, **logged})
 
     def evaluate(self, model: nn.Module, split: Samples) -> Score:
         result = evaluate(_flow(model), split, precision=Precision(repeated=0))

@@ -32,7 +32,7 @@ VERBS = {
     "sample": "draw samples, reconstructions or interpolations",
     "evaluate": "score a trained model on its test split",
     "certify": "print the certified Lipschitz bounds; exit code 0 only if certified",
-    "relu": "what an ordinary ReLU network throws away: preimage, stability, frames, inversion",
+    "relu": "what an ordinary network throws away: analyse one's own, or a paper's experiment",
 }
 
 EXPECTED = (

@@ -150,17 +150,20 @@ class UnsupportedNetworkError(ValueError):
         layer: The layer's name in the network.
         kind: What the layer is.
         reason: What is wrong with it, and what is allowed.
+        until: The last submodule of the chain before it, which can be read; None for none.
     """
 
-    def __init__(self, layer: str, kind: str, reason: str) -> None:
-        super().__init__(layer, kind, reason)
+    def __init__(self, layer: str, kind: str, reason: str, until: str | None = None) -> None:
+        super().__init__(layer, kind, reason, until)
         self.layer = layer
         self.kind = kind
         self.reason = reason
+        self.until = until
 
     def __str__(self) -> str:
         name = self.layer if self.layer.startswith("the ") else f"layer {self.layer}"
-        return f"{name} ({self.kind}) {self.reason}"
+        rest = f"; the chain before it can be read with until={self.until!r}" if self.until else ""
+        return f"{name} ({self.kind}) {self.reason}{rest}"
 
 
 class NoPreimageError(RuntimeError):

@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         names = "\n".join(f"  {name:<10} {what}" for name, what in EXPERIMENTS.items())
         print(
             f"usage: iresflow relu EXPERIMENT ...\n\n{names}\n\n"
-            "iresflow relu EXPERIMENT --help explains each option."
+            "iresflow relu EXPERIMENT --help explains each option; iresflow relu analyse FACTORY "
+            "reports on one's own network."
         )
         return 0 if arguments else 2
     name, *rest = arguments

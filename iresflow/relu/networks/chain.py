@@ -43,7 +43,7 @@ class ChainReader(fx.Interpreter):
         self._steps: list[tuple[str, Shape, Step]] = []
         self._last: fx.Node | None = None  # gave what the next operation must take
         self._followed: set[fx.Node] = set()  # the tensors that depend on the input
-        self._readable = ""  # the last submodule that was read
+        self._readable: str | None = None  # the last submodule that was read
 
     def layers(self) -> Iterator[Layer]:
         """The affine maps and slopes so far, as layers."""
@@ -92,7 +92,9 @@ class ChainReader(fx.Interpreter):
         return isinstance(self.submodules.get(str(node.target)), nn.Linear)
 
     def _refuse(self, node: fx.Node, reason: str, error: Exception) -> NoReturn:
-        raise UnsupportedNetworkError(*names_of(node, self.submodules), reason) from error
+        raise UnsupportedNetworkError(
+            *names_of(node, self.submodules), reason, self._readable
+        ) from error
 
     def _note(self, n: fx.Node, value: object) -> None:
         if n.op == "placeholder" and self._last is None:
@@ -112,15 +114,17 @@ class ChainReader(fx.Interpreter):
         if self._followed.intersection(n.all_input_nodes) != {self._last}:
             raise ValueError(
                 "takes an earlier tensor too, as residual connections and branches do; accepted "
-                f"is a chain, here until={self._readable!r}"
+                "is a chain"
             )
         if value.dim() < 2 or len(value) != BATCH:
             raise ValueError(f"makes {tuple(value.shape)} of {BATCH} samples, which it mixes")
         name, _ = names_of(n, self.submodules)
         shape = tuple(self.env[self._last].shape[1:])
         self._steps += [(name, shape, step) for step in self._steps_of(n, shape)]
-        self._last, self._readable = n, name
+        self._last = n
         self._followed.add(n)
+        if n.op == "call_module":
+            self._readable = name
 
     def _steps_of(self, n: fx.Node, shape: Shape) -> Iterator[Step]:
         if n.op == "call_module":

@@ -1,0 +1,150 @@
+"""What the guides show runs, and every command that the documentation names can be parsed."""
+
+import argparse
+import runpy
+import sys
+
+import jsonargparse
+import pytest
+import torch
+from documents import (
+    ROOT,
+    benchmark_of,
+    blocks,
+    commands,
+    commands_in_text,
+    guides,
+    pages,
+    verb_of,
+)
+
+import iresflow
+from iresflow.cli import main
+
+SMALL = """--model.hidden 4 --training.batch_size 8 --training.validate_every 2
+--training.validation_samples 8 --training.log_every 1
+--data.test 16""".split()
+
+OTHERS = {
+    ".": "the shell",
+    "accelerate": "without train.py",
+    "bash": ".ci/run",
+    "pip": "",
+    "python -m pytest": "",
+    "python3 -m venv": "",
+    "ruff": "",
+    "sphinx-build": "",
+    "tensorboard": "",
+}
+"""Programs that are not ours, by how their commands begin."""
+
+
+@pytest.fixture(autouse=True)
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Training takes three steps, whatever a guide says."""
+    fit = iresflow.fit
+
+    def brief(*arguments, minutes=None, steps=None, **options):
+        return fit(*arguments, steps=3, **{"bar": False, **options})
+
+    monkeypatch.setattr(iresflow, "fit", brief)
+
+
+def run_command(words):
+    """Runs a verb of ours, on models of a few steps; passes over the programs of others."""
+    verb = verb_of(words)
+    if verb is None:
+        assert is_known(words), words
+        return
+    if verb[0] == "train":
+        verb += [*SMALL, "--training.steps", "4" if "--resume" in verb else "2"]
+    assert main(verb) == 0
+
+
+def is_known(words):
+    return any(" ".join(words).startswith(begin) for begin in OTHERS)
+
+
+@pytest.mark.usefixtures("short_training")
+@pytest.mark.parametrize("page", guides(), ids=lambda page: page.stem)
+def test_what_a_guide_shows_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    names = {"__name__": "guide"}
+    for block in blocks(page):
+        if not block.run:
+            continue
+        if block.kind == "python":
+            exec(compile(block.text, block.place, "exec"), names)
+        else:
+            for words in commands(block.text):
+                run_command(words)
+
+
+class Parsed(BaseException):
+    """Ends a program as soon as its arguments are parsed; no handler of errors holds it up."""
+
+
+@pytest.fixture
+def only_parsed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+
+        def parse(self, *arguments, original=parser.parse_args, **options):
+            original(self, *arguments, **options)
+            raise Parsed
+
+        monkeypatch.setattr(parser, "parse_args", parse)
+
+
+def parse_command(words, monkeypatch):
+    """Whether the command is one of ours, whose parser accepts it."""
+    if (verb := verb_of(words)) is not None:
+        with pytest.raises(Parsed):
+            main(verb)
+        return True
+    if (script := benchmark_of(words)) is not None:
+        name, arguments = script
+        file = ROOT / "benchmarks" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(file), *arguments])
+        monkeypatch.syspath_prepend(file.parent)
+        with pytest.raises(Parsed):
+            runpy.run_path(str(file), run_name="__main__")
+        return True
+    return False
+
+
+@pytest.mark.usefixtures("only_parsed")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_one_that_the_parsers_accept(page, monkeypatch):
+    shell = [words for b in blocks(page) if b.kind == "sh" for words in commands(b.text)]
+    for words in [*shell, *commands_in_text(page)]:
+        assert parse_command(words, monkeypatch) or is_known(words), words
+
+
+@pytest.mark.usefixtures("only_parsed")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "python train.py --training.stepps 5",
+        "iresflow sample",
+        "torchrun --nproc_per_node=2 train.py --config configs/nothing.yaml",
+        "python benchmarks/truncation.py --no-such-option",
+    ],
+)
+def test_a_wrong_command_is_found(wrong, monkeypatch):
+    with pytest.raises(SystemExit):
+        parse_command(wrong.split(), monkeypatch)
+
+
+def test_pages_are_found():
+    names = {str(page.relative_to(ROOT)) for page in pages()}
+    assert {"README.md", "docs/guides/tables.md", "docs/numbers/speed.md"} <= names
+    found = [words for page in pages() for words in commands_in_text(page)]
+    assert sum(benchmark_of(words) is not None for words in found) > 10

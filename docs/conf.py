@@ -1,10 +1,19 @@
 """Settings of the documentation's site (Sphinx)."""
 
+import contextlib
+import io
+import os
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
 import iresflow
+from iresflow.cli import main
 
 project = "iresflow"
-author = "the authors of iresflow"
-copyright = "the authors of iresflow, MIT licence"
+author = "the iresflow maintainers"
+copyright = "the iresflow maintainers, MIT licence"
 version = release = iresflow.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -29,3 +38,23 @@ html_theme = "furo"
 html_title = f"iresflow {version}"
 html_copy_source = False
 html_show_sourcelink = False
+
+
+class CommandHelp(Directive):
+    """What ``iresflow VERB --help`` prints."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """A literal block."""
+        os.environ["COLUMNS"] = "96"
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([self.arguments[0], "--help"])
+        text = printed.getvalue()
+        return [nodes.literal_block(text, text, language="none")]
+
+
+def setup(app: Sphinx) -> None:
+    """Registers the directive ``command-help``."""
+    app.add_directive("command-help", CommandHelp)

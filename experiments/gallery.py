@@ -1,0 +1,141 @@
+"""The pictures of the documentation's gallery, drawn from runs.
+
+    python experiments/gallery.py --plane RUN ... --images RUN --out docs/gallery
+
+The runs are those of ``train.py`` on a 2-D density and on images. Each run on the plane gives a row
+of panels in a file of its own name; the first of them and the images give ``cover.png``.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from iresflow.models import Flow, ImageFlow
+from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.runs.known_data import load_data
+
+__all__ = ["cover", "main", "plane"]
+
+POINTS = 3000
+"""Points of a scatter plot."""
+
+CELLS = 200
+"""Cells of a density's grid, on each side."""
+
+LINES = 25
+"""Lines of the grid that is mapped, each way."""
+
+DPI = 110
+
+
+def plane(flow: Flow, data: torch.Tensor) -> Figure:
+    """Data, density, samples, and what the flow makes of a grid of lines, side by side.
+
+    Arguments:
+        flow: On vectors of two dimensions, in eval mode.
+        data: Points ``(N, 2)``.
+    """
+    figure = Figure(figsize=(11, 2.9), layout="constrained", dpi=DPI)
+    axes = figure.subplots(1, 4)
+    limit = _limit(data)
+    _scatter(axes[0], data, limit, "data")
+    _density(axes[1], flow, limit)
+    _scatter(axes[2], flow.sample(POINTS, generator=_stream()), limit, "samples")
+    _grid(axes[3], flow, limit)
+    return figure
+
+
+def cover(flow: Flow, data: torch.Tensor, images: ImageFlow, *, side: int = 6) -> Figure:
+    """Data and density of the plane beside samples of a flow of images.
+
+    Arguments:
+        flow, data: As of `plane`.
+        images: The other flow, in eval mode.
+        side: Samples in a row and in a column.
+    """
+    figure = Figure(figsize=(9, 3.2), layout="constrained", dpi=DPI)
+    axes = figure.subplots(1, 3)
+    limit = _limit(data)
+    _scatter(axes[0], data, limit, "data in the plane")
+    _density(axes[1], flow, limit, "its density, learned")
+    x = images.sample(side * side, temperature=0.9, generator=_stream()).clamp(0, 1)
+    rows = x.unflatten(0, (side, side)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    axes[2].imshow(rows.numpy(), cmap="gray", vmin=0, vmax=1)
+    _bare(axes[2], "samples of another flow")
+    return figure
+
+
+def main() -> None:
+    """Draws all pictures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--plane", nargs="+", required=True, help="runs on 2-D densities")
+    parser.add_argument("--images", help="run on images, for the cover")
+    parser.add_argument("--out", type=Path, default=Path("docs/gallery"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for index, run in enumerate(options.plane):
+        flow, dataset = _flow(run), load_data(run)
+        data = dataset.test.values[:POINTS]
+        plane(flow, data).savefig(options.out / f"{dataset.name}.png")
+        if index == 0 and options.images:
+            cover(flow, data, _flow(options.images)).savefig(options.out / "cover.png")
+
+
+def _flow(run: str) -> Flow:
+    model, _ = load_model(find_checkpoint(run, "best"), torch.device("cpu"))
+    return model
+
+
+def _limit(data: torch.Tensor) -> float:
+    return 1.15 * float(data.abs().quantile(0.999))
+
+
+def _scatter(axes: Axes, points: torch.Tensor, limit: float, title: str) -> None:
+    axes.scatter(*points.numpy().T, s=1.5, alpha=0.5, linewidths=0, color="#274b8f")
+    axes.set_xlim(-limit, limit)
+    axes.set_ylim(-limit, limit)
+    axes.set_aspect("equal")
+    _bare(axes, title)
+
+
+@torch.no_grad()
+def _density(axes: Axes, flow: Flow, limit: float, title: str = "learned density") -> None:
+    line = torch.linspace(-limit, limit, CELLS)
+    points = torch.cartesian_prod(line, line)
+    density = torch.cat([flow.log_prob(part) for part in points.split(5000)]).exp()
+    image = density.view(CELLS, CELLS).T
+    axes.imshow(image.numpy(), origin="lower", extent=(-limit, limit, -limit, limit), cmap="magma")
+    _bare(axes, title)
+
+
+@torch.no_grad()
+def _grid(axes: Axes, flow: Flow, limit: float) -> None:
+    """Where lines of the latent plane come from: the inverse of a grid."""
+    along, across = torch.linspace(-2.5, 2.5, 400), torch.linspace(-2.5, 2.5, LINES)
+    for fixed in across:
+        constant = torch.full_like(along, float(fixed))
+        for line, color in ((along, constant), "#274b8f"), ((constant, along), "#c2571a"):
+            x = flow.inverse(torch.stack(line, 1))
+            axes.plot(*np.asarray(x).T, color=color, linewidth=0.5)
+    axes.set_xlim(-limit, limit)
+    axes.set_ylim(-limit, limit)
+    axes.set_aspect("equal")
+    _bare(axes, "a grid of latents, mapped back")
+
+
+def _bare(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _stream() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,8 @@
 
 Trains the digits model twice for as many steps, once with a fixed number of series terms and once
 with terms added until the last is small, and scores both on the test images with an accurate
-series. A model that exploits the truncation believes in fewer bits/dim than it has. Both are scored
-with the same images, noise and probes, so their difference is known better than either.
+series. A model that exploits the truncation believes in fewer bits/dim than it has. Both numbers
+are of the same images, noise and probes, so their difference is known better than either.
 
     python benchmarks/truncation.py
     python benchmarks/truncation.py --steps 20 --every 10

@@ -2,8 +2,8 @@
 
     python experiments/gallery.py --plane RUN ... --images RUN --out docs/gallery
 
-The runs are those of ``train.py`` on a 2-D density and on images. Each run on the plane gives a row
-of panels in a file of its own name; the first of them and the images give ``cover.png``.
+The runs are those of ``train.py`` on a 2-D density and on images. Each run on the plane gives a
+row of panels in a file of its own name; the first of them and the images give ``cover.png``.
 """
 
 import argparse

@@ -140,7 +140,7 @@ class LostProcessError(RuntimeError):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was asked to stop, and did so behind a step, with a checkpoint written."""
+    """Training was asked to stop, and did so after a step, with a checkpoint written."""
 
 
 class UnsupportedNetworkError(ValueError):

@@ -45,7 +45,8 @@ def pages() -> list[Path]:
 def guides() -> list[Path]:
     """The pages whose blocks are run."""
     folder = ROOT / "docs" / "guides"
-    return [ROOT / "docs" / "start.md", *sorted(folder.glob("*.md"))]
+    first = [ROOT / "docs" / name for name in ("index.md", "start.md")]
+    return [*first, *sorted(folder.glob("*.md"))]
 
 
 def blocks(page: Path) -> Iterator[Block]:

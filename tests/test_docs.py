@@ -71,7 +71,7 @@ def is_known(words):
 
 
 @pytest.mark.usefixtures("short_training")
-@pytest.mark.parametrize("page", guides(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", guides(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_guide_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")

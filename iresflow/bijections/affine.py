@@ -155,7 +155,7 @@ class ActNorm(_SetFromData):
 class Standardize(_SetFromData):
     """``z = (x - mean) / deviation`` for each channel, of the batch it was initialised from.
 
-    It is not trained: behind it, data in whatever units are the same up to rounding, and so are a
+    It is not trained: after it, data in whatever units are the same up to rounding, and so are a
     model and its training. The mean is subtracted first, so that an offset costs no digits that
     x itself still has.
 

@@ -84,7 +84,7 @@ class Inverse:
         floor: The largest error that any one block's rounding alone makes necessary, ``(B,)``:
             no smaller tolerance can be certified in the type of float.
         bound: Upper bound of the distance of x from the exact inverse of the given z, ``(B,)``,
-            Euclidean: the errors of all maps, each amplified at worst by the maps behind it.
+            Euclidean: the errors of all maps, each amplified at worst by the maps after it.
         lipschitz: Upper bound of the inverse map's Lipschitz constant.
     """
 
@@ -106,7 +106,7 @@ class Inverse:
         return Inverse(value, steps, zero, zero, zero if rounding is None else rounding, lipschitz)
 
     def after(self, later: "Inverse") -> "Inverse":
-        """This inverse as the next one behind those of later maps, whose result it was given.
+        """This inverse as the next one after those of later maps, whose result it was given.
 
         An error e of what it was given is amplified to ``lipschitz * e`` at most.
         """

@@ -46,15 +46,15 @@ class Squeeze(Bijection):
 
 @final
 class MultiScale(Bijection):
-    """Scales one after another; behind each but the last, some channels go straight to the latent.
+    """Scales one after another; after each but the last, some channels go straight to the latent.
 
-    The latent is flat, ``(B, D)`` with D the dimension of x: first the entries factored out behind
-    the first scale, then those behind the second, and so on, and those of the last scale at the
+    The latent is flat, ``(B, D)`` with D the dimension of x: first the entries factored out after
+    the first scale, then those after the second, and so on, and those of the last scale at the
     end. `split` views it as images.
 
     Arguments:
         scales: What happens on each scale.
-        shapes: The shape (C, H, W) behind each scale, before anything is factored out.
+        shapes: The shape (C, H, W) after each scale, before anything is factored out.
         factored: For each scale but the last, how many of its first channels are factored out.
         priors: By the index of a scale, what maps the channels factored out after it, given those
             that stay. Without one, they go to the latent as they are.

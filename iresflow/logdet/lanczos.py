@@ -136,7 +136,7 @@ class _Lanczos:
                     diagonal += part
                 new = new.addcmul(spread(part, new), old, value=-1)
         below = dot(new, new).sqrt()
-        # Behind an invariant space the basis is zero, and its part of the matrix the identity.
+        # After an invariant space the basis is zero, and its part of the matrix the identity.
         self.diagonal.append(diagonal.masked_fill(self.stalled, 1))
         self.stalled |= below <= 8 * self.eps * size
         self.subdiagonal.append(below.double().masked_fill(self.stalled, 0))

@@ -29,7 +29,7 @@ class Certificate:
 
     Attributes:
         blocks: One for each residual block.
-        bijection: Bounds of the whole map behind the data map: blocks, ActNorm, squeezes, and
+        bijection: Bounds of the whole map after the data map: blocks, ActNorm, squeezes, and
             what is factored out.
         data_map: Bounds of the map in closed form that comes first, such as a logit on [0, 1].
         dim: D, the dimension of x.
@@ -69,12 +69,12 @@ class Certificate:
 
     @property
     def forward_lipschitz(self) -> float:
-        """Lipschitz bound of the flow behind its data map; infinite where no float holds it."""
+        """Lipschitz bound of the flow after its data map; infinite where no float holds it."""
         return self.bijection.forward
 
     @property
     def inverse_lipschitz(self) -> float:
-        """Lipschitz bound of the inverse of the flow behind its data map.
+        """Lipschitz bound of the inverse of the flow after its data map.
 
         How much, at worst, all inverses together amplify an error of the latent.
         """

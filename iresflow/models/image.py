@@ -51,7 +51,7 @@ class ImageFlow(Flow):
 
     Each scale is a row of [ActNorm, residual block]; between two scales the image is squeezed
     (2 x 2 pixels to channels) and, if asked, half of its channels are factored out. Nothing is
-    factored out behind a scale of 0 blocks, so ``blocks=(0, 8, 4)`` squeezes first.
+    factored out after a scale of 0 blocks, so ``blocks=(0, 8, 4)`` squeezes first.
 
     Arguments:
         shape: (C, H, W) of an image.
@@ -71,7 +71,7 @@ class ImageFlow(Flow):
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
-        factor_out: Whether half of the channels go to the latent behind each scale.
+        factor_out: Whether half of the channels go to the latent after each scale.
         alpha: The logit's distance from 0 and 1; 0 centres the pixels instead.
         learned_prior: Whether mean and variance of the latent are trained.
         conditional_prior: Whether mean and scale of what is factored out come from what stays, see

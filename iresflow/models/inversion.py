@@ -58,7 +58,7 @@ class FlowInverse:
             float, before the data map's inverse, ``(B,)``; 0 for latents in float64.
         worst_case: Upper bound of the distance of x from the exact inverse of z, ``(B,)``: the
             certified errors of all maps, the data map and the rounding included, each amplified
-            by the Lipschitz bounds of the maps behind it. Proven, and for deep flows very loose.
+            by the Lipschitz bounds of the maps after it. Proven, and for deep flows very loose.
         residual: The distance from z of the latent that the result is mapped to, ``(B,)``,
             measured in the widest type of float. It is that of the rounded result *before* the
             data map's inverse: a pixel next to 0 or 1 has a logit that no float can hold, which

@@ -24,7 +24,7 @@ FUNCTIONS = {
     "adjoint": 4,
     "bidiagonal": 2,
 }
-"""Their names, and how many pointers to numbers each takes behind its shape and links."""
+"""Their names, and how many pointers to numbers each takes after its shape and links."""
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 """What the functions' names end with, by their type of float."""

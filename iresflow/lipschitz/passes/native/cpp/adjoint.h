@@ -120,7 +120,7 @@ template <class T> struct Adjoint {
     const Link* links;
     const T* x;       // what entered the first link
     const T* t;       // the directions
-    const T* behind;  // adjoints of value and tangents
+    const T* after;   // adjoints of value and tangents
     T* before;        // the adjoint of x
 
     void operator()(const Item& item, Scratch<T>& scratch, Sums<T>& sums) const {
@@ -129,7 +129,7 @@ template <class T> struct Adjoint {
         std::vector<const T*> delta(stacks), entering(stacks), entered(stacks);
         std::vector<T*> q(stacks);
         for (long k = 0; k < stacks; ++k)
-            delta[k] = behind + (k * all + item.row) * links[last].outputs;
+            delta[k] = after + (k * all + item.row) * links[last].outputs;
         for (long i = last; i >= 0; --i) {
             const Link& link = links[i];
             const long n = item.rows * link.inputs;
@@ -198,9 +198,9 @@ template <class T> struct Adjoint {
 };
 
 template <class T>
-void adjoint(const Shape& shape, const Link* links, const T* x, const T* t, const T* behind,
+void adjoint(const Shape& shape, const Link* links, const T* x, const T* t, const T* after,
              T* before) {
-    const Adjoint<T> pass{shape, links, x, t, behind, before};
+    const Adjoint<T> pass{shape, links, x, t, after, before};
     const int threads = omp_get_max_threads();
     std::vector<Sums<T>> sums;
     for (int i = 0; i < threads; ++i) sums.emplace_back(shape, links);

@@ -56,8 +56,8 @@ extern "C" {
         return status_of([=] { vjp<T>(*shape, links, u, out); });                                 \
     }                                                                                             \
     int adjoint_##T(const Shape* shape, const Link* links, const T* x, const T* t,                \
-                    const T* behind, T* before) {                                                 \
-        return status_of([=] { adjoint<T>(*shape, links, x, t, behind, before); });               \
+                    const T* after, T* before) {                                                  \
+        return status_of([=] { adjoint<T>(*shape, links, x, t, after, before); });                \
     }                                                                                             \
     int power_sums_##T(const Shape* shape, const Link* links, const T* v, const T* weights,       \
                        const int64_t* limit, const T* enough, T* neumann, T* weighted, T* taken,  \

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-// One activation and the linear layer behind it.
+// One activation and the linear layer after it.
 struct Link {
     int64_t inputs, outputs, side;  // channels, and k
     int64_t activation;             // a Kind

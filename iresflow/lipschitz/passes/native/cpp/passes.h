@@ -84,7 +84,7 @@ template <class T> void forward(const Shape& shape, const Link* links, const T* 
     });
 }
 
-// t, and its images in front of each link and behind the last, for each direction.
+// t, and its images in front of each link and after the last, for each direction.
 template <class T> void tangents(const Shape& shape, const Link* links, const T* t, T* out) {
     const long all = shape.samples * shape.height * shape.width;
     for_items<T>(shape, links, shape.directions, [&](const Item& item, long k, Scratch<T>& scratch) {

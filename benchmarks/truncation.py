@@ -54,8 +54,8 @@ def train(
 def main() -> None:
     """Prints the two runs, one after the other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=700, help="of each training")
-    parser.add_argument("--every", type=int, default=100, help="steps from one row to the next")
+    parser.add_argument("--steps", type=int, default=1500, help="of each training")
+    parser.add_argument("--every", type=int, default=250, help="steps from one row to the next")
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and probes")
     options = parser.parse_args()
     compile_kernels()

@@ -3,6 +3,7 @@
 import argparse
 import runpy
 import sys
+from importlib import import_module
 
 import jsonargparse
 import pytest
@@ -19,7 +20,9 @@ from documents import (
 )
 
 import iresflow
+from experiments.relu.__main__ import _options as options_of_experiment
 from iresflow.cli import main
+from iresflow.commands.configuration import configure
 
 SMALL = """--model.hidden 4 --training.batch_size 8 --training.validate_every 2
 --training.validation_samples 8 --training.log_every 1
@@ -74,7 +77,6 @@ def is_known(words):
 @pytest.mark.parametrize("page", guides(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_guide_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     names = {"__name__": "guide"}
     for block in blocks(page):
         if not block.run:
@@ -102,11 +104,24 @@ def only_parsed(monkeypatch):
         monkeypatch.setattr(parser, "parse_args", parse)
 
 
-def parse_command(words, monkeypatch):
-    """Whether the command is one of ours, whose parser accepts it."""
-    if (verb := verb_of(words)) is not None:
+def parse_verb(verb, *arguments):
+    """Reads the options of a verb of ours, by what reads them when it runs."""
+    if verb == "train":
+        # A run to go on with is read when it is there.
+        at = arguments.index("--resume") if "--resume" in arguments else len(arguments)
+        configure([*arguments[:at], *arguments[at + 2 :]])
+    elif verb == "relu":
+        name, *rest = arguments
+        options_of_experiment(import_module(f"experiments.relu.{name}"), rest)
+    else:
         with pytest.raises(Parsed):
-            main(verb)
+            main([verb, *arguments])
+
+
+def parse_command(words, monkeypatch):
+    """Whether the command is one of ours, whose options are accepted."""
+    if (verb := verb_of(words)) is not None:
+        parse_verb(*verb)
         return True
     if (script := benchmark_of(words)) is not None:
         name, arguments = script
@@ -134,7 +149,7 @@ def test_every_command_is_one_that_the_parsers_accept(page, monkeypatch):
     [
         "python train.py --training.stepps 5",
         "iresflow sample",
-        "torchrun --nproc_per_node=2 train.py --config configs/nothing.yaml",
+        "torchrun --nproc_per_node=2 train.py --config nothing",
         "python benchmarks/truncation.py --no-such-option",
     ],
 )

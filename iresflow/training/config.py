@@ -2,7 +2,7 @@
 
 The defaults are made for the digits, so that a run without arguments needs no file; the presets in
 ``configs`` state what differs. Where a default comes from: [thesis] Behrmann, 2019, appendix A.2;
-[RF] Residual Flows (Chen et al., 2019) and its code; [own] our measurements, in README.md. The
+[RF] Residual Flows (Chen et al., 2019) and its code; [own] our measurements, in docs/numbers. The
 docstrings below the fields are the texts of ``--help``.
 """
 
@@ -149,7 +149,7 @@ class LogDetConfig(Section):
     """Estimator in training; exact is for few dimensions."""
     terms: int = 60  # [own] at most; the tolerance decides
     """Terms of the power series, or Krylov or Lanczos steps, at most."""
-    tol: float = 1e-3  # [own] a fixed 5 terms can be exploited, see README.md
+    tol: float = 1e-3  # [own] a fixed 5 terms can be exploited: docs/numbers/fixed-terms.md
     """Truncation error in nats per dimension at which terms or steps end; 0 takes them all."""
     exact_terms: int = 2  # [RF] its code
     """Terms of the random series that are always taken."""

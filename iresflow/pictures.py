@@ -7,14 +7,19 @@ from torch import Tensor
 
 __all__ = ["image_grid", "save_grid", "save_image"]
 
+VISIBLE = 64
+"""Pixels that the sides of an image are magnified to, about: 8 x 8 can't be looked at."""
+
 
 def image_grid(images: Tensor, columns: int | None = None, border: int = 1) -> Tensor:
-    """A grid ``(C, H', W')`` of images ``(N, C, H, W)`` in [0, 1], about as wide as high.
+    """A grid ``(3, H', W')`` of images ``(N, C, H, W)`` in [0, 1], about as wide as high.
+
+    Small images are magnified by a whole number: each pixel becomes a square.
 
     Arguments:
-        images: Of one channel or three; the grid has three.
+        images: Of one channel or three.
         columns: Images side by side; the root of their number by default.
-        border: Grey pixels around each image.
+        border: Grey pixels around each image, before it is magnified.
     """
     count, _, height, width = images.shape
     columns = min(columns or max(1, round(count**0.5 + 0.499)), max(count, 1))
@@ -24,15 +29,13 @@ def image_grid(images: Tensor, columns: int | None = None, border: int = 1) -> T
     for index, image in enumerate(images.clamp(0, 1)):
         top, left = index // columns * high + border, index % columns * wide + border
         grid[:, top : top + height, left : left + width] = image
-    return grid
+    factor = max(1, VISIBLE // max(height, width))
+    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
-    """Writes a grid of images ``(N, C, H, W)`` in [0, 1] as PNG, small ones magnified."""
-    grid = image_grid(images.detach().cpu().float(), columns)
-    # Pictures of 8 x 8 pixels can't be looked at: whole-number magnification to about 32.
-    factor = max(1, round(32 / images.shape[-1]))
-    save_image(grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2), path)
+    """Writes an `image_grid` as PNG."""
+    save_image(image_grid(images.detach().cpu().float(), columns), path)
 
 
 def save_image(image: Tensor, path: Path) -> None:

@@ -1,24 +1,22 @@
 """``iresflow evaluate``: the likelihood of a split under a trained model."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from tqdm import tqdm
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
+from iresflow.commands.scoring import score_split
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
-from iresflow.training.evaluation.evaluate import Precision, evaluate
+from iresflow.training.evaluation.evaluate import Precision
 from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.loop.processes import Processes, join_processes
 from iresflow.training.objectives.contexts import asked_of
 from iresflow.training.runs.known_data import load_data
-from iresflow.training.runs.lock import locked
 
 __all__ = ["main"]
 
@@ -67,32 +65,18 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
             print(f"written     {file}")
         return 0
     assert isinstance(model, Flow)
-    with (
-        locked(file.with_suffix(".lock"), f"computes {file}", processes),
-        tqdm(total=count, unit="sample", disable=None if processes.main else True) as bar,
-    ):
-
-        def progress(done: int, planned: int) -> None:
-            bar.total = max(done, planned)
-            bar.update(done - bar.n)
-
-        try:
-            score = evaluate(
-                model,
-                split,
-                seed=options.seed,
-                batch_size=options.batch_size,
-                precision=precision,
-                progress=progress,
-                state=file.with_suffix(".state"),
-                processes=processes,
-            )
-        except KeyboardInterrupt:
-            bar.close()
-            kept = file.with_suffix(".state")
-            if processes.main:
-                print(f"stopped, and kept in {kept}: the same command goes on", file=sys.stderr)
-            return 130
+    score = score_split(
+        model,
+        split,
+        file,
+        again="the same command",
+        processes=processes,
+        precision=precision,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+    if score is None:
+        return 130
     if not processes.main:
         return 0 if score.met else 1
     score.write(file, split=options.split, checkpoint=str(path), step=step.step)

@@ -1,15 +1,18 @@
 """``iresflow train``: from a configuration to a trained, certified and evaluated model."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from tqdm import tqdm
 
 from iresflow.commands.arguments import new_parser
 from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
 from iresflow.commands.configuration import Asked, configure
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.commands.scoring import score_split
 from iresflow.data import Dataset
 from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
@@ -25,7 +28,6 @@ from iresflow.training.build import (
 from iresflow.training.build_classifier import build_objective
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
-from iresflow.training.evaluation.evaluate import evaluate
 from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.loop.processes import Processes, join_processes
 from iresflow.training.loop.step import own_shares
@@ -78,6 +80,7 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
         seed=config.seed,
         augment=augmentations(config.data),
         processes=processes,
+        say=lambda line: tqdm.write(line, file=sys.stdout),
     )
     with run.locked(processes):
         if resumed:
@@ -97,8 +100,7 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
                     f"iresflow train --resume {run.path}"
                 )
             return 130
-        _report(run, dataset, device, processes)
-    return 0
+        return _report(run, dataset, device, processes)
 
 
 def _parser() -> ArgumentParser:
@@ -147,25 +149,26 @@ def _goal(config: TrainingConfig) -> str:
 
 def _report(
     run: RunDirectory, dataset: Dataset, device: torch.device, processes: Processes
-) -> None:
+) -> int:
     """Scores the best checkpoint on the test split, once, and says where everything lies."""
     path = processes.on_main(lambda: find_checkpoint(run.path, "best"))
     model, progress = load_for_all(path, device, processes)
+    file, again = run.path / "evaluation.json", f"iresflow train --resume {run.path}"
     ended = f"{progress.seconds / 60:.1f} minutes to step {progress.step}, the best by validation"
     if isinstance(model, InvertibleClassifier):
         if processes.main:
-            file, origin = run.path / "evaluation.json", {"split": "test", "checkpoint": str(path)}
+            origin = {"split": "test", "checkpoint": str(path)}
             report_classifier(model, dataset.test, file, **origin, step=progress.step)
             report_nuisance(model, dataset, dataset.test)
             print(f"trained     {ended}\ncheckpoint  {path}\nmetrics     {run.metrics_file}")
-        return
+        return 0
     assert isinstance(model, Flow)
-    score = evaluate(model, asked_of(dataset.test), processes=processes)
+    score = score_split(model, asked_of(dataset.test), file, again=again, processes=processes)
+    if score is None:
+        return 130
     if not processes.main:
-        return
-    score.write(
-        run.path / "evaluation.json", split="test", checkpoint=str(path), step=progress.step
-    )
+        return 0
+    score.write(file, split="test", checkpoint=str(path), step=progress.step)
     certificate = model.certify()
     print(
         f"test        {score}\n"
@@ -187,3 +190,4 @@ def _report(
         f"metrics     {run.metrics_file}, and tensorboard --logdir {run.events}\n"
         f"next        iresflow sample {run.path}"
     )
+    return 0

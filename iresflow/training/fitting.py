@@ -1,4 +1,4 @@
-"""Training from Python: the loop of ``train.py`` for a model and tensors."""
+"""Training from Python: the loop of ``iresflow train`` for a model and tensors."""
 
 import dataclasses
 import difflib
@@ -26,7 +26,7 @@ from iresflow.training.runs.recorder import Row
 __all__ = ["Fitted", "fit", "objective_of"]
 
 DEFAULTS: dict[str, Any] = {"decay_steps": 0.3, "validate_every": 0.05}
-"""Where `fit` differs from the options of ``train.py``, whose runs have a known length."""
+"""Where `fit` differs from the options of ``iresflow train``, whose runs have a known length."""
 
 OPTIONS = "fit.yaml"
 """The file of a run that holds its options."""
@@ -127,7 +127,7 @@ def fit(
         flip: Whether images are mirrored at random.
         on_validation: Called after each validation with the steps done, the averaged model in
             eval mode (copy it to keep it) and its `Score` or None; True ends the training.
-        bar: Whether to show a progress bar.
+        bar: Whether to show a progress bar, in a terminal or notebook.
         title: Of that bar.
         options: The fields of `TrainingConfig`, such as ``steps=2000``, ``batch_size=128``,
             ``optimizer="adamw"``, ``patience=5``. Here decay_steps is 0.3 and validate_every 0.05
@@ -195,7 +195,7 @@ def _config(minutes: float | None, options: dict[str, Any]) -> TrainingConfig:
             raise ValueError(f"unknown option {name!r} of training: {advice}")
     for name, instead in ELSEWHERE.items():
         if name in options:
-            raise ValueError(f"{name} is an option of train.py; in Python, {instead}")
+            raise ValueError(f"{name} is an option of iresflow train; in Python, {instead}")
     if options.get("precision") == "mixed":
         raise ValueError(
             "precision='mixed' is the estimator's: give the flow log_det=ReducedPrecision(...)"
@@ -221,7 +221,7 @@ def _directory(run: str | Path | None, resume: bool) -> RunDirectory | None:
 
 
 def _write_options(directory: RunDirectory, config: TrainingConfig, seed: int) -> None:
-    """Not as config.yaml, which would say that ``train.py`` can go on with the run."""
+    """Not as config.yaml, which would say that ``iresflow train`` can go on with the run."""
     values = {"seed": seed, **Config(training=config).to_dict()["training"]}
     directory.write_options(directory.path / OPTIONS, values)
 

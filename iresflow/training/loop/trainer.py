@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, final
 
@@ -22,6 +22,7 @@ from iresflow.training.loop.inputs import require_good_data
 from iresflow.training.loop.interrupt import deferred_interrupt
 from iresflow.training.loop.optimizers import Schedule, new_optimizer
 from iresflow.training.loop.processes import Alone, Processes
+from iresflow.training.loop.progress import new_bar
 from iresflow.training.loop.step import StepFunction, own_shares
 from iresflow.training.objectives.base import Objective, OnValidation, Ready, Score
 from iresflow.training.runs.directory import RunDirectory
@@ -55,8 +56,9 @@ class Trainer:
         processes: Those that train this model, each with a trainer of its own.
         guard: What keeps bad steps out of the weights; None for what suits the device.
         on_validation: Called after each validation, in the main process.
-        bar: Whether the main process shows a progress bar.
+        bar: Whether the main process shows a progress bar, in a terminal or notebook.
         title: Of that bar.
+        say: Told a line of each validation, in the main process.
 
     Raises:
         ValueError: there are fewer samples in a batch than parts it is to be split in.
@@ -78,6 +80,7 @@ class Trainer:
         on_validation: OnValidation | None = None,
         bar: bool = True,
         title: str | None = None,
+        say: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.processes = processes or Alone()
         self.model, self.objective, self.config = model, objective, config
@@ -105,7 +108,7 @@ class Trainer:
         self.schedule, self.progress = Schedule(config), Progress()
         self.store: Store = Memory() if run is None else Files(run)
         self.recorder = Recorder(objective.unit(model))
-        self.on_validation, self.bar, self.title = on_validation, bar, title
+        self.on_validation, self.bar, self.title, self.say = on_validation, bar, title, say
         self._elapsed, self._interrupted, self._ended = 0.0, False, False
         self._validated, self._unwritten = False, None
 
@@ -149,14 +152,8 @@ class Trainer:
         self.recorder = Recorder(unit, self.run if main else None, start, shown)
         if self._unwritten is not None:
             self.recorder.load_state_dict(self._unwritten, self.device)
-        bar = tqdm(
-            total=self.config.steps,
-            initial=start,
-            desc=self.title,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not (main and self.bar),
-        )
+        wanted, total = main and self.bar, self.config.steps
+        bar = new_bar("step", total, wanted=wanted, initial=start, title=self.title)
         echo = ECHO if self.processes.count > 1 else 0.0
         with bar, self.recorder, deferred_interrupt(echo) as interrupted:
             self._run(batches, bar, interrupted)
@@ -218,14 +215,16 @@ class Trainer:
             raise NonFiniteError(self._advice("the averaged weights can't be certified", step))
         score = self._score(model)
         # The best first: killed in between, the run would otherwise believe in one it lacks.
-        if score is not None and score.value < self.progress.best:
+        better = score is not None and score.value < self.progress.best
+        if score is not None and better:
             self.progress.best, self.progress.stale = score.value, 0
             self.store.keep("best", ready.stored, self.progress)
         elif score is not None:
             self.progress.stale += 1
         try:
             if score is not None:
-                self.recorder.validation(step, score.value, score.logged, ready.logged)
+                words = self.recorder.validation(step, score.value, score.logged, ready.logged)
+                self.say(f"{words}{', the best so far' if better else ''}")
             if self.run is not None:
                 split = self.split if self.held is None else self.held
                 self.objective.illustrate(model, split, Page(self.recorder, step))

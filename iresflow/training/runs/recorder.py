@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
 import torch
+import yaml
 from torch import Tensor
 
 from iresflow.pictures import image_grid, save_grid
@@ -27,7 +28,7 @@ class Recorder:
         unit: Of the loss.
         run: Where to write; None for the history alone.
         start: The step at which this process takes up the run.
-        shown: Names of logged numbers that the progress bar shows beside the loss.
+        shown: Names of logged numbers that the progress bar and lines show beside the loss.
 
     Attributes:
         history: All that was written, one mapping a row, each with its ``step``.
@@ -44,6 +45,7 @@ class Recorder:
         self.run = run
         self._unit, self._shown = unit, tuple(shown)
         self._sums: list[Tensor] = []
+        self._since_validation: tuple[Tensor, int] | None = None  # the losses' sum, and the steps
         self._seconds = 0.0
         self.board = None
         if run is not None:
@@ -51,6 +53,7 @@ class Recorder:
 
             # Also at the start: a kill may have left events of the same steps.
             self.board = SummaryWriter(str(run.events), purge_step=start + 1)
+            self.board.add_text("settings", _as_code(run.options), start)
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +85,8 @@ class Recorder:
     def count(self, numbers: Tensor, seconds: float) -> None:
         """Takes in the numbers of one step (see `Step`), without waiting for the device."""
         self._sums.append(numbers.float())
+        total, steps = self._since_validation or (torch.zeros_like(numbers[0]).double(), 0)
+        self._since_validation = total + numbers[0], steps + 1
         self._seconds += seconds
 
     def log(self, step: int, names: Sequence[str], rate: float) -> str:
@@ -106,10 +111,20 @@ class Recorder:
 
     def validation(
         self, step: int, value: float, logged: Mapping[str, float], ready: Mapping[str, float]
-    ) -> None:
-        """Writes a validation score, and what is known of the model."""
+    ) -> str:
+        """Writes a validation score, and what is known of the model; returns both scores in words.
+
+        The training score beside it is the mean loss of the steps that this process has done
+        since the last validation.
+        """
         scores = {f"validation/{name}": v for name, v in logged.items()}
         self.write(step, {f"validation/{self._unit}": value, **scores, **ready})
+        train = ""
+        if self._since_validation is not None:
+            total, steps = self._since_validation
+            train, self._since_validation = f"train {float(total) / steps:.4f}, ", None
+        also = "".join(f", {name} {logged[name]:.4f}" for name in self._shown if name in logged)
+        return f"step {step:<6} {train}validation {value:.4f} {self._unit}{also}"
 
     def write(self, step: int, values: Mapping[str, float | str]) -> None:
         """Writes some values."""
@@ -122,6 +137,12 @@ class Recorder:
                 self.board.add_text(key, value, step)
             else:
                 self.board.add_scalar(key, value, step)
+
+
+def _as_code(values: Mapping[str, Any]) -> str:
+    """Options as Markdown shows them unchanged."""
+    lines = yaml.safe_dump(dict(values), sort_keys=False).splitlines()
+    return "\n".join(f"    {line}" for line in lines)
 
 
 @final

@@ -61,6 +61,8 @@ def configure(arguments: Sequence[str]) -> Asked:
         if (path := getattr(config.data, place)) is not None:
             # The run must find its data from any working directory.
             setattr(config.data, place, str(Path(path).absolute()))
+    if config.init is not None:
+        config.init = str(Path(config.init).absolute())
     if resumed:
         require_same_experiment(resumed, config)
     return Asked(config, resumed, origin, prints)
@@ -74,7 +76,7 @@ def _below(
         file = resumed.config_file
         return stored_config(directory.read_options(file), file).to_dict(), str(file)
     if files:
-        return {}, ", ".join(map(str, files))
+        return {}, ", ".join(map(presets.described, files))
     data = given.get("data")
     preset = presets.of_data(data.get("name") if isinstance(data, Mapping) else None)
     if preset is None:

@@ -1,5 +1,6 @@
 """``iresflow train``: from a configuration to a trained, certified and evaluated model."""
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +36,7 @@ from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.contexts import asked_of
 from iresflow.training.runs.directory import RunDirectory
 from iresflow.training.runs.known_data import remember, require_same_training
+from iresflow.training.start import take_weights
 
 __all__ = ["main"]
 
@@ -65,6 +67,9 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     dataset = processes.one_by_one(lambda: build_dataset(config.data, config.seed))
     torch.manual_seed(config.seed)
     model = build_model(config, dataset).to(device)
+    begun = resumed is not None and resumed.checkpoint("last").is_file()
+    init = None if begun else config.init
+    started = None if init is None else processes.on_main(lambda: take_weights(model, init))
     objective = build_objective(config, model, build_estimator(config))
     own_shares(config.training, len(dataset.train), processes)  # its errors come before the run
     run = resumed or processes.on_main(
@@ -91,6 +96,8 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
                 remember(run.path, dataset)
             run.write_config(config.to_dict())
             _announce(run, asked, dataset, model, trainer, processes)
+            if started:
+                print(f"weights     {started}", flush=True)
         try:
             trainer.train()
         except TrainingInterrupted:
@@ -136,10 +143,24 @@ def _announce(
         f"options     {asked.origin}\n"
         f"data        {dataset.name}, {shape}{levels}: {len(dataset.train)} train, "
         f"{len(dataset.validation)} validation, {len(dataset.test)} test{origin}\n"
+        f"{_changes(asked.config, dataset)}"
         f"model       {len(list(model.blocks()))} residual blocks, {parameters:,} parameters, "
         f"{trainer.device}{team}\n"
         f"steps       {trainer.progress.step} of {_goal(trainer.config)}",
         flush=True,
+    )
+
+
+def _changes(config: Config, dataset: Dataset) -> str:
+    """What the random changes of training images mean for scores; see `Augmentation`."""
+    changes = augmentations(config.data)
+    if not changes:
+        return ""
+    names = " and ".join(type(change).__name__.lower() for change in changes)
+    bits = sum(change.cost for change in changes) / math.prod(dataset.shape) / math.log(2)
+    return (
+        f"changes     {names} of training images: scores are of images as they are, and knowing "
+        f"the mixture of all changes costs them {bits:.4f} bits/dim at most\n"
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from iresflow.data import VECTOR_NAMES
 
-__all__ = ["find", "names", "of_data"]
+__all__ = ["described", "find", "names", "of_data"]
 
 FOLDER = Path(__file__).parents[1] / "configs"
 
@@ -38,6 +38,11 @@ def find(name: str) -> Path:
         what = "is no file" if path.exists() else "is no file, and no preset"
         raise ValueError(f"{name} {what}; the presets are {', '.join(names())}")
     return path
+
+
+def described(file: Path) -> str:
+    """A configuration file in words: the name of a preset, or the path."""
+    return f"preset {file.stem}" if file.parent == FOLDER else str(file)
 
 
 def of_data(name: object) -> str | None:

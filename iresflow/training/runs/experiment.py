@@ -15,7 +15,14 @@ from iresflow.training.sections import section_of
 __all__ = ["require_same_experiment", "stored_config"]
 
 SECTIONS = ("data", "model", "log_det")
-ALONE = ("training.optimizer", "seed", "objective", "likelihood_weight", "nuisance_weight")
+ALONE = (
+    "training.optimizer",
+    "seed",
+    "init",
+    "objective",
+    "likelihood_weight",
+    "nuisance_weight",
+)
 PLACES = ("root", "cache")
 
 

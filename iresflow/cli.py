@@ -1,6 +1,7 @@
 """The command line: ``iresflow VERB ...``."""
 
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -9,6 +10,7 @@ import torch
 
 from iresflow import __version__
 from iresflow.commands.arguments import fail
+from iresflow.commands.failures import explained
 from iresflow.errors import (
     CheckpointError,
     DataError,
@@ -51,17 +53,20 @@ EXPECTED = (
     SpectrumError,
     ValueError,
 )
-"""What a person can cause, and so gets one clear line for. All else is a bug, with its trace."""
+"""What a person can cause. All else is a fault of the package, and says so."""
+
+TRACE = "--trace"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    arguments = [word for word in given if word != TRACE]
     if not arguments or arguments[0] in {"-h", "--help"}:
         verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())
         print(
             f"usage: iresflow VERB ...\n\n{verbs}\n\niresflow VERB --help explains each option, "
-            "iresflow --version tells the version."
+            "iresflow --version tells the version. --trace shows where an error comes from."
         )
         return 0 if arguments else 2
     if arguments[0] == "--version":
@@ -78,8 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(rest)
     except KeyboardInterrupt:
         fail("interrupted", code=130)
-    except EXPECTED as error:
-        fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
+    except Exception as error:
+        if TRACE in given:
+            traceback.print_exception(error)
+        fail(explained(error, verb, EXPECTED))
 
 
 def _print_warning(

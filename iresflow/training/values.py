@@ -4,6 +4,7 @@ YAML and command lines know fewer types than options have, and people write ``4,
 ``4`` for a list of one, and ``1e4`` for a count. What can mean one thing only is taken.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -89,11 +90,11 @@ def _whole(value: object) -> int:
 
 
 def _number(value: object) -> float:
-    """YAML takes ``1e4`` for text."""
+    """Finite: no option means anything at infinity that null doesn't. YAML takes 1e4 for text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError
     number = float(value)
-    if number != number:
+    if not math.isfinite(number):
         raise ValueError
     return number
 
@@ -124,7 +125,7 @@ def described(kind: Any) -> str:  # noqa: ANN401
         return f"a list, each entry {described(inner[0])}"
     if origin is dict:
         return f"a mapping from names, each value {described(inner[1])}"
-    plain = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    plain = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
     return "null" if kind is NoneType else plain.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 

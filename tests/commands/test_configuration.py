@@ -161,7 +161,7 @@ def test_what_was_resolved_is_read_as_itself():
         (["--model.coeff", "1.0"], "model.coeff must lie strictly between 0 and 1"),
         (["--training.steps", "0"], "training.steps must be above 0"),
         (["--training.steps", "2.5"], "training.steps must be a whole number or null, got 2.5"),
-        (["--training.learning_rate", "nan"], "training.learning_rate must be a number"),
+        (["--training.learning_rate", "nan"], "training.learning_rate must be a finite number"),
         (["--model.blocks", "4", "4"], "'4' belongs to no option; write lists as 4,4"),
         (["--model.hidden"], "--model.hidden needs a value"),
         (["--model", "3"], "model holds options of its own, got 3"),

@@ -223,7 +223,8 @@ def main() -> None:
     for what, count in sorted(found.items()):
         print(f"{what:<32} {count:>5}")
     print(f"{sum(found.values())} tried, {len(violations)} violations")
-    raise SystemExit(1 if violations else 0)
+    if violations:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

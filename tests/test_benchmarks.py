@@ -99,6 +99,7 @@ SCRIPTS = {
         (r"Theorem 5\.8 +\d+", r"random series, Poisson +9 ", r"Lanczos +9 +\d"),
     ),
     "memory": Script("--no-reference --rows 2,1,3", (r"\n +2 +3 +3 +\d+ +\d+ +\d+\n",)),
+    "odd_options": Script("--share 0.004", (r"odd_options refused +\d", r" tried, 0 violations")),
     "relu_inversion": Script(
         "--problems 1 --latents 4 --hidden 12 18",
         (r"4 +0 l-infinity +\d", r"4 +0\.01 relaxed +\d"),

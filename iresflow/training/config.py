@@ -67,7 +67,8 @@ class DataConfig(Section):
     flip: bool = False
     """Whether training images are mirrored left to right with probability 1/2."""
     shift: int = 0
-    """Pixels by which training images are shifted at random, at most; black comes in."""
+    """Pixels by which training images are shifted at random, at most; black comes in: a random
+    crop of the padded image."""
 
     def _check(self) -> None:
         if self.shift < 0:

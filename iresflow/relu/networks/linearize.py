@@ -133,7 +133,7 @@ class LocalMap(Linearization):
         found: list[T] = []
         wanted = {stage.number: stage for stage in self.stages}
 
-        def visit(number: int, _: str, output: Tensor) -> None:
+        def visit(number: int, _: str, __: str, output: Tensor) -> None:
             if number in wanted:
                 _, tangent = forward_ad.unpack_dual(output)
                 stage = wanted[number]

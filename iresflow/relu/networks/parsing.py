@@ -16,7 +16,7 @@ from iresflow.errors import UnsupportedNetworkError
 from iresflow.relu.networks.chain import ChainReader, names_of, paths_of
 from iresflow.relu.networks.modules import ACCEPTED
 from iresflow.relu.networks.network import Network
-from iresflow.relu.networks.recording import StopRun, recording
+from iresflow.relu.networks.recording import FUNCTION, StopRun, recording
 from iresflow.relu.networks.rewriting import Shape
 
 __all__ = ["parse_network"]
@@ -143,8 +143,8 @@ def _compare(network: Network, module: nn.Module, shape: Shape, until: str | Non
     """Refuses a network that gives something else than its module on random inputs."""
     found: list[Tensor] = []
 
-    def record(name: str, _: nn.Module, output: object) -> None:
-        if name == (until or "") and isinstance(output, Tensor):
+    def record(name: str, kind: str, output: object) -> None:
+        if name == (until or "") and kind != FUNCTION and isinstance(output, Tensor):
             found.append(output)
             raise StopRun
 

@@ -1,4 +1,4 @@
-"""The stages of a network: the calls of its modules that change something."""
+"""The stages of a network: the calls of its modules and functions that change something."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +8,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from iresflow.relu.networks.recording import StopRun, recording
 
 __all__ = ["Stage", "find_stages", "run_module"]
+
+Visit = Callable[[int, str, str, Tensor], None]
+"""Is told the number of a part that has run, its name, its kind, and what it has given."""
 
 ALONE = 1e-9
 """Largest change of what a sample gives when another batch surrounds it, relative to the largest
@@ -22,13 +24,14 @@ output: rounding is far below."""
 @final
 @dataclass(frozen=True)
 class Stage:
-    """A place in a network: after a call of one of its modules.
+    """A place in a network: after a call of one of its modules or functions.
 
     Attributes:
-        number: Of the call, from 0, in the order in which the modules end.
-        name: Of the module, such as ``layer1.0.conv1``; ``""`` is the network itself.
+        number: Of the call, from 0, in the order in which they end.
+        name: Of the module, such as ``layer1.0.conv1``, where ``""`` is the network itself; of a
+            function after that of the module that calls it, such as ``layer1.0.relu``.
         call: Which of its calls, from 0: a module may be used more than once.
-        kind: Class of the module.
+        kind: Class of the module, or ``function``.
         shape: Of what one sample is there.
     """
 
@@ -62,16 +65,14 @@ def find_stages(module: nn.Module, point: Tensor) -> tuple[Stage, ...]:
     """
     stages: list[Stage] = []
     calls: dict[str, int] = {}
-    parts = dict(module.named_modules())
     before = (point, point._version)
 
-    def visit(number: int, name: str, output: Tensor) -> None:
+    def visit(number: int, name: str, kind: str, output: Tensor) -> None:
         nonlocal before
         call = calls[name] = calls.get(name, -1) + 1
         # What a module passes on, or shows in another shape, is the memory that it was.
         same = output.data_ptr() == before[0].data_ptr() and output.numel() == before[0].numel()
         if output.shape[:1] == point.shape[:1] and not (same and output._version == before[1]):
-            kind = type_before_parametrizations(parts[name]).__name__
             stages.append(Stage(number, name, call, kind, tuple(output.shape[1:])))
         before = (output, output._version)
 
@@ -93,17 +94,17 @@ def run_module(
     module: nn.Module,
     x: Tensor,
     last: Stage | None,
-    visit: Callable[[int, str, Tensor], None] | None = None,
+    visit: Visit | None = None,
 ) -> Tensor:
     """The output of a module, or of a stage, in float64; its parameters keep their graph."""
     found: list[Tensor] = []
     count = 0
 
-    def record(name: str, _: nn.Module, output: object) -> None:
+    def record(name: str, kind: str, output: object) -> None:
         nonlocal count
         number, count = count, count + 1
         if isinstance(output, Tensor) and visit is not None:
-            visit(number, name, output)
+            visit(number, name, kind, output)
         if name == "" if last is None else number == last.number:
             if not isinstance(output, Tensor):
                 raise ValueError(f"it gives {type(output).__name__}; allowed is one tensor")

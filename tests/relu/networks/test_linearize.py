@@ -67,6 +67,8 @@ NETWORKS = {
     "hook": (hooked, VECTOR),
     "old weight norm": (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 5))), VECTOR),
     "old spectral norm": (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 5))), VECTOR),
+    "parametrized": (lambda: nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(6, 2)), nn.ReLU6()), VECTOR),
     "compiled": (lambda: torch.compile(nn.Sequential(nn.Linear(6, 5), nn.ReLU())), VECTOR),
 }  # fmt: skip
 
@@ -137,10 +139,22 @@ def test_names_of_stages():
     local = linearize(Residual().eval(), torch.randn(1, *IMAGE))
     assert [str(stage) for stage in local.stages] == [
         "first (Conv2d)", "norm (BatchNorm2d)", "on (ReLU)", "second (Conv2d)",
-        "on, call 2 (ReLU)", "read (Linear)",
+        "on, call 2 (ReLU)", "adaptive_max_pool2d (function)", "read (Linear)",
     ]  # fmt: skip
     shifted = linearize(Shifted(nn.Flatten(), nn.Linear(6, 5), nn.Dropout()).eval(), x_ones())
     assert [str(stage) for stage in shifted.stages] == ["1 (Linear)", "the network (Shifted)"]
+
+
+def test_functions_are_stages_where_a_module_of_ones_own_calls_them():
+    module = torchvision.models.googlenet(weights=None, init_weights=False).eval()
+    names = [str(stage) for stage in linearize(module, torch.randn(1, 3, 33, 33)).stages]
+    assert names[:4] == [
+        "conv1.conv (Conv2d)", "conv1.bn (BatchNorm2d)", "conv1.relu (function)",
+        "maxpool1 (MaxPool2d)",
+    ]  # fmt: skip
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 2)), nn.ReLU())
+    stages = linearize(normed.eval(), torch.ones(2, 6)).stages
+    assert [str(stage) for stage in stages] == ["0 (Linear)", "1 (ReLU)"]
 
 
 def x_ones():

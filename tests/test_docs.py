@@ -110,7 +110,7 @@ def parse_verb(verb, *arguments):
         # A run to go on with is read when it is there.
         at = arguments.index("--resume") if "--resume" in arguments else len(arguments)
         configure([*arguments[:at], *arguments[at + 2 :]])
-    elif verb == "relu":
+    elif verb == "relu" and arguments[0] != "analyse":
         name, *rest = arguments
         options_of_experiment(import_module(f"experiments.relu.{name}"), rest)
     else:

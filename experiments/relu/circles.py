@@ -21,7 +21,7 @@ from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.classification import Kind, classify_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
 from iresflow.relu.ranks import singular_values
-from iresflow.relu.stability.local_map import linearize
+from iresflow.relu.stability.local_map import restrict_to_polytope
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["draw_circles", "two_circles"]
@@ -134,7 +134,7 @@ def _map(module: nn.Sequential, resolution: int, title: str) -> _Map:
     layer = network.layers[0]
     kinds, conditions = [], []
     for x in tqdm(grid, desc=title, unit="point", dynamic_ncols=True):
-        local = linearize(network, x)
+        local = restrict_to_polytope(network, x)
         kinds.append(str(classify_preimage(layer, layer(x[None])[0], member=x).kind))
         after = next(stage for stage in local.stages if stage.activated)
         conditions.append(singular_values(local.matrix(after)).condition)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from iresflow.relu.networks.network import Network
 from iresflow.relu.ranks import Spectrum
-from iresflow.relu.stability.local_map import Stage, linearize
+from iresflow.relu.stability.local_map import Stage, restrict_to_polytope
 from iresflow.relu.stability.removed_rows import removal_bounds
 from iresflow.relu.stability.stage_spectra import stage_spectra
 
@@ -94,14 +94,14 @@ def measure_spectra(
         layers: Number of layers that are looked at, from the first.
         title: Of the progress bar.
     """
-    first = linearize(network, samples[0], columns)
+    first = restrict_to_polytope(network, samples[0], columns)
     stages = tuple(stage for stage in first.stages if stage.layer < layers)
     spectra: list[list[Spectrum]] = [[] for _ in stages]
     off: list[list[int]] = [[] for _ in stages]
     bar = tqdm(total=len(samples) * len(stages), desc=title, unit="stage", dynamic_ncols=True)
     with bar:
         for x in samples:
-            local = linearize(network, x, columns)
+            local = restrict_to_polytope(network, x, columns)
             known = spectra[0][0] if spectra[0] else None
             found = stage_spectra(local, known)
             for index, (stage, spectrum) in zip(range(len(stages)), found, strict=False):

@@ -22,7 +22,7 @@ from experiments.relu.training import Training, train
 from iresflow.relu.networks.network import Network
 from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.ranks import singular_values
-from iresflow.relu.stability.local_map import Stage, image_window, linearize
+from iresflow.relu.stability.local_map import Stage, image_window, restrict_to_polytope
 from iresflow.relu.stability.removed_rows import correlation_bound, correlation_counts
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 from iresflow.training.sections import Section
@@ -171,7 +171,7 @@ def _report(
 
 def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Report) -> None:
     """The counting experiment of appendix A5, at one sample."""
-    local = linearize(network, x, columns)
+    local = restrict_to_polytope(network, x, columns)
     stage = Stage(COUNTED_LAYER - 1, False, network.layers[COUNTED_LAYER - 1].affine.out_size)
     matrix = local.matrix(stage)
     # Units that don't see what is moved are no rows of the matrix.

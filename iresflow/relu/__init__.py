@@ -1,10 +1,12 @@
 """What an ordinary ReLU network throws away: a wing of its own, which knows no flow.
 
-The methods work on any module whose ``forward`` is a chain of affine maps and piecewise linear
-activations (`iresflow.relu.networks`), and each part can be imported alone. They train nothing;
-the papers' experiments, which do, are in `experiments/relu` of the source checkout.
+`linearize` and `measure_stages` take any network; the exact methods any whose ``forward`` is a
+chain of affine maps and piecewise linear activations, or the chain that it begins with
+(`iresflow.relu.networks`). Each part can be imported alone. They train nothing; the papers'
+experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
+from iresflow.relu.analysis import StageSpectra, measure_stages
 from iresflow.relu.frames.active_rows import active_frame, active_rows, frame_bounds, frame_on_box
 from iresflow.relu.frames.bias_estimation import InjectivityPenalty, estimate_bias, maximal_bias
 from iresflow.relu.frames.reconstruction import reconstruct
@@ -15,6 +17,7 @@ from iresflow.relu.inversion.layer_programs import InfinityNorm, OneNorm, Relaxe
 from iresflow.relu.inversion.measurements import observe_part, sense
 from iresflow.relu.inversion.network_inversion import invert_network
 from iresflow.relu.networks.dense import dense_layer
+from iresflow.relu.networks.linearize import NetworkLinearization, linearize
 from iresflow.relu.networks.network import Layer, Network
 from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.attack import InnerProduct, Nearest, invariance_attack
@@ -23,7 +26,7 @@ from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between
 from iresflow.relu.preimages.extent import farthest_in_preimage, preimage_box, sample_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
 from iresflow.relu.ranks import Spectrum, singular_values
-from iresflow.relu.stability.local_map import linearize
+from iresflow.relu.stability.local_map import restrict_to_polytope
 from iresflow.relu.stability.stage_spectra import extreme_singular_values, stage_spectra
 
 __all__ = [
@@ -37,10 +40,12 @@ __all__ = [
     "NON_NEGATIVE",
     "Nearest",
     "Network",
+    "NetworkLinearization",
     "OneNorm",
     "Preimage",
     "Relaxed",
     "Spectrum",
+    "StageSpectra",
     "active_frame",
     "active_rows",
     "classify_preimage",
@@ -58,10 +63,12 @@ __all__ = [
     "is_omnidirectional",
     "linearize",
     "maximal_bias",
+    "measure_stages",
     "observe_part",
     "parse_network",
     "preimage_box",
     "reconstruct",
+    "restrict_to_polytope",
     "sample_preimage",
     "sense",
     "singular_values",

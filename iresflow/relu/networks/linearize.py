@@ -17,7 +17,7 @@ from iresflow.errors import UnsupportedNetworkError
 from iresflow.linearization import FunctionLinearization, Linearization, Map
 from iresflow.relu.networks.stages import Stage, find_stages, run_module
 
-__all__ = ["LocalMap", "linearize"]
+__all__ = ["NetworkLinearization", "linearize"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ WITHOUT_MODE = (
 
 
 @final
-class LocalMap(Linearization):
+class NetworkLinearization(Linearization):
     """A network near B points, up to its end or up to a stage; from `linearize`.
 
     Attributes:
@@ -89,9 +89,9 @@ class LocalMap(Linearization):
             return self.jvp(units.unflatten(2, self.point.shape[1:])).flatten(2).permute(1, 2, 0)
         return self.vjp(units.unflatten(2, self.value.shape[1:])).flatten(2).transpose(0, 1)
 
-    def at(self, stage: Stage) -> "LocalMap":
+    def at(self, stage: Stage) -> "NetworkLinearization":
         """The network up to a stage."""
-        return LocalMap(self._module, self.point, self.stages, stage)
+        return NetworkLinearization(self._module, self.point, self.stages, stage)
 
     def is_affine(self) -> bool:
         """Whether the network is affine near the points, as piecewise linear ones are.
@@ -108,7 +108,7 @@ class LocalMap(Linearization):
             return torch.randn(like.shape, generator=generator, device=like.device).to(like)[None]
 
         x = self.point.clone().requires_grad_()
-        near = LocalMap(self._module, x, self.stages, self._last)
+        near = NetworkLinearization(self._module, x, self.stages, self._last)
         product = near.bilinear(directions(self.value), directions(x)).sum()
         if not product.requires_grad:
             return True
@@ -163,7 +163,7 @@ class LocalMap(Linearization):
         return self.point.detach().repeat(len(directions), *[1] * (self.point.dim() - 1))
 
 
-def linearize(module: nn.Module, x: Tensor) -> LocalMap:
+def linearize(module: nn.Module, x: Tensor) -> NetworkLinearization:
     """A network near some points. Of a piecewise linear one it is exact, not an approximation.
 
     Arguments:
@@ -200,4 +200,4 @@ def linearize(module: nn.Module, x: Tensor) -> LocalMap:
     except (RuntimeError, ValueError) as error:
         reason = f"does not take points of shape {tuple(x.shape)} in float64: {error}"
         raise UnsupportedNetworkError("the network", type(module).__name__, reason) from error
-    return LocalMap(module, point, stages, None)
+    return NetworkLinearization(module, point, stages, None)

@@ -23,7 +23,7 @@ __all__ = [
     "Part",
     "Stage",
     "image_window",
-    "linearize",
+    "restrict_to_polytope",
 ]
 
 
@@ -148,7 +148,7 @@ class Part:
         return u * self.slopes if self.activated else self.layer.affine.adjoint(u)
 
 
-def linearize(network: Network, x: Tensor, columns: Tensor | None = None) -> LocalMap:
+def restrict_to_polytope(network: Network, x: Tensor, columns: Tensor | None = None) -> LocalMap:
     """The network on the polytope that holds x; exact, not an approximation.
 
     Arguments:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from iresflow.relu import parse_network
-from iresflow.relu.stability.local_map import image_window, linearize
+from iresflow.relu.stability.local_map import image_window, restrict_to_polytope
 
 SHAPE = (2, 6, 6)
 
@@ -27,7 +27,7 @@ def parts(module):
 def test_linearization_is_exact_on_the_polytope(kind):
     module, shape = small(kind)
     x = torch.randn(shape)
-    local = linearize(parse_network(module, shape), x)
+    local = restrict_to_polytope(parse_network(module, shape), x)
     near = x + 1e-3 * local.margin * torch.randn(20, *shape)
     matrices = dict(local.matrices())
     assert len(local.stages) == len(matrices) == len(parts(module))
@@ -47,8 +47,8 @@ def test_products_are_those_of_the_matrix(kind):
     module, shape = small(kind)
     network = parse_network(module, shape)
     columns = torch.tensor([0, 2, 5])
-    local = linearize(network, torch.randn(shape), columns)
-    whole = linearize(network, local.point)
+    local = restrict_to_polytope(network, torch.randn(shape), columns)
+    whole = restrict_to_polytope(network, local.point)
     for stage, matrix in local.matrices():
         torch.testing.assert_close(matrix, whole.matrix(stage)[:, columns])
         v, u = torch.randn(4, 3), torch.randn(4, stage.size)
@@ -59,8 +59,8 @@ def test_products_are_those_of_the_matrix(kind):
 def test_margin_is_zero_on_the_border_of_a_polytope():
     module = nn.Linear(3, 2, bias=False)
     network = parse_network(nn.Sequential(module, nn.ReLU()))
-    inside = linearize(network, torch.ones(3))
-    border = linearize(network, torch.zeros(3))
+    inside = restrict_to_polytope(network, torch.ones(3))
+    border = restrict_to_polytope(network, torch.zeros(3))
     assert inside.margin == pytest.approx(float(module(torch.ones(3)).detach().abs().min()))
     assert border.margin == 0
 
@@ -79,11 +79,11 @@ def test_window():
 def test_refuses():
     network = parse_network(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
     with pytest.raises(ValueError, match="inputs have shape"):
-        linearize(network, torch.zeros(4))
+        restrict_to_polytope(network, torch.zeros(4))
     with pytest.raises(ValueError, match="not finite"):
-        linearize(network, torch.tensor([0.0, torch.nan, 1]))
+        restrict_to_polytope(network, torch.tensor([0.0, torch.nan, 1]))
     with pytest.raises(ValueError, match="columns"):
-        linearize(network, torch.zeros(3), torch.tensor([3]))
+        restrict_to_polytope(network, torch.zeros(3), torch.tensor([3]))
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
@@ -94,7 +94,7 @@ def test_slopes_are_exact_whatever_the_default_float_type(default):
     x = torch.randn(shape)
     torch.set_default_dtype(default)
     network = parse_network(module, shape)
-    local = linearize(network, x)
+    local = restrict_to_polytope(network, x)
     assert set(local.slopes[0].tolist()) == {0.01, 1.0}
     jacobian = torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x).flatten(1)
     torch.testing.assert_close(local.matrix(local.stages[-1]), jacobian, rtol=0, atol=1e-15)

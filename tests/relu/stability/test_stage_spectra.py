@@ -8,7 +8,7 @@ from torch import nn
 from iresflow.errors import SpectrumError
 from iresflow.relu import parse_network
 from iresflow.relu.stability import stage_spectra as stage_module
-from iresflow.relu.stability.local_map import image_window, linearize
+from iresflow.relu.stability.local_map import image_window, restrict_to_polytope
 from iresflow.relu.stability.stage_spectra import extreme_singular_values, stage_spectra
 
 
@@ -31,7 +31,7 @@ SHAPE = (2, 8, 8)
 def test_are_those_of_the_matrices(leaky, side, seed):
     torch.manual_seed(seed)
     columns = None if side is None else image_window(SHAPE, side)
-    local = linearize(parse_network(narrow(leaky), SHAPE), torch.randn(SHAPE), columns)
+    local = restrict_to_polytope(parse_network(narrow(leaky), SHAPE), torch.randn(SHAPE), columns)
     lost = 0
     found = list(stage_spectra(local))
     for (stage, spectrum), (at, matrix) in zip(found, local.matrices(), strict=True):
@@ -47,7 +47,7 @@ def test_are_those_of_the_matrices(leaky, side, seed):
 
 
 def test_a_spectrum_that_is_known_is_taken():
-    local = linearize(parse_network(narrow(), SHAPE), torch.randn(SHAPE))
+    local = restrict_to_polytope(parse_network(narrow(), SHAPE), torch.randn(SHAPE))
     stages = list(stage_spectra(local))
     again = list(stage_spectra(local, stages[0][1]))
     assert again[0][1] is stages[0][1]
@@ -58,7 +58,7 @@ def test_nothing_is_left_after_units_that_are_all_off():
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5))
     with torch.no_grad():
         module[0].bias.fill_(-1e3)
-    local = linearize(parse_network(module), torch.randn(4))
+    local = restrict_to_polytope(parse_network(module), torch.randn(4))
     counts = [spectrum.count for _, spectrum in stage_spectra(local)]
     assert counts == [4, 0, 0]
 
@@ -68,7 +68,7 @@ def test_nothing_is_left_after_units_that_are_all_off():
 def test_extremes_are_those_of_all_singular_values(leaky, dense, monkeypatch):
     """From the matrix, and by products alone."""
     monkeypatch.setattr(stage_module, "DENSE", dense)
-    local = linearize(parse_network(narrow(leaky), SHAPE), torch.randn(SHAPE))
+    local = restrict_to_polytope(parse_network(narrow(leaky), SHAPE), torch.randn(SHAPE))
     for stage, matrix in local.matrices():
         rows = matrix
         if stage.activated:
@@ -85,7 +85,7 @@ def test_extremes_say_when_they_did_not_converge(monkeypatch):
     module = nn.Linear(60, 60, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.randn(60, 60, generator=generator))
-    local = linearize(parse_network(module), torch.zeros(60))
+    local = restrict_to_polytope(parse_network(module), torch.zeros(60))
     with pytest.raises(SpectrumError, match="did not converge"):
         extreme_singular_values(local, local.stages[0], iterations=1)
 
@@ -96,7 +96,7 @@ def test_extremes_of_a_stage_of_some_hundred_units_need_no_iterations():
     module = nn.Linear(300, 300, bias=False)
     with torch.no_grad():
         module.weight.copy_(left * torch.logspace(0, -9, 300) @ left.mT)
-    local = linearize(parse_network(module), torch.zeros(300))
+    local = restrict_to_polytope(parse_network(module), torch.zeros(300))
     smallest, largest = extreme_singular_values(local, local.stages[0], iterations=1)
     assert largest == pytest.approx(1, rel=1e-9)
     assert smallest == pytest.approx(1e-9, rel=1e-5)

@@ -33,6 +33,7 @@ maximum_signature_line_length = 70
 add_module_names = False
 
 exclude_patterns = ["_build"]
+highlight_language = "none"
 
 html_theme = "furo"
 html_title = f"iresflow {version}"

@@ -80,9 +80,13 @@ def main() -> None:
     for index, run in enumerate(options.plane):
         flow, dataset = _flow(run), load_data(run)
         data = dataset.test.values[:POINTS]
-        plane(flow, data).savefig(options.out / f"{dataset.name}.png")
+        _save(plane(flow, data), options.out / f"{dataset.name}.png")
         if index == 0 and options.images:
-            cover(flow, data, _flow(options.images)).savefig(options.out / "cover.png")
+            _save(cover(flow, data, _flow(options.images)), options.out / "cover.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 
 def _flow(run: str) -> Flow:

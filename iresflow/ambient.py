@@ -16,11 +16,13 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, ParamSpec, Self, TypeVar, final
+from typing import Any, ParamSpec, Self, TypeVar, final
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+
+from iresflow.switches import KEYS, Key, Wish, read, turn
 
 __all__ = [
     "WideFloats",
@@ -33,16 +35,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Wish = Literal["ieee", "tf32"]
-"""What float32 products of a thread are computed in; named as PyTorch names them."""
-
-Key = tuple[str, str]
-
-KEYS = [("generic", "all")]
-KEYS += [(backend, "all") for backend in ("cuda", "mkldnn")]
-KEYS += [(b, operation) for b in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")]
-"""PyTorch's switches for float32 products, by backend and operation: those of an operation follow
-their backend's unless they are set themselves, and these those of all backends."""
 
 
 @final
@@ -197,21 +189,21 @@ class _Switches:
     def _turn(self, wish: Wish) -> None:
         # From all backends down to each operation: what then still says something else had been
         # set by itself, and only that is to be set. An inherited value is never made its own.
-        self._before = [(key, _get(key)) for key in KEYS]
+        self._before = [(key, read(key)) for key in KEYS]
         for key in KEYS:
-            value = _get(key)
+            value = read(key)
             if value != wish:
                 self._changed.append((key, value))
-                _put(key, wish)
+                turn(key, wish)
 
     def _restore(self) -> None:
         while self._changed:
-            _put(*self._changed.pop())
+            turn(*self._changed.pop())
         for key, value in self._before:
-            if _get(key) != value:  # someone else has set it since
-                _put(key, "none")
-            if _get(key) != value:
-                _put(key, value)
+            if read(key) != value:  # someone else has set it since
+                turn(key, "none")
+            if read(key) != value:
+                turn(key, value)
 
 
 @contextmanager
@@ -222,24 +214,12 @@ def unpinned() -> Iterator[None]:
     that followed those above it then has that value as its own. (One that says the same by itself
     can't be told from these: it follows, too.)
     """
-    followed = _get(("cuda", "matmul")) == _get(("cuda", "all"))
+    followed = read(("cuda", "matmul")) == read(("cuda", "all"))
     try:
         yield
     finally:
         if followed:
-            _put(("cuda", "matmul"), "none")
-
-
-# PyTorch's older switches (`allow_tf32`) can't say what the newer ones can, and raise where they
-# are read then. So they are neither read nor set.
-
-
-def _get(key: Key) -> str:
-    return torch._C._get_fp32_precision_getter(*key)
-
-
-def _put(key: Key, value: str) -> None:
-    torch._C._set_fp32_precision_setter(*key, value)
+            turn(("cuda", "matmul"), "none")
 
 
 _THREAD = threading.local()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from iresflow import ImageFlow, InvertibleClassifier, VectorFlow
-from iresflow.ambient import KEYS
 from iresflow.linearization import Linearization
 from iresflow.lipschitz import (
     ACTIVATIONS,
@@ -21,6 +20,7 @@ from iresflow.lipschitz import (
     conv_branch,
     dense_branch,
 )
+from iresflow.switches import KEYS, read, turn
 
 CLOSED = 1e-8
 """Tolerance of closed forms in float64."""
@@ -169,7 +169,7 @@ def numbers_of(record) -> dict[str, float]:
 
 def switches() -> list[str]:
     """PyTorch's switches for products of float32."""
-    return [torch._C._get_fp32_precision_getter(*key) for key in KEYS]
+    return [read(key) for key in KEYS]
 
 
 def followers() -> list[dict[tuple[str, str], str]]:
@@ -180,12 +180,12 @@ def followers() -> list[dict[tuple[str, str], str]]:
     seen = []
     keys = [key for key in KEYS if key not in {("cuda", "conv"), ("cuda", "rnn")}]
     for above in (("generic", "all"), ("cuda", "all"), ("mkldnn", "all")):
-        before = torch._C._get_fp32_precision_getter(*above)
+        before = read(above)
         for value in ("ieee", "tf32"):
-            torch._C._set_fp32_precision_setter(*above, value)
-            seen.append({key: torch._C._get_fp32_precision_getter(*key) for key in keys})
+            turn(above, value)
+            seen.append({key: read(key) for key in keys})
         inherits = above != ("generic", "all") and before == switches()[0]
-        torch._C._set_fp32_precision_setter(*above, "none" if inherits else before)
+        turn(above, "none" if inherits else before)
     return seen
 
 

@@ -12,11 +12,12 @@ from helpers import followers, perturb, small_branch, switches
 
 import iresflow
 from iresflow import Accuracy, ImageFlow, Krylov, PowerSeries, VectorFlow, compile_kernels
-from iresflow.ambient import KEYS, full_precision, own_arithmetic, reduced_precision
+from iresflow.ambient import full_precision, own_arithmetic, reduced_precision
 from iresflow.bijections import ResidualBlock
 from iresflow.errors import InversionWarning
 from iresflow.lipschitz.passes.kernels import Kernel, kernels_compile
 from iresflow.lipschitz.passes.plain import TorchPasses
+from iresflow.switches import KEYS, NEWER, read, turn
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +211,11 @@ SETTINGS = {
     "convolutions in ieee": {("cuda", "conv"): "ieee"},
     "a backend in tf32, convolutions not": {("cuda", "all"): "tf32", ("cuda", "conv"): "ieee"},
     "a CPU's products in bfloat16": {("mkldnn", "matmul"): "bf16"},
+    "convolutions in tf32": {("cuda", "conv"): "tf32"},
 }
+SETTINGS = {name: states for name, states in SETTINGS.items() if set(states) <= set(KEYS)}
+
+newer = pytest.mark.skipif(not NEWER, reason="PyTorch before 2.9 has no switches that follow")
 
 
 @pytest.fixture
@@ -222,14 +227,14 @@ def set_switches():
     def put(values):
         explicit.update(values)
         for key, value in values.items():
-            torch._C._set_fp32_precision_setter(*key, value)
+            turn(key, value)
 
     yield put
     for key in explicit:
-        torch._C._set_fp32_precision_setter(*key, "none")
+        turn(key, "none")
     for key, value in before.items():
-        if torch._C._get_fp32_precision_getter(*key) != value:
-            torch._C._set_fp32_precision_setter(*key, value)
+        if read(key) != value:
+            turn(key, value)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -258,6 +263,7 @@ def test_whatever_its_switches_float32_means_all_digits_forwards_and_backwards(
         assert states and all(set(state) == {"ieee"} for state in states), place
 
 
+@newer
 def test_older_switches_still_work_around_a_flow(set_switches):
     flow, _, context = vectors()
     assert torch.get_float32_matmul_precision() == "highest"
@@ -272,6 +278,7 @@ def test_older_switches_still_work_around_a_flow(set_switches):
     assert torch.backends.cudnn.allow_tf32
 
 
+@newer
 def test_guards_leave_switches_following_those_that_they_followed():
     before = followers()
     with full_precision(), reduced_precision():
@@ -287,6 +294,7 @@ def kernel(monkeypatch):
     return Kernel(lambda x: x.sin() + 1)
 
 
+@newer
 @pytest.mark.parametrize("guard", [full_precision, reduced_precision, nullcontext])
 @pytest.mark.parametrize(
     "setting",
@@ -304,13 +312,32 @@ def test_compiling_leaves_switches_following_those_that_they_followed(
 
 
 def test_a_switch_that_is_set_within_a_guard_is_put_back():
-    before, following = switches(), followers()
+    before, following = switches(), followers() if NEWER else None
     for key in KEYS:
         for value in ("ieee", "tf32"):
             with full_precision():
-                torch._C._set_fp32_precision_setter(*key, value)
+                turn(key, value)
             assert switches() == before
-    assert followers() == following
+    assert not NEWER or followers() == following
+
+
+def test_the_switches_of_older_releases(monkeypatch, set_switches):
+    keys = [("cuda", "matmul"), ("cuda", "conv")]
+    monkeypatch.setattr("iresflow.switches.NEWER", False)
+    before = {key: read(key) for key in keys}
+    torch_says = {
+        keys[0]: lambda: torch.get_float32_matmul_precision() != "highest",
+        keys[1]: lambda: torch._C._get_cudnn_allow_tf32(),
+    }
+    for key in keys:
+        for wish in ("ieee", "tf32", "none"):
+            turn(key, wish)
+            assert read(key) == (wish if wish != "none" else "tf32")
+            assert torch_says[key]() == (read(key) == "tf32")
+        turn(key, before[key])
+    assert read(("mkldnn", "rnn")) == "none"
+    monkeypatch.undo()
+    set_switches({} if not NEWER else {key: "none" for key in (*keys, ("mkldnn", "matmul"))})
 
 
 def test_nested_guards():

@@ -13,6 +13,7 @@ RANKS = {
     "extras": 0.3,
     "counters": 0.4,
     "horizon": 0.4,
+    "switches": 0.4,
     "ambient": 0.5,
     "streams": 0.5,
     "threads": 0.5,

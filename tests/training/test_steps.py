@@ -13,6 +13,7 @@ from iresflow import NonFiniteError, NotInitializedError
 from iresflow.bijections import ActNorm
 from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip, Shift
+from iresflow.switches import read
 from iresflow.training.checkpoint import load_training
 from iresflow.training.config import TrainingConfig
 from iresflow.training.loop import batches as batches_module
@@ -286,12 +287,12 @@ def test_data_stays_on_the_host_where_a_gpu_is_too_small(monkeypatch):
 
 
 def test_precision_holds_in_steps_and_is_put_back():
-    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = conv.fp32_precision, matmul.fp32_precision
+    keys = [("cuda", "conv"), ("cuda", "matmul")]
+    before = [read(key) for key in keys]
     for name, precision in (("float32", "ieee"), ("tf32", "tf32")):
         with PRECISIONS[name]():
-            assert conv.fp32_precision == matmul.fp32_precision == precision
-        assert (conv.fp32_precision, matmul.fp32_precision) == before
+            assert {read(key) for key in keys} == {precision}
+        assert [read(key) for key in keys] == before
 
 
 def test_evaluation_and_reconstruction_never_use_reduced_precision(tmp_path, float32, monkeypatch):
@@ -300,7 +301,7 @@ def test_evaluation_and_reconstruction_never_use_reduced_precision(tmp_path, flo
     original = type(trainer.model).forward
 
     def watched(self, *arguments, **settings):
-        seen.append((self.training, torch.backends.cuda.matmul.fp32_precision))
+        seen.append((self.training, read(("cuda", "matmul"))))
         return original(self, *arguments, **settings)
 
     monkeypatch.setattr(type(trainer.model), "forward", watched)

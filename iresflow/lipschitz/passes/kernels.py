@@ -9,6 +9,8 @@ some seconds the first time (the result is kept on disk), so it is asked for: tr
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
+from types import FunctionType
 from typing import Any, final
 
 import torch
@@ -94,13 +96,7 @@ class Kernel:
 
     def _warm_up(self, variant: tuple[object, ...], operands: tuple[Tensor | None, ...]) -> bool:
         if self._compiled is None:
-            self._compiled = torch.compile(
-                self.function,
-                dynamic=True,
-                fullgraph=True,
-                recompile_limit=VARIANTS,
-                isolate_recompiles=True,
-            )
+            self._compiled = _compile(self.function)
         try:
             with unpinned():
                 self._compiled(*(_enlarged(x) for x in operands))
@@ -114,6 +110,32 @@ class Kernel:
             return False
         self._warm.add(variant)
         return True
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled for any size, for `VARIANTS` of its own."""
+    if "isolate_recompiles" in signature(torch.compile).parameters:
+        return torch.compile(
+            function,
+            dynamic=True,
+            fullgraph=True,
+            recompile_limit=VARIANTS,
+            isolate_recompiles=True,
+        )
+    # Before PyTorch 2.13, variants are counted for each code object (which activations share), and
+    # their limit is one of the process.
+    own = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        closure=function.__closure__,
+    )
+    compiled = torch.compile(own, dynamic=True, fullgraph=True)
+
+    def call(*operands: Tensor | None) -> Any:  # noqa: ANN401 (as the function)
+        with torch._dynamo.config.patch(cache_size_limit=VARIANTS):
+            return compiled(*operands)
+
+    return call
 
 
 def _variant(x: Tensor | None) -> object:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
@@ -26,7 +26,12 @@ likelihood, a classifier by its error, and by what a fresh classifier finds in b
 latent. With --tol, rounds of
 new dequantisation noise and new probes are added until truncation bound and standard error of both
 are below the tolerance. An evaluation that was stopped goes on where it was, by the same command.
-The exit code is 1 if the tolerance was not met."""
+The exit code is 1 if the tolerance was not met.
+
+With --data and --scores: writes the log-density of each of your own samples, with its error, to a
+file. --data is a directory of images, an image, or a .npy or .npz file of integers (N, C, H, W);
+for models of vectors, a table (.csv, .parquet, .npy, .npz). Of images the file has bits/dim, of
+vectors log-densities in nats. Rows are counted from 0. RUN may be a checkpoint file alone."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,9 +42,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     options = processes.on_main(lambda: parse(_parser(), arguments))
-    compile_kernels()
     if options.n is not None and options.n < 1 or options.batch_size < 1:
         raise ValueError("--n and --batch_size must be at least 1")
+    if options.data or options.scores:
+        return _score_own_samples(options, processes)
+    compile_kernels()
     precision = Precision(
         tol=options.tol,
         probes=options.probes,
@@ -100,6 +107,19 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     return 0 if score.met else 1
 
 
+def _score_own_samples(options: Namespace, processes: Processes) -> int:
+    if not (options.data and options.scores):
+        raise ValueError("--data and --scores go together: samples to score, and a file to write")
+    given = [name for name in ("n", "tol", "root") if getattr(options, name) is not None]
+    if given:
+        raise ValueError(f"--{given[0]} is for the data of the run, not for --data")
+    if processes.count > 1:
+        raise ValueError("own samples are scored by one process")
+    from iresflow.commands.scores import score_own_samples
+
+    return score_own_samples(options)
+
+
 def _parser() -> ArgumentParser:
     parser = new_parser("evaluate", DESCRIPTION)
     add_run_arguments(parser)
@@ -118,4 +138,20 @@ def _parser() -> ArgumentParser:
         "--batch-size", "--batch_size", type=int, default=250, help="samples at a time"
     )
     parser.add_argument("--root", help="directory of the data, where it has moved")
+    own = parser.add_argument_group("samples of your own")
+    own.add_argument("--data", help="file or directory of samples to score one by one")
+    own.add_argument("--scores", help="file to write their log-densities to, .csv or .npy")
+    own.add_argument(
+        "--draws", type=int, default=4, help="of dequantisation noise for each image, at least 2"
+    )
+    own.add_argument(
+        "--level", type=float, default=0.95, help="of the intervals from low to high in the file"
+    )
+    own.add_argument("--label", type=int, help="class of all samples; else that in the data")
+    own.add_argument(
+        "--resize",
+        action="store_true",
+        help="resize and crop image files, as training on a folder does; a model that was trained "
+        "on one does so anyway",
+    )
     return parser

@@ -42,6 +42,11 @@ class BitsPerDim:
         """``(N,)`` bits/dim, upper bound of what truncated series left out."""
         return self.likelihood.truncation_bound / self._nats
 
+    @property
+    def rounding(self) -> Tensor:
+        """``(N,)`` bits/dim, what the arithmetic is expected to have changed at most."""
+        return self.likelihood.rounding / self._nats
+
     def intervals(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper ends ``(N,)`` for each image, given its draw of dequantisation noise.
 
@@ -90,7 +95,7 @@ class BitsPerDim:
         """
         degrees = torch.tensor(len(self.values) - 1.0, dtype=torch.float64)
         drawn = float(student_quantile(level, degrees)) * self.standard_error
-        rest = self.truncation_bound + float(self.likelihood.rounding.mean()) / self._nats
+        rest = self.truncation_bound + float(self.rounding.mean())
         half = math.inf if math.isnan(self.standard_error) else drawn + rest
         return self.mean - half, self.mean + half
 

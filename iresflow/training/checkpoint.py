@@ -21,6 +21,7 @@ from iresflow.models.files import read_file, write_file
 from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights
 from iresflow.training.loop.processes import Processes
 from iresflow.training.runs.directory import RunDirectory
+from iresflow.training.runs.known_reading import reading_of_run
 
 __all__ = [
     "Files",
@@ -107,6 +108,8 @@ class Files(Store):
         training: Mapping[str, Any] | None = None,
     ) -> None:
         content = {**model, "progress": asdict(progress), "options": self._run.options}
+        if (reading := reading_of_run(self._run.path)) is not None:
+            content["reading"] = reading.to_dict()
         if training is not None:
             content["training"] = dict(training)
         write_file(content, self._run.checkpoint(name))

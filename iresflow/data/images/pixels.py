@@ -8,7 +8,15 @@ from PIL import Image, ImageOps
 
 from iresflow.data.images.walk import formats
 
-__all__ = ["BITS", "bits_for", "largest_value", "open_upright", "read_image", "to_pixels"]
+__all__ = [
+    "BITS",
+    "bits_for",
+    "exact_pixels",
+    "largest_value",
+    "open_upright",
+    "read_image",
+    "to_pixels",
+]
 
 BITS = (8, 10, 12, 14, 16)
 """Ranges that grey values of more than 8 bits are known to fill: ``0 .. 2^bits - 1``."""
@@ -37,6 +45,33 @@ def read_image(
         Exception: Whatever Pillow raises for a file that it cannot read, mostly ``OSError``.
     """
     return to_pixels(open_upright(file, size), size, channels, bits)
+
+
+def exact_pixels(
+    file: str | Path | IO[bytes], shape: tuple[int, int, int], bits: int = 16
+) -> np.ndarray:
+    """An image ``(C, H, W)`` uint8 that has this shape already; nothing is resized or converted.
+
+    A colour image of equal channels is a grey one.
+
+    Raises:
+        ValueError: it has another size or other channels, is transparent, or as `read_image`.
+        Exception: as `read_image`.
+    """
+    channels, height, width = shape
+    image = _eight_bit(open_upright(file, max(height, width)), bits)
+    if image.size != (width, height):
+        raise ValueError(f"{image.size[1]} x {image.size[0]} pixels, not {height} x {width}")
+    if image.has_transparency_data:
+        raise ValueError("transparent pixels have no colour")
+    grey = image.mode in {"1", "L"}
+    pixels = np.asarray(image.convert("L" if grey else "RGB")).reshape(height, width, -1)
+    if channels == 1 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., :1]
+    if pixels.shape[2] != channels:
+        kinds = {1: "grey", 3: "in colour"}
+        raise ValueError(f"the image is {kinds[pixels.shape[2]]}, the model's {kinds[channels]}")
+    return pixels.transpose(2, 0, 1)
 
 
 def open_upright(file: str | Path | IO[bytes], size: int) -> Image.Image:

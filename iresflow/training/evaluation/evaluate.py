@@ -28,7 +28,7 @@ from iresflow.training.loop.batches import Samples
 from iresflow.training.loop.processes import Alone, Processes
 from iresflow.training.objectives.contexts import batch_of, unit_of
 
-__all__ = ["Precision", "evaluate"]
+__all__ = ["Precision", "evaluate", "round_seed", "scoring_estimator"]
 
 TRUNCATION_SHARE = 0.1
 """The part of a tolerance that the truncation of series may take; the rest is for the probes."""
@@ -120,14 +120,14 @@ def evaluate(
         result = scores.summary(unit_of(flow), noisy=noisy)
         return replace(result, probes=precision.probes, seed=seed, tol=precision.tol)
 
-    estimator = _estimator(flow, precision)
+    estimator = scoring_estimator(flow, precision)
     unsaved, keeps = 0, state is not None and processes.main
     schedule = _schedule(scores, batch_size, precision, summary)
     try:
         for turn, (row, first, count, planned) in enumerate(schedule):
             unsaved += 1
             if turn % processes.count == processes.rank:
-                columns = _score(flow, split, first, count, estimator, _seed_of(seed, row))
+                columns = _score(flow, split, first, count, estimator, round_seed(seed, row))
                 scores.put(row, first, *columns)
                 progress(int((~scores.truncations.isnan()).sum()), planned)
             if state is not None and unsaved >= SAVE_EVERY * processes.count:
@@ -206,12 +206,12 @@ def _score(
     return columns
 
 
-def _seed_of(seed: int, row: int) -> int:
+def round_seed(seed: int, row: int) -> int:
     """Of one round: mixed so that neighbouring seeds have no round in common."""
     return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:7])
 
 
-def _estimator(flow: Flow, precision: Precision) -> LogDetEstimator | None:
+def scoring_estimator(flow: Flow, precision: Precision) -> LogDetEstimator | None:
     """What computes the log-determinants; None for the model's own way in eval mode."""
     blocks = len(list(flow.blocks()))
     if isinstance(flow.log_det, Exact) or blocks == 0:
@@ -229,7 +229,7 @@ def _key(flow: Flow, split: Samples, seed: int, precision: Precision) -> str:
     data = hashlib.sha256(split.values.cpu().contiguous().numpy())
     if split.labels is not None:
         data.update(split.labels.cpu().contiguous().numpy())
-    settings = (seed, replace(precision, limit=1), _estimator(flow, precision))
+    settings = (seed, replace(precision, limit=1), scoring_estimator(flow, precision))
     return f"{fingerprint(flow)} {data.hexdigest()} {settings}"
 
 

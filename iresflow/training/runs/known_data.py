@@ -38,6 +38,7 @@ class KnownData:
         offset: What was subtracted from each of them; empty for nothing.
         contexts: Names of the columns of contexts; empty where there are none.
         scaling: How contexts are standardised, or ``None``.
+        classes: Names of the classes, in the order of their numbers; empty where not known.
     """
 
     fingerprint: Fingerprint | None = None
@@ -45,6 +46,7 @@ class KnownData:
     offset: tuple[float, ...] = ()
     contexts: tuple[str, ...] = ()
     scaling: Scaling | None = None
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, run: str | Path) -> "KnownData | None":
@@ -65,6 +67,7 @@ class KnownData:
                 tuple(values["offset"]),
                 tuple(values["contexts"]),
                 None if scaling is None else Scaling(*(tuple(scaling[k]) for k in _SCALING)),
+                tuple(values.get("classes", ())),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} is damaged ({type(error).__name__}: {error})") from None
@@ -88,6 +91,7 @@ def remember(run: str | Path, dataset: Dataset) -> None:
         "offset": list(dataset.offset),
         "contexts": list(dataset.contexts),
         "scaling": None if dataset.scaling is None else asdict(dataset.scaling),
+        "classes": list(dataset.classes),
     }
     file = Path(run) / FILE
     beside = file.with_name(f".{FILE}.tmp")

@@ -8,13 +8,13 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from iresflow.bijections import Accuracy
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
+from iresflow.commands.many_samples import takes_many, write_many
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data import write_rows
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
-from iresflow.models.inversion import residual_tolerance
 from iresflow.pictures import save_grid, save_image
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
@@ -54,6 +54,10 @@ def main(arguments: Sequence[str]) -> int:
             if classes
             else "--label is for conditional models; this one has no classes"
         )
+    if takes_many(options.out, options.n):
+        if options.reconstruct or options.interpolate or options.each:
+            raise ValueError(f"--out {options.out} is for samples alone; pictures end in .png")
+        return write_many(model, options)
     if isinstance(model, VectorFlow):
         return _sample_vectors(model, options)
     if options.reconstruct:
@@ -80,7 +84,12 @@ def _parser() -> ArgumentParser:
         type=float,
         help="certified Euclidean error of each block's inverse; else what the float type allows",
     )
-    parser.add_argument("--out", help="file to write; by default in the run's samples directory")
+    parser.add_argument(
+        "--out",
+        help="file to write: a picture (.png) by default, in the run's samples directory; .npz or "
+        ".npy (integer images, or rows), .csv (rows), or a directory for one .png each: these in "
+        "any number",
+    )
     parser.add_argument("--each", action="store_true", help="also write one file for each sample")
     parser.add_argument("--label", type=int, help="class of the samples; all in turn else")
     parser.add_argument(
@@ -113,7 +122,7 @@ def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor,
 
 def _sample_images(model: ImageFlow, options: Namespace) -> int:
     z, context = _latents(model, options)
-    result = model.invert(z, context, _accuracy(options))
+    result = model.invert(z, context, accuracy_of(options))
     out = _out(options, "samples.png")
     pixels = model.quantize(result.value).float() / (model.levels - 1)
     if model.given is None:
@@ -133,7 +142,7 @@ def _reconstruct(model: ImageFlow, options: Namespace) -> int:
     _save_pairs(back.originals, back.values, out)
     _save_each(back.values, out, options)
     print(f"largest pixel error  {back.largest_error:.2e} of the range [0, 1]")
-    _print_solver(back.inverse, model.base_dim, options)
+    print_solver(back.inverse, model.base_dim, options)
     print(f"written              {out}")
     return 0
 
@@ -172,16 +181,12 @@ def _interpolate(model: ImageFlow, options: Namespace) -> int:
     if context is not None:
         pairs = [_line(context[2 * i], context[2 * i + 1], weights) for i in range(paths)]
         between = torch.cat(pairs)
-    result = model.invert(z, between, _accuracy(options))
+    result = model.invert(z, between, accuracy_of(options))
     out = _out(options, "interpolations.png")
     save_grid(result.value, out, INTERPOLATION_STEPS)
     _save_each(result.value, out, options)
     _report(result, model.base_dim, out, options)
     return 0
-
-
-def _accuracy(options: Namespace) -> Accuracy | None:
-    return None if options.tol is None else Accuracy(options.tol)
 
 
 def _line(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
@@ -203,7 +208,7 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     if options.reconstruct or options.interpolate:
         raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
     z, context = _latents(model, options)
-    result = model.invert(z, context, _accuracy(options))
+    result = model.invert(z, context, accuracy_of(options))
     points = result.value.cpu().double().numpy()
     table = _out(options, "samples.csv")
     if table.suffix == ".png":
@@ -264,26 +269,6 @@ def _save_each(images: Tensor, out: Path, options: Namespace) -> None:
     print(f"one file each        {folder}")
 
 
-def _print_solver(result: FlowInverse, dim: int, options: Namespace) -> None:
-    error, limit = float(result.block_error.max()), float(result.limit.max())
-    residual = float(result.residual.max())
-    allowed = residual_tolerance(_accuracy(options) or Accuracy(), dim)
-    floor, rounded = "", ""
-    if options.tol is not None and limit > options.tol:
-        floor = f"; NOT --tol {options.tol:.1e}: the floor of the float type is {limit:.1e}"
-    if residual > allowed:
-        rounded = f"; above {allowed:.1e} by the rounding of x to its float type"
-    print(
-        f"solver steps         {float(result.steps.float().mean()):.1f} branch evaluations a "
-        f"sample, at most {int(result.steps.max())}\n"
-        f"certified error      {error:.2e}, the largest of any block{floor}\n"
-        f"worst case           {float(result.worst_case.max()):.2e} in x, if each block amplified "
-        "as much as its bound allows\n"
-        f"measured residual    {residual:.2e} in latent space, Euclidean, after at most "
-        f"{int(result.sweeps.max())} sweeps{rounded}"
-    )
-
-
 def _report(result: FlowInverse, dim: int, out: Path, options: Namespace) -> None:
-    _print_solver(result, dim, options)
+    print_solver(result, dim, options)
     print(f"written              {out}")

@@ -68,6 +68,8 @@ def score_own_samples(options: Namespace) -> int:
 
 
 def _open(options: Namespace, model: Flow, reading: Reading) -> Queries:
+    if len(model.context_shape) > 1:
+        raise ValueError("this model is conditional on images: ask flow.likelihood for densities")
     if options.label is not None:
         if model.context_dim == 0 or reading.contexts:
             raise ValueError("--label is for models that are conditional on a class")

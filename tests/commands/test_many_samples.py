@@ -1,0 +1,184 @@
+"""``iresflow sample --out``: any number of samples, in files that are whole or not there."""
+
+import csv
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import iresflow
+from iresflow import ImageFlow, VectorFlow
+from iresflow.cli import main
+from iresflow.commands import many_samples
+
+TINY = """--model.hidden 4 --training.steps 2 --training.batch_size 8 --training.validate_every 2
+--training.validation_samples 8 --log_det.terms 3 --training.compile false""".split()
+
+
+@pytest.fixture(autouse=True)
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def points(tmp_path):
+    flow = VectorFlow(2, blocks=1, hidden=4)
+    flow.initialize(torch.randn(64, 2))
+    flow.eval().save(tmp_path / "flow.pt")
+    return flow
+
+
+@pytest.fixture
+def images(tmp_path):
+    flow = ImageFlow((1, 2, 2), blocks=(1,), hidden=2, levels=17, context_dim=3)
+    x = flow.dequantize(torch.randint(0, 17, (64, 1, 2, 2)))
+    flow.initialize(x, torch.eye(3)[torch.arange(64) % 3])
+    flow.eval().save(tmp_path / "flow.pt")
+    return flow
+
+
+def sampled(tmp_path, name, *options, n=600, model="flow.pt"):
+    out = tmp_path / name
+    arguments = ["sample", str(tmp_path / model), "--n", str(n), "--out", str(out), *options]
+    assert main(arguments) == 0
+    assert not list(tmp_path.glob("*.partial"))
+    return out
+
+
+def test_every_format_of_images_holds_the_same(images, tmp_path, capsys):
+    npz = np.load(sampled(tmp_path, "x.npz"))
+    assert sorted(npz.files) == ["labels", "samples"] and npz["samples"].dtype == np.uint8
+    assert npz["labels"].tolist() == [i % 3 for i in range(600)]
+    assert npz["samples"].shape == (600, 1, 2, 2) and npz["samples"].max() < 17
+    assert np.array_equal(np.load(sampled(tmp_path, "x.npy")), npz["samples"])
+    folder = sampled(tmp_path, "pictures", n=3)
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == ["00000.png", "00001.png", "00002.png"]
+    for file, expected in zip(files, npz["samples"], strict=False):
+        with Image.open(file) as image:
+            shown = np.asarray(image.convert("L"))
+        assert np.array_equal(shown, np.round(expected[0] * (255 / 16)))
+    assert "certified error" in capsys.readouterr().out
+
+
+def test_samples_are_a_function_of_seed_and_number(points, tmp_path):
+    long = np.load(sampled(tmp_path, "long.npy", n=600))
+    assert np.array_equal(np.load(sampled(tmp_path, "short.npy", n=300)), long[:300])
+    other = np.load(sampled(tmp_path, "other.npy", "--seed", "1", n=600))
+    assert len(np.unique(np.concatenate([long, other]), axis=0)) == 1200  # no stream twice
+
+
+def test_samples_are_of_the_density(points, tmp_path):
+    """Their latents are of the base density: means and variances within 4 standard errors."""
+    x = torch.from_numpy(np.load(sampled(tmp_path, "x.npy", n=4000)))
+    z = points.double().transform(x).detach()
+    error = 4000**-0.5
+    assert bool((z.mean(0).abs() < 4 * error).all())
+    assert bool(((z.var(0) - 1).abs() < 4 * 2**0.5 * error).all())
+    cold = torch.from_numpy(np.load(sampled(tmp_path, "c.npy", "--temperature", "0.5", n=4000)))
+    spread = points.transform(cold).detach().var(0)
+    assert bool(((spread - 0.25).abs() < 4 * 2**0.5 * error * 0.25).all())
+    assert bool(((spread - 1).abs() > 0.5).all())
+
+
+def test_one_class_can_be_asked_for(images, tmp_path):
+    file = np.load(sampled(tmp_path, "x.npz", "--label", "1", n=5))
+    assert file["labels"].tolist() == [1] * 5
+
+
+@pytest.fixture(scope="module")
+def table_run(tmp_path_factory):
+    """A run on a table with an offset and a context."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.set_default_dtype(torch.float32)
+    x = np.random.default_rng(1).normal(size=(60, 3)) * [1, 2, 5] + [0, 30, 1000]
+    np.savetxt(folder / "x.csv", x, delimiter=",", header="a,b,when", comments="")
+    (folder / "c.yaml").write_text(
+        f"data: {{name: table, root: {folder / 'x.csv'}, context: [b], offset: {{when: 1000}}}}\n"
+        "model: {blocks: [1]}\n"
+    )
+    arguments = ["train", "--config", str(folder / "c.yaml"), *TINY, "--runs", str(folder)]
+    assert main([*arguments, "--name", "t"]) == 0
+    return folder / "0000-t", x
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npz"])
+def test_rows_have_names_contexts_and_the_units_of_the_data(table_run, name, tmp_path):
+    run, x = table_run
+    out = sampled(tmp_path, name, n=5000, model=run)
+    if name == "x.csv":
+        with out.open(newline="") as file:
+            columns, *cells = csv.reader(file)
+        rows = np.array(cells, dtype=float)
+    else:
+        stored = np.load(out)
+        columns, rows = stored["columns"].tolist(), stored["samples"]
+    assert columns == ["b", "a", "when"] and rows.shape == (5000, 3)
+    # Contexts are those of test rows, up to the rounding of single precision.
+    assert np.abs(rows[:, :1] - x[:, 1]).min(1).max() < 1e-4
+    assert abs(np.median(rows[:, 2]) - 1000) < 20 and abs(np.median(rows[:, 1])) < 2
+
+
+def test_rows_of_a_sample_can_be_scored(table_run, tmp_path):
+    run, _ = table_run
+    out = sampled(tmp_path, "x.csv", n=5000, model=run)
+    scores = tmp_path / "s.npy"
+    assert main(["evaluate", str(run), "--data", str(out), "--scores", str(scores)]) == 0
+    assert np.isfinite(np.load(scores)["log_prob"]).all()
+
+
+def test_what_is_stopped_never_looks_finished(points, tmp_path, monkeypatch):
+    invert, calls = VectorFlow.invert, []
+
+    def stopping(self, *arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return invert(self, *arguments)
+
+    monkeypatch.setattr(VectorFlow, "invert", stopping)
+    for name in ("x.npy", "x.npz"):
+        calls.clear()
+        out = tmp_path / name
+        arguments = ["sample", str(tmp_path / "flow.pt"), "--n", "600", "--out", str(out)]
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 130 and not out.exists()
+    monkeypatch.undo()
+    (tmp_path / "x.npy.partial").unlink()
+    stored = np.load(sampled(tmp_path, "x.npz"))  # what was left is replaced
+    assert len(stored["samples"]) == 600
+
+
+def test_a_directory_that_is_not_empty_is_left_alone(images, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "mine.txt").write_text("mine")
+    arguments = ["sample", str(tmp_path / "flow.pt"), "--out", str(tmp_path / "pictures")]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "is not empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments[:2], "--n", "9000", "--out", str(tmp_path / "x.csv")])
+    assert ".npz, .npy or a directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments[:3], str(tmp_path / "x.npz"), "--reconstruct"])
+    assert "pictures end in .png" in capsys.readouterr().err
+
+
+def test_memory_is_that_of_a_batch(tmp_path, monkeypatch):
+    """NumPy's memory, which `tracemalloc` sees, does not grow with the number of samples."""
+    flow = ImageFlow((1, 16, 16), blocks=(0,), hidden=2)
+    flow.eval().save(tmp_path / "flow.pt")
+    monkeypatch.setattr(many_samples, "BLOCK", 16)
+    peaks = []
+    for n in (64, 1024):
+        tracemalloc.start()
+        sampled(tmp_path, f"{n}.npz", n=n)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    whole = 1024 * 16 * 16
+    assert (tmp_path / "1024.npz").stat().st_size > whole
+    assert peaks[1] - peaks[0] < whole / 2
+    assert iresflow.load(tmp_path / "flow.pt").levels == 256

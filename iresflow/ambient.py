@@ -14,12 +14,12 @@ set one in the meantime. A compiler does (`unpinned`).
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, Self, TypeVar, final
 
 import torch
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
 from iresflow.switches import KEYS, Key, Wish, read, turn
@@ -64,7 +64,7 @@ class Guard:
             _THREAD.wish = self._outer
             _SWITCHES.replace(self._now, self._outer)
         if self._device is not None:
-            self._device.__exit__(None, None, None)
+            _pop_mode()
         for kind in self._autocast:
             torch.set_autocast_enabled(kind, True)
 
@@ -83,8 +83,7 @@ def _leave_autocast() -> list[str]:
     """Turns autocast off in this thread; returns the kinds of devices that had it on."""
     if not torch._C._is_any_autocast_enabled():
         return []
-    kinds = torch._C._autocast_supported_devices()
-    kinds = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+    kinds = [kind for kind in AUTOCAST_DEVICES if torch.is_autocast_enabled(kind)]
     for kind in kinds:
         torch.set_autocast_enabled(kind, False)
     return kinds
@@ -95,11 +94,13 @@ def _leave_default_device() -> DeviceContext | None:
     if torch._C._len_torch_function_stack() == 0:
         return None
     modes = _get_current_function_mode_stack()
-    # The default device lies below all other modes.
-    if not isinstance(modes[0], DeviceContext) or modes[0].device.type == "cpu":
+    devices = [mode.device.type for mode in modes if isinstance(mode, DeviceContext)]
+    if devices[-1:] in ([], ["cpu"]):
         return None
+    # On top of all modes, where its device is taken first. Its own method would put it below
+    # them, where PyTorch before 2.8 allows only one.
     context = DeviceContext("cpu")
-    context.__enter__()
+    _push_mode(context)
     return context
 
 
@@ -221,6 +222,11 @@ def unpinned() -> Iterator[None]:
         if followed:
             turn(("cuda", "matmul"), "none")
 
+
+# PyTorch lists them itself since 2.8.
+AUTOCAST_DEVICES: Sequence[str] = getattr(
+    torch._C, "_autocast_supported_devices", lambda: ("cpu", "cuda", "xpu", "hpu", "mps")
+)()
 
 _THREAD = threading.local()
 _SWITCHES = _Switches()

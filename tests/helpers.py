@@ -20,7 +20,7 @@ from iresflow.lipschitz import (
     conv_branch,
     dense_branch,
 )
-from iresflow.switches import KEYS, read, turn
+from iresflow.switches import KEYS, NEWER, read, turn
 
 CLOSED = 1e-8
 """Tolerance of closed forms in float64."""
@@ -193,9 +193,9 @@ def ambient_state() -> dict[str, object]:
     """What PyTorch has set for the whole process, or for this thread."""
     return {
         "products": switches(),
-        "products follow": followers(),
+        "products follow": followers() if NEWER else None,
         "threads": torch.get_num_threads(),
-        "device": torch.get_default_device(),
+        "device": torch.empty(0).device,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "gradients": torch.is_grad_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),

@@ -61,6 +61,19 @@ def _estimator(row: str, /, **options: object) -> dict[str, Variant]:
 
 PRESET = "preset"
 
+PAIRS = {"model.kernels": (3, 3), "model.activation": "sine-cosine"}
+
+WITH_PAIRS: dict[str, dict[str, Any]] = {
+    "blocks x 3/2": {"model.blocks": (6, 6)},
+    "hidden 16": {"model.hidden": 16},
+    "coeff 0.999": {"model.coeff": 0.999},
+    "not in front": {"model.activate_input": False},
+    "decay cosine": {"training.schedule": "cosine", "training.decay_steps": 0.6},
+    "noise variational": {"model.dequantization": "variational"},
+    "prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
+    "3-3-3": {"model.kernels": (3, 3, 3)},
+}
+
 VARIANTS: dict[str, Variant] = {
     PRESET: Variant(PRESET, {}),
     **_one("rate", "training.learning_rate", 1e-3, 2e-3, 1e-2, 2e-2),
@@ -112,6 +125,7 @@ VARIANTS: dict[str, Variant] = {
         f"3-3, {name}": Variant("3-3", {"model.kernels": (3, 3), "model.activation": name})
         for name in ("clipswish", "elu", "sine", "sine-cosine")
     },
+    **{f"pairs, {name}": Variant("pairs", {**PAIRS, **more}) for name, more in WITH_PAIRS.items()},
     "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),
     "3-3, blocks x 3/2, decay": Variant(
         "together",

@@ -96,6 +96,7 @@ VARIANTS: dict[str, Variant] = {
     **_blocks("three scales", 3, 3, 2),
     **_one("activation", "model.activation", "clipswish", "elu", "sine", "sine-cosine", "tanh"),
     **_one("in front", "model.activate_input", False),
+    "block monotone": Variant("block", {"model.block": "monotone"}),
     **_one("normalization", "model.normalization", "certified", "power-iteration"),
     **_one("alpha", "model.alpha", 0.0, 1e-6, 0.01, 0.05),
     "noise variational": Variant("noise", {"model.dequantization": "variational"}),

@@ -2,8 +2,11 @@
 
 from iresflow.bijections.affine import ActNorm, Standardize
 from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
+from iresflow.bijections.branch_block import BranchBlock
 from iresflow.bijections.channels import ChannelMeans, FirstChannels
 from iresflow.bijections.conditional_prior import ConditionalPrior
+from iresflow.bijections.kinds import BLOCKS, block_named
+from iresflow.bijections.monotone import MonotoneBlock
 from iresflow.bijections.pixels import (
     Center,
     Logit,
@@ -16,9 +19,11 @@ from iresflow.bijections.reshape import MultiScale, Squeeze
 from iresflow.bijections.residual import ResidualBlock
 
 __all__ = [
+    "BLOCKS",
     "Accuracy",
     "ActNorm",
     "Bijection",
+    "BranchBlock",
     "Center",
     "ChannelMeans",
     "Composition",
@@ -27,10 +32,12 @@ __all__ = [
     "Inverse",
     "LogDet",
     "Logit",
+    "MonotoneBlock",
     "MultiScale",
     "ResidualBlock",
     "Squeeze",
     "Standardize",
+    "block_named",
     "check_levels",
     "dequantize",
     "quantize",

@@ -58,6 +58,18 @@ class Stretch:
         return Stretch(forward, inverse, -dim * inverse, dim * forward)
 
     @staticmethod
+    def monotone(lipschitz: float, dim: int) -> "Stretch":
+        r"""Of :math:`(I - g)(I + g)^{-1}` on D dimensions, from an upper bound L of Lip(g).
+
+        Both Lipschitz constants are at most :math:`(1 + L) / (1 - L)`, and the log-determinant
+        lies within D times the logarithm of that.
+        """
+        part = Stretch.residual(lipschitz, dim)
+        log = part.log_forward + part.log_inverse
+        log = math.nextafter(log, math.inf) if log else log
+        return Stretch(log, log, -dim * log * (1 + 4 * _EPS), dim * log * (1 + 4 * _EPS))
+
+    @staticmethod
     def diagonal(scales: Sequence[float], copies: int, error: float) -> "Stretch":
         """Of a product of each dimension with a positive number.
 

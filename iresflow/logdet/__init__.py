@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from iresflow.logdet.base import LogDetEstimate, LogDetEstimator
+from iresflow.logdet.cayley import Cayley
 from iresflow.logdet.exact import Exact
 from iresflow.logdet.krylov import Krylov
 from iresflow.logdet.lanczos import Lanczos
@@ -19,6 +20,7 @@ from iresflow.logdet.small import ExactWhereSmall
 __all__ = [
     "ESTIMATORS",
     "LENGTHS",
+    "Cayley",
     "Exact",
     "ExactWhereSmall",
     "Geometric",

@@ -5,10 +5,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
+import torch
 from torch import Tensor
 
 from iresflow.errors import DerivativeError, NotContractiveError
 from iresflow.linearization import Linearization, first_order
+from iresflow.logdet.cayley import Cayley, Negated, twins
 from iresflow.streams import Stream
 from iresflow.tensors import transformed
 
@@ -99,11 +101,33 @@ class LogDetEstimator(ABC):
         exact = self.kind_at(linearization) == "exact"
         if transformed() and not exact:
             raise DerivativeError
-        estimate = self.estimate(linearization, generator)
+        if isinstance(linearization, Cayley):
+            estimate = self._difference(linearization.inner, generator)
+        else:
+            estimate = self.estimate(linearization, generator)
         if exact:
             return estimate
         # The vectors that a surrogate holds constant depend on x and on the parameters too.
         return replace(estimate, surrogate=first_order(estimate.surrogate))
+
+    @final
+    def _difference(self, g: Linearization, generator: Stream | None) -> LogDetEstimate:
+        """Of log det(I - J) - log det(I + J), with the same probes and lengths for both.
+
+        The standard error of a difference is at most the sum of both: it is a seminorm of what
+        the probes give.
+        """
+        first, second = twins(generator, g.point.device)
+        minus, plus = self.estimate(Negated(g), first), self.estimate(g, second)
+        return LogDetEstimate(
+            minus.value - plus.value,
+            minus.surrogate - plus.surrogate,
+            variance=(minus.variance.sqrt() + plus.variance.sqrt()).square(),
+            truncation=minus.truncation + plus.truncation,
+            gradient_truncation=torch.maximum(minus.gradient_truncation, plus.gradient_truncation),
+            products=minus.products + plus.products,
+            degrees=min(minus.degrees, plus.degrees),
+        )
 
     def kind_at(self, linearization: Linearization) -> Kind:
         """What is promised at a linearization, where that depends on it."""

@@ -9,35 +9,57 @@ from iresflow.lipschitz import Bound
 
 __all__ = ["BlockCertificate"]
 
+KINDS = {"residual": Stretch.residual, "monotone": Stretch.monotone}
+"""How much a block of each kind stretches, from L and the dimension."""
+
 
 @final
 @dataclass(frozen=True)
 class BlockCertificate:
-    """What is certified of one residual block.
+    """What is certified of one residual or monotone block.
 
     Attributes:
         name: The block's place in the model.
         bound: Of the Lipschitz constant L of its branch.
         dim: The dimension of what the block acts on.
+        kind: ``residual`` or ``monotone``.
+
+    Raises:
+        ValueError: another kind.
     """
 
     name: str
     bound: Bound
     dim: int
+    kind: str = "residual"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"a block is one of {', '.join(KINDS)}, got {self.kind!r}")
 
     @property
     def stretch(self) -> Stretch:
         """Bounds of the block's Lipschitz constants and log-determinant (Lemmas 4.6 and 5.5)."""
-        return Stretch.residual(self.bound.upper, self.dim)
+        return KINDS[self.kind](self.bound.upper, self.dim)
 
     @property
     def forward_lipschitz(self) -> float:
-        """Lipschitz bound of the block, 1 + L (thesis, Lemma 4.6)."""
-        return 1 + self.bound.upper
+        """Lipschitz bound of the block, 1 + L (thesis, Lemma 4.6); of a monotone one,
+        (1 + L) / (1 - L)."""
+        if self.kind == "residual":
+            return 1 + self.bound.upper
+        return (1 + self.bound.upper) * self._amplification
 
     @property
     def inverse_lipschitz(self) -> float:
-        """Lipschitz bound of the block's inverse, 1 / (1 - L) (thesis, Lemma 4.6)."""
+        """Lipschitz bound of the block's inverse, 1 / (1 - L) (thesis, Lemma 4.6); of a monotone
+        one, (1 + L) / (1 - L)."""
+        if self.kind == "residual":
+            return self._amplification
+        return (1 + self.bound.upper) * self._amplification
+
+    @property
+    def _amplification(self) -> float:
         upper = self.bound.upper
         return 1 / (1 - upper) if upper < 1 else math.inf
 

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from iresflow.bijections import Bijection, ResidualBlock
+from iresflow.bijections import Bijection, BranchBlock
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import UnknownBoundError
 from iresflow.lipschitz import Bound, Branch, LipschitzMap, NormalizedLayer
@@ -111,6 +111,7 @@ class Certificate:
                     "upper": block.bound.upper,
                     "estimate": block.bound.estimate,
                     "method": block.bound.method,
+                    **({} if block.kind == "residual" else {"kind": block.kind}),
                 }
                 for block in self.blocks
             ],
@@ -132,7 +133,10 @@ class Certificate:
         try:
             blocks = tuple(
                 BlockCertificate(
-                    b["name"], Bound(b["upper"], b["estimate"], b["method"]), b["dim"]
+                    b["name"],
+                    Bound(b["upper"], b["estimate"], b["method"]),
+                    b["dim"],
+                    b.get("kind", "residual"),
                 )
                 for b in values["blocks"]
             )
@@ -149,7 +153,7 @@ class Certificate:
             raise ValueError(f"not a certificate: {error!r}") from None
 
 
-def block_bound(name: str, block: ResidualBlock) -> Bound:
+def block_bound(name: str, block: BranchBlock) -> Bound:
     """The certified bound of the block of that name.
 
     Raises:
@@ -166,7 +170,7 @@ def block_bound(name: str, block: ResidualBlock) -> Bound:
 
 @torch.no_grad()
 def certify_blocks(
-    blocks: Iterable[tuple[str, ResidualBlock]], bijection: Bijection, dim: int
+    blocks: Iterable[tuple[str, BranchBlock]], bijection: Bijection, dim: int
 ) -> tuple[BlockCertificate, ...]:
     """The certificates of named blocks inside a bijection on D dimensions, as eval mode has them.
 
@@ -180,7 +184,7 @@ def certify_blocks(
     dims = dict(_part_dimensions(bijection, dim))
     # Inside of a map that does not name its parts, D is an upper bound of the dimension.
     return tuple(
-        BlockCertificate(name, block_bound(name, block), dims.get(name, dim))
+        BlockCertificate(name, block_bound(name, block), dims.get(name, dim), block.kind)
         for name, block in blocks
     )
 
@@ -191,7 +195,7 @@ def find_defects(model: nn.Module) -> tuple[str, ...]:
     Residual blocks are left to `block_bound`: one that holds NaN has no bound.
     """
     parts = list(model.named_modules())
-    blocks = tuple(f"{name}." for name, part in parts if isinstance(part, ResidualBlock))
+    blocks = tuple(f"{name}." for name, part in parts if isinstance(part, BranchBlock))
     tensors = {
         name: tensor.detach()
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from iresflow.ambient import own_arithmetic
-from iresflow.bijections import Bijection, ResidualBlock
+from iresflow.bijections import Bijection, BranchBlock
 from iresflow.errors import NotContractiveError
 from iresflow.lipschitz import NormalizedLayer, Unlimited
 from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
@@ -43,13 +43,13 @@ class CertifiedModel(StoredModel):
         for name, block in self.blocks():
             block.name = f"block {name}"
 
-    def blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
+    def blocks(self) -> Iterator[tuple[str, BranchBlock]]:
         """The residual blocks with their names, in the order of the forward map."""
         for name, module in self.bijection.named_modules():
-            if isinstance(module, ResidualBlock):
+            if isinstance(module, BranchBlock):
                 yield name, module
 
-    def contractions(self) -> Iterator[tuple[str, ResidualBlock]]:
+    def contractions(self) -> Iterator[tuple[str, BranchBlock]]:
         """All blocks that have to be invertible: those of the map, and of what else is there."""
         return self.blocks()
 

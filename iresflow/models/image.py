@@ -10,11 +10,11 @@ from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
 from iresflow.bijections import (
+    BranchBlock,
     Center,
     LogDet,
     Logit,
     MultiScale,
-    ResidualBlock,
     check_levels,
     quantize,
 )
@@ -41,6 +41,7 @@ SILENT = {
     "activate_input": True,
     "given": None,
     "conditional_prior": False,
+    "block": "residual",
 }
 """What an argument is in a file that does not name it."""
 
@@ -76,6 +77,7 @@ class ImageFlow(Flow):
         learned_prior: Whether mean and variance of the latent are trained.
         conditional_prior: Whether mean and scale of what is factored out come from what stays, see
             `iresflow.bijections.ConditionalPrior`.
+        block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
         dequantization: Name of the noise that makes floats of integers: uniform, truncated-normal,
             or variational, see `iresflow.models.dequantization`.
         dequantization_blocks: Residual blocks of the flow that makes variational noise.
@@ -117,6 +119,7 @@ class ImageFlow(Flow):
         alpha: float = 0.05,
         learned_prior: bool = True,
         conditional_prior: bool = False,
+        block: str = "residual",
         dequantization: str = "uniform",
         dequantization_blocks: int = 4,
         dequantization_deviation: float = 1 / 6,
@@ -146,6 +149,7 @@ class ImageFlow(Flow):
             coeff=number("coeff", coeff),
             normalization=word("normalization", normalization),
             context_dim=context,
+            block=word("block", block),
         )
         image = (shape[0], shape[1], shape[2])
         noise = noise_named(
@@ -176,6 +180,7 @@ class ImageFlow(Flow):
             "padding": parts.padding,
             "activate_input": parts.activate_input,
             "given": None if known is None else given,
+            "block": parts.block,
             "conditional_prior": conditional_prior,
             **noise.spec,
         }
@@ -203,7 +208,7 @@ class ImageFlow(Flow):
         self.given = known
         self.noise = noise
 
-    def contractions(self) -> Iterator[tuple[str, ResidualBlock]]:
+    def contractions(self) -> Iterator[tuple[str, BranchBlock]]:
         yield from self.blocks()
         yield from ((f"noise.{name}", block) for name, block in self.noise.blocks())
 

@@ -5,7 +5,13 @@ from typing import final
 
 from torch import nn
 
-from iresflow.bijections import ActNorm, Bijection, ConditionalPrior, ResidualBlock
+from iresflow.bijections import (
+    ActNorm,
+    Bijection,
+    ConditionalPrior,
+    ResidualBlock,
+    block_named,
+)
 from iresflow.lipschitz import (
     PADDINGS,
     Branch,
@@ -30,6 +36,7 @@ class ImageParts:
         hidden, kernels, padding, activation, activate_input, coeff, normalization: As of an
             `iresflow.ImageFlow`.
         context_dim: Of the flow.
+        block: Kind of the blocks.
 
     Raises:
         ValueError: a name that is not known.
@@ -43,8 +50,10 @@ class ImageParts:
     coeff: float
     normalization: str
     context_dim: ContextDim
+    block: str
 
     def __post_init__(self) -> None:
+        block_named(self.block)
         if self.padding not in PADDINGS:
             known = ", ".join(PADDINGS)
             raise ValueError(f"unknown padding {self.padding!r}; choose one of {known}")
@@ -63,7 +72,7 @@ class ImageParts:
             activate_input=self.activate_input and not first,
             context_dim=self.context_dim,
         )
-        return [ActNorm(channels), ResidualBlock(branch)]
+        return [ActNorm(channels), block_named(self.block)(branch)]
 
     def prior(self, stays: int, out: int, size: tuple[int, int]) -> ConditionalPrior:
         """Of so many channels that are factored out, given those that stay."""

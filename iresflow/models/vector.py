@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, final
 
-from iresflow.bijections import ActNorm, Bijection, Composition, ResidualBlock, Standardize
+from iresflow.bijections import ActNorm, Bijection, Composition, Standardize, block_named
 from iresflow.lipschitz import activation_named, dense_branch, normalization_named
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
 from iresflow.models.densities import DiagonalNormal
@@ -38,6 +38,7 @@ class VectorFlow(Flow):
             ``certified`` norms, which cost more and hold in every step.
         learned_prior: Whether mean and variance of the latent are trained; a context then moves
             them too.
+        block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
         log_det: The estimator in training mode; None for the exact one in small dimensions and a
             power series above.
 
@@ -67,12 +68,14 @@ class VectorFlow(Flow):
         coeff: float = 0.97,
         normalization: str = "bidiagonalization",
         learned_prior: bool = False,
+        block: str = "residual",
         log_det: LogDetEstimator | None = None,
     ) -> None:
         dim, blocks = integer("dim", dim, 1), integer("blocks", blocks, 0)
         hidden, context_dim = widths("hidden", hidden), integer("context_dim", context_dim, 0)
         coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
         activation = word("activation", activation)
+        block = word("block", block)
         activate_input = switch("activate_input", activate_input)
         normalization = word("normalization", normalization)
         kind, normalize = activation_named(activation), normalization_named(normalization)
@@ -91,6 +94,8 @@ class VectorFlow(Flow):
         # Left out where it is what older files mean without a word.
         if not activate_input:
             self.spec["activate_input"] = False
+        if block != "residual":
+            self.spec["block"] = block
         maps: list[Bijection] = []
         for index in range(blocks):
             branch = dense_branch(
@@ -102,7 +107,7 @@ class VectorFlow(Flow):
                 activate_input=activate_input and index > 0,
                 context_dim=context_dim,
             )
-            maps += [ActNorm(dim), ResidualBlock(branch)]
+            maps += [ActNorm(dim), block_named(block)(branch)]
         super().__init__(
             Composition([*maps, ActNorm(dim)]),
             DiagonalNormal(dim, learned=learned_prior, context_dim=context_dim),

@@ -2,7 +2,7 @@
 
 import torch
 
-from iresflow.bijections import MultiScale, ResidualBlock
+from iresflow.bijections import BranchBlock, MultiScale
 from iresflow.data import Dataset, Scaling, TableOptions
 from iresflow.data import load_dataset as load_named
 from iresflow.data.images.augment import Augmentation, Flip, Shift
@@ -110,7 +110,7 @@ def _recompute(model: CertifiedModel, scales: tuple[int, ...]) -> None:
                 f"{len(parts) - 1}"
             )
         for module in parts[scale].modules():
-            if isinstance(module, ResidualBlock):
+            if isinstance(module, BranchBlock):
                 module.branch.recompute = True
 
 
@@ -131,6 +131,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
             coeff=model.coeff,
             normalization=model.normalization,
             learned_prior=model.learned_prior,
+            block=model.block,
             log_det=build_estimator(config),
         )
     return ImageFlow(
@@ -149,6 +150,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
         factor_out=model.factor_out,
         alpha=model.alpha,
         learned_prior=model.learned_prior,
+        block=model.block,
         conditional_prior=model.conditional_prior,
         dequantization=model.dequantization,
         dequantization_blocks=model.dequantization_blocks,

@@ -89,6 +89,8 @@ class ModelConfig(Section):
     padding: Literal["zeros", "circular", "reflect"] = "zeros"
     """What the convolutions read beyond the border (images)."""
     # [RF] section 3.3
+    block: Literal["residual", "monotone"] = "residual"
+    """Kind of the blocks; monotone ones stretch more, and a step takes about ten times as long."""
     activation: Literal[
         "clipswish", "elu", "lipswish", "sine", "sine-cosine", "softplus", "tanh"
     ] = "lipswish"

@@ -23,6 +23,7 @@ from iresflow.bijections import (
     ConditionalPrior,
     FirstChannels,
     Logit,
+    MonotoneBlock,
     MultiScale,
     ResidualBlock,
     Squeeze,
@@ -67,6 +68,13 @@ BIJECTIONS = {
     "conditional-prior-context": (lambda: conditional(3), (2, 4, 6), 3),
     "residual-dense": (lambda: ResidualBlock(small_branch("dense"), Exact()), (5,), 0),
     "residual-conv": (lambda: ResidualBlock(small_branch("conv", "elu"), Exact()), (2, 5, 4), 0),
+    "monotone-dense": (lambda: MonotoneBlock(small_branch("dense"), Exact()), (5,), 0),
+    "monotone-conv": (lambda: MonotoneBlock(small_branch("conv", "elu"), Exact()), (2, 5, 4), 0),
+    "monotone-context": (
+        lambda: MonotoneBlock(small_branch("dense", context_dim=3), Exact()),
+        (5,),
+        3,
+    ),
     "residual-context": (
         lambda: ResidualBlock(small_branch("dense", context_dim=3), Exact()),
         (5,),

@@ -38,7 +38,9 @@ FLOWS = {
     "image-conditional-prior": lambda: small_image_flow(
         blocks=(1, 1), factor_out=True, conditional_prior=True, context_dim=2
     ),
+    "image-monotone": lambda: small_image_flow(blocks=(1, 1), block="monotone"),
     "vector": small_vector_flow,
+    "vector-monotone": lambda: small_vector_flow(5, block="monotone", context_dim=2),
     "vector-conditional": lambda: small_vector_flow(context_dim=2, learned_prior=True),
     "vector-wide": lambda: small_vector_flow(12),
 }

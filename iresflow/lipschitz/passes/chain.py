@@ -66,6 +66,12 @@ class Chain:
             return FunctionLinearization(partial(evaluate, self.links), x, self.lipschitz)
         return ChainLinearization(self, x)
 
+    def negated(self) -> "Chain":
+        """Minus the branch: its last layer changes its sign."""
+        *links, last = self.links
+        last = replace(last, weight=-last.weight, bias=-last.bias)
+        return replace(self, links=(*links, last))
+
     def rows(self, index: Tensor) -> "Chain":
         """The chain for some samples ``(N,)`` of the batch, with their rows of the context."""
         return replace(self, links=tuple(link.rows(index) for link in self.links))

@@ -77,6 +77,10 @@ class RoundedChain:
         rounding = self._sizes[event].rounding(norm_per_sample(x), index)
         return self._passes[event].value(x, index), rounding
 
+    def negated(self) -> "RoundedChain":
+        """Minus g."""
+        return RoundedChain(self._chain.negated(), self._norms, self.dtype)
+
     def jacobian(self, x: Tensor, index: Tensor) -> Jacobian:
         """Products with the Jacobians at points, as for a call, in the type of the weights."""
         return ChainLinearization(self._chain.rows(index), x)

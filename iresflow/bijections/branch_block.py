@@ -1,0 +1,108 @@
+"""What blocks that are built on a contractive branch have in common."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from iresflow.bijections.base import Accuracy, Bijection, Inverse
+from iresflow.errors import DerivativeError
+from iresflow.lipschitz import Branch
+from iresflow.lipschitz.passes.chain import Chain
+from iresflow.lipschitz.passes.rounding import RoundedChain
+from iresflow.logdet import LogDetEstimator, PowerSeries
+from iresflow.solvers import attach, solve
+from iresflow.tensors import transformed, wide_norm
+
+__all__ = ["BranchBlock", "solve_residual"]
+
+
+class BranchBlock(Bijection):
+    r"""A block whose invertibility follows from :math:`\operatorname{Lip}(g) < 1`.
+
+    Arguments:
+        branch: g.
+        log_det: The estimator that is used when `forward` is given none.
+
+    Attributes:
+        name: What errors call the block; a flow sets it to the block's place.
+    """
+
+    kind: ClassVar[str] = "residual"
+    """What a certificate calls it."""
+
+    def __init__(self, branch: Branch, log_det: LogDetEstimator | None = None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.log_det = log_det or PowerSeries()
+        self.name = "a residual block"
+
+    def contraction(self, context: Tensor | None) -> tuple[Chain, list[RoundedChain]]:
+        """The branch for a solve, see `Branch.contraction`; contractive if it can be made so.
+
+        In training mode with gradients on, one step of the iteration normalises the weights for
+        the whole solve, or as many as make the block contractive.
+        """
+        chain, maps = self.branch.contraction(context)
+        if self.training and torch.is_grad_enabled() and not (chain.lipschitz or 0.0) < 1:
+            # A training step's norms lag behind the weights.
+            for layer in self.branch.layers:
+                layer.sharpen()
+            chain, maps = self.branch.contraction(context)
+        return chain, maps
+
+
+def solve_residual(
+    chain: Chain, maps: list[RoundedChain], z: Tensor, accuracy: Accuracy, name: str
+) -> Inverse:
+    """The solution x of x + g(x) = z with its certified error, differentiable to any order.
+
+    Arguments:
+        chain: g with its certified bound.
+        maps: g in the type of its weights, and in the widest one.
+        z: ``(B, *event)``.
+        accuracy: How exact x is to be.
+        name: What errors call the block.
+
+    Errors: as `Bijection.invert`.
+    """
+    if transformed():
+        raise DerivativeError(
+            "an inverse is an iteration, which no transform of torch.func goes through: "
+            "use torch.autograd, by which its derivatives of any order are right"
+        )
+    lipschitz, dtype = chain.lipschitz, maps[0].dtype
+    assert lipschitz is not None
+    z = z.to(torch.promote_types(z.dtype, dtype))
+    # Cheap steps in the type of the weights, the last ones and the proof in the widest.
+    certified = partial(
+        solve, maps, z.detach(), lipschitz=lipschitz, solver=accuracy.solver, context=name
+    )
+    solution = certified(tol=accuracy.tol)
+    x = solution.value.to(z.dtype)
+    rounding = wide_norm(solution.value - x)
+    # What the rounding of the result to z's type takes at most, the solve has to leave.
+    room = accuracy.tol - torch.finfo(z.dtype).eps / 2 * wide_norm(solution.value)
+    short = (solution.error + rounding > accuracy.tol) & (room > solution.floor)
+    if bool(short.any()):
+        again = certified(tol=float(room[short].min()))
+        solution = replace(again, steps=solution.steps + again.steps)
+        x = solution.value.to(z.dtype)
+        rounding = wide_norm(solution.value - x)
+    error = solution.error + rounding
+    if torch.is_grad_enabled() and (
+        z.requires_grad or any(t.requires_grad for t in chain.tensors)
+    ):
+        x = attach(
+            x,
+            z,
+            chain.linearize(x.to(dtype)),
+            lipschitz=lipschitz,
+            solver=accuracy.solver,
+            context=name,
+        )
+    amplification = math.nextafter(1 / (1 - lipschitz), math.inf)
+    return Inverse(x, solution.steps, error, solution.floor + rounding, error, amplification)

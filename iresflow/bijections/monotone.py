@@ -34,8 +34,8 @@ class MonotoneBlock(BranchBlock):
     :math:`\log\det = \log\det(I - J) - \log\det(I + J)` with J that of g at u, of which only
     odd powers are left; see `iresflow.logdet.Cayley`.
 
-    A training step certifies the branch's Lipschitz bound anew and solves for u: on a CPU and small
-    images it takes about ten times as long as with residual blocks.
+    A training step certifies the branch's Lipschitz bound anew and solves for u: on a CPU and
+    small images it takes about ten times as long as with residual blocks.
 
     Arguments:
         branch: g.

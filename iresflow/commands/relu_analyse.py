@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -13,20 +13,17 @@ from torch import Tensor, nn
 
 from iresflow.commands.arguments import new_parser, parse
 from iresflow.commands.own_networks import load_network, with_standardised_inputs
-from iresflow.commands.relu_figures import attacks_figure, decay_figure, stages_figure
+from iresflow.commands.relu_figures import decay_figure, stages_figure
+from iresflow.commands.relu_first_layers import Limits, report_attacks, report_preimages
 from iresflow.commands.report import Report
 from iresflow.data import load_dataset
-from iresflow.errors import LinearProgramError, UnsupportedNetworkError
+from iresflow.errors import UnsupportedNetworkError
 from iresflow.relu.analysis import (
     StageSpectra,
-    layers_on_polytope,
     measure_stages,
     parse_first_layers,
 )
 from iresflow.relu.networks.linearize import linearize
-from iresflow.relu.networks.network import Layer, Network
-from iresflow.relu.preimages.attack import Nearest, invariance_attack
-from iresflow.relu.preimages.classification import classify_preimage
 from iresflow.relu.stability.local_map import image_window
 from iresflow.training.runs.directory import new_directory
 
@@ -64,8 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     except UnsupportedNetworkError as error:
         report.numbers("first layers", {"not read": str(error)})
     else:
-        _preimages(report, network, near, options)
-        _attacks(report, module, network, samples, options)
+        limits = Limits(options.depth, int(options.entries))
+        report_preimages(report, network, near, limits)
+        report_attacks(report, module, network, samples, options.attacks, limits)
     print(f"took        {(perf_counter() - began) / 60:.1f} minutes")
     print(f"results     {path / 'results.md'}, results.json, and the figures beside them")
     return 0
@@ -187,92 +185,4 @@ def _stage_row(one: StageSpectra) -> dict[str, object]:
         "largest": float(np.median([float(large) for large, _ in edges])),
         "smallest that is not zero": float(np.median([float(small) for _, small in edges])),
         "condition": float(np.median([s.condition for s in one.spectra])),
-    }
-
-
-def _layers(network: Network, x: Tensor, options: Namespace) -> Iterator[tuple[int, Layer]]:
-    layers = layers_on_polytope(network, x, int(options.entries))
-    for depth, layer in zip(range(1, options.depth + 1), layers, strict=False):
-        if layer.affine.in_size * layer.affine.out_size <= options.entries:
-            yield depth, layer
-
-
-def _preimages(report: Report, network: Network, near: Tensor, options: Namespace) -> None:
-    rows: list[dict[str, object]] = []
-    for index, x in enumerate(near):
-        flat = network.flatten(x[None])[0]
-        outputs = [output[0] for _, output in network.activations(flat[None])]
-        for depth, layer in _layers(network, x, options):
-            y = layer(flat[None])[0]
-            on = sum(1 for value in outputs[depth - 1].tolist() if value)
-            row = {"sample": index, "layers": depth, "last": layer.name}
-            row |= {"inputs": len(flat), "units on": on}
-            try:
-                found = classify_preimage(layer, y, member=flat)
-                row |= {"kind": str(found.kind), "dimension": found.dimension}
-                row["why"] = found.reason
-            except LinearProgramError as error:
-                row |= {"kind": "not decided", "dimension": None, "why": str(error)}
-            rows.append(row)
-    if rows:
-        report.table(
-            "preimages",
-            rows,
-            "Which inputs the first layers map to the same output as a sample: of one layer all, "
-            "of more those on whose way the same units are on as on the sample's.",
-        )
-    else:
-        first = network.layers[0].affine
-        size = f"{first.out_size} x {first.in_size}"
-        report.numbers("preimages", {"not decided": f"a matrix of {size} is above --entries"})
-
-
-def _attacks(
-    report: Report, module: nn.Module, network: Network, samples: Tensor, options: Namespace
-) -> None:
-    inside = (samples.flatten(1).amin(1) >= 0) & (samples.flatten(1).amax(1) <= 1)
-    images = samples[inside]
-    rows: list[dict[str, object]] = []
-    pictures = []
-    for index in range(min(options.attacks, len(images) - 1)):
-        x, target = images[index], images[-1 - index]
-        line = [("sample", x.flatten().numpy()), ("target", target.flatten().numpy())]
-        for depth, layer in _layers(network, x, options):
-            row: dict[str, object] = {"sample": index, "layers": depth}
-            try:
-                attack = invariance_attack(layer, x.double(), target.double(), likeness=Nearest())
-            except LinearProgramError as error:
-                rows.append(row | dict.fromkeys(COLUMNS) | {"note": str(error)})
-                continue
-            found = attack.x.view(1, *x.shape).to(x.dtype)
-            rows.append(row | _compare(module, x[None], found, target[None]))
-            words = f"same after {depth} layer" + "s" * (depth > 1)
-            line.append((words, attack.x.numpy()))
-        pictures.append(line)
-    if not rows:
-        return
-    report.table(
-        "attacks",
-        rows,
-        "Inputs in [0, 1] that the first layers can't tell from a sample, as near as possible to "
-        "another one. Classes: the largest output of the whole network.",
-    )
-    if samples.dim() == 4 and samples.shape[1] in (1, 3):
-        title = "Images that the first layers can't tell from the sample of their row"
-        report.figure("attacks", attacks_figure(pictures, tuple(samples.shape[1:]), title), title)
-
-
-COLUMNS = ("moved by", "moved towards the target", "change of the output", "classes", "note")
-
-
-def _compare(module: nn.Module, x: Tensor, found: Tensor, target: Tensor) -> dict[str, object]:
-    with torch.no_grad():
-        before, after = module(x).flatten(), module(found).flatten()
-    way = float((target - x).abs().sum())
-    return {
-        "moved by": float((found - x).norm()),
-        "moved towards the target": 1 - float((target - found).abs().sum()) / way if way else 0.0,
-        "change of the output": float((after - before).norm() / before.norm()),
-        "classes": f"{int(before.argmax())} and {int(after.argmax())}",
-        "note": "",
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from iresflow.relu.networks.affine import DenseMap, FunctionMap
@@ -69,13 +69,9 @@ def module_steps(module: nn.Module, shape: Shape) -> Iterator[Step]:
     if kind is nn.ReLU:
         yield 0.0
     elif kind is nn.LeakyReLU:
-        yield _slope(module.negative_slope)
+        yield from _slopes(shape, torch.tensor([module.negative_slope], dtype=torch.float64))
     elif kind is nn.PReLU:
-        slopes = module.weight.detach()
-        if len(slopes) == 1 and float(slopes) >= 0:
-            yield float(slopes)
-        else:
-            yield from slopes_by_channel(shape, slopes.expand(shape[0]))
+        yield from _slopes(shape, module.weight.detach())
     elif kind is nn.ReLU6 or kind is nn.Hardtanh:
         yield from clip(shape, module.min_val, module.max_val)
     elif kind is nn.MaxPool1d or kind is nn.MaxPool2d:
@@ -97,10 +93,11 @@ def module_steps(module: nn.Module, shape: Shape) -> Iterator[Step]:
         raise ValueError(f"can't be read; accepted are {ACCEPTED}")
 
 
-def _slope(value: float) -> float:
-    if value < 0:
-        raise ValueError(f"has the negative slope {value}, allowed is 0 or more")
-    return float(value)
+def _slopes(shape: Shape, slopes: Tensor) -> Iterator[Step]:
+    if len(slopes) == 1 and float(slopes) >= 0:
+        yield float(slopes)
+    else:
+        yield from slopes_by_channel(shape, slopes.expand(shape[0]))
 
 
 def _require_fixed(module: nn.Module) -> None:

@@ -137,6 +137,7 @@ VECTORS = {
     "spectral norm": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(5, 4))),
     "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(5, 4)), nn.ReLU6()),
     "norm": lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), norm(nn.BatchNorm1d, 4)),
+    "falling": lambda: nn.Sequential(nn.Linear(5, 3), nn.LeakyReLU(-0.1), nn.Linear(3, 2)),
     "prelu": lambda: nn.Sequential(nn.Linear(5, 3), prelu(0.1, 0.2, 0.3), nn.Linear(3, 2)),
     "compiled": lambda: torch.compile(nn.Sequential(nn.Linear(5, 4), nn.ReLU())),
     "quotient": lambda: Written(lambda _, x: (1 - 2 * x) / 3),
@@ -282,7 +283,6 @@ REFUSED = {
     "kernel": (lambda: nn.Conv2d(4, 2, 9), IMAGE, "does not fit inputs of shape (4, 7, 6)"),
     "no shape": (lambda: nn.Sequential(nn.Conv2d(4, 2, 3)), None, "in_shape=(C, H, W)"),
     "relu first": (lambda: nn.Sequential(nn.ReLU()), None, "in_shape is needed"),
-    "slope": (lambda: nn.Sequential(nn.Linear(5, 2), nn.LeakyReLU(-0.1)), None, "slope -0.1"),
     "empty": (nn.Sequential, None, "has no layer"),
     "nothing": (nn.Sequential, 5, "has no layer"),
 }  # fmt: skip

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import expand, write_version_1
+from interpreters import run_program
 from PIL import Image
 
 import iresflow
@@ -363,12 +362,9 @@ def test_help_explains_every_option(capsys):
 
 
 def test_scripts_and_module_run_as_programs():
-    for program in (["train.py"], ["sample.py"], ["-m", "iresflow"]):
-        done = subprocess.run(
-            [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True
-        )
+    module = "import runpy; runpy.run_module('iresflow', run_name='__main__', alter_sys=True)"
+    for program in (ROOT / "train.py", ROOT / "sample.py", module):
+        done = run_program(program, "--help")
         assert done.returncode == 0 and "usage" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "iresflow", "fly"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_program(module, "fly")
     assert done.returncode == 2 and "unknown verb" in done.stderr

@@ -1,15 +1,12 @@
 """Libraries of extras: what does without them works, and what needs one says how to install it."""
 
-import os
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
+from interpreters import run_program
 
 from iresflow.errors import MissingLibraryError
 from iresflow.extras import import_extra
-
-Ended = subprocess.CompletedProcess[str]
 
 WITHOUT = """
 import sys
@@ -18,14 +15,9 @@ for name in sys.argv[1].split(","):
 """
 
 
-def run(hidden: str, program: str, *arguments: str, **variables: str) -> Ended:
+def run(hidden: str, program: str, *arguments: str, **variables: str) -> CompletedProcess[str]:
     """A program in a process of its own, where some libraries can't be imported."""
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT + program, hidden, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables},
-    )
+    return run_program(WITHOUT + program, hidden, *arguments, environment=variables)
 
 
 def test_a_module_is_imported_by_its_full_name():

@@ -1,10 +1,9 @@
 """What the command line imports before it says anything."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from interpreters import run_program
 
 HEAVY = {
     "matplotlib",
@@ -37,9 +36,9 @@ def of_torch() -> set[str]:
 
 
 def run(program: str, *arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
-    ).stdout
+    done = run_program(program, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize(

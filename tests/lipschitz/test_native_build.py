@@ -3,20 +3,16 @@
 import logging
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from interpreters import run_program
 
-import iresflow
 from iresflow.lipschitz import LipSwish, compile_kernels, conv_branch
 from iresflow.lipschitz.passes.native import build, library
 from iresflow.lipschitz.passes.native.norm import native_norm
-
-ROOT = Path(iresflow.__file__).parents[1]
 
 USE = """
 import logging, sys, torch
@@ -35,13 +31,10 @@ print("native" if library() is not None else "torch")
 """
 
 
-def use(cache, temporary=None):
+def use(cache, temporary=None, **variables):
     """A fresh process that computes with the passes: its exit code, what it said, and warnings."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"XDG_CACHE_HOME": str(cache), "TMPDIR": str(temporary or cache)}
-    done = subprocess.run(
-        [sys.executable, "-c", USE], env=environment, capture_output=True, text=True, timeout=300
-    )
+    variables |= {"XDG_CACHE_HOME": cache, "TMPDIR": temporary or cache}
+    done = run_program(USE, environment=variables)
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
@@ -63,6 +56,19 @@ def cache(sound, tmp_path):
     path = tmp_path / "cache" / "iresflow" / sound.name
     path.parent.mkdir(parents=True)
     path.write_bytes(sound.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def compiler(sound, tmp_path_factory):
+    """A compiler of one program, which it has compiled before, and that takes no time."""
+    path = tmp_path_factory.mktemp("compiler") / "c++"
+    path.write_text(f"""#!/bin/sh
+for last; do :; done
+echo "$@" >> {path.parent}/calls
+case "$last" in *.o) : > "$last";; *.so) cp {sound} "$last";; *) echo 1.0;; esac
+""")
+    path.chmod(0o700)
     return path
 
 
@@ -94,9 +100,11 @@ def test_a_damaged_object_is_never_loaded(damage, cache, sound, monkeypatch):
     assert not cache.exists()
 
 
-def test_after_damage_a_process_builds_anew_and_computes(cache, sound):
-    cache.write_bytes(DAMAGES["cut to a page"](sound.read_bytes()))
-    assert use(cache.parents[1]) == (0, "native", "")
+def test_after_damage_a_process_builds_anew_and_computes(cache, sound, compiler):
+    damaged = cache.with_name(f"{build._name([str(compiler)])}-{cache.stem.rpartition('-')[2]}.so")
+    cache.unlink()
+    damaged.write_bytes(DAMAGES["cut to a page"](sound.read_bytes()))
+    assert use(cache.parents[1], CXX=compiler) == (0, "native", "")
     (path,) = cache.parent.glob("*.so")
     assert path.stat().st_size == sound.stat().st_size
     assert build._digest(path.read_bytes()) == path.stem.rpartition("-")[2]
@@ -120,12 +128,12 @@ def test_a_cache_that_cannot_be_written_to_serves_what_it_has(cache, monkeypatch
     assert build.load()._name == str(cache)
 
 
-def test_without_a_cache_the_object_lies_among_temporary_files(tmp_path):
+def test_without_a_cache_the_object_lies_among_temporary_files(compiler, tmp_path):
     blocked, temporary = tmp_path / "file", tmp_path / "temporary"
     blocked.write_text("no folder can be made in a file")
     temporary.mkdir()
     for _ in range(2):
-        assert use(blocked, temporary) == (0, "native", "")
+        assert use(blocked, temporary, CXX=compiler) == (0, "native", "")
     (folder,) = temporary.iterdir()
     (path,) = folder.iterdir()  # once, and nothing beside it
     assert path.suffix == ".so" and folder.stat().st_mode & 0o777 == 0o700
@@ -155,7 +163,8 @@ def test_an_object_that_others_may_have_put_there_is_not_run(cache, monkeypatch)
     assert build._sound(cache.parent, cache.stem.rpartition("-")[0]) is None
 
 
-def test_an_object_that_never_loads_is_built_once_only(sound, monkeypatch, tmp_path):
+def test_an_object_that_never_loads_is_built_once_only(compiler, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     builds, built = [], build._built_in
@@ -172,10 +181,11 @@ def test_an_object_that_never_loads_is_built_once_only(sound, monkeypatch, tmp_p
 
 
 def test_a_compiler_may_come_with_options_and_there_may_be_no_home(
-    sound, monkeypatch, tmp_path, caplog
+    compiler, monkeypatch, tmp_path, caplog
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("CXX", "g++ -m64")
+    monkeypatch.setenv("CXX", f"{compiler} -m64")
+    (compiler.parent / "calls").unlink(missing_ok=True)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("HOME")
 
@@ -191,6 +201,8 @@ def test_a_compiler_may_come_with_options_and_there_may_be_no_home(
         library.library.cache_clear()
     assert not caplog.records
     assert list(tmp_path.glob("iresflow-*/*.so"))
+    calls = (compiler.parent / "calls").read_text().splitlines()
+    assert len(calls) == 3 and all(call.startswith("-m64 ") for call in calls)
 
 
 # Memory.
@@ -248,11 +260,7 @@ print(*sorted(outcomes))
 def test_memory_that_runs_out_is_an_error_that_python_gets(sound, call, evaluates, threads):
     """The process was aborted before, with std::bad_alloc on its lips."""
     code = STARVED.format(call=call, evaluates=evaluates, threads=threads)
-    cache = str(sound.parents[1])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_program(code, environment={"XDG_CACHE_HOME": sound.parents[1]})
     assert done.returncode == 0, done.stderr
     assert "native" in done.stdout.split(), done.stdout
 

@@ -1,15 +1,15 @@
 """Without the folder of the native passes the package works, slower."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from interpreters import run_program
 
 import iresflow
 
 PROGRAM = """
 import torch, iresflow
+print(iresflow.__file__)
 iresflow.compile_kernels()
 torch.manual_seed(0)
 flow = iresflow.ImageFlow((1, 4, 4), blocks=(1, 1), hidden=4, levels=4)
@@ -28,16 +28,11 @@ print([round(float(p.grad.norm()), 3) for p in flow.parameters() if p.grad is no
 
 def run(root: Path) -> str:
     """What the program prints with the package that lies below a directory."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
-    return done.stdout
+    done = run_program(PROGRAM, directory=root)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    where, numbers = done.stdout.split("\n", 1)
+    assert Path(where) == root / "iresflow" / "__init__.py"
+    return numbers
 
 
 def test_the_folder_of_the_native_passes_can_be_deleted(tmp_path):

@@ -4,8 +4,6 @@ import copy
 import errno
 import os
 import pickle
-import subprocess
-import sys
 import time
 import zipfile
 from collections import OrderedDict
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_vector_flow, write_version_1
+from interpreters import run_program
 
 import iresflow
 from iresflow import CertificateWarning, CheckpointError
@@ -38,13 +37,6 @@ def refused(path):
     message = str(caught.value)
     assert "\n" not in message and path.name in message and len(message) < 600
     return message
-
-
-def script(code, *arguments):
-    """Runs code in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *([] if Path(code).suffix == ".py" else ["-c"]), code, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 # Digests.
@@ -159,7 +151,7 @@ for limit in (0, 100, 3000, 200_000, 399_000, 400_900):
         assert "\\n" not in str(error)
     assert read_file(sys.argv[1])["x"].sum() == 10
 """
-    done = script(code, str(tmp_path / "a.pt"))
+    done = run_program(code, tmp_path / "a.pt")
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -344,5 +336,5 @@ def test_a_device_that_is_not_there_is_a_wrong_argument(path):
 
 
 def test_files_of_many_kinds_are_refused():
-    done = script(str(ROOT / "benchmarks" / "malformed.py"), "--files", "90", "--seed", "7")
+    done = run_program(ROOT / "benchmarks" / "malformed.py", "--files", 90, "--seed", 7)
     assert done.returncode == 0 and "90 files, 0 violations" in done.stdout, done.stdout

@@ -1,7 +1,5 @@
 import copy
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from helpers import (
     small_image_flow,
     small_vector_flow,
 )
+from interpreters import run_program
 
 import iresflow
 from iresflow import (
@@ -146,7 +145,8 @@ x = flow.inverse(data["z"], data["c"], tol=1e-10)
 assert (x - data["x"]).abs().max() < 1e-9
 torch.save(flow.log_prob(data["x"], data["c"]), {str(tmp_path / "out.pt")!r})
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run_program(code)
+    assert done.returncode == 0, done.stderr
     theirs = torch.load(tmp_path / "out.pt")
     torch.testing.assert_close(theirs, flow.log_prob(x, context), rtol=1e-12, atol=1e-12)
 

@@ -29,12 +29,9 @@ from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter  # noqa: F401 (before processes are forked)
 
 from iresflow.cli import main as command
 from iresflow.models.files import digest_of, read_file
-from iresflow.training.checkpoint import find_checkpoint  # noqa: F401
-from iresflow.training.runs.pictures import draw_flow  # noqa: F401
 
 OPTIONS = """--model.blocks [1,1] --model.hidden 4 --training.steps 9 --training.batch_size 8
 --training.validate_every 3 --training.validation_samples 8 --training.log_every 2
@@ -58,7 +55,6 @@ def train(arguments: list[str], before: Callable[[], None], limit: float | None)
     if child == 0:
         code = 99
         try:
-            torch.set_num_threads(1)
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 1)
                 os.dup2(nowhere.fileno(), 2)
@@ -74,6 +70,14 @@ def train(arguments: list[str], before: Callable[[], None], limit: float | None)
             os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     return None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def warm_up(runs: Path) -> None:
+    """Trains in this process: what that imports is then there in each that is forked."""
+    torch.set_num_threads(1)  # others would not outlive a fork
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        command(["train", *OPTIONS, "--training.steps", "1", "--runs", str(runs)])
 
 
 def kill_self() -> None:
@@ -195,6 +199,7 @@ def run(kills: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
     violations: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         whole, counts = Path(name) / "whole", Path(name) / "counts"
+        warm_up(Path(name) / "first")
         began = time.perf_counter()
         if train([*OPTIONS, "--runs", str(whole / "runs")], at_operation(0, counts), None):
             raise SystemExit("the training does not run")

@@ -5,15 +5,16 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from interpreters import run_program
 
 import iresflow
 from iresflow import CheckpointError, VectorFlow, fit
@@ -33,12 +34,6 @@ TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 5 --training.ba
 @pytest.fixture(autouse=True)
 def float32(float64_and_seed):
     torch.set_default_dtype(torch.float32)
-
-
-def script(code, *arguments, **options):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *([] if Path(code).suffix == ".py" else ["-c"]), code, *arguments]
-    return subprocess.Popen(command, env=environment, text=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -114,25 +109,26 @@ def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
 
 def test_a_lock_goes_with_its_process(tmp_path):
     code = """
-import sys
+import os, sys, time
 from pathlib import Path
 from iresflow.training.runs.lock import Lock
 Lock(Path(sys.argv[1]), "x").acquire()
-print("held", flush=True)
-sys.stdin.read()
+Path(sys.argv[2]).write_text(str(os.getpid()))
+time.sleep(600)
 """
-    path = tmp_path / ".lock"
-    other = script(code, str(path), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match=rf"process {other.pid} on "):
-        Lock(path, "trains here").acquire()
-    other.kill()
-    other.wait()
+    path, held = tmp_path / ".lock", tmp_path / "held"
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(run_program, code, path, held)
+        while not (held.exists() and held.read_text()):
+            assert not other.done(), other.result().stderr
+            time.sleep(0.01)
+        with pytest.raises(RunError, match=rf"process {held.read_text()} on "):
+            Lock(path, "trains here").acquire()
+        os.kill(int(held.read_text()), signal.SIGKILL)
+        assert other.result().returncode == -signal.SIGKILL
     assert path.exists()  # and keeps nobody out
     with locked(path, "trains here"):
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    other.stdin.close()
-    other.stdout.close()
 
 
 def test_a_file_system_without_locks_is_one_warning(tmp_path, monkeypatch):
@@ -342,7 +338,7 @@ Trainer.validate = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """
         arguments = ["train", *TINY, "--runs", str(run / "runs")]
-        assert script(code, *arguments, stderr=subprocess.DEVNULL).wait() < 0
+        assert run_program(code, *arguments).returncode == -signal.SIGKILL
         run = run / "runs" / "0000-digits"
         assert len(metrics(run)) == 1
         assert [p.name for p in (run / "checkpoints").iterdir()] == ["last.pt"]
@@ -393,26 +389,17 @@ def test_a_full_disk_ends_training_with_one_line(run, capsys, monkeypatch):
 
 
 def test_killed_runs_end_as_those_that_were_not():
-    done = script(
-        str(ROOT / "benchmarks" / "kills.py"),
-        "--kills",
-        "4",
-        "--seed",
-        "3",
-        stdout=subprocess.PIPE,
-    )
-    printed = done.communicate()[0]
-    assert done.returncode == 0 and "4 runs killed, 0 violations" in printed, printed
-
-
-def test_the_comparison_after_kills_would_tell_lines_that_are_doubled():
+    """And the comparison, that of benchmarks/kills.py, would tell lines that are doubled."""
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import kills
 from iresflow.training.runs.directory import RunDirectory
+found, violations = kills.run(3, seed=3)  # seven kills, at moments of all kinds
+assert found["equal"] == 3 and not violations, violations
 RunDirectory.forget_metrics_after = lambda *_: None
-found, violations = kills.run(3, seed=3)
+found, violations = kills.run(1, seed=30)  # after a line of metrics, before its checkpoint
 assert any("metrics" in v for v in violations), violations
 """
-    assert script(code, str(ROOT / "benchmarks")).wait() == 0
+    done = run_program(code, ROOT / "benchmarks")
+    assert done.returncode == 0, done.stderr

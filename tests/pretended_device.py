@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import iresflow
 
@@ -74,9 +73,10 @@ class PretendedDevice:
         self._patches.close()
 
     def device(self, x: Tensor) -> torch.device:
-        with torch._C.DisableTorchFunction():
-            _, device = self._devices.get(_storage(x)._cdata, (None, CPU))
-        return device
+        return self.lies_on(_address(x))
+
+    def lies_on(self, address: int) -> torch.device:
+        return self._devices.get(address, (None, CPU))[1]
 
     def put(self, x: Tensor, device: torch.device) -> Tensor:
         """Notes where a tensor lies, until its storage is gone and another takes the address."""
@@ -102,10 +102,14 @@ class PretendedDevice:
         }
 
     def wait(self, what: str) -> None:
-        frames = [f for f in traceback.extract_stack() if f.filename.startswith(ROOT)]
-        places = [f"{Path(f.filename).relative_to(ROOT)}:{f.lineno}" for f in frames]
-        places = [place for place in reversed(places) if not place.startswith("ambient.py")]
-        self.waits[f"{what} @ {' < '.join(places[:2]) or 'outside'}"] += 1
+        places: list[str] = []
+        for frame, line in traceback.walk_stack(None):
+            name = frame.f_code.co_filename
+            if name.startswith(ROOT) and not name.endswith("/ambient.py"):
+                places.append(f"{name[len(ROOT) + 1 :]}:{line}")
+            if len(places) == 2:
+                break
+        self.waits[f"{what} @ {' < '.join(places) or 'outside'}"] += 1
 
     def generator_device(self, generator: torch.Generator) -> torch.device:
         return self._generators.get(id(generator), (None, CPU))[1]
@@ -140,6 +144,22 @@ def _storage(x: Tensor) -> Any:
     return x.untyped_storage()
 
 
+def _address(x: Tensor) -> int:
+    with torch._C.DisableTorchFunction():
+        return _storage(x)._cdata
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    """Those among values, which may be lists of them."""
+    found: list[Tensor] = []  # of which `tree_leaves` would need three times as long
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(*value)
+    return found
+
+
 def _device(device: Any) -> torch.device:
     device = torch.device(device)
     return CUDA if device.type == "cuda" else device
@@ -169,9 +189,11 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name, world = func.overloadpacket.__name__, self.world
-        operands = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        device = self._result_device(name, operands)
-        if device == CUDA or any(world.device(x) == CUDA for x in operands):
+        operands = _tensors(*args, *kwargs.values())
+        old = [_address(x) for x in operands]
+        devices = [world.lies_on(address) for address in old]
+        device = self._result_device(name, operands, devices)
+        if device == CUDA or CUDA in devices:
             boolean = any(x.dtype in (torch.bool, torch.uint8) for x in operands[1:])
             if name in WAITS or (name in INDEXING and boolean):
                 world.wait(name)
@@ -181,15 +203,19 @@ class _Operations(TorchDispatchMode):
         if name.startswith(("_foreach_", "_fused_")) and name.endswith("_"):
             # Versions that PyTorch does not count in the presence of this mode.
             torch.autograd.graph.increment_version(args[0])
-        old = {_storage(x)._cdata for x in operands}
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor) and _storage(x)._cdata not in old:
+        for x in _tensors(result):
+            if _address(x) not in old:
                 world.put(x, device)
         return result
 
-    def _result_device(self, name: str, operands: list[Tensor]) -> torch.device:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to import the compiler takes seconds
+
+    def _result_device(
+        self, name: str, operands: list[Tensor], devices: list[torch.device]
+    ) -> torch.device:
         """The device of a result; raises where a GPU would not take the operands."""
-        devices = [self.world.device(x) for x in operands]
         if not operands:
             return CPU
         if name in COPIES:

@@ -27,6 +27,12 @@ LIMIT = 600
 """Seconds after which a program is ended."""
 
 
+def run_module(name: str, *arguments: object) -> CompletedProcess[str]:
+    """Runs a module as ``python -m`` does; see `run_program`."""
+    code = f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    return run_program(code, *arguments)
+
+
 def run_program(
     program: str | Path,
     *arguments: object,

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import expand, write_version_1
-from interpreters import run_program
+from interpreters import run_module, run_program
 from PIL import Image
 
 import iresflow
@@ -362,9 +362,11 @@ def test_help_explains_every_option(capsys):
 
 
 def test_scripts_and_module_run_as_programs():
-    module = "import runpy; runpy.run_module('iresflow', run_name='__main__', alter_sys=True)"
-    for program in (ROOT / "train.py", ROOT / "sample.py", module):
-        done = run_program(program, "--help")
+    for done in (
+        run_program(ROOT / "train.py", "--help"),
+        run_program(ROOT / "sample.py", "--help"),
+        run_module("iresflow", "--help"),
+    ):
         assert done.returncode == 0 and "usage" in done.stdout
-    done = run_program(module, "fly")
+    done = run_module("iresflow", "fly")
     assert done.returncode == 2 and "unknown verb" in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreters import run_program
 
 import iresflow
 from iresflow.training.checkpoint import load_training
@@ -63,7 +64,7 @@ def kill_host(name):
 
 def documented(launcher, rank):
     """The command of the documentation for one of two machines with one process each."""
-    text = (ROOT / "docs" / "scaling.md").read_text()
+    text = (ROOT / "docs" / "guides" / "scaling.md").read_text()
     section = text[text.index("Four machines") :]
     block = re.search(r"```sh\n(.*?)```", section, re.DOTALL).group(1).replace("\\\n", " ")
     (command,) = [line for line in block.splitlines() if line.startswith(launcher)]
@@ -117,31 +118,35 @@ def weights(path):
     return load_training(path)[0]["flow"]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, str(ROOT / "train.py"), *OPTIONS, "--training.steps", "6"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--runs", str(directory)], env=environment, check=True)
-    (path,) = directory.glob("*/checkpoints/last.pt")
-    return weights(path)
+def train(*options):
+    done = run_program(ROOT / "train.py", *options)
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_machines_train_as_one(launcher, hosts, alone, tmp_path):
-    running = launch(hosts, launcher, tmp_path, "--training.steps", "6")
-    codes = [process.wait(timeout=300) for process in running]
-    assert codes == [0, 0], logs(tmp_path)
-    (path,) = tmp_path.glob("0/*/checkpoints/last.pt")
-    assert not (tmp_path / "1").exists()  # only the first machine writes
+def assert_trained_as_one(path, steps, directory, *options):
+    """A checkpoint has the weights that one machine gets in so many steps."""
+    train(*OPTIONS, *options, "--training.steps", steps, "--runs", directory)
+    (expected,) = directory.glob("*/checkpoints/last.pt")
+    assert load_training(path)[1].step == load_training(expected)[1].step == steps
+    alone = weights(expected)
     for name, value in weights(path).items():
         torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_a_machine_that_dies_ends_the_run_which_goes_on_elsewhere(launcher, hosts, tmp_path):
-    options = ["--training.steps", "100000", "--training.validate_every", "2"]
-    running = launch(hosts, launcher, tmp_path, *options)
+def test_two_machines_train_as_one(hosts, tmp_path):
+    running = launch(hosts, "torchrun", tmp_path, "--training.steps", "6")
+    codes = [process.wait(timeout=300) for process in running]
+    assert codes == [0, 0], logs(tmp_path)
+    (path,) = tmp_path.glob("0/*/checkpoints/last.pt")
+    assert not (tmp_path / "1").exists()  # only the first machine writes
+    assert_trained_as_one(path, 6, tmp_path / "alone")
+
+
+def test_a_machine_that_dies_ends_the_run_which_goes_on_elsewhere(hosts, tmp_path):
+    """Till then they, too, have trained as one."""
+    validation = ["--training.validate_every", "2"]
+    options = ["--training.steps", "100000", *validation]
+    running = launch(hosts, "accelerate", tmp_path, *options)
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob("0/*/checkpoints/last.pt")):
         assert time.monotonic() < deadline and running[0].poll() is None, logs(tmp_path)
@@ -151,8 +156,6 @@ def test_a_machine_that_dies_ends_the_run_which_goes_on_elsewhere(launcher, host
     assert 0 not in codes, logs(tmp_path)
     (path,) = tmp_path.glob("0/*/checkpoints/last.pt")
     step = load_training(path)[1].step
-    command = [sys.executable, str(ROOT / "train.py"), "--resume", str(path.parents[1])]
-    command += ["--training.steps", str(step + 2)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert_trained_as_one(path, step, tmp_path / "alone", *validation)
+    train("--resume", path.parents[1], "--training.steps", step + 2)
     assert load_training(path)[1].step == step + 2

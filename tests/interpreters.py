@@ -27,10 +27,10 @@ LIMIT = 600
 """Seconds after which a program is ended."""
 
 
-def run_module(name: str, *arguments: object) -> CompletedProcess[str]:
+def run_module(name: str, *arguments: object, **options: Any) -> CompletedProcess[str]:
     """Runs a module as ``python -m`` does; see `run_program`."""
     code = f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
-    return run_program(code, *arguments)
+    return run_program(code, *arguments, **options)
 
 
 def run_program(
@@ -72,7 +72,7 @@ def run_program(
 def _server() -> subprocess.Popen[str]:
     server = subprocess.Popen(
         [sys.executable, __file__],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -125,6 +125,7 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     tempfile.tempdir = None
+    sys.path[1:1] = request["environment"]["PYTHONPATH"].split(os.pathsep)
     program = request["program"]
     sys.argv = [program if request["file"] else "-c", *request["arguments"]]
     if request["file"]:

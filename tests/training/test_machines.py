@@ -148,7 +148,7 @@ def test_a_machine_that_dies_ends_the_run_which_goes_on_elsewhere(hosts, tmp_pat
     options = ["--training.steps", "100000", *validation]
     running = launch(hosts, "accelerate", tmp_path, *options)
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("0/*/checkpoints/last.pt")):
+    while not list(tmp_path.glob("0/*/checkpoints/best.pt")):  # which a validation writes
         assert time.monotonic() < deadline and running[0].poll() is None, logs(tmp_path)
         time.sleep(0.2)
     kill_host(hosts[1])

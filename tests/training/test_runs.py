@@ -398,8 +398,8 @@ from iresflow.training.runs.directory import RunDirectory
 found, violations = kills.run(3, seed=3)  # seven kills, at moments of all kinds
 assert found["equal"] == 3 and not violations, violations
 RunDirectory.forget_metrics_after = lambda *_: None
-found, violations = kills.run(1, seed=30)  # after a line of metrics, before its checkpoint
-assert any("metrics" in v for v in violations), violations
+# Some are killed after a line of metrics, before its checkpoint.
+assert any("metrics" in v for seed in (12, 14, 0, 9, 20) for v in kills.run(1, seed)[1])
 """
     done = run_program(code, ROOT / "benchmarks")
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from torch.func import jvp, vjp, vmap
 from iresflow.ambient import keeps_arithmetic
 from iresflow.errors import DerivativeError
 from iresflow.horizon import Horizon
-from iresflow.powers import PowerSums, Series
+from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
 from iresflow.tensors import dot
 
 __all__ = [
@@ -60,6 +60,10 @@ class Jacobian(ABC):
 
     def fused_power_sums(self, v: Tensor, series: Series) -> PowerSums | None:
         """`power_sums` in one pass, where there is a faster way than product by product."""
+        return None
+
+    def fused_krylov(self, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
+        """Krylov spaces of directions ``(K, B, *event)`` in one pass, or None for no such way."""
         return None
 
     @final

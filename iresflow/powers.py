@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iresflow.tensors import norms
 
-__all__ = ["PowerSums", "Rows", "Series"]
+__all__ = ["KrylovFound", "KrylovSpace", "PowerSums", "Rows", "Series"]
 
 Rows = Tensor | slice
 """Which samples of a batch: their indices ``(N,)``, or a slice of them."""
@@ -61,6 +61,42 @@ class PowerSums:
         self.neumann[:, index] += weights[0] * part
         self.weighted[:, index] += weights[1] * part
         return self
+
+
+@final
+@dataclass(frozen=True)
+class KrylovSpace:
+    r"""How Krylov spaces of :math:`J^\top` grow, see `iresflow.logdet.krylov`.
+
+    Attributes:
+        nodes, weights: Of the quadrature, ``(q,)`` in float64; the last node is 1.
+        steps: At most, and no more than dimensions.
+        enough: A space has grown enough when the bound of its error is at most this; 0 for never.
+        lipschitz: A certified bound of the norm of J, or None.
+        uncertified: What the norm of J is taken to be at most where nothing is certified.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    steps: int
+    enough: float
+    lipschitz: float | None
+    uncertified: float
+
+
+@final
+@dataclass(frozen=True)
+class KrylovFound:
+    """What K spaces for each of B samples ended with.
+
+    Attributes:
+        numbers: ``(5, K, B)`` in float64: steps, the value, the bound of its error, that of the
+            left vector's, and the largest norm of a product.
+        left: The left vectors, ``(K, B, *event)``.
+    """
+
+    numbers: Tensor
+    left: Tensor
 
 
 @final

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from iresflow.linearization import Jacobian
 from iresflow.logdet.base import EXPANSION
+from iresflow.powers import KrylovSpace
 from iresflow.tensors import dot, spread
 
 __all__ = ["Arnoldi", "Found"]
@@ -37,6 +38,19 @@ class Found:
     @staticmethod
     def empty(v: Tensor) -> "Found":
         return Found(*(v.new_empty(v.shape[:2]) for _ in range(4)), torch.empty_like(v))
+
+    @staticmethod
+    def fused(jacobian: Jacobian, v: Tensor, steps: int, enough: float) -> "Found | None":
+        """All at once where there is such a way, or None."""
+        bound = jacobian.lipschitz
+        nodes, weights = _rule(UNCERTIFIED if bound is None else bound, v.device)
+        space = KrylovSpace(nodes, weights, steps, enough, bound, UNCERTIFIED)
+        found = jacobian.fused_krylov(v, space)
+        if found is None:
+            return None
+        taken, value, error, slack, growth = found.numbers
+        value = value.masked_fill(~(growth <= EXPANSION), torch.nan)
+        return Found(*(n.to(v.dtype) for n in (value, error, slack, taken)), found.left)
 
 
 @final

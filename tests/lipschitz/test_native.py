@@ -1,13 +1,14 @@
 """The compiled passes: the numbers of PyTorch and autograd, and a fallback that is told."""
 
 import logging
+import math
 
 import pytest
 import torch
-from helpers import branch_shape, small_branch
+from helpers import branch_shape, expand, small_branch
 from torch.autograd import forward_ad
 
-from iresflow import PowerSeries, RandomSeries
+from iresflow import Krylov, PowerSeries, RandomSeries
 from iresflow.linearization import FunctionLinearization, Jacobian
 from iresflow.lipschitz import (
     ACTIVATIONS,
@@ -28,6 +29,8 @@ from iresflow.lipschitz.layers.estimates import bidiagonalization
 from iresflow.lipschitz.passes.native import library
 from iresflow.lipschitz.passes.native.passes import NativePasses, native_passes
 from iresflow.lipschitz.passes.plain import TorchPasses
+from iresflow.logdet.arnoldi import Found
+from iresflow.logdet.probes import draw_probes
 from iresflow.powers import Series
 
 KNOWN = ["clipswish", "elu", "lipswish", "sine", "sine-cosine", "tanh"]
@@ -327,7 +330,7 @@ def test_a_step_takes_four_passes_and_one_for_the_whole_series(estimator, compil
     monkeypatch.setattr(
         NativePasses,
         "_run",
-        lambda self, name, *rest: names.append(name) or run(self, name, *rest),
+        lambda self, name, *rest, **more: names.append(name) or run(self, name, *rest, **more),
     )
     branch = small_branch("conv").eval()
     branch.bound()
@@ -412,3 +415,61 @@ def test_saved_tensors_may_come_back_in_another_layout(compiled):
         ours = gradients()
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", ["lipswish", "sine-cosine"])
+@pytest.mark.parametrize("certified", [False, True])
+@pytest.mark.parametrize("estimator", [Krylov(40, 1e-7, 3), Krylov(5, 0.0, 2), Krylov(1, 0.0)])
+def test_krylov_spaces_are_those_of_single_products(
+    estimator, certified, activation, dtype, compiled
+):
+    branch = small_branch("conv", activation).train(not certified).to(dtype)
+    x = torch.randn(30, *branch_shape("conv"), dtype=dtype)
+    linearization = branch.linearize(x)
+    assert (linearization.lipschitz is not None) == certified
+    generators = [torch.Generator().manual_seed(2) for _ in range(2)]
+    with torch.no_grad():
+        v = draw_probes("rademacher", estimator.probes, x, generators[0])
+        most, enough = min(estimator.steps, 40), estimator.tol * 40
+        found = Found.fused(linearization, v, most, enough)
+        expected = estimator._step_by_step(linearization, v, most, enough)
+    rtol, atol = (1e-9, 1e-11) if dtype == torch.float64 else (1e-3, 1e-4)
+    same = found.products == expected.products
+    assert float(same.double().mean()) > (0.99 if dtype == torch.float64 else 0.8)
+    for name in ("value", "left"):
+        a, b = getattr(found, name), getattr(expected, name)
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+    for name in ("truncation", "gradient_truncation"):
+        a, b = (getattr(f, name)[same] for f in (found, expected))
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-7)
+    assert 1 < float(found.products.max()) < 40 if estimator.tol else bool((same).all())
+
+
+def test_krylov_spaces_of_what_expands_are_not_a_number(compiled):
+    branch = small_branch("conv").eval()
+    x = torch.randn(6, *branch_shape("conv"))
+    with torch.no_grad():
+        for layer in branch.layers:
+            layer.weight.mul_(30)
+    expand(branch, 1000.0)
+    linearization = branch.linearize(x)
+    linearization.lipschitz = None
+    found = Found.fused(linearization, torch.randn(1, *x.shape), 8, 1e-5)
+    assert bool(found.value.isnan().any())
+    assert not bool(found.value.isfinite().all())
+
+
+def test_invariant_krylov_spaces_end(compiled):
+    """A probe that the Jacobian's transpose maps to itself spans its space alone."""
+    branch = conv_branch(2, 2, (3, 3), activation=LipSwish, coeff=0.9, kernels=(1,))
+    branch = Branch(list(branch.layers), [None]).eval()
+    with torch.no_grad():
+        branch.layers[0].weight.copy_(0.5 * torch.eye(2).view(2, 2, 1, 1))
+    linearization = branch.linearize(torch.randn(2, 2, 3, 3))
+    v = torch.randn(2, 2, 2, 3, 3)
+    found = Found.fused(linearization, v, 10, 1e-9)
+    assert found.products.tolist() == [[1, 1], [1, 1]]
+    expected = v.square().sum((2, 3, 4)) * math.log(1.5)
+    torch.testing.assert_close(found.value, expected)
+    torch.testing.assert_close(found.left, v / 1.5)

@@ -22,7 +22,7 @@ from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.choice import native_passes
 from iresflow.lipschitz.passes.links import Link, evaluate
 from iresflow.lipschitz.passes.plain import Passes, TorchPasses
-from iresflow.powers import PowerSums, Series
+from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
 from iresflow.tensors import dot, transformed
 
 __all__ = ["Chain", "ChainLinearization"]
@@ -116,6 +116,9 @@ class ChainLinearization(Linearization):
 
     def fused_power_sums(self, v: Tensor, series: Series) -> PowerSums | None:
         return self._passes.power_sums(self._slopes, v, series)
+
+    def fused_krylov(self, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
+        return self._passes.krylov(self._slopes, v, space)
 
     def rows(self, index: Tensor) -> Self:
         return self._products_with([None if s is None else s[index] for s in self._slopes])

@@ -13,7 +13,7 @@ from torch import Tensor
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.links import Hidden, Link, evaluate
 from iresflow.lipschitz.passes.pointwise import adjoint, scale_adjoint, scale_tangent
-from iresflow.powers import PowerSums, Series
+from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
 
 __all__ = ["Passes", "Slopes", "TorchPasses"]
 
@@ -87,6 +87,10 @@ class Passes(ABC):
 
     def power_sums(self, slopes: Slopes, v: Tensor, series: Series) -> PowerSums | None:
         """`Jacobian.power_sums` in one pass, or None where there is no faster way."""
+        return None
+
+    def krylov(self, slopes: Slopes, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
+        """`Jacobian.fused_krylov`."""
         return None
 
 

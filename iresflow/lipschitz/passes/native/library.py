@@ -21,6 +21,7 @@ FUNCTIONS = {
     "tangents": 2,
     "vjp": 2,
     "power_sums": 9,
+    "krylov": 5,
     "adjoint": 4,
     "bidiagonal": 2,
 }

@@ -29,7 +29,7 @@ from iresflow.lipschitz.passes.links import Hidden, Link
 from iresflow.lipschitz.passes.native.library import SCALARS, Shape, is_plain, library, plain
 from iresflow.lipschitz.passes.native.library import Link as Record
 from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, TorchPasses
-from iresflow.powers import PowerSums, Series
+from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
 
 __all__ = ["NativePasses", "native_passes"]
 
@@ -164,11 +164,29 @@ class NativePasses(Passes):
         taken, size, growth = v.new_empty(3, *count)
         table = v.new_tensor(series.weights)
         results = (neumann, weighted, taken, size, growth)
-        self._run("power_sums", records, count[1], count[0], v, table, limit, enough, *results)
+        ends = (v, table, limit, enough, *results)
+        self._run("power_sums", records, count[1], count[0], *ends, terms=len(table))
         event = v.shape[1:]
         return PowerSums(
             neumann.view(*count, *event), weighted.view(*count, *event), taken, size, growth
         )
+
+    def krylov(self, slopes: Slopes, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
+        if self._image.numel() == 1:  # samples of one number a channel are computed together
+            return None
+        records, count = self._copied(), v.shape[:2]
+        v = self._checked(v.flatten(0, 1), records[-1].outputs)
+        batch, slopes = self._with_slopes(records, slopes, count[1])
+        if batch != count[1]:
+            raise ValueError(f"expected directions of {batch} samples, got {tuple(count)}")
+        bound = -1.0 if space.lipschitz is None else space.lipschitz
+        rule = torch.cat([space.nodes, space.weights])
+        options = (len(space.nodes), bound, space.uncertified, space.enough)
+        left = _empty(v, self._channels)
+        found = rule.new_empty(*count, 5)
+        ends = (v, rule, rule.new_tensor(options), left, found)
+        self._run("krylov", records, count[1], count[0], *ends, terms=space.steps)
+        return KrylovFound(found.movedim(-1, 0), left.view(*count, *v.shape[1:]))
 
     def tangents(self, slopes: Slopes, v: Tensor) -> list[Tensor]:
         records = self._copied()
@@ -239,8 +257,15 @@ class NativePasses(Passes):
         """The records, for one pass to point elsewhere."""
         return type(self._records).from_buffer_copy(self._records)
 
-    def _run(self, name: str, records, batch: int, directions: int, *ends: Tensor | None) -> None:  # noqa: ANN001
-        terms = len(ends[1]) if name == "power_sums" else 0
+    def _run(
+        self,
+        name: str,
+        records,  # noqa: ANN001 (an array of ctypes)
+        batch: int,
+        directions: int,
+        *ends: Tensor | None,
+        terms: int = 0,
+    ) -> None:
         size = self._image or (1, 1)
         shape = Shape(len(records), batch, directions, *size, terms)
         pointers = (None if end is None else end.data_ptr() for end in ends)

@@ -20,6 +20,7 @@
 #include <stdexcept>
 
 #include "adjoint.h"
+#include "krylov.h"
 #include "norm.h"
 #include "passes.h"
 
@@ -64,6 +65,11 @@ extern "C" {
                        T* size, T* growth) {                                                      \
         const Powers<T> powers{v, weights, limit, enough, neumann, weighted, taken, size, growth}; \
         return status_of([=] { power_sums<T>(*shape, links, powers); });                          \
+    }                                                                                             \
+    int krylov_##T(const Shape* shape, const Link* links, const T* v, const double* rule,         \
+                   const double* options, T* left, double* found) {                               \
+        const Process<T> process{v, rule, options, left, found};                                  \
+        return status_of([=] { krylov<T>(*shape, links, process); });                             \
     }                                                                                             \
     int bidiagonal_##T(const Shape* shape, const Link* link, T* left, double* norm) {             \
         return status_of([=] {                                                                    \

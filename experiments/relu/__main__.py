@@ -22,6 +22,7 @@ from iresflow.commands.arguments import fail, new_parser
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.commands.options import read_options
 from iresflow.data import Dataset, Split
+from iresflow.errors import DataError
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
 from iresflow.training.runs.directory import new_directory
@@ -60,10 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         fail(f"{mirrored[0]}.flip and .shift: only flows train on changed images", code=2)
     keep_freed_memory()
     torch.manual_seed(settings.seed)
-    data = {
-        section: _samples(build_dataset(config, settings.seed))
-        for section, config in configs.items()
-    }
+    data = {section: _load(section, config, settings.seed) for section, config in configs.items()}
     path = new_directory(others.get("runs", "runs"), others.get("name") or f"relu-{name}")
     used = {**asdict(settings), **{section: asdict(c) for section, c in configs.items()}}
     (path / "config.yaml").write_text(yaml.safe_dump(used, sort_keys=False))
@@ -111,6 +109,14 @@ def _parser(name: str, experiment: ModuleType) -> ArgumentParser:
     for section, fields in experiment.DATA.items():
         parser.add_class_arguments(DataConfig, section, default=DataConfig(**fields))
     return parser
+
+
+def _load(section: str, config: DataConfig, seed: int) -> Samples:
+    try:
+        return _samples(build_dataset(config, seed))
+    except DataError as error:
+        # Advice names the options of a flow's data, which are called otherwise here.
+        raise DataError(str(error).replace("--data.", f"--{section}.")) from None
 
 
 def _samples(dataset: Dataset) -> Samples:

@@ -22,6 +22,7 @@ from iresflow.relu.preimages.classification import Kind, classify_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
 from iresflow.relu.ranks import singular_values
 from iresflow.relu.stability.local_map import restrict_to_polytope
+from iresflow.threads import threads_for
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
 __all__ = ["draw_circles", "two_circles"]
@@ -29,6 +30,9 @@ __all__ = ["draw_circles", "two_circles"]
 KINDS = (Kind.UNBOUNDED, Kind.BOUNDED, Kind.SINGLETON)
 COLORS = ("tab:red", "tab:blue", "0.85")
 EXTENT = 1.6
+SMALL = 1e4
+"""Floating-point operations of the largest product, about: a batch through three neurons."""
+
 ATTEMPTS = 20
 """Networks of three neurons that are trained; some get stuck."""
 
@@ -52,11 +56,12 @@ def draw_circles(report: Report, resolution: int, seed: int) -> None:
     """
     points, labels = two_circles(1000, seed)
     points = points.float()
-    before, after = _networks(points, labels, seed)
-    maps = {
-        "before training": _map(before, resolution, "circles: before training"),
-        "trained": _map(after, resolution, "circles: trained"),
-    }
+    with threads_for(SMALL):
+        before, after = _networks(points, labels, seed)
+        maps = {
+            "before training": _map(before, resolution, "circles: before training"),
+            "trained": _map(after, resolution, "circles: trained"),
+        }
     report.table(
         "circles",
         [row for name, plane in maps.items() for row in plane.rows(name)],
@@ -106,8 +111,11 @@ class _Map:
         shown = {"origin": "lower", "extent": extent, "interpolation": "nearest"}
         square = self.prediction.reshape(side, side)
         image = left.imshow(square, cmap="coolwarm", vmin=0, vmax=1, **shown)
-        few, colors = points[:300].numpy(), labels[:300].numpy()
-        left.scatter(*few.T, c=colors, cmap="coolwarm", s=6, ec="black", lw=0.3)
+        few, outer = points[:300].numpy(), labels[:300].numpy() == 1
+        # By shape, as points in the colours of the map would vanish where they are right.
+        left.scatter(*few[~outer].T, marker="o", s=9, c="white", ec="black", lw=0.6, label="inner")
+        left.scatter(*few[outer].T, marker="x", s=12, c="black", lw=0.8, label="outer")
+        left.legend(fontsize=7, loc="lower right", framealpha=0.9)
         left.set_xlim(-EXTENT, EXTENT)
         left.set_ylim(-EXTENT, EXTENT)
         figure.colorbar(image, shrink=0.8, ax=left, label="probability of the outer circle")

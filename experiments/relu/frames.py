@@ -80,6 +80,8 @@ class Settings(Section):
     """Of Adam."""
     iris_patience: int = 1000
     """Points for which alpha* has to stay the same."""
+    iris_max_points: int = 50_000
+    """Points at most that an estimate of alpha* draws."""
     image_scaling: Literal["deviation", "norm"] = "norm"
     """What is 1: the deviation of all pixels, or the norm of each image."""
     image_samples: int = 10_000
@@ -92,7 +94,7 @@ class Settings(Section):
     """Of Adam."""
     image_patience: int = 20
     """Points for which alpha* has to stay the same."""
-    max_points: int = 2048
+    image_max_points: int = 2048
     """Points at most that an estimate of alpha* draws."""
     points: int = 300
     """Test images whose active rows are decomposed and reconstructed from."""
@@ -140,7 +142,7 @@ def quick(settings: Settings) -> Settings:
         iris_epochs=min(settings.iris_epochs, 20),
         image_samples=min(settings.image_samples, 1500),
         image_epochs=min(settings.image_epochs, 2),
-        max_points=min(settings.max_points, 256),
+        image_max_points=min(settings.image_max_points, 256),
         points=min(settings.points, 16),
     )
 
@@ -298,7 +300,7 @@ def _train(
             inputs,
             sigma=settings.sigma,
             patience=settings.iris_patience if small else settings.image_patience,
-            max_samples=settings.max_points,
+            max_samples=settings.iris_max_points if small else settings.image_max_points,
             generator=stream,
             progress=False,
         )

@@ -11,7 +11,9 @@ from iresflow.relu.frames.active_rows import FrameBounds
 
 __all__ = ["accuracy_figure", "bounds_figure", "image_figure", "share_figure"]
 
-STYLES = ("-", "--", "-.", ":")
+STYLES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "v"))
+"""Lines and markers, as some curves lie upon each other."""
+
 HELD, FREE = "tab:red", "tab:blue"
 """Colours of layers trained with and without the penalty."""
 
@@ -26,9 +28,12 @@ def share_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (label, (points, biases)) in enumerate(curves.items()):
-        style = {"color": f"C{i}", "linestyle": STYLES[i % len(STYLES)], "label": label}
+        line, marker = STYLES[i % len(STYLES)]
         epochs = np.arange(len(points))
-        left.plot(epochs, 100 * points, **style)
+        every = max(1, len(epochs) // 8)
+        style = {"color": f"C{i}", "linestyle": line, "marker": marker, "markersize": 9 - 2 * i}
+        style |= {"markevery": every, "markerfacecolor": "none"}
+        left.plot(epochs, 100 * points, label=label, **style)
         right.plot(epochs, 100 * biases, **style)
     left.set_title("test points with n active rows or more", fontsize=10)
     right.set_title(r"biases with $\alpha_i \leq \alpha^*_i$", fontsize=10)
@@ -37,13 +42,15 @@ def share_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str
         axes.set_xlabel("epoch")
         axes.set_ylabel("%")
         axes.grid(alpha=0.3)
-    right.legend(fontsize=8)
     figure.suptitle(f"How invertible is the first layer? {title}", size=11)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=len(curves))
     return figure
 
 
 def accuracy_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Figure 3: test accuracy with and without the penalty.
+    """Figure 3: test accuracy with and without the penalty, over the later epochs.
+
+    The axis begins below what is reached there: from 0 the difference could not be seen.
 
     Arguments:
         curves: By data set, accuracies ``(runs, E + 1)`` with and without.
@@ -61,8 +68,12 @@ def accuracy_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figu
             if len(values) > 1:
                 low, high = 100 * values.min(0), 100 * values.max(0)
                 axes.fill_between(epochs, low, high, color=color, alpha=0.12, linewidth=0)
-        axes.set_title(name, fontsize=10)
-        axes.set_xlabel("epoch")
+        late = 100 * np.concatenate([held, free])[:, max(1, held.shape[1] // 5) :]
+        margin = 0.1 * (late.max() - late.min()) + 0.1
+        axes.set_ylim(late.min() - margin, min(100.5, late.max() + margin))
+        spread = ", mean and range of the networks" if len(held) > 1 else ""
+        axes.set_title(name + spread, fontsize=10)
+        axes.set_xlabel("epoch (the first ones lie below)")
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower right")
@@ -96,6 +107,7 @@ def image_figure(
                 error = float((images[column] - inputs[column]).norm())
                 axes.set_xlabel(f"{error:.2g}", fontsize=8)
         grid[row, 0].set_ylabel(name, fontsize=9)
+    figure.suptitle("Below each reconstruction: its error, 2-norm of the picture", fontsize=9)
     return figure
 
 
@@ -110,16 +122,21 @@ def bounds_figure(bounds: Mapping[str, tuple[FrameBounds, FrameBounds]]) -> Figu
     for row, (name, (held, free)) in zip(grid, bounds.items(), strict=True):
         for axes, field, symbol in ((row[0], "lower", "A"), (row[1], "upper", "B")):
             values = [getattr(free, field).numpy(), getattr(held, field).numpy()]
-            edges = np.linspace(0, max(v.max() for v in values) * 1.02 + 1e-12, 40)
-            for value, color, label in zip(
-                values, (FREE, HELD), ("unregularised", "approx. invertible"), strict=True
-            ):
-                axes.hist(value, edges, color=color, alpha=0.55, label=label)
+            low = min(v.min() for v in values) if field == "upper" else 0.0
+            edges = np.linspace(low, max(v.max() for v in values) * 1.02 + 1e-12, 40)
+            for value, color, label, filled in zip(
+                values, (FREE, HELD), ("unregularised", "approx. invertible"), (True, False),
+                strict=True,
+            ):  # fmt: skip
+                kind = "stepfilled" if filled else "step"
+                style = {"alpha": 0.45} if filled else {"linewidth": 1.6}
+                axes.hist(value, edges, histtype=kind, color=color, label=label, **style)
             what = "smallest" if field == "lower" else "largest"
             axes.set_title(f"{name}: ${{\\cal {symbol}}}$, {what} singular value", fontsize=10)
             axes.set_xlabel("singular value of the active rows")
             axes.set_ylabel("test points")
-            axes.legend(fontsize=8)
+    labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*labels, fontsize=9, loc="outside upper center", ncols=2)
     return figure
 
 

@@ -8,6 +8,14 @@ from torch import Tensor
 
 __all__ = ["noise_figure", "picture_figure"]
 
+STYLES = (
+    ("tab:blue", "o", "-"),
+    ("tab:orange", "s", "--"),
+    ("black", "^", "-."),
+    ("tab:red", "v", ":"),
+)
+"""Colour, marker and line of each method: any one of them tells them apart."""
+
 
 def noise_figure(
     noises: Sequence[float], curves: Mapping[str, Mapping[str, np.ndarray]]
@@ -23,14 +31,15 @@ def noise_figure(
     panels = figure.subplots(rows, 2, squeeze=False).ravel()
     for axes, (title, methods) in zip(panels, curves.items(), strict=False):
         for i, (name, values) in enumerate(methods.items()):
-            style = {"color": f"C{i}", "marker": "os^v"[i % 4], "markersize": 4, "label": name}
-            axes.loglog(noises, values[:, 1], **style)
-            axes.fill_between(noises, values[:, 0], values[:, 2], color=f"C{i}", alpha=0.12)
+            color, marker, line = STYLES[i % len(STYLES)]
+            style = {"color": color, "marker": marker, "linestyle": line, "markersize": 4}
+            axes.loglog(noises, values[:, 1], label=name if axes is panels[0] else None, **style)
+            axes.fill_between(noises, values[:, 0], values[:, 2], color=color, alpha=0.12)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("half width or deviation of the noise")
         axes.set_ylabel("|z - z*| / |z*|")
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    figure.legend(fontsize=9, loc="outside upper center", ncols=4)
     return figure
 
 
@@ -55,4 +64,5 @@ def picture_figure(rows: Mapping[str, Tensor], truth: Tensor, shape: Sequence[in
                 error = float((pictures[j] - truth[j]).norm() / truth[j].norm())
                 axes.set_xlabel(f"{100 * error:.1f} %", fontsize=8)
         grid[i, 0].set_ylabel(name, fontsize=9)
+    figure.suptitle("Below each picture: its error over the norm of the truth", fontsize=9)
     return figure

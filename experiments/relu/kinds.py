@@ -110,30 +110,35 @@ def _figure(
     size: int,
     strip: dict[str, object],
 ) -> Figure:
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(8, 6.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    low, high = int(active.min()) // BIN * BIN, int(active.max()) + BIN
-    edges = np.arange(low, high + BIN, BIN)
-    middles = (edges[1:] + edges[:-1]) / 2
-    for kind, color in COLORS.items():
-        number, _ = np.histogram(counts[kinds == kind], edges)
-        if number.any():
-            label = f"{kind}: {number.sum()} images"
-            top.plot(middles, number, "o-", markersize=3, color=color, label=label)
+    # No bin holds numbers on both sides of the number of inputs, where the kind changes.
+    edges = size + BIN * np.arange(
+        (int(active.min()) - size) // BIN, (int(active.max()) - size) // BIN + 2
+    )
+    shown = [kind for kind in COLORS if (kinds == kind).any()]
+    top.hist(
+        [counts[kinds == kind] for kind in shown],
+        edges,
+        stacked=True,
+        color=[COLORS[kind] for kind in shown],
+        label=[f"{kind}: {(kinds == kind).sum()} images" for kind in shown],
+    )
     first = strip["fewest active units of a bounded preimage"]
     last = strip["most active units of an unbounded preimage"]
     if first is not None and last is not None:
         left, right = sorted((float(first), float(last)))
         what = "both occur" if first <= last else "neither occurs"
-        top.axvspan(left, right, color="0.85", label=f"{what}: {left:.0f} to {right:.0f}")
+        label = f"{what}: {left:.0f} to {right:.0f}"
+        top.axvspan(left, right, color="0.85", label=label, zorder=0)
     top.axvline(size, color="black", linewidth=1, linestyle="--", label=f"{size} inputs")
     top.set_ylabel(f"classified images, in bins of {BIN}")
-    top.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside upper center", ncols=3)
     bottom.hist(active, edges, color="0.6")
     bottom.axvline(size, color="black", linewidth=1, linestyle="--")
     bottom.set_ylabel("all test images")
     bottom.set_xlabel("positive outputs of the first layer")
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
-    figure.suptitle("Kind of the preimage by the number of positive outputs", fontsize=11)
+    top.set_title("Kind of the preimage by the number of positive outputs", fontsize=11)
     return figure

@@ -118,7 +118,7 @@ def decay_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
     panels = figure.subplots(1, len(spectra), squeeze=False)[0]
     for axes, (name, found) in zip(panels, spectra.items(), strict=True):
         indices = [i for i, stage in enumerate(found.stages) if stage.activated]
-        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(indices)))
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, len(indices)))
         for index, color in zip(indices, shades, strict=True):
             label = f"layer {found.stages[index].layer + 1}"
             _curve(axes, found.median(index), label, color=color)
@@ -150,24 +150,35 @@ def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
 
     The condition with its quartiles over the samples, shaded.
     """
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    counts = {
+        name: [one.count(i) for i in range(len(one.stages))] for name, one in spectra.items()
+    }
+    lost = len({count for values in counts.values() for count in values}) > 1
+    figure = Figure(figsize=(7, 7.5 if lost else 5.4), layout="constrained")
+    panels = figure.subplots(3 if lost else 2, 1, sharex=True)
+    top, bottom = panels[0], panels[-1]
     for number, (name, found) in enumerate(spectra.items()):
-        style = {"color": f"C{number * 3}", "marker": "o", "markersize": 4, "label": name}
+        # The second one dashed: where both are equal, both are seen.
+        style = {"color": f"C{number * 3}", "marker": "os"[number % 2], "markersize": 4}
+        style |= {"linestyle": ("-", "--")[number % 2], "label": name}
         index = range(len(found.stages))
         place = np.arange(1, len(found.stages) + 1)
         top.plot(place, [stage.size for stage in found.stages], **style)
-        middle.plot(place, [found.count(i) for i in index], **style)
+        if lost:
+            panels[1].plot(place, counts[name], **style)
         bottom.semilogy(place, [found.condition(i) for i in index], **style)
         ranges = [_quartiles([s.condition for s in one]) for one in found.spectra]
         bottom.fill_between(place, *np.transpose(ranges), color=style["color"], alpha=0.2, lw=0)
         top.set_xticks(place, [_short(stage) for stage in found.stages])
     top.set_ylabel("output units")
-    middle.set_ylabel("non-zero singular values")
-    middle.set_ylim(bottom=0)
+    if lost:
+        panels[1].set_ylabel("non-zero singular values")
+        panels[1].set_ylim(bottom=0)
+    else:
+        note = f"{note}\nall {counts[name][0]:.0f} singular values are non-zero in every stage"
     bottom.set_ylabel("condition number\n(shaded: quartiles)")
     bottom.set_xlabel("layer, before and after its ReLU (R)")
-    for axes in (top, middle, bottom):
+    for axes in panels:
         axes.grid(alpha=0.3)
         axes.tick_params(labelbottom=True)
     top.legend()

@@ -97,6 +97,10 @@ def test_configs_hold_the_defaults_and_quick_is_smaller(name):
         (["preimage", "--sampels", "3"], "the nearest is --samples"),
         (["preimage", "--images.flip", "true"], "images.flip"),
         (["preimage", "--images.name", "mnits"], "did you mean 'mnist'"),
+        (
+            ["preimage", "--images.name", "mnist", "--images.root", "nowhere"],
+            "point --images.root",
+        ),
         (["stability", "--images.name", "two-moons", "--digits.name", "digits"], "need images"),
         (["preimage", "--images.name", "checkerboard", "--resolution", "2"], "no labels"),
     ],

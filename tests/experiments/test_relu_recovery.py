@@ -16,7 +16,7 @@ from experiments.relu.inversion import Settings as InversionSettings
 from iresflow.cli import main
 
 FRAMES = """--images.name digits --images.test 60 --redundancies [2,3] --iris_runs 1
---iris_epochs 25 --image_samples 300 --image_epochs 2 --max_points 64 --points 20""".split()
+--iris_epochs 25 --image_samples 300 --image_epochs 2 --image_max_points 64 --points 20""".split()
 
 INVERSION = """--images.name digits --hidden [20,50] --latent 4 --latents [4] --timed 1
 --expansions [2.0,4.0] --recoveries 3 --noises [0.001,0.01] --trials 2 --descent_steps 20

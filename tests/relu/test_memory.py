@@ -1,0 +1,70 @@
+"""Convolutions are never made dense: of 32 maps of 32 x 32 pixels that would be 0.8 GB."""
+
+import tracemalloc
+
+import pytest
+import torch
+from torch import nn
+
+from iresflow.relu import (
+    BOX,
+    Kind,
+    classify_preimage,
+    extreme_singular_values,
+    invariance_attack,
+    invert_layer,
+    linearize,
+    parse_network,
+    preimage_box,
+)
+from iresflow.relu.networks.affine import AffineMap
+
+PEAK = 300e6
+"""Bytes: a few matrices of 3072 x 3072."""
+
+
+@pytest.fixture(autouse=True)
+def no_dense_matrix(monkeypatch):
+    def refuse(self):
+        raise AssertionError("a matrix was made dense")
+
+    monkeypatch.setattr(AffineMap, "dense", refuse)
+
+
+def first_layer(maps, shape, seed=0):
+    torch.manual_seed(seed)
+    network = parse_network(nn.Sequential(nn.Conv2d(3, maps, 3, padding=1), nn.ReLU()), shape)
+    return network, torch.rand(shape).flatten()
+
+
+def test_a_layer_on_32_x_32_pixels_takes_little_memory():
+    network, x = first_layer(32, (3, 32, 32))
+    layer = network.layers[0]
+    y = layer(x[None])[0]
+    tracemalloc.start()
+    try:
+        found = classify_preimage(layer, y, prior=BOX)
+        inverted = invert_layer(layer, y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.kind is Kind.SINGLETON and inverted.determined == "yes"
+    for point in (found.point, inverted.z):
+        assert float((point - x).abs().max()) < 1e-9
+    assert peak < PEAK < 8 * 32 * 32**2 * 3 * 32**2 / 2
+
+
+def test_a_layer_that_loses_directions_stays_sparse():
+    network, x = first_layer(4, (3, 6, 6))
+    layer = network.layers[0]
+    y = layer(x[None])[0]
+    found = classify_preimage(layer, y, prior=BOX, member=x)
+    assert found.kind is Kind.BOUNDED
+    low, high = preimage_box(found)
+    assert bool((low <= x + 1e-9).all()) and bool((x <= high + 1e-9).all())
+    attack = invariance_attack(layer, x, torch.rand(len(x)))
+    assert bool((low <= attack.x + 1e-6).all()) and bool((attack.x <= high + 1e-6).all())
+    local = linearize(network, x)
+    smallest, largest = extreme_singular_values(local, local.stages[0])
+    values = torch.linalg.svdvals(local.matrix(local.stages[0]))
+    torch.testing.assert_close(torch.tensor([smallest, largest]), values[[-1, 0]])

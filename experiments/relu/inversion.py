@@ -153,7 +153,9 @@ def _run(settings: Settings, data: Mapping[str, Samples], report: Report) -> Non
     curves, rows = {}, []
     for name, net in (("random network", network), (f"{data['images'].name} decoder", decoder)):
         for kind, draw in NOISES.items():
-            found = _noise_curves(settings, net, kind, draw, name, stream)
+            # A stream for each panel, so that one can be drawn without the others.
+            own = torch.Generator().manual_seed(settings.seed + 1 + len(curves))
+            found = _noise_curves(settings, net, kind, draw, name, own)
             curves[f"{name}, {kind} noise"] = {
                 method: np.stack([np.quantile(one[0], (0.25, 0.5, 0.75)) for one in by_noise])
                 for method, by_noise in found.items()

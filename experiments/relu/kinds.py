@@ -7,17 +7,21 @@ point; below, it may be bounded or not.
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
 from iresflow.relu.networks.parsing import parse_network
-from iresflow.relu.preimages.classification import Kind, classify_preimage
+from iresflow.relu.preimages.classification import Kind, Preimage, classify_preimage
+from iresflow.relu.preimages.extent import farthest_in_preimage
 
 __all__ = ["count_kinds"]
 
 COLORS = {Kind.UNBOUNDED: "tab:red", Kind.BOUNDED: "tab:blue", Kind.SINGLETON: "tab:green"}
 BIN = 20
+
+REACHES = 5
+"""Bounded preimages whose reach is measured."""
 
 
 def count_kinds(
@@ -30,7 +34,7 @@ def count_kinds(
     at random.
 
     Arguments:
-        report: Gets the tables ``kinds`` and ``strip`` and the figure ``kinds``.
+        report: Gets the tables ``kinds``, ``reach`` and ``strip`` and the figure ``kinds``.
         module: The network; its first layer is looked at.
         data: Images.
         samples: Images that are classified.
@@ -42,9 +46,13 @@ def count_kinds(
     active = (outputs > 0).sum(1).numpy()
     size = layer.affine.in_size
     chosen = _choose(active, size, samples, seed)
-    rows = []
+    rows: list[dict[str, object]] = []
+    reaches: list[dict[str, object]] = []
     for index in tqdm(chosen, desc="kinds", unit="image", dynamic_ncols=True):
         found = classify_preimage(layer, outputs[index], member=flat[index])
+        if found.kind is Kind.BOUNDED and len(reaches) < REACHES:
+            target = flat[chosen[0]] - flat[index]
+            reaches.append(_reach(int(active[index]), found, flat[index], target))
         rows.append(
             {
                 "image": int(index),
@@ -56,6 +64,13 @@ def count_kinds(
     counts = np.array([row["active units"] for row in rows])
     kinds = np.array([row["kind"] for row in rows])
     report.table("kinds", rows, "One image a row.")
+    if reaches:
+        report.table(
+            "reach",
+            reaches,
+            "Bounded preimages with the fewest active units: how far one goes from the image "
+            "towards another one. Changes of pixels, which lie in [0, 1] in images.",
+        )
     strip = _strip(counts, kinds, active, size)
     report.numbers(
         "strip",
@@ -65,6 +80,18 @@ def count_kinds(
     )
     figure = _figure(counts, kinds, active, size, strip)
     report.figure("kinds", figure, "Kinds of preimages by the number of positive outputs")
+
+
+def _reach(active: int, found: Preimage, own: Tensor, direction: Tensor) -> dict[str, object]:
+    farthest = farthest_in_preimage(found, direction).point
+    assert farthest is not None  # of a bounded preimage
+    change = (farthest - own).abs()
+    return {
+        "active units": active,
+        "dimension": found.dimension,
+        "mean change of a pixel": float(change.mean()),
+        "largest change": float(change.max()),
+    }
 
 
 def _choose(active: np.ndarray, size: int, samples: int, seed: int) -> np.ndarray:

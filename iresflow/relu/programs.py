@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, final
@@ -20,7 +19,7 @@ from iresflow.errors import LinearProgramError
 from iresflow.extras import import_extra
 from iresflow.relu.networks.affine import Matrix
 
-__all__ = ["Basis", "Program", "Simplex", "Solution", "Status", "feasible", "solve", "solve_costs"]
+__all__ = ["Basis", "Program", "Solution", "Status", "feasible", "solve", "solve_costs"]
 
 if TYPE_CHECKING:
     import highspy
@@ -39,15 +38,12 @@ TOLERANCE = 1e-9
 """Largest violation of a constraint, primal and dual; HiGHS allows 1e-10 and more."""
 
 
-class Simplex(Enum):
-    """The simplex method by HiGHS' number for it.
+DUAL, PRIMAL = 1, 4
+"""HiGHS' numbers of the simplex methods.
 
-    The primal one where a change leaves the old point feasible (limits that are taken away), the
-    dual one where it leaves its prices optimal (limits that move).
-    """
-
-    DUAL = 1
-    PRIMAL = 4
+The primal one goes on where a change leaves the old point feasible, the dual one where it leaves
+its prices optimal: limits that move.
+"""
 
 
 @final
@@ -111,18 +107,13 @@ class Solution:
 
 
 def solve(
-    program: Program,
-    start: Basis | None = None,
-    simplex: Simplex = Simplex.DUAL,
-    *,
-    tolerance: float = TOLERANCE,
+    program: Program, start: Basis | None = None, *, tolerance: float = TOLERANCE
 ) -> Solution:
-    """Solves a program, from a basis if one is given.
+    """Solves a program by the dual simplex method, from a basis if one is given.
 
     Arguments:
         program: What to solve.
         start: Of a program of the same shapes.
-        simplex: The method to go on with from there; without a basis it is the dual one.
         tolerance: Largest violation of a constraint.
 
     Raises:
@@ -131,7 +122,6 @@ def solve(
     """
     solver = _solver(program, tolerance)
     if start is not None:
-        solver.setOptionValue("simplex_strategy", simplex.value)
         solver.setBasis(start.held)
     return _run(solver, warm=start is not None)
 
@@ -156,7 +146,7 @@ def solve_costs(
         LinearProgramError: the solver ended without an answer.
     """
     solver = _solver(program, tolerance)
-    solver.setOptionValue("simplex_strategy", Simplex.PRIMAL.value)
+    solver.setOptionValue("simplex_strategy", PRIMAL)
     places = np.arange(len(program.cost), dtype=np.int32)
     for cost in costs:
         solver.changeColsCost(len(places), places, np.asarray(cost, dtype=float))
@@ -225,7 +215,7 @@ def _run(solver: "highspy.Highs", *, warm: bool) -> Solution:
         if status == "optimal" or (status is not None and presolve == "off"):
             return _solution(solver, status)
         solver.clearSolver()
-        solver.setOptionValue("simplex_strategy", Simplex.DUAL.value)
+        solver.setOptionValue("simplex_strategy", DUAL)
     name = solver.modelStatusToString(solver.getModelStatus())
     raise LinearProgramError(f"HiGHS ended with: {name}")
 

@@ -4,14 +4,13 @@ How whole networks are inverted is in `iresflow.relu.inversion.network_inversion
 """
 
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, LayerProblem
+from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod
 from iresflow.relu.inversion.least_squares import LeastSquares, consistent, least_squares
 from iresflow.relu.inversion.preactivation_ranges import Ranges, observed_ranges
 from iresflow.relu.networks.affine import as_array
@@ -47,7 +46,6 @@ class Step:
             without a solution, or where least squares gave that of the relaxed program.
         error: Norm of the layer's output minus the observation; NaN without a solution.
         iterations: Of the simplex method; 0 where least squares already met all rows.
-        seconds: Wall time.
     """
 
     epsilon: float
@@ -55,7 +53,6 @@ class Step:
     objective: float
     error: float
     iterations: int
-    seconds: float
 
 
 @final
@@ -95,11 +92,6 @@ class LayerInversion:
     spread: float
     steps: tuple[Step, ...]
 
-    @property
-    def seconds(self) -> float:
-        """Wall time of all programs."""
-        return sum(step.seconds for step in self.steps)
-
 
 def check_slope(layer: Layer) -> None:
     """Raises ValueError for a slope above 1, with which the programs would not be convex."""
@@ -130,7 +122,6 @@ def invert_layer(
     *,
     epsilon: float | None = None,
     growth: float = 2.0,
-    patience: int = 1,
     max_steps: int = 20,
     lower: float = -np.inf,
     tolerance: float = TOLERANCE,
@@ -148,8 +139,6 @@ def invert_layer(
         epsilon: The first threshold, a guess of the largest noise: above 0. By default 1e-6 of
             the largest observation, which is for observations without noise.
         growth: alpha, above 1.
-        patience: Thresholds in a row without a smaller error that end the sequence; the paper's
-            algorithm has 1.
         max_steps: Programs at most.
         lower: What each entry of z is at least, such as 0 for the output of a ReLU.
         tolerance: Errors up to this share of the largest observation count as none.
@@ -165,10 +154,9 @@ def invert_layer(
     scale = float(np.abs(values).max(initial=0.0)) or 1.0
     epsilon = FIRST_EPSILON * scale if epsilon is None else epsilon
     _check_numbers(epsilon, growth, lower, tolerance)
-    for name, value in (("patience", patience), ("max_steps", max_steps)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; allowed is 1 or more")
-    search = _Search(layer, values, method, lower, tolerance, patience)
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}; allowed is 1 or more")
+    search = _Search(layer, values, method, lower, tolerance)
     while len(search.steps) < max_steps and search.advance(epsilon):
         epsilon *= growth
         while search.unchanged(epsilon):
@@ -187,13 +175,7 @@ class _Search:
     """
 
     def __init__(
-        self,
-        layer: Layer,
-        x: np.ndarray,
-        method: LayerMethod,
-        lower: float,
-        tolerance: float,
-        patience: int,
+        self, layer: Layer, x: np.ndarray, method: LayerMethod, lower: float, tolerance: float
     ) -> None:
         matrix = layer.affine.matrix()
         longest = float(row_lengths(matrix).max(initial=0.0)) or 1.0
@@ -205,11 +187,9 @@ class _Search:
         self.steps: list[Step] = []
         self.best: tuple[Step, np.ndarray, LeastSquares, Ranges] | None = None
         self.misfit = 0.0
-        self._patience = self._left = patience
         self._ranges: Ranges | None = None
         self._observed: Ranges | None = None
         self._squares: LeastSquares | None = None
-        self._pattern = np.zeros(len(x), dtype=bool)
         self._basis: Basis | None = None
 
     def unchanged(self, epsilon: float) -> bool:
@@ -218,7 +198,6 @@ class _Search:
 
     def advance(self, epsilon: float) -> bool:
         """Solves the next program; returns whether another one may be better."""
-        began = perf_counter()
         observed = observed_ranges(self.bias, self.layer.slope, self.x, epsilon / self.scale)
         if self._squares is None or not observed.same(self._observed):
             self._observed, self._squares = observed, least_squares(self.matrix, observed)
@@ -236,7 +215,7 @@ class _Search:
             # A misfit is in units of x, and a correlation in their square.
             objective *= self.scale if self.method.fits else self.scale**2
         error = np.nan if z is None else self._error(z)
-        step = Step(epsilon, status, objective, error, iterations, perf_counter() - began)
+        step = Step(epsilon, status, objective, error, iterations)
         self.steps.append(step)
         self._ranges = ranges
         if z is None:
@@ -246,9 +225,7 @@ class _Search:
             self.misfit = max(self.misfit, objective)
         rounding = self.tolerance * self.scale
         if self.best is not None and error >= self.best[0].error - rounding:
-            self._left -= 1
-            return self._left > 0
-        self._left = self._patience
+            return False
         self.best = (step, z, squares, observed)
         return error > rounding
 
@@ -276,11 +253,8 @@ class _Search:
         return self.method.ranges(self.bias, self.layer.slope, self.x, epsilon / self.scale)
 
     def _solve(self, ranges: Ranges) -> Solution:
-        if self._basis is None:
-            # Thresholds grow, so no row gets a lower limit that has none now.
-            self._pattern = np.isfinite(ranges.low)
-        problem = LayerProblem(self.matrix, self.x, ranges, self._pattern, self.lower)
-        solution = solve(self.method.program(problem), self._basis, self.method.simplex)
+        program = self.method.program(self.matrix, self.x, ranges, self.lower)
+        solution = solve(program, self._basis)
         self._basis = solution.basis
         return solution
 

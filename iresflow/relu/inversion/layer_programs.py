@@ -13,30 +13,9 @@ from scipy import sparse
 
 from iresflow.relu.inversion.preactivation_ranges import Ranges, observed_ranges
 from iresflow.relu.networks.affine import Matrix
-from iresflow.relu.programs import Program, Simplex
+from iresflow.relu.programs import Program
 
-__all__ = ["InfinityNorm", "LayerMethod", "LayerProblem", "OneNorm", "Relaxed"]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class LayerProblem:
-    """One threshold's problem.
-
-    Attributes:
-        matrix: A, ``(n, k)``.
-        x: The observation, ``(n,)``.
-        ranges: Of the method.
-        pattern: Rows ``(n,)`` bool whose lower limits have a place in the program, finite or not:
-            programs with the same pattern have the same shapes.
-        lower: Of each entry of z, or -infinity.
-    """
-
-    matrix: Matrix
-    x: np.ndarray
-    ranges: Ranges
-    pattern: np.ndarray
-    lower: float
+__all__ = ["InfinityNorm", "LayerMethod", "OneNorm", "Relaxed"]
 
 
 class LayerMethod(ABC):
@@ -46,21 +25,26 @@ class LayerMethod(ABC):
         name: For tables.
         order: Of the norm in which reconstruction errors are compared: 1 or infinity.
         fits: Whether the objective is the size of the misfit, so that 0 proves a point optimal.
-        simplex: What goes on from the basis of the program with the epsilon before.
     """
 
     name: ClassVar[str]
     order: ClassVar[float]
     fits: ClassVar[bool]
-    simplex: ClassVar[Simplex]
 
     def ranges(self, bias: np.ndarray, slope: float, x: np.ndarray, epsilon: float) -> Ranges:
         """The limits of A z that the program asks for."""
         return observed_ranges(bias, slope, x, epsilon)
 
     @abstractmethod
-    def program(self, problem: LayerProblem) -> Program:
-        """The program, the first unknowns of which are z."""
+    def program(self, matrix: Matrix, x: np.ndarray, ranges: Ranges, lower: float) -> Program:
+        """The program, the first unknowns of which are z.
+
+        Arguments:
+            matrix: A, ``(n, k)``.
+            x: The observation, ``(n,)``.
+            ranges: Of the method.
+            lower: Of each entry of z, or -infinity.
+        """
 
 
 @final
@@ -71,22 +55,21 @@ class InfinityNorm(LayerMethod):
     name = "l-infinity"
     order = np.inf
     fits = True
-    simplex = Simplex.PRIMAL
 
-    def program(self, problem: LayerProblem) -> Program:
-        matrix, ranges, pattern = problem.matrix, problem.ranges, problem.pattern
+    def program(self, matrix: Matrix, x: np.ndarray, ranges: Ranges, lower: float) -> Program:
         count, size = matrix.shape
-        rates = np.concatenate([-ranges.high_rate, ranges.low_rate[pattern]])
+        columns = sparse.csc_array(matrix)
+        rates = np.concatenate([-ranges.high_rate, ranges.low_rate])
         rows = sparse.hstack(
-            [_stacked(matrix, matrix[pattern]), sparse.csc_array(rates[:, None])], format="csc"
+            [sparse.vstack([columns, columns]), sparse.csc_array(rates[:, None])], format="csc"
         )
-        low = ranges.low[pattern]
+        none = np.full(count, np.inf)
         return Program(
             np.append(np.zeros(size), 1.0),
             rows,
-            np.concatenate([np.full(count, -np.inf), low]),
-            np.concatenate([ranges.high, np.full(len(low), np.inf)]),
-            np.append(np.full(size, problem.lower), 0.0),
+            np.concatenate([-none, ranges.low]),
+            np.concatenate([ranges.high, none]),
+            np.append(np.full(size, lower), 0.0),
         )
 
 
@@ -102,20 +85,17 @@ class OneNorm(LayerMethod):
     name = "l1"
     order = 1.0
     fits = True
-    simplex = Simplex.PRIMAL
 
-    def program(self, problem: LayerProblem) -> Program:
-        matrix, ranges, pattern = problem.matrix, problem.ranges, problem.pattern
+    def program(self, matrix: Matrix, x: np.ndarray, ranges: Ranges, lower: float) -> Program:
         count, size = matrix.shape
         above = sparse.diags_array(-ranges.high_rate, format="csc")
-        below = sparse.diags_array(ranges.low_rate, format="csc")[:, np.flatnonzero(pattern)]
-        slacks = count + below.shape[1]
+        below = sparse.diags_array(ranges.low_rate, format="csc")
         return Program(
-            np.concatenate([np.zeros(size), np.ones(slacks)]),
+            np.concatenate([np.zeros(size), np.ones(2 * count)]),
             sparse.hstack([sparse.csc_array(matrix), above, below], format="csc"),
             ranges.low,
             ranges.high,
-            np.concatenate([np.full(size, problem.lower), np.zeros(slacks)]),
+            np.concatenate([np.full(size, lower), np.zeros(2 * count)]),
         )
 
 
@@ -131,7 +111,6 @@ class Relaxed(LayerMethod):
     name = "relaxed"
     order = 1.0
     fits = False
-    simplex = Simplex.DUAL
 
     def ranges(self, bias: np.ndarray, slope: float, x: np.ndarray, epsilon: float) -> Ranges:
         ones = np.ones(len(x))
@@ -142,20 +121,7 @@ class Relaxed(LayerMethod):
         low = np.minimum(x - epsilon, 0) / slope
         return Ranges(low - bias, np.maximum(x + epsilon, 0) - bias, ones, ones, none)
 
-    def program(self, problem: LayerProblem) -> Program:
-        return Program(
-            -(problem.matrix.T @ _weights(problem)),
-            problem.matrix,
-            problem.ranges.low,
-            problem.ranges.high,
-            problem.lower,
-        )
-
-
-def _weights(problem: LayerProblem) -> np.ndarray:
-    """What the rows are weighed with: below a ReLU there are no lower limits, and no negatives."""
-    return np.maximum(problem.x, 0) if np.isneginf(problem.ranges.low).all() else problem.x
-
-
-def _stacked(*parts: Matrix) -> sparse.csc_array:
-    return sparse.vstack([sparse.csc_array(part) for part in parts], format="csc")
+    def program(self, matrix: Matrix, x: np.ndarray, ranges: Ranges, lower: float) -> Program:
+        # For ReLU there are no lower limits, and no row weighs less than nothing.
+        weights = np.maximum(x, 0) if np.isneginf(ranges.low).all() else x
+        return Program(-(matrix.T @ weights), matrix, ranges.low, ranges.high, lower)

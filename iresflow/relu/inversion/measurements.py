@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from iresflow.relu.networks.affine import AffineMap, DenseMap, Matrix
+from iresflow.relu.networks.affine import AffineMap, ComposedMap, Matrix
 from iresflow.relu.networks.network import Layer, Network
 
 __all__ = ["MatrixMap", "observe_part", "sense"]
@@ -83,14 +83,7 @@ def sense(network: Network, operator: Matrix) -> Network:
     rows.eliminate_zeros()
     *before, last = network.layers
     single = (np.diff(rows.indptr) <= 1).all() and (rows.data >= 0).all()
+    part = MatrixMap(rows, torch.zeros(rows.shape[0], dtype=torch.float64))
     if last.slope != 1 and not single:
-        bias = torch.zeros(rows.shape[0], dtype=torch.float64)
-        return Network((*network.layers, Layer("operator", MatrixMap(rows, bias))))
-    bias = torch.from_numpy(rows @ last.affine.bias.numpy())
-    product = rows @ last.affine.matrix()
-    affine = (
-        MatrixMap(sparse.csr_array(product), bias)
-        if sparse.issparse(product)
-        else DenseMap(torch.from_numpy(np.ascontiguousarray(product)), bias)
-    )
-    return Network((*before, replace(last, affine=affine)))
+        return Network((*network.layers, Layer("operator", part)))
+    return Network((*before, replace(last, affine=ComposedMap(last.affine, part))))

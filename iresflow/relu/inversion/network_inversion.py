@@ -7,7 +7,6 @@ Time", NeurIPS 2019).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import final
 
 import numpy as np
@@ -42,7 +41,6 @@ class NetworkInversion:
         determined: ``yes`` if every layer's active rows have full rank; ``no`` if one has not.
         layers: Of the layers inverted, from the last one backwards.
         observations: What each of these was inverted from, ``(n_i,)``.
-        seconds: Wall time.
     """
 
     status: Status
@@ -51,7 +49,6 @@ class NetworkInversion:
     determined: Verdict
     layers: tuple[LayerInversion, ...]
     observations: tuple[Tensor, ...]
-    seconds: float
 
 
 def invert_network(
@@ -61,7 +58,6 @@ def invert_network(
     *,
     epsilon: float | Sequence[float] | None = None,
     growth: float = 2.0,
-    patience: int = 1,
     max_steps: int = 20,
     ranges: bool = True,
 ) -> NetworkInversion:
@@ -74,7 +70,7 @@ def invert_network(
         epsilon: The first threshold of each layer, in the order of the network, or that of the
             last layer; then the others are twice the spread that the layer after it left, and for
             `Relaxed` 1e-6 of their observation. See `invert_layer`.
-        growth, patience: See `invert_layer`.
+        growth: See `invert_layer`.
         max_steps: Programs of one layer at most.
         ranges: Whether to use that the output of a ReLU is not negative. The paper's programs do
             not; with noise the codes found are better by it.
@@ -88,7 +84,6 @@ def invert_network(
         check_slope(layer)
     observation = torch.from_numpy(check_observed(network.layers[-1], x))
     thresholds = _thresholds(network, epsilon)
-    began = perf_counter()
     found: list[LayerInversion] = []
     observations: list[Tensor] = []
     for index in reversed(range(len(network.layers))):
@@ -99,7 +94,6 @@ def invert_network(
             method,
             epsilon=_threshold(thresholds[index], observation, found, method),
             growth=growth,
-            patience=patience,
             max_steps=max_steps,
             lower=0.0 if above_zero else -np.inf,
         )
@@ -117,7 +111,6 @@ def invert_network(
         _together([inversion.determined for inversion in found]),
         tuple(found),
         tuple(observations),
-        perf_counter() - began,
     )
 
 

@@ -101,13 +101,6 @@ class LocalMap:
         eye = torch.eye(len(self.columns), dtype=torch.float64)
         return self.product(eye, stage).mT
 
-    def offset(self, stage: Stage) -> Tensor:
-        """b_P ``(m,)``: what the stage gives at 0 if the polytope went that far."""
-        moved = self.point.new_zeros(1, self.network.in_size)
-        for _, part in self.parts(stage):
-            moved = part.forward(moved, bias=True)
-        return moved[0]
-
     def directions(self) -> Tensor:
         """One unit vector ``(n,)`` for each entry that is moved, ``(c, n)``."""
         moved = self.point.new_zeros(len(self.columns), self.network.in_size)
@@ -137,11 +130,9 @@ class Part:
     slopes: Tensor
     activated: bool
 
-    def forward(self, v: Tensor, bias: bool = False) -> Tensor:
-        """The factor times directions; of points, with the bias."""
-        if self.activated:
-            return v * self.slopes
-        return self.layer.affine(v) if bias else self.layer.affine.product(v)
+    def forward(self, v: Tensor) -> Tensor:
+        """The factor times directions."""
+        return v * self.slopes if self.activated else self.layer.affine.product(v)
 
     def backward(self, u: Tensor) -> Tensor:
         """Its transpose times directions."""

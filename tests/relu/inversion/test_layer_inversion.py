@@ -196,7 +196,6 @@ def test_convolutions_are_sparse_layers():
         (np.ones(3), {"epsilon": np.nan}, "epsilon is nan"),
         (np.ones(3), {"growth": 1.0}, "growth is 1"),
         (np.ones(3), {"max_steps": 0}, "max_steps is 0"),
-        (np.ones(3), {"patience": 0}, "patience is 0"),
         (np.ones(3), {"lower": np.nan}, "lower is nan"),
         (np.ones(3), {"lower": np.inf}, "lower is inf"),
         (np.ones(3), {"tolerance": 0.0}, "tolerance is 0"),

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linprog
 
 from iresflow.relu.networks.dense import dense_layer
+from iresflow.relu.networks.network import Network
 from iresflow.relu.preimages.classification import Kind, classify_preimage
 from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between, preimage_constraints
 
@@ -287,3 +288,12 @@ def test_refuses(name):
     arguments, given, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         classify(*arguments, **given)
+
+
+def test_the_preimage_of_two_layers_need_not_be_convex():
+    """Example 1 of the supplement on layer-wise inversion: kinds are of one layer."""
+    first = dense_layer(torch.tensor([[1.0, 2.0], [3.0, 1.0]]))
+    network = Network((first, dense_layer(torch.tensor([[1.0, -1.0]]))))
+    ends = torch.tensor([[-1.0, 1.0], [1.0, 3.0]])
+    assert network(ends).flatten().tolist() == [1, 1]
+    assert float(network(ends.mean(0, keepdim=True))) == 2

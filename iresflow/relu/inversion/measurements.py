@@ -26,12 +26,18 @@ class MatrixMap(AffineMap):
     def __init__(self, matrix: sparse.csr_array, bias: Tensor) -> None:
         self._matrix, self.bias = matrix, bias
         self.out_shape, self.in_shape = matrix.shape[:1], matrix.shape[1:]
+        # For products that can be differentiated.
+        entries = matrix.tocoo()
+        places = torch.from_numpy(np.stack([entries.row, entries.col]).astype(np.int64))
+        self._rows = torch.sparse_coo_tensor(
+            places, torch.from_numpy(entries.data), matrix.shape, check_invariants=False
+        )
 
     def product(self, x: Tensor) -> Tensor:
-        return torch.from_numpy((self._matrix @ x.numpy().T).T)
+        return torch.sparse.mm(self._rows, x.mT).mT
 
     def adjoint(self, u: Tensor) -> Tensor:
-        return torch.from_numpy((self._matrix.T @ u.numpy().T).T)
+        return torch.sparse.mm(self._rows.mT, u.mT).mT
 
     def matrix(self) -> Matrix:
         return self._matrix

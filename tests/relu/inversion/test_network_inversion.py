@@ -168,6 +168,21 @@ def test_sensing_through_and_after_the_activation():
     assert len(sense(relu, -weights).layers) == 3  # a negative factor doesn't pass a ReLU
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_measured_networks_are_differentiable_and_know_their_transpose(last):
+    """Gradient descent is the baseline for them, too."""
+    network = sense(generator((3, 12, 20), last=last), torch.randn(9, 20).numpy())
+    layer = network.layers[-1]
+    x, u = torch.randn(4, layer.affine.in_size), torch.randn(4, 9)
+    dense = torch.from_numpy(layer.affine.dense())
+    torch.testing.assert_close(layer.affine.product(x), x @ dense.mT)
+    torch.testing.assert_close(layer.affine.adjoint(u), u @ dense)
+    assert torch.autograd.gradcheck(layer.affine.product, (x.requires_grad_(),))
+    z = torch.randn(2, 3)
+    found = descend(network, network(z), restarts=4, steps=800, learning_rate=0.05)
+    assert bool((found.error < 1e-3 * network(z).square().sum(1)).all())
+
+
 def test_too_few_measurements_are_said():
     network = generator((5, 20, 60))
     few = sense(network, torch.randn(30, 60).numpy())

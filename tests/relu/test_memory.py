@@ -13,9 +13,9 @@ from iresflow.relu import (
     extreme_singular_values,
     invariance_attack,
     invert_layer,
-    linearize,
     parse_network,
     preimage_box,
+    restrict_to_polytope,
 )
 from iresflow.relu.networks.affine import AffineMap
 
@@ -64,7 +64,7 @@ def test_a_layer_that_loses_directions_stays_sparse():
     assert bool((low <= x + 1e-9).all()) and bool((x <= high + 1e-9).all())
     attack = invariance_attack(layer, x, torch.rand(len(x)))
     assert bool((low <= attack.x + 1e-6).all()) and bool((attack.x <= high + 1e-6).all())
-    local = linearize(network, x)
+    local = restrict_to_polytope(network, x)
     smallest, largest = extreme_singular_values(local, local.stages[0])
     values = torch.linalg.svdvals(local.matrix(local.stages[0]))
     torch.testing.assert_close(torch.tensor([smallest, largest]), values[[-1, 0]])

@@ -13,8 +13,8 @@ from iresflow.relu import (
     frame_bounds,
     invert_layer,
     is_omnidirectional,
-    linearize,
     reconstruct,
+    restrict_to_polytope,
     singular_values,
     stage_spectra,
 )
@@ -52,7 +52,7 @@ def test_all_tools_agree_on_a_rank_in_all_units(ratio, verdict, unit):
     assert reconstruct(layer, y).verdicts == (verdict,)
     assert invert_layer(layer, y[0]).determined == verdict
     assert (norm_constant(weight, 1) > 0) == (verdict == "yes")
-    (_, spectrum), *_ = stage_spectra(linearize(Network((layer,)), x))
+    (_, spectrum), *_ = stage_spectra(restrict_to_polytope(Network((layer,)), x))
     assert spectrum.spans(5) == singular_values(weight).spans(5) == verdict
     parts = decompose(weight.numpy())
     assert (parts.certain, parts.rank == 5) == (verdict != "uncertain", verdict == "yes")

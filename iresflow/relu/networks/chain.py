@@ -14,10 +14,13 @@ from iresflow.relu.networks.modules import ACCEPTED, AFFINE, AS_MODULES, module_
 from iresflow.relu.networks.network import Layer
 from iresflow.relu.networks.rewriting import Shape, Step
 
-__all__ = ["ChainReader", "names_of", "paths_of"]
+__all__ = ["ERRORS", "ChainReader", "names_of", "paths_of"]
 
-BATCH = 3
-"""Samples that the operations are shown."""
+BATCH = 7
+"""Samples that the operations are shown: a number that few axes have by chance."""
+
+ERRORS = (ValueError, RuntimeError, TypeError, IndexError, AssertionError)
+"""What PyTorch says of inputs and arguments that don't fit."""
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 """Modules that a layer is named after."""
@@ -74,9 +77,7 @@ class ChainReader(fx.Interpreter):
         for node in self.graph.nodes:
             try:
                 self.env[node] = self.run_node(node)
-            except UnsupportedNetworkError:
-                raise
-            except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            except ERRORS as error:
                 shape = tuple(self.env[self._last].shape[1:]) if self._last else ()
                 linear = (
                     isinstance(self.submodules.get(str(node.target)), nn.Linear) and len(shape) > 1
@@ -85,7 +86,7 @@ class ChainReader(fx.Interpreter):
                 self._refuse(node, f"does not fit inputs of shape {shape}: {error}{hint}", error)
             try:
                 self._note(node, self.env[node])
-            except ValueError as error:
+            except ERRORS as error:
                 self._refuse(node, str(error), error)
 
     def _linear(self, node: fx.Node) -> bool:

@@ -75,8 +75,8 @@ def module_steps(module: nn.Module, shape: Shape) -> Iterator[Step]:
     elif kind is nn.ReLU6 or kind is nn.Hardtanh:
         yield from clip(shape, module.min_val, module.max_val)
     elif kind is nn.MaxPool1d or kind is nn.MaxPool2d:
-        if module.return_indices:
-            raise ValueError("returns indices too; allowed is return_indices=False")
+        if len(shape) != 1 + _axes(kind):
+            raise ValueError(f"gets inputs of shape {shape}; accepted are ones with channels")
         yield from max_pool(shape, module)
     elif kind is nn.Linear and len(shape) == 1:
         bias = torch.zeros(module.out_features) if module.bias is None else module.bias
@@ -86,11 +86,17 @@ def module_steps(module: nn.Module, shape: Shape) -> Iterator[Step]:
     elif kind in NORMS:
         yield FunctionMap(module, shape, size)
     elif kind in BY_CHANNEL:
-        yield FunctionMap(module, shape, shape[0])
+        # Without channels, and so on samples that it takes for channels, all entries may mix.
+        yield FunctionMap(module, shape, shape[0] if len(shape) == 1 + _axes(kind) else 1)
     elif kind in MIXING:
         yield FunctionMap(module, shape)
     else:
         raise ValueError(f"can't be read; accepted are {ACCEPTED}")
+
+
+def _axes(kind: type[nn.Module]) -> int:
+    """Axes that a kind of module works along: 2 of ``AvgPool2d``."""
+    return int(kind.__name__[-2]) if kind is not nn.Upsample else 2
 
 
 def _slopes(shape: Shape, slopes: Tensor) -> Iterator[Step]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from iresflow.errors import UnsupportedNetworkError
-from iresflow.relu.networks.chain import ChainReader, names_of, paths_of
+from iresflow.relu.networks.chain import ERRORS, ChainReader, names_of, paths_of
 from iresflow.relu.networks.modules import ACCEPTED
 from iresflow.relu.networks.network import Network
 from iresflow.relu.networks.recording import FUNCTION, StopRun, recording
@@ -151,8 +151,12 @@ def _compare(network: Network, module: nn.Module, shape: Shape, until: str | Non
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, len(SCALES), *shape, generator=generator, dtype=torch.float64)
     x = (x * torch.tensor(SCALES, dtype=x.dtype).view(-1, *[1] * len(shape))).flatten(0, 1)
-    with recording(module, record):
-        module(x.clone())
+    try:
+        with recording(module, record):
+            module(x.clone())
+    except ERRORS as error:
+        reason = f"does not take {len(x)} samples of shape {shape}: {error}"
+        raise _refused("the network", module, reason) from error
     expected = found[0].flatten(1)
     error = ((network(x) - expected).abs() / (1 + expected.abs().amax(1, keepdim=True))).max()
     if not bool(error <= AGREEMENT):

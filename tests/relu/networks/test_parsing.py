@@ -152,11 +152,20 @@ SIGNALS = {
     "linear on the last axis": lambda: nn.Linear(9, 2),
 }
 
+GREY = {
+    "average": lambda: nn.AvgPool2d(2),
+    "padding": lambda: nn.Sequential(nn.ZeroPad2d(1), nn.ReLU()),
+    "average of rows": lambda: nn.AvgPool1d(3),
+}
+"""Images without channels: PyTorch takes samples for channels, and each is still on its own."""
+
 ACCEPTED = [
     (shape, name, table[name])
-    for shape, table in ((IMAGE, IMAGES), ((5,), VECTORS), (SIGNAL, SIGNALS))
+    for shape, table in (
+        (IMAGE, IMAGES), ((5,), VECTORS), (SIGNAL, SIGNALS), ((6, 8), GREY),
+    )
     for name in table
-]
+]  # fmt: skip
 
 
 def in_float64(module):
@@ -273,8 +282,12 @@ REFUSED = {
     "split": (lambda: Written(lambda _, x: x.chunk(2, 1)[0]), 5, "can't be read"),
     "by value": (lambda: Written(lambda _, x: x if x.sum() > 0 else -x), 5, "torch.fx"),
     "in float32": (lambda: Written(lambda _, x: x.float()), 5, "can't be read"),
-    "flat batch": (lambda: nn.Flatten(0), 5, "of 3 samples, which it mixes"),
+    "flat batch": (lambda: nn.Flatten(0), 5, "of 7 samples, which it mixes"),
     "indices": (lambda: nn.MaxPool2d(2, return_indices=True), IMAGE, "can't be read"),
+    "limits": (lambda: Written(lambda s, x: x.clamp(min=s.low), low=torch.zeros(5)), 5,
+               "layer clamp"),
+    "samples as channels": (lambda: nn.Conv2d(7, 7, 3), (6, 8), "do not fit"),
+    "no channels": (lambda: nn.MaxPool1d(2), 6, "accepted are ones with channels"),
     "features": (lambda: nn.Sequential(nn.Linear(5, 2), nn.Linear(3, 2)), None,
                  "layer 1 (Linear) does not fit inputs of shape (2,)"),
     "no flatten": (lambda: nn.Sequential(nn.Conv2d(4, 2, 3), nn.Linear(2, 2)), IMAGE,

@@ -119,6 +119,7 @@ VARIANTS: dict[str, Variant] = {
     **_estimator("tol 1e-2", tol=1e-2),
     **_estimator("2 probes", probes=2),
     **_estimator("gaussian", probe="gaussian"),
+    **_estimator("2 orthogonal probes", probes=2, probe="orthogonal"),
     **_estimator("Krylov 2", name="krylov", terms=2, tol=0.0),
     **_estimator("Krylov 3", name="krylov", terms=3, tol=0.0),
     **_estimator("random series", name="random-series"),

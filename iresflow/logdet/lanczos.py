@@ -52,7 +52,7 @@ class Lanczos(LogDetEstimator):
         tol: Truncation error of each block in nats per dimension at which a batch stops; 0 takes
             all steps.
         probes: Number of probes K for each sample.
-        probe: Name of their distribution, ``rademacher`` or ``gaussian``.
+        probe: Name of their distribution, ``rademacher``, ``gaussian`` or ``orthogonal``.
 
     Raises:
         ValueError: steps or probes below 1, a negative tolerance, or an unknown distribution.

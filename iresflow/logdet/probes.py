@@ -9,7 +9,30 @@ from iresflow.tensors import Probe, gaussian, rademacher
 
 __all__ = ["PROBES", "check_settings", "draw_probes", "squared_standard_error"]
 
-PROBES: dict[str, Probe] = {"rademacher": rademacher, "gaussian": gaussian}
+
+def orthogonal(count: int, like: Tensor, generator: Stream | None = None) -> Tensor:
+    r"""Probes of a sample that are orthogonal to each other, of norm :math:`\sqrt D`.
+
+    They are ``(count, *like.shape)``: normal vectors, made orthogonal. Each is uniform on its
+    sphere, so :math:`v^\top A v` has the trace as its mean. All D of a basis have the exact trace
+    as their mean, so any two have the covariance :math:`-\sigma^2 / (D - 1)`, and the mean of K
+    has the variance of independent ones times :math:`1 - (K - 1) / (D - 1)`: their spread
+    overestimates its error. After D probes they begin anew.
+    """
+    batch, dim = like.shape[0], like[0].numel()
+    parts = []
+    for first in range(0, count, dim):
+        normal = gaussian(min(dim, count - first), like, generator).flatten(2)
+        basis, _ = torch.linalg.qr(normal.permute(1, 2, 0))  # (B, D, K)
+        parts.append(basis.permute(2, 0, 1) * dim**0.5)
+    return torch.cat(parts).reshape(count, batch, *like.shape[1:]).contiguous()
+
+
+PROBES: dict[str, Probe] = {
+    "rademacher": rademacher,
+    "gaussian": gaussian,
+    "orthogonal": orthogonal,
+}
 """Distributions of the probes, by name."""
 
 
@@ -34,8 +57,8 @@ def check_settings(probes: int, probe: str, tol: float = 0.0, **counts: int) -> 
 def draw_probes(distribution: str, probes: int, point: Tensor, generator: Stream | None) -> Tensor:
     """``(K, B, *event)`` probes for points ``(B, *event)``.
 
-    Those of a sample are independent, but for Rademacher's in few dimensions: see
-    `distinct_signs`.
+    Those of a sample are independent, but for orthogonal ones, and Rademacher's in few dimensions:
+    see `distinct_signs`. The means of both have less variance than their spread tells.
     """
     if distribution == "rademacher" and point[0].numel() <= FEW:
         return distinct_signs(probes, point.detach(), generator)

@@ -32,7 +32,7 @@ class RandomSeries(LogDetEstimator):
         distribution: Of N.
         exact_terms: e, at least 1.
         probes: Number of probes K for each sample.
-        probe: Name of their distribution, ``rademacher`` or ``gaussian``.
+        probe: Name of their distribution, ``rademacher``, ``gaussian`` or ``orthogonal``.
 
     Raises:
         ValueError: exact_terms or probes below 1, or an unknown distribution.

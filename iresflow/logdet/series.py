@@ -37,7 +37,7 @@ class PowerSeries(LogDetEstimator):
     Arguments:
         terms: n, at least 1.
         probes: Number of probes K for each sample.
-        probe: Name of their distribution, ``rademacher`` or ``gaussian``.
+        probe: Name of their distribution, ``rademacher``, ``gaussian`` or ``orthogonal``.
         tol: Where above 0, each probe of each sample stops by itself, as soon as its last term
             is below this many nats per dimension: no estimate depends on the other samples of its
             batch. The truncation bound is that of the terms taken.

@@ -163,7 +163,7 @@ class LogDetConfig(Section):
     probes: int = 1  # [thesis] section 5.4
     """Random probes for each sample and block."""
     # The smallest variance (Avron and Toledo, 2011).
-    probe: Literal["rademacher", "gaussian"] = "rademacher"
+    probe: Literal["rademacher", "gaussian", "orthogonal"] = "rademacher"
     """Distribution of the probes' entries."""
 
     def _check(self) -> None:

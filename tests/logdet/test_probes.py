@@ -18,7 +18,7 @@ from iresflow.logdet import (
     estimator_to_dict,
 )
 from iresflow.logdet.distinct import FEW, distinct_signs
-from iresflow.logdet.probes import draw_probes
+from iresflow.logdet.probes import draw_probes, orthogonal
 from iresflow.tensors import rademacher
 
 
@@ -101,3 +101,31 @@ def test_estimators_within_others_are_stored():
     for inner, limit in itertools.product((Krylov(probes=3), PowerSeries(7)), (0, 9)):
         estimator = ExactWhereSmall(inner, limit)
         assert estimator_from_dict(estimator_to_dict(estimator)) == estimator
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 8])
+def test_orthogonal_probes_are_a_basis_of_their_norm_and_begin_anew(count):
+    probes = draw_probes("orthogonal", count, torch.zeros(5, 2, 3, 1), None)
+    assert probes.shape == (count, 5, 2, 3, 1)
+    first = probes[:6].flatten(2)
+    products = torch.einsum("kbi,lbi->bkl", first, first)
+    torch.testing.assert_close(products, 6 * torch.eye(min(count, 6)).expand(5, -1, -1))
+    if count > 6:
+        assert float((probes[6] - probes[0]).abs().min()) > 1e-6
+
+
+def test_traces_by_orthogonal_probes_have_the_variance_that_is_stated():
+    matrix, dim = torch.randn(6, 6), 6
+    for count in (2, 4, 6):
+        v = orthogonal(count, torch.zeros(30_000, dim), torch.Generator().manual_seed(1))
+        covariance = torch.einsum("bi,bj->ij", v[-1], v[-1]) / v.shape[1]
+        assert float((covariance - torch.eye(dim)).abs().max()) < 5 * 2 / v.shape[1] ** 0.5
+        values = torch.einsum("kbi,ij,kbj->kb", v, matrix, v)
+        error = values.mean(0) - matrix.trace()
+        assert abs(float(error.mean())) <= 4 * float(error.std()) / len(error) ** 0.5 + 1e-12
+        independent = float(values[0].var()) / count
+        stated = independent * (1 - (count - 1) / (dim - 1))
+        assert float(error.var()) == pytest.approx(stated, rel=0.05, abs=1e-12)
+        assert float((values.var(0) / count).mean()) >= 0.95 * stated
+        if count > 2:  # the control
+            assert float(error.var()) < 0.8 * independent

@@ -42,17 +42,17 @@ html_show_sourcelink = False
 
 
 class CommandHelp(Directive):
-    """What ``iresflow VERB --help`` prints."""
+    """What ``iresflow VERB --help`` prints, without its list of all options in one sentence."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """A literal block."""
-        os.environ["COLUMNS"] = "96"
+        os.environ["COLUMNS"] = "88"
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             main([self.arguments[0], "--help"])
-        text = printed.getvalue()
+        _, _, text = printed.getvalue().partition("\n\n")
         return [nodes.literal_block(text, text, language="none")]
 
 

@@ -49,23 +49,25 @@ def plane(flow: Flow, data: torch.Tensor) -> Figure:
     return figure
 
 
-def cover(flow: Flow, data: torch.Tensor, images: ImageFlow, *, side: int = 6) -> Figure:
+def cover(flow: Flow, data: torch.Tensor, images: ImageFlow, *, side: int = 10) -> Figure:
     """Data and density of the plane beside samples of a flow of images.
 
     Arguments:
         flow, data: As of `plane`.
-        images: The other flow, in eval mode.
+        images: The other flow, in eval mode; if it is conditional on classes, each column has one.
         side: Samples in a row and in a column.
     """
     figure = Figure(figsize=(9, 3.2), layout="constrained", dpi=DPI)
     axes = figure.subplots(1, 3)
-    limit = _limit(data)
+    limit, conditional = _limit(data), bool(images.context_dim)
     _scatter(axes[0], data, limit, "data in the plane")
     _density(axes[1], flow, limit, "its density, learned")
-    x = images.sample(side * side, temperature=0.9, generator=_stream()).clamp(0, 1)
+    columns = torch.arange(side * side) % side
+    classes = torch.eye(images.context_dim)[columns] if conditional else None
+    x = images.sample(side * side, classes, temperature=0.8, generator=_stream()).clamp(0, 1)
     rows = x.unflatten(0, (side, side)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     axes[2].imshow(rows.numpy(), cmap="gray", vmin=0, vmax=1)
-    _bare(axes[2], "samples of another flow")
+    _bare(axes[2], "samples of images, one class a column" if conditional else "samples of images")
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import singledispatch
@@ -10,7 +11,7 @@ from typing import Any, final
 
 from torch import nn
 
-from iresflow.data.images.augment import Flip
+from iresflow.data.images.augment import Augmentation, Flip
 from iresflow.errors import RunError
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.training.checkpoint import options_of
@@ -97,6 +98,7 @@ def fit(
     resume: bool = False,
     seed: int = 0,
     flip: bool = False,
+    augment: Sequence[Augmentation] = (),
     on_validation: OnValidation | None = None,
     bar: bool = True,
     title: str | None = None,
@@ -125,6 +127,7 @@ def fit(
         resume: Whether to go on from the checkpoint in ``run``, with the same data and model.
         seed: Of all random streams.
         flip: Whether images are mirrored at random.
+        augment: Further random changes of training images, such as `Shift`, one after another.
         on_validation: Called after each validation with the steps done, the averaged model in
             eval mode (copy it to keep it) and its `Score` or None; True ends the training.
         bar: Whether to show a progress bar, in a terminal or notebook.
@@ -148,8 +151,10 @@ def fit(
         raise ValueError("labels and context are two names of one thing: pass one of them")
     samples = samples_of(model, x, labels if context is None else context)
     objective = objective or objective_of(model)
-    if flip and samples.values.ndim != 4:
-        raise ValueError(f"flip mirrors images (N, C, H, W), got {tuple(samples.values.shape)}")
+    if (flip or augment) and samples.values.ndim != 4:
+        raise ValueError(
+            f"flip and augment change images (N, C, H, W), got {tuple(samples.values.shape)}"
+        )
     train, held = divided(model, samples, validation, seed)
     directory = _directory(run, resume)
     trainer = Trainer(
@@ -160,7 +165,7 @@ def fit(
         config,
         run=directory,
         seed=seed,
-        augment=(Flip(),) if flip else (),
+        augment=(*((Flip(),) if flip else ()), *augment),
         on_validation=on_validation,
         bar=bar,
         title=title,

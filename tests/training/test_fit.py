@@ -491,7 +491,7 @@ def test_validation_is_a_part_or_samples_of_their_own(moons):
         ({"x": torch.zeros(9, 2, dtype=torch.complex64)}, "x is complex"),
         ({"steps": 0}, "steps must be above 0"),
         ({"learning_rat": 1.0}, "'learning_rat' of training: the nearest is learning_rate"),
-        ({"flip": True}, "flip mirrors images"),
+        ({"flip": True}, "flip and augment change images"),
         ({"compile": True}, r"call iresflow\.compile_kernels"),
         ({"precision": "mixed"}, "ReducedPrecision"),
         ({"minutes": -1.0}, "minutes must be above 0"),

@@ -1,0 +1,38 @@
+"""The experiments on invertible classifiers: ``python -m experiments.classifiers EXPERIMENT``."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.runner import Room, run_experiment
+from iresflow.cli import EXPECTED
+from iresflow.commands.arguments import fail
+
+__all__ = ["main"]
+
+ROOM = Room(
+    "experiments.classifiers",
+    "python -m experiments.classifiers",
+    {
+        "dynamics": "paths through residual networks in one dimension (figure 4.1)",
+        "limits": "errors, singular values and inverses by Lipschitz limit (table 4.1, figures)",
+        "spheres": "two kinds of attacks on adversarial spheres (figure 6.3)",
+        "metamers": "images with the logits of one and the nuisance of another (6.1, 6.5)",
+        "shift": "a cue that misleads in the test (remark 6.12, figure 6.4)",
+        "labels": "few labels: densities of classes beside a supervised network (section 5.6)",
+    },
+    augments=True,
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs an experiment; returns the exit code."""
+    try:
+        return run_experiment(ROOM, arguments, lambda dataset: dataset)
+    except KeyboardInterrupt:
+        fail("interrupted; --into the same directory goes on", code=130)
+    except EXPECTED as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""The experiments on invertible classifiers: closed forms, and the commands on small sizes."""
+
+import json
+
+import pytest
+import torch
+from helpers import materialize, small_classifier
+from torch import nn
+
+from experiments.classifiers.__main__ import main
+from experiments.classifiers.labels import chosen
+from experiments.classifiers.limits import _norms_of
+from experiments.classifiers.metamers import _partners, interpolated
+from experiments.classifiers.networks import ordinary
+from experiments.classifiers.shift import planted
+from experiments.classifiers.spheres import attack_norms, max_margin, sphere
+
+USED, DIM, INNER, OUTER, BIAS = 3, 5, 1.0, 1.3, 1.12
+
+
+def points(radius, count):
+    return sphere(count, DIM, radius, torch.Generator().manual_seed(1))
+
+
+def test_no_point_of_the_outer_sphere_that_is_called_inner_is_nearer():
+    x = points(OUTER, 2000)
+    x = x[x[:, :USED].norm(dim=1) >= BIAS][:20]
+    norms, invariance = attack_norms(x, USED, BIAS, OUTER)
+    assert bool(invariance.isinf().all())
+    # The point that is reached: on the sphere, with a used part of norm b.
+    seen, rest = x[:, :USED], x[:, USED:]
+    moved = torch.cat(
+        [
+            seen * BIAS / seen.norm(dim=1, keepdim=True),
+            rest * (OUTER**2 - BIAS**2) ** 0.5 / rest.norm(dim=1, keepdim=True),
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(moved.norm(dim=1), torch.full((len(x),), OUTER))
+    torch.testing.assert_close(norms, (moved - x).norm(dim=1))
+    others = points(OUTER, 200_000)
+    others = others[others[:, :USED].norm(dim=1) < BIAS]
+    nearest = torch.cdist(x, others).amin(1)
+    assert bool((norms <= nearest).all())
+    assert bool((nearest < norms + 0.15).all())  # so many points come close to it
+
+
+def test_no_point_of_the_outer_sphere_with_the_same_used_part_is_nearer():
+    x = points(INNER, 20)
+    perturbation, norms = attack_norms(x, USED, BIAS, OUTER)
+    assert bool(perturbation.isinf().all())  # b is beyond the inner sphere
+    angles = torch.randn(20, 5000, DIM - USED)
+    length = (OUTER**2 - x[:, :USED].square().sum(1)).sqrt()[:, None, None]
+    others = angles / angles.norm(dim=2, keepdim=True) * length
+    distances = (others - x[:, None, USED:]).norm(dim=2)
+    assert bool((norms[:, None] <= distances + 1e-12).all())
+    torch.testing.assert_close(norms, distances.amin(1), rtol=0.05, atol=1e-3)
+
+
+def test_the_bias_is_in_the_middle_of_the_gap():
+    inner, outer = torch.tensor([[0.8, 0.0], [0.9, 0.1]]), torch.tensor([[1.3, 0.0], [1.1, 0.5]])
+    assert max_margin(inner, outer, 1) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="overlap"):
+        max_margin(outer, inner, 1)
+
+
+@pytest.mark.parametrize(("side", "levels"), [(8, 17), (28, 256)])
+def test_cues_tell_the_class_and_leave_the_rest(side, levels):
+    images = torch.randint(0, levels, (20, 1, side, side)).to(torch.uint8)
+    images[:, :, :2] = 0
+    labels = torch.arange(20) % 10
+    pixel = planted(images, labels, "pixel", levels)
+    places = [tuple(row[0].eq(levels - 1).nonzero()[0].tolist()) for row in pixel[:, :, :2]]
+    assert len(set(places[:10])) == 10 and places[:10] == places[10:]
+    assert int((pixel != images).sum()) == 20
+    texture = planted(images, labels, "texture", levels)
+    bright = images >= 0.4 * (levels - 1)
+    assert torch.equal(texture[bright], images[bright])
+    dark = texture[:, 0, :2].reshape(20, -1)
+    assert len({tuple(row.tolist()) for row in dark[:10]}) == 10
+    assert torch.equal(dark[:10], dark[10:])
+
+
+def test_choices_of_labels_and_partners():
+    labels = torch.arange(60) % 3
+    places = chosen(labels, 4, 3, seed=2)
+    assert torch.bincount(labels[places]).tolist() == [4, 4, 4] and len(set(places.tolist())) == 12
+    assert torch.equal(places, chosen(labels, 4, 3, seed=2))
+    with pytest.raises(ValueError, match="fewer than 21"):
+        chosen(labels, 21, 3, seed=2)
+    some = torch.tensor([0, 0, 1, 1, 1, 0])
+    partners = _partners(some)
+    assert bool((some[partners] != some).all())
+
+
+def test_interpolated_metamers_start_at_the_image_and_end_at_the_metamer():
+    net = small_classifier(read_out="simplified")
+    x, reference = torch.rand(3, 2, 4, 4), torch.rand(3, 2, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(interpolated(net, x, reference, 0.0), x, rtol=0, atol=1e-4)
+        ends = interpolated(net, x, reference, 1.0)
+        torch.testing.assert_close(ends, net.metamer(x, reference).images, rtol=0, atol=1e-4)
+
+
+def test_norms_of_ordinary_networks_are_those_of_their_convolutions():
+    network = ordinary((1, 8, 8), 3, (1, 1), 4, invertible=True)
+    found = _norms_of(_Doubles(network), (1, 8, 8))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    sizes = [8, 8, 8, 4, 4, 4]
+    for bound, module, side in zip(found, convolutions, sizes, strict=True):
+        shape = (module.in_channels, side, side)
+        zero = module(torch.zeros(1, *shape))
+        matrix = materialize(lambda v, m=module, z=zero: m(v) - z, shape).detach()
+        exact = float(torch.linalg.matrix_norm(matrix, 2))
+        assert exact <= bound <= 1.1 * exact
+
+
+class _Doubles(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images.double())
+
+
+def results(runs):
+    return json.loads((sorted(runs.iterdir())[-1] / "results.json").read_text())
+
+
+def test_paths_of_the_invertible_network_never_cross_and_a_run_goes_on(tmp_path, capsys):
+    torch.set_default_dtype(torch.float32)
+    options = ["--steps", "40", "--blocks", "4", "--hidden", "16"]
+    assert main(["dynamics", *options, "--runs", str(tmp_path)]) == 0
+    standard, invertible = results(tmp_path)["dynamics"]
+    assert invertible["neighbours that cross, at any depth"] == 0
+    smallest = invertible["smallest gap of neighbours at the end"]
+    assert 0 < invertible["certified lower bound of that"] <= smallest
+    assert standard["network"] == "standard"
+    first = results(tmp_path)["dynamics"]
+    (run,) = tmp_path.iterdir()
+    capsys.readouterr()
+    assert main(["dynamics", *options, "--into", str(run)]) == 0
+    assert results(tmp_path)["dynamics"] == first
+    assert "goes on in" in capsys.readouterr().out
+    assert (run / "dynamics.png").is_file() and "goes on in" in (run / "log.txt").read_text()
+
+
+def test_spheres_by_the_command(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    options = "--train 400 --test 400 --steps 5 --trained_train 200 --seeds 1 --blocks 2"
+    assert main(["spheres", *options.split(), "--hidden", "8", "--runs", str(tmp_path)]) == 0
+    found = results(tmp_path)
+    reached = {(r["sphere"], r["attack"]): r["points that it reaches"] for r in found["analytic"]}
+    assert reached[("inner", "perturbation")] == reached[("outer", "invariance")] == 0
+    assert reached[("inner", "invariance")] == reached[("outer", "perturbation")] == 1
+    assert {row["objective"] for row in found["trained"]} == {"cross-entropy", "independence"}
+    with pytest.raises(SystemExit):
+        main(["circles"])

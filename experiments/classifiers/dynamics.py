@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.classifiers.training import train_once
-from experiments.relu.base import Report
 from iresflow.bijections import ResidualBlock
+from iresflow.commands.report import Report
 from iresflow.lipschitz import ELU, Bidiagonalization, Unlimited, dense_branch
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from experiments.classifiers.training import error_of, labelled, train_once
-from experiments.relu.base import Report
 from iresflow import ImageFlow, InvertibleClassifier, PowerSeries
+from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.classification import predict

@@ -17,8 +17,8 @@ from experiments.classifiers.limits_figures import (
 )
 from experiments.classifiers.networks import ordinary
 from experiments.classifiers.training import error_of, labelled, train_once
-from experiments.relu.base import Report
 from iresflow import InvertibleClassifier
+from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.data.images.augment import Augmentation, Flip, Shift
 from iresflow.lipschitz import NormalizedConv2d, Unlimited

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from experiments.classifiers.networks import KINDS, Recipe, convolutional, train_kind
 from experiments.classifiers.training import error_of, labelled, train_once
-from experiments.relu.base import Report
 from iresflow import ImageFlow, InvertibleClassifier
+from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.classification import CrossEntropy, predict

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from experiments.classifiers.networks import KINDS, Recipe, train_kind
 from experiments.classifiers.training import error_of, labelled
-from experiments.relu.base import Report
 from iresflow import InvertibleClassifier
+from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.classification import predict

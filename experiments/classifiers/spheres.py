@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.classifiers.training import train_once
-from experiments.relu.base import Report
 from iresflow import InvertibleClassifier
+from iresflow.commands.report import Report
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.base import Objective
 from iresflow.training.objectives.classification import CrossEntropy

@@ -143,7 +143,27 @@ def test_one_entry_written_through_data_is_seen_by_those_who_look_again():
     assert norm == pytest.approx(0.9, rel=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(6, 2, 3, 9), (2, 6, 3, 9), (5, 5, 1, 4)])
+@pytest.mark.parametrize("padding", [ZeroPadding(), CircularPadding()])
+@pytest.mark.parametrize(
+    "shape", [(2, 20, 3, (6, 5)), (20, 2, 3, (5, 6)), (1, 25, 5, (5, 7)), (2, 17, 3, (4, 4))]
+)
+def test_a_layer_and_its_adjoint_are_one_map_of_the_narrow_side(shape, padding):
+    """The first three by products of windows, where zeros lie beyond the border."""
+    inputs, outputs, side, size = shape
+    layer = NormalizedConv2d(inputs, outputs, side, size, padding=padding, coeff=0.9)
+    weight = layer.weight.detach()
+    matrix = materialize(layer.operator(weight), (inputs, *size))
+    for domain, channels, expected in (
+        (True, inputs, matrix.mT @ matrix),
+        (False, outputs, matrix @ matrix.mT),
+    ):
+        found = materialize(layer.gram(weight, domain), (channels, *size))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shape", [(6, 2, 3, 9), (2, 6, 3, 9), (5, 5, 1, 4), (2, 18, 3, 5), (20, 2, 3, 5)]
+)
 def test_lanczos_settles_on_the_norm_from_below(shape):
     inputs, outputs, side, pixels = shape
     layer = NormalizedConv2d(inputs, outputs, side, (pixels, pixels), coeff=0.9)

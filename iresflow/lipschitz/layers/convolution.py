@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["convolve_same", "same_layout", "same_weight_gradient"]
+__all__ = [
+    "convolve_and_back",
+    "convolve_same",
+    "gram_of_windows",
+    "same_layout",
+    "same_weight_gradient",
+]
 
 NARROW = 4
 """Output channels at most for which the taps are summed up: above, the plain way is faster."""
@@ -78,6 +84,26 @@ def _scatters(x: Tensor, weight: Tensor) -> bool:
     outputs, inputs, side, _ = weight.shape
     double = x.dtype == torch.float64 and x.device.type == "cpu"
     return double and side > 1 and inputs >= SCATTER * outputs and x.stride(1) != 1
+
+
+def gram_of_windows(weight: Tensor) -> Tensor:
+    """The products ``(C k k, C k k)`` of a kernel ``(D, C, k, k)`` with itself, over D."""
+    rows = weight.flatten(1)
+    return rows.t() @ rows
+
+
+def convolve_and_back(x: Tensor, gram: Tensor, side: int) -> Tensor:
+    """`convolve_same`, and then its adjoint, by the products of its kernel.
+
+    With D output channels, both take 2 D C k k products a pixel; this takes the square of C k k.
+
+    Arguments:
+        x: ``(N, C, H, W)``, as is the result.
+        gram: Of `gram_of_windows`.
+        side: The kernel's.
+    """
+    windows = F.unfold(x, side, padding=side // 2)
+    return F.fold(gram @ windows, x.shape[-2:], side, padding=side // 2)
 
 
 def same_weight_gradient(x: Tensor, u: Tensor, shape: torch.Size) -> Tensor:

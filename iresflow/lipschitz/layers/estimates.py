@@ -113,14 +113,13 @@ def _lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
     v = adjoint(u)
     domain = v.numel() <= u.numel()
     vector = normalized(v if domain else u)
-    shape = vector.shape
+    shape, gram = vector.shape, family.gram(weight, domain)
     basis = vector.new_empty(min(STEPS, vector.numel()), vector.numel())
     tridiagonal = torch.zeros(len(basis), len(basis), dtype=torch.float64)
     norm, top = 0.0, torch.ones(1, dtype=torch.float64)
     for step in range(len(basis)):
         basis[step] = vector.flatten()
-        image = adjoint(multiply(vector)) if domain else multiply(adjoint(vector))
-        image = image.flatten()
+        image = gram(vector).flatten()
         tridiagonal[step, step] = float(image @ basis[step])
         if not math.isfinite(tridiagonal[step, step]):
             return weight.new_tensor(math.nan)

@@ -11,6 +11,7 @@ from iresflow.lipschitz.bounds.base import Bound
 from iresflow.lipschitz.bounds.matrix import matrix_norm
 from iresflow.lipschitz.bounds.symbol import symbol_norm
 from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.convolution import convolve_and_back, gram_of_windows
 from iresflow.lipschitz.layers.estimates import lanczos, power_iteration
 from iresflow.lipschitz.layers.normalization import Bidiagonalization, Normalization
 from iresflow.lipschitz.layers.operator import Operator
@@ -150,6 +151,13 @@ class NormalizedConv2d(NormalizedLayer):
         # With stride 1 the adjoint is itself a convolution, by the flipped and transposed kernel;
         # on a CPU that is faster than a transposed convolution.
         return self.padding.adjoint(weight.transpose(0, 1).flip(2, 3).contiguous())
+
+    def gram(self, weight: Tensor, domain: bool) -> Operator:
+        kernel = weight if domain else weight.transpose(0, 1).flip(2, 3)
+        few = kernel[0].numel() <= len(kernel)  # products where the windows are, not the channels
+        if self.plain and self.kernel_size > 1 and few:
+            return partial(convolve_and_back, gram=gram_of_windows(kernel), side=self.kernel_size)
+        return super().gram(weight, domain)
 
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         return self.padding.weight_gradient(x, u, self.weight.shape, self.stride)

@@ -30,6 +30,11 @@ class OperatorFamily(ABC):
     def adjoint(self, weight: Tensor) -> Operator:
         """The adjoint of A, likewise. Its results are new tensors, which may be overwritten."""
 
+    def gram(self, weight: Tensor, domain: bool) -> Operator:
+        r""":math:`A^\top A` on the domain of A, or :math:`A A^\top` on its range, likewise."""
+        multiply, adjoint = self.operator(weight), self.adjoint(weight)
+        return (lambda x: adjoint(multiply(x))) if domain else (lambda u: multiply(adjoint(u)))
+
     @abstractmethod
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
         """Gradient of the sum of ``u * (A x)`` with respect to the weight."""

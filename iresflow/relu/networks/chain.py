@@ -79,10 +79,7 @@ class ChainReader(fx.Interpreter):
                 self.env[node] = self.run_node(node)
             except ERRORS as error:
                 shape = tuple(self.env[self._last].shape[1:]) if self._last else ()
-                linear = (
-                    isinstance(self.submodules.get(str(node.target)), nn.Linear) and len(shape) > 1
-                )
-                hint = "; put a Flatten before it" if linear else ""
+                hint = "; put a Flatten before it" if len(shape) > 1 and self._linear(node) else ""
                 self._refuse(node, f"does not fit inputs of shape {shape}: {error}{hint}", error)
             try:
                 self._note(node, self.env[node])

@@ -57,7 +57,7 @@ class NetworkLinearization(Linearization):
 
     def evaluate(self, x: Tensor, *leaves: Tensor) -> Tensor:
         """The network at other points ``(B, *in_shape)``."""
-        return run_module(self._module, x, self._last)
+        return run_module(self._module, x.clone(), self._last)
 
     def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
         return self._whole.any_order(first, function)

@@ -65,7 +65,8 @@ def find_stages(module: nn.Module, point: Tensor) -> tuple[Stage, ...]:
     """
     stages: list[Stage] = []
     calls: dict[str, int] = {}
-    before = (point, point._version)
+    inputs = point.clone()
+    before = (inputs, inputs._version)
 
     def visit(number: int, name: str, kind: str, output: Tensor) -> None:
         nonlocal before
@@ -79,7 +80,7 @@ def find_stages(module: nn.Module, point: Tensor) -> tuple[Stage, ...]:
     generator = torch.Generator(point.device).manual_seed(0)
     others = torch.randn(point.shape, generator=generator, device=point.device, dtype=point.dtype)
     with torch.no_grad():
-        value = run_module(module, point, None, visit).clone()
+        value = run_module(module, inputs, None, visit).clone()
         again = run_module(module, torch.cat([point, others]), None)
     if value.shape[:1] != point.shape[:1] or again.shape != (2 * len(value), *value.shape[1:]):
         raise ValueError(f"it gives {tuple(value.shape)}; allowed is (B, ...) for points (B, ...)")
@@ -96,7 +97,10 @@ def run_module(
     last: Stage | None,
     visit: Visit | None = None,
 ) -> Tensor:
-    """The output of a module, or of a stage, in float64; its parameters keep their graph."""
+    """The output of a module, or of a stage, in float64; its parameters keep their graph.
+
+    A module that works in place overwrites x.
+    """
     found: list[Tensor] = []
     count = 0
 

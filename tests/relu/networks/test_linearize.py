@@ -63,6 +63,7 @@ NETWORKS = {
                                  nn.ReflectionPad2d(1), nn.PReLU()), IMAGE),
     "shared": (lambda: nn.Sequential(*[nn.Linear(6, 6)] * 2, nn.Hardtanh()), VECTOR),
     "tied": (tied, VECTOR),
+    "in place first": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 5)), VECTOR),
     "own forward": (lambda: Shifted(nn.Linear(6, 5), nn.ReLU()), VECTOR),
     "hook": (hooked, VECTOR),
     "old weight norm": (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 5))), VECTOR),
@@ -135,6 +136,12 @@ def test_stages_are_what_the_modules_give(name):
         torch.testing.assert_close(part, whole[:, columns])
 
 
+def test_what_passes_its_input_on_is_no_stage():
+    module = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Dropout(), nn.ReLU(inplace=True))
+    stages = linearize(module.eval(), torch.randn(2, *IMAGE)).stages
+    assert [str(stage) for stage in stages] == ["3 (ReLU)"]
+
+
 def test_names_of_stages():
     local = linearize(Residual().eval(), torch.randn(1, *IMAGE))
     assert [str(stage) for stage in local.stages] == [
@@ -187,8 +194,13 @@ def test_what_is_smooth_is_told():
 
 def test_changes_nothing():
     module, x = Residual().eval(), torch.randn(2, *IMAGE)
+    points = torch.randn(2, 6, dtype=torch.float64)
+    kept = points.clone()
     before, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
     linearize(module, x).matrix()
+    local = linearize(nn.ReLU(inplace=True), points)
+    local.matrix(), local.value, local.jvp(points[None]), local.is_affine()
+    assert torch.equal(points, kept) and torch.equal(local.point, kept)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert not any(part._forward_hooks for part in module.modules())
     assert torch.equal(torch.get_rng_state(), state)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from iresflow.ambient import own_arithmetic
 from iresflow.bijections.base import Accuracy, Bijection, Inverse
 from iresflow.errors import DerivativeError
 from iresflow.lipschitz import Branch
@@ -17,7 +18,10 @@ from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.solvers import attach, solve
 from iresflow.tensors import transformed, wide_norm
 
-__all__ = ["BranchBlock", "solve_residual"]
+__all__ = ["BranchBlock", "Contraction"]
+
+Contraction = tuple[Chain, list[RoundedChain]]
+"""g with its certified bound, and g in the type of its weights and in the widest one."""
 
 
 class BranchBlock(Bijection):
@@ -40,7 +44,7 @@ class BranchBlock(Bijection):
         self.log_det = log_det or PowerSeries()
         self.name = "a residual block"
 
-    def contraction(self, context: Tensor | None) -> tuple[Chain, list[RoundedChain]]:
+    def contraction(self, context: Tensor | None) -> Contraction:
         """The branch for a solve, see `Branch.contraction`; contractive if it can be made so.
 
         In training mode with gradients on, one step of the iteration normalises the weights for
@@ -54,55 +58,66 @@ class BranchBlock(Bijection):
             chain, maps = self.branch.contraction(context)
         return chain, maps
 
+    def invert(
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        accuracy: Accuracy | None = None,
+        *,
+        contraction: Contraction | None = None,
+    ) -> Inverse:
+        """The solution x of x + g(x) = z with its certified error; arguments as of any bijection.
 
-def solve_residual(
-    chain: Chain, maps: list[RoundedChain], z: Tensor, accuracy: Accuracy, name: str
-) -> Inverse:
-    """The solution x of x + g(x) = z with its certified error, differentiable to any order.
-
-    Arguments:
-        chain: g with its certified bound.
-        maps: g in the type of its weights, and in the widest one.
-        z: ``(B, *event)``.
-        accuracy: How exact x is to be.
-        name: What errors call the block.
-
-    Errors: as `Bijection.invert`.
-    """
-    if transformed():
-        raise DerivativeError(
-            "an inverse is an iteration, which no transform of torch.func goes through: "
-            "use torch.autograd, by which its derivatives of any order are right"
-        )
-    lipschitz, dtype = chain.lipschitz, maps[0].dtype
-    assert lipschitz is not None
-    z = z.to(torch.promote_types(z.dtype, dtype))
-    # Cheap steps in the type of the weights, the last ones and the proof in the widest.
-    certified = partial(
-        solve, maps, z.detach(), lipschitz=lipschitz, solver=accuracy.solver, context=name
-    )
-    solution = certified(tol=accuracy.tol)
-    x = solution.value.to(z.dtype)
-    rounding = wide_norm(solution.value - x)
-    # What the rounding of the result to z's type takes at most, the solve has to leave.
-    room = accuracy.tol - torch.finfo(z.dtype).eps / 2 * wide_norm(solution.value)
-    short = (solution.error + rounding > accuracy.tol) & (room > solution.floor)
-    if bool(short.any()):
-        again = certified(tol=float(room[short].min()))
-        solution = replace(again, steps=solution.steps + again.steps)
-        x = solution.value.to(z.dtype)
-        rounding = wide_norm(solution.value - x)
-    error = solution.error + rounding
-    if torch.is_grad_enabled() and (
-        z.requires_grad or any(t.requires_grad for t in chain.tensors)
-    ):
-        x = attach(
-            x,
-            z,
-            chain.linearize(x.to(dtype)),
-            lipschitz=lipschitz,
-            solver=accuracy.solver,
-            context=name,
-        )
-    amplification = math.nextafter(1 / (1 - lipschitz), math.inf)
-    return Inverse(x, solution.steps, error, solution.floor + rounding, error, amplification)
+        Arguments:
+            z: ``(B, *event)``.
+            context: ``(B, context_dim)`` or None.
+            accuracy: How exact x is to be.
+            contraction: g, where it is not what `contraction` gives.
+        """
+        with own_arithmetic():
+            accuracy = accuracy or Accuracy()
+            chain, maps = contraction or self.contraction(context)
+            if transformed():
+                raise DerivativeError(
+                    "an inverse is an iteration, which no transform of torch.func goes through: "
+                    "use torch.autograd, by which its derivatives of any order are right"
+                )
+            lipschitz, dtype = chain.lipschitz, maps[0].dtype
+            assert lipschitz is not None
+            z = z.to(torch.promote_types(z.dtype, dtype))
+            # Cheap steps in the type of the weights, the last ones and the proof in the widest.
+            certified = partial(
+                solve,
+                maps,
+                z.detach(),
+                lipschitz=lipschitz,
+                solver=accuracy.solver,
+                context=self.name,
+            )
+            solution = certified(tol=accuracy.tol)
+            x = solution.value.to(z.dtype)
+            rounding = wide_norm(solution.value - x)
+            # What the rounding of the result to z's type takes at most, the solve has to leave.
+            room = accuracy.tol - torch.finfo(z.dtype).eps / 2 * wide_norm(solution.value)
+            short = (solution.error + rounding > accuracy.tol) & (room > solution.floor)
+            if bool(short.any()):
+                again = certified(tol=float(room[short].min()))
+                solution = replace(again, steps=solution.steps + again.steps)
+                x = solution.value.to(z.dtype)
+                rounding = wide_norm(solution.value - x)
+            error = solution.error + rounding
+            if torch.is_grad_enabled() and (
+                z.requires_grad or any(t.requires_grad for t in chain.tensors)
+            ):
+                x = attach(
+                    x,
+                    z,
+                    chain.linearize(x.to(dtype)),
+                    lipschitz=lipschitz,
+                    solver=accuracy.solver,
+                    context=self.name,
+                )
+            amplification = math.nextafter(1 / (1 - lipschitz), math.inf)
+            return Inverse(
+                x, solution.steps, error, solution.floor + rounding, error, amplification
+            )

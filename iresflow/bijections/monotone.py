@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
 from iresflow.bijections.base import Accuracy, Inverse, LogDet
-from iresflow.bijections.branch_block import BranchBlock, solve_residual
+from iresflow.bijections.branch_block import BranchBlock, Contraction
 from iresflow.bijections.stretch import Stretch
 from iresflow.logdet import Cayley
 from iresflow.tensors import wide_norm
@@ -52,25 +52,30 @@ class MonotoneBlock(BranchBlock):
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
     ) -> tuple[Tensor, Tensor]:
         with own_arithmetic():
-            chain, maps = self.contraction(context)
-            u = solve_residual(chain, maps, x, self._own_accuracy(), self.name).value
-            estimate = (log_det or self.log_det)(Cayley(chain.linearize(u)))
+            contraction = self.contraction(context)
+            accuracy = self._own_accuracy()
+            u = super().invert(x, context, accuracy, contraction=contraction).value
+            estimate = (log_det or self.log_det)(Cayley(contraction[0].linearize(u)))
             return 2 * u - x, estimate.log_det
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with own_arithmetic():
-            chain, maps = self.contraction(context)
-            return 2 * solve_residual(chain, maps, x, self._own_accuracy(), self.name).value - x
+            return 2 * super().invert(x, context, self._own_accuracy()).value - x
 
     def invert(
-        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
+        self,
+        z: Tensor,
+        context: Tensor | None = None,
+        accuracy: Accuracy | None = None,
+        *,
+        contraction: Contraction | None = None,
     ) -> Inverse:
         with own_arithmetic():
             accuracy = accuracy or Accuracy()
-            chain, maps = self.contraction(context)
-            minus = [part.negated() for part in maps]
+            chain, maps = contraction or self.contraction(context)
+            minus = (chain.negated(), [part.negated() for part in maps])
             inner = Accuracy(SHARE * accuracy.tol, accuracy.solver)
-            u = solve_residual(chain.negated(), minus, z, inner, self.name)
+            u = super().invert(z, context, inner, contraction=minus)
             x = 2 * u.value - z
             eps = torch.finfo(x.dtype).eps
             rounding = eps * (wide_norm(u.value) + wide_norm(x))

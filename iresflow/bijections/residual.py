@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
-from iresflow.bijections.base import Accuracy, Inverse, LogDet
-from iresflow.bijections.branch_block import BranchBlock, solve_residual
+from iresflow.bijections.base import LogDet
+from iresflow.bijections.branch_block import BranchBlock
 from iresflow.bijections.stretch import Stretch
 
 __all__ = ["ResidualBlock"]
@@ -45,10 +45,3 @@ class ResidualBlock(BranchBlock):
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         with own_arithmetic():
             return x + self.branch(x, context)
-
-    def invert(
-        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
-    ) -> Inverse:
-        with own_arithmetic():
-            chain, maps = self.contraction(context)
-            return solve_residual(chain, maps, z, accuracy or Accuracy(), self.name)

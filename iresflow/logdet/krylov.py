@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from iresflow.horizon import Horizon
 from iresflow.linearization import Jacobian, Linearization
@@ -82,8 +81,40 @@ class Krylov(LogDetEstimator):
 
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
+        dim = v[0, 0].numel()
+        most, enough = min(self.steps, dim), self.tol * dim
         with torch.no_grad():
-            result = self._found(linearization, v)
+            result = Found.fused(linearization, v, most, enough)
+            if result is None:
+                result, process = Found.empty(v), Arnoldi(v, linearization.lipschitz)
+                jacobian: Jacobian = linearization
+                index = torch.arange(v.shape[1], device=v.device)
+                horizon = None
+                if enough:
+                    horizon = Horizon.on(v.device, most, (self, dim), jacobian.lipschitz)
+                for step in range(1, most + 1):
+                    process.extend(jacobian)
+                    last = step == most
+                    if not (enough or last):
+                        continue
+                    ending = process.stalled | (process.error_estimate() <= enough) | last
+                    if horizon is not None:
+                        process.end(ending)
+                        if horizon.ends(step, process.running, process.taken):
+                            break
+                    elif last:
+                        process.end(ending)
+                    elif bool((ending & process.running).any()):
+                        process.end(ending)
+                        stays = process.running.any(0)
+                        left = len(index) - int(stays.sum())
+                        if left == len(index):
+                            break
+                        if left >= SHRINK * len(index):
+                            process.rows(~stays).write(result, index[~stays])
+                            jacobian = jacobian.rows(stays.nonzero()[:, 0])
+                            index, process = index[stays], process.rows(stays)
+                process.write(result, index)
         surrogate = linearization.bilinear(result.left, v).mean(0)
         return LogDetEstimate(
             value=result.value.mean(0),
@@ -94,44 +125,3 @@ class Krylov(LogDetEstimator):
             products=result.products.mean(0),
             degrees=self.probes - 1,
         )
-
-    def _found(self, linearization: Linearization, v: Tensor) -> Found:
-        dim = v[0, 0].numel()
-        most, enough = min(self.steps, dim), self.tol * dim
-        fused = Found.fused(linearization, v, most, enough)
-        return self._step_by_step(linearization, v, most, enough) if fused is None else fused
-
-    def _step_by_step(
-        self, linearization: Linearization, v: Tensor, most: int, enough: float
-    ) -> Found:
-        """All probes together, product by product, without those that have ended."""
-        result, process = Found.empty(v), Arnoldi(v, linearization.lipschitz)
-        jacobian: Jacobian = linearization
-        index, dim = torch.arange(v.shape[1], device=v.device), v[0, 0].numel()
-        horizon = None
-        if enough:
-            horizon = Horizon.on(v.device, most, (self, dim), jacobian.lipschitz)
-        for step in range(1, most + 1):
-            process.extend(jacobian)
-            last = step == most
-            if not (enough or last):
-                continue
-            ending = process.stalled | (process.error_estimate() <= enough) | last
-            if horizon is not None:
-                process.end(ending)
-                if horizon.ends(step, process.running, process.taken):
-                    break
-            elif last:
-                process.end(ending)
-            elif bool((ending & process.running).any()):
-                process.end(ending)
-                stays = process.running.any(0)
-                left = len(index) - int(stays.sum())
-                if left == len(index):
-                    break
-                if left >= SHRINK * len(index):
-                    process.rows(~stays).write(result, index[~stays])
-                    jacobian = jacobian.rows(stays.nonzero()[:, 0])
-                    index, process = index[stays], process.rows(stays)
-        process.write(result, index)
-        return result

@@ -76,7 +76,8 @@ def accuracy_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figu
         axes.set_xlabel("epoch (the first ones lie below)")
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower right")
+    lines, names = axes.get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=9, loc="outside upper center", ncols=2)
     return figure
 
 

@@ -157,7 +157,7 @@ def _figure(
         left, right = sorted((float(first), float(last)))
         what = "both occur" if first <= last else "neither occurs"
         label = f"{what}: {left:.0f} to {right:.0f}"
-        top.axvspan(left, right, color="0.85", label=label, zorder=0)
+        top.axvspan(left, right, fc="black", alpha=0.25, ec="none", label=label, zorder=3)
     top.axvline(size, color="black", linewidth=1, linestyle="--", label=f"{size} inputs")
     top.set_ylabel(f"classified images, in bins of {BIN}")
     figure.legend(fontsize=9, loc="outside upper center", ncols=3)

@@ -164,6 +164,11 @@ def feasible(solution: Solution) -> Solution:
     return solution
 
 
+WARM = ("off", DUAL)
+COLD = (("on", DUAL), ("off", DUAL), ("off", PRIMAL))
+"""Whether a program is presolved, and by which method, until one has an answer."""
+
+
 @cache
 def _highs() -> ModuleType:
     module = import_extra("highspy", "relu")
@@ -208,15 +213,17 @@ def _run(solver: "highspy.Highs", *, warm: bool) -> Solution:
     # Presolve would forget the start. It may also leave open whether a program is infeasible or
     # unbounded, and call one infeasible whose feasible points form a thin set: with it, only an
     # optimum is believed. And a warm start may run into trouble that a cold one doesn't have.
-    for presolve in ("off", "on", "off") if warm else ("on", "off"):
+    name = ""
+    for attempt, (presolve, simplex) in enumerate((WARM, *COLD) if warm else COLD):
         solver.setOptionValue("presolve", presolve)
+        if attempt or not warm:
+            solver.clearSolver()
+            solver.setOptionValue("simplex_strategy", simplex)
         solver.run()
-        status = OUTCOMES.get(solver.getModelStatus().name)
+        name = solver.getModelStatus().name
+        status = OUTCOMES.get(name)
         if status == "optimal" or (status is not None and presolve == "off"):
             return _solution(solver, status)
-        solver.clearSolver()
-        solver.setOptionValue("simplex_strategy", DUAL)
-    name = solver.modelStatusToString(solver.getModelStatus())
     raise LinearProgramError(f"HiGHS ended with: {name}")
 
 

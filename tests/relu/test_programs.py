@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from iresflow.errors import LinearProgramError
+from iresflow.relu import programs
 from iresflow.relu.programs import Program, feasible, solve, solve_costs
 
 
@@ -133,6 +135,38 @@ def test_feasible_programs_must_not_end_infeasible():
     assert feasible(unbounded) is unbounded
     with pytest.raises(LinearProgramError, match="has a feasible point"):
         feasible(solve(below([1, 0], matrix, side - 2)))
+
+
+class Stubborn:
+    """A solver that has no answer at first."""
+
+    def __init__(self, *answers):
+        self.answers, self.options = list(answers), []
+
+    def setOptionValue(self, name, value):
+        self.options.append((name, value))
+
+    def clearSolver(self):
+        self.options.append("cleared")
+
+    def run(self):
+        self.answer = self.answers.pop(0)
+
+    def getModelStatus(self):
+        return SimpleNamespace(name=self.answer)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_other_methods_are_tried_before_the_solver_gives_up(warm, monkeypatch):
+    monkeypatch.setattr(programs, "_solution", lambda solver, status: status)
+    silent = ["kUnknown"] * (2 + warm)
+    assert programs._run(Stubborn(*silent, "kOptimal"), warm=warm) == "optimal"
+    # With presolve an empty set is not believed; without, it is.
+    told = Stubborn(*["kUnknown"] * warm, "kInfeasible", "kInfeasible")
+    assert programs._run(told, warm=warm) == "infeasible"
+    assert ("cleared" in told.options) and told.options.count(("presolve", "on")) == 1
+    with pytest.raises(LinearProgramError, match="kSolveError"):
+        programs._run(Stubborn(*silent, "kSolveError"), warm=warm)
 
 
 def test_many_costs_as_one_by_one():

@@ -27,7 +27,7 @@ from iresflow.training.runs.directory import new_directory
 from iresflow.training.sections import option_kinds, section_of
 from iresflow.training.values import converted
 
-__all__ = ["Room", "run_experiment"]
+__all__ = ["Room", "options_of", "run_experiment"]
 
 
 @final
@@ -82,7 +82,7 @@ def run_experiment(
     experiment = import_module(f"{room.package}.{name}")
     if "--help" in rest or "-h" in rest:
         _parser(room, name, experiment).parse_args(["--help"])
-    settings, configs, others = _options(experiment, rest)
+    settings, configs, others = options_of(experiment, rest)
     mirrored = [section for section, config in configs.items() if config.flip or config.shift]
     if mirrored and not room.augments:
         fail(f"{mirrored[0]}.flip and .shift: only flows train on changed images", code=2)
@@ -150,10 +150,13 @@ def _logged(file: Path) -> Iterator[None]:
         yield
 
 
-def _options(
+def options_of(
     experiment: ModuleType, arguments: Sequence[str]
 ) -> tuple[Any, dict[str, DataConfig], dict[str, Any]]:
-    """The experiment's settings, its data sets by their names, and the other options."""
+    """The experiment's settings, its data sets by their names, and the other options.
+
+    Options that are wrong end the process.
+    """
     sections: dict[str, dict[str, Any]] = experiment.DATA
     own = option_kinds(experiment.Settings)
     kinds = {"quick": bool, "runs": str, "name": str | None, "into": str | None, **own}

@@ -20,7 +20,7 @@ from documents import (
 )
 
 import iresflow
-from experiments.relu.__main__ import _options as options_of_experiment
+from experiments.runner import options_of
 from iresflow.cli import main
 from iresflow.commands.configuration import configure
 
@@ -112,7 +112,7 @@ def parse_verb(verb, *arguments):
         configure([*arguments[:at], *arguments[at + 2 :]])
     elif verb == "relu" and arguments[0] != "analyse":
         name, *rest = arguments
-        options_of_experiment(import_module(f"experiments.relu.{name}"), rest)
+        options_of(import_module(f"experiments.relu.{name}"), rest)
     else:
         with pytest.raises(Parsed):
             main([verb, *arguments])
@@ -122,6 +122,9 @@ def parse_command(words, monkeypatch):
     """Whether the command is one of ours, whose options are accepted."""
     if (verb := verb_of(words)) is not None:
         parse_verb(*verb)
+        return True
+    if words[:3] == ["python", "-m", "experiments.classifiers"]:
+        options_of(import_module(f"experiments.classifiers.{words[3]}"), words[4:])
         return True
     if (script := benchmark_of(words)) is not None:
         name, arguments = script
@@ -151,6 +154,7 @@ def test_every_command_is_one_that_the_parsers_accept(page, monkeypatch):
         "iresflow sample",
         "torchrun --nproc_per_node=2 train.py --config nothing",
         "python benchmarks/truncation.py --no-such-option",
+        "python -m experiments.classifiers spheres --dimm 4",
     ],
 )
 def test_a_wrong_command_is_found(wrong, monkeypatch):

@@ -33,9 +33,9 @@ from iresflow.training.config import Config
 from iresflow.training.sections import is_section, option_kinds
 
 VALUES: list[Any] = [
-    None, True, -1, 0, 1, 2, 3, 2.5, -0.5, math.nan, math.inf, -math.inf, 10**9, 10**30, 1e300,
+    None, True, -1, 0, 1, 2, 3, 2.5, -0.5, math.nan, math.inf, -math.inf, 10**12, 10**30, 1e300,
     -(10**30), "", "text", "ünï ☃", "a\nb", "\0", "../..", [], [None], [1, "a"], [[1]], [-1],
-    [0], [10**9], [0.5, math.nan], {}, {"a": 1}, {"a": math.nan}, {1: [2]}, b"bytes",
+    [0], [10**12], [0.5, math.nan], {}, {"a": 1}, {"a": math.nan}, {1: [2]}, b"bytes",
     datetime.date(2020, 1, 1),
 ]  # fmt: skip
 """What options are set to."""

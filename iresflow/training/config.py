@@ -19,11 +19,8 @@ OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop"]
 ScheduleName = Literal["linear", "cosine", "steps"]
 
 
-def _positive(section: object, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+MOST_BLOCKS, MOST_TERMS = 10_000, 100_000
+"""What can be built and summed: far more would take all memory, and hours before it fails."""
 
 
 @dataclass(kw_only=True)
@@ -132,6 +129,8 @@ class ModelConfig(Section):
     """Whether a classifier's layers have no limit, for comparisons; nothing is certified then."""
 
     def _check(self) -> None:
+        if any(count < 0 for count in self.blocks) or sum(self.blocks) > MOST_BLOCKS:
+            raise ValueError(f"blocks must be {MOST_BLOCKS:,} in all at most, got {self.blocks}")
         widths = self.hidden if isinstance(self.hidden, tuple) else (self.hidden,)
         if not all(width > 0 for width in widths):
             raise ValueError(f"hidden must be above 0, got {self.hidden}")
@@ -167,7 +166,9 @@ class LogDetConfig(Section):
     """Distribution of the probes' entries."""
 
     def _check(self) -> None:
-        _positive(self, "terms", "probes", "exact_terms", "rate")
+        self._require_positive("terms", "probes", "exact_terms", "rate")
+        if max(self.terms, self.exact_terms) > MOST_TERMS:
+            raise ValueError(f"terms and exact_terms must be {MOST_TERMS:,} at most")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or positive, got {self.tol}")
         if self.lengths == "geometric" and self.rate is not None and not self.rate < 1:
@@ -227,9 +228,9 @@ class TrainingConfig(Section):
     """Steps between lines of metrics.jsonl and of TensorBoard."""
 
     def _check(self) -> None:
-        _positive(self, "steps", "minutes", "batch_size", "learning_rate", "clip_norm")
-        _positive(self, "accumulate", "patience")
-        _positive(self, "validate_every", "validation_samples", "log_every")
+        self._require_positive("steps", "minutes", "batch_size", "learning_rate", "clip_norm")
+        self._require_positive("accumulate", "patience")
+        self._require_positive("validate_every", "validation_samples", "log_every")
         if self.steps is None and self.minutes is None:
             raise ValueError("steps and minutes are both null: training would never end")
         for name in ("ema_decay", "momentum"):

@@ -25,6 +25,12 @@ class Section:
     def _check(self) -> None:
         """Raises a ValueError that begins with the name of an option that is out of range."""
 
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
 
 S = TypeVar("S", bound=Section)
 

@@ -12,7 +12,7 @@ from iresflow.training.config import Config, DataConfig, TrainingConfig
 from iresflow.training.sections import is_section, option_kinds, section_of
 
 ODD = [
-    None, True, -1, 0, 1, 3, 2.5, -0.5, math.nan, math.inf, -math.inf, 10**9, 10**30, 1e300,
+    None, True, -1, 0, 1, 3, 2.5, -0.5, math.nan, math.inf, -math.inf, 10**12, 10**30, 1e300,
     -(10**30), "", "text", "ünï ☃", "a\nb", "\0", "1e4", "4,4", "nan", "9" * 5000, [], [None],
     [1, "a"], [[1]], [-1], [0.5, math.nan], {}, {"a": 1}, {"a": math.nan}, {1: [2]}, b"bytes",
     datetime.date(2020, 1, 1), object(), np.float32(2), np.int64(3), np.array([1, 2]),
@@ -68,3 +68,10 @@ def test_sections_take_the_same_forms_from_python():
     assert fitted.steps == 2
     with pytest.raises(ValueError, match="^batch_size must be a whole number, got 'many'"):
         fit(VectorFlow(2, 1, 4), np.zeros((50, 2)), batch_size="many")
+
+
+def test_models_that_no_machine_can_build_are_refused():
+    for name, value in (("model.blocks", [10**9]), ("log_det.terms", 10**9)):
+        with pytest.raises(ValueError, match=f"^{name.partition('.')[0]}.*at most"):
+            section_of(Config, nested(name, value))
+    assert section_of(Config, nested("model.blocks", [0, 10_000])).model.blocks == (0, 10_000)

@@ -99,7 +99,7 @@ def outcome(arguments: Sequence[str]) -> str:
     lines = [line for line in err.getvalue().splitlines() if not line.startswith("warning: ")]
     if code not in (1, 2) or len(lines) != 1 or not lines[0].startswith("error: "):
         return f"ends with {code} and {lines}"
-    if "unexpected" in lines[0] or len(lines[0]) > 800:
+    if lines[0].startswith("error: unexpected ") or len(lines[0]) > 800:
         return lines[0]
     return "refused"
 

@@ -15,6 +15,9 @@ import yaml
 
 __all__ = ["converted", "described", "read_text", "read_yaml", "shown"]
 
+SHORT, LONG = 80, 300
+"""Characters of a value and of a reader's complaint that a message holds."""
+
 
 def converted(value: object, kind: Any, name: str) -> Any:  # noqa: ANN401
     """A value as the type that an option has.
@@ -132,7 +135,7 @@ def described(kind: Any) -> str:  # noqa: ANN401
 def shown(value: object) -> str:
     """A value in a message: of one line, and not too long."""
     words = " ".join(repr(value).split())
-    return words if len(words) <= 80 else f"{words[:80]} ..."
+    return words if len(words) <= SHORT else f"{words[:SHORT]} ..."
 
 
 def read_text(text: str, kind: Any) -> object:  # noqa: ANN401
@@ -162,9 +165,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is nested too deeply") from None
     except (ValueError, OverflowError, TypeError, AttributeError, yaml.YAMLError) as error:
         # Its constructors raise what Python does for the dates and numbers of a damaged file.
-        raise ValueError(
-            f"{path} is damaged, or no YAML: {' '.join(str(error).split())}"
-        ) from None
+        words = " ".join(str(error).split())
+        words = words if len(words) <= LONG else f"{words[:LONG]} ..."
+        raise ValueError(f"{path} is damaged, or no YAML: {words}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

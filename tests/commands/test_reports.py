@@ -162,3 +162,13 @@ def test_small_images_are_magnified(side, factor):
     grid = image_grid(images, columns=2)
     assert grid.shape == (3, (side + 2) * factor, (2 * side + 3) * factor)
     assert torch.equal(grid[1, factor, factor : (side + 1) * factor : factor], images[0, 0, 0])
+
+
+def test_random_changes_say_what_scores_are_of(tmp_path, capsys):
+    changes = ["--data.flip", "--data.shift", "1"]
+    assert main(["train", *TINY, *changes, "--runs", str(tmp_path), "--training.steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("changes ")]
+    # Two mirrorings and nine places: log2(18) bits over 64 dimensions.
+    assert "flip and shift of training images" in line
+    assert f"{math.log2(18) / 64:.4f} bits/dim at most" in line

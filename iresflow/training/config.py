@@ -15,6 +15,8 @@ from iresflow.training.sections import Section
 __all__ = ["Config", "DataConfig", "LogDetConfig", "ModelConfig", "TrainingConfig"]
 
 
+ActivationName = Literal["clipswish", "elu", "lipswish", "sine", "sine-cosine", "softplus", "tanh"]
+NormalizationName = Literal["bidiagonalization", "power-iteration", "certified"]
 OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop"]
 ScheduleName = Literal["linear", "cosine", "steps"]
 
@@ -88,9 +90,7 @@ class ModelConfig(Section):
     # [RF] section 3.3
     block: Literal["residual", "monotone"] = "residual"
     """Kind of the blocks; monotone ones stretch more, and a step takes about ten times as long."""
-    activation: Literal[
-        "clipswish", "elu", "lipswish", "sine", "sine-cosine", "softplus", "tanh"
-    ] = "lipswish"
+    activation: ActivationName = "lipswish"
     """Activation of the branches."""
     activate_input: bool = True
     """Whether an activation stands in front of each branch's first layer, but for the first
@@ -98,9 +98,7 @@ class ModelConfig(Section):
     coeff: float = 0.98  # [RF] its code
     """Upper limit of each layer's operator norm, between 0 and 1."""
     # [own] as close as five power iterations, for less
-    normalization: Literal["bidiagonalization", "power-iteration", "certified"] = (
-        "bidiagonalization"
-    )
+    normalization: NormalizationName = "bidiagonalization"
     """Norm that training divides weights by; certified costs more and holds in every step."""
     factor_out: bool = False  # [RF] its code
     """Whether half of the channels go to the latent after each scale (images)."""

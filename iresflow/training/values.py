@@ -84,10 +84,9 @@ def _truth(value: object) -> bool:
 
 
 def _whole(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    number = _number(value)
-    if number != int(number):
+    """Of 64 bits: no tensor takes a larger one."""
+    number = value if isinstance(value, int) else _number(value)
+    if isinstance(value, bool) or number != int(number) or not -(2**63) <= number < 2**63:
         raise ValueError
     return int(number)
 

@@ -71,6 +71,8 @@ def test_sections_take_the_same_forms_from_python():
 
 
 def test_models_that_no_machine_can_build_are_refused():
+    with pytest.raises(ValueError, match=r"^log_det.probes must be a whole number, got 10{30}$"):
+        section_of(Config, nested("log_det.probes", 10**30))
     for name, value in (("model.blocks", [10**9]), ("log_det.terms", 10**9)):
         with pytest.raises(ValueError, match=f"^{name.partition('.')[0]}.*at most"):
             section_of(Config, nested(name, value))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -56,6 +57,27 @@ class CommandHelp(Directive):
         return [nodes.literal_block(text, text, language="none")]
 
 
+def keep_colons(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Keeps napoleon from taking a field's text before a colon for its type.
+
+    It looks at the first line only, here one that prints nothing.
+    """
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "\\ ")
+
+
+def keep_letters(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Keeps docutils from taking a single letter with a full stop for the start of a list."""
+    for index, line in enumerate(lines):
+        lines[index] = re.sub(r"^(\s*(?::\w+ \w+: )?)(\w\.)$", r"\1\\\2", line)
+
+
 def setup(app: Sphinx) -> None:
-    """Registers the directive ``command-help``."""
+    """Registers the directive, and what stands before and after napoleon (at 500)."""
     app.add_directive("command-help", CommandHelp)
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)
+    app.connect("autodoc-process-docstring", keep_letters, priority=600)

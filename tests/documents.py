@@ -15,7 +15,9 @@ BLOCK = re.compile(
 )
 """A fenced block, with the remark above it that excepts it from being run."""
 
-INLINE = re.compile(r"`((?:python (?:-m |train|sample|benchmarks/)|iresflow |torchrun )[^`]*)`")
+INLINE = re.compile(
+    r"`((?:python (?:-m |train|sample|benchmarks/|experiments/)|iresflow |torchrun )[^`]*)`"
+)
 """A command in the text or in a table."""
 
 
@@ -91,9 +93,14 @@ def verb_of(words: list[str]) -> list[str] | None:
     return None
 
 
-def benchmark_of(words: list[str]) -> tuple[str, list[str]] | None:
-    """The name and the arguments of a benchmark that a command starts, if it does."""
+def script_of(words: list[str]) -> tuple[Path, list[str]] | None:
+    """The benchmark or experiment that a command starts, if it does, and its arguments.
+
+    Returns:
+        The script, or the folder of a package of experiments.
+    """
     for index, word in enumerate(words):
-        if found := re.fullmatch(r"benchmarks[/.](\w+?)(?:\.py)?", word):
-            return found[1], words[index + 1 :]
+        if found := re.fullmatch(r"(benchmarks|experiments)[/.](\w+?)(\.py)?", word):
+            path = ROOT / found[1] / found[2]
+            return path if path.is_dir() else path.with_suffix(".py"), words[index + 1 :]
     return None

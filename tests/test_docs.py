@@ -10,12 +10,12 @@ import pytest
 import torch
 from documents import (
     ROOT,
-    benchmark_of,
     blocks,
     commands,
     commands_in_text,
     guides,
     pages,
+    script_of,
     verb_of,
 )
 
@@ -123,12 +123,11 @@ def parse_command(words, monkeypatch):
     if (verb := verb_of(words)) is not None:
         parse_verb(*verb)
         return True
-    if words[:3] == ["python", "-m", "experiments.classifiers"]:
-        options_of(import_module(f"experiments.classifiers.{words[3]}"), words[4:])
-        return True
-    if (script := benchmark_of(words)) is not None:
-        name, arguments = script
-        file = ROOT / "benchmarks" / f"{name}.py"
+    if (script := script_of(words)) is not None:
+        file, arguments = script
+        if file.is_dir():
+            options_of(import_module(f"experiments.{file.name}.{arguments[0]}"), arguments[1:])
+            return True
         monkeypatch.setattr(sys, "argv", [str(file), *arguments])
         monkeypatch.syspath_prepend(file.parent)
         with pytest.raises(Parsed):
@@ -166,4 +165,4 @@ def test_pages_are_found():
     names = {str(page.relative_to(ROOT)) for page in pages()}
     assert {"README.md", "docs/guides/tables.md", "docs/numbers/speed.md"} <= names
     found = [words for page in pages() for words in commands_in_text(page)]
-    assert sum(benchmark_of(words) is not None for words in found) > 10
+    assert sum(script_of(words) is not None for words in found) > 10

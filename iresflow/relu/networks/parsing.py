@@ -141,23 +141,21 @@ def _first_shape(module: nn.Module, graph: fx.Graph) -> Shape:
 
 def _compare(network: Network, module: nn.Module, shape: Shape, until: str | None) -> None:
     """Refuses a network that gives something else than its module on random inputs."""
-    found: list[Tensor] = []
+    expected = x = _random_inputs(shape)
 
     def record(name: str, kind: str, output: object) -> None:
-        if name == (until or "") and kind != FUNCTION and isinstance(output, Tensor):
-            found.append(output)
+        nonlocal expected
+        if name == until and kind != FUNCTION and isinstance(output, Tensor):
+            expected = output
             raise StopRun
 
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, len(SCALES), *shape, generator=generator, dtype=torch.float64)
-    x = (x * torch.tensor(SCALES, dtype=x.dtype).view(-1, *[1] * len(shape))).flatten(0, 1)
     try:
         with recording(module, record):
-            module(x.clone())
+            expected = module(x.clone())
     except ERRORS as error:
         reason = f"does not take {len(x)} samples of shape {shape}: {error}"
         raise _refused("the network", module, reason) from error
-    expected = found[0].flatten(1)
+    expected = expected.flatten(1)
     error = ((network(x) - expected).abs() / (1 + expected.abs().amax(1, keepdim=True))).max()
     if not bool(error <= AGREEMENT):
         raise _refused(
@@ -166,3 +164,9 @@ def _compare(network: Network, module: nn.Module, shape: Shape, until: str | Non
             f"differs from the layers that were read, by {float(error):.2g} of its output: "
             "something in it was not seen",
         )
+
+
+def _random_inputs(shape: Shape) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, len(SCALES), *shape, generator=generator, dtype=torch.float64)
+    return (x * torch.tensor(SCALES, dtype=x.dtype).view(-1, *[1] * len(shape))).flatten(0, 1)

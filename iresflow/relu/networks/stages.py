@@ -101,23 +101,25 @@ def run_module(
 
     A module that works in place overwrites x.
     """
-    found: list[Tensor] = []
+    found: object = None
     count = 0
 
     def record(name: str, kind: str, output: object) -> None:
-        nonlocal count
+        nonlocal count, found
         number, count = count, count + 1
         if isinstance(output, Tensor) and visit is not None:
             visit(number, name, kind, output)
-        if name == "" if last is None else number == last.number:
-            if not isinstance(output, Tensor):
-                raise ValueError(f"it gives {type(output).__name__}; allowed is one tensor")
-            found.append(output)
+        if last is not None and number == last.number:
+            found = output
             raise StopRun
 
     with _attributes_kept(module), recording(module, record):
-        functional_call(module, _in_float64(module), (x,), tie_weights=False)
-    return found[0]
+        found = functional_call(module, _in_float64(module), (x,), tie_weights=False)
+    if not isinstance(found, Tensor):
+        raise ValueError(f"it gives {type(found).__name__}; allowed is one tensor")
+    if visit is not None and (last is None or last.number == count):
+        visit(count, "", type(module).__name__, found)  # a call of its own may do more
+    return found
 
 
 def _in_float64(module: nn.Module) -> dict[str, Tensor]:

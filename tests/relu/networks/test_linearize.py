@@ -41,6 +41,11 @@ class Shifted(nn.Sequential):
         return 2 * super().forward(x)
 
 
+class Called(nn.Sequential):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
 def hooked():
     module = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
     module[0].register_forward_hook(lambda _, __, output: 3 * output)
@@ -65,6 +70,7 @@ NETWORKS = {
     "tied": (tied, VECTOR),
     "in place first": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 5)), VECTOR),
     "own forward": (lambda: Shifted(nn.Linear(6, 5), nn.ReLU()), VECTOR),
+    "own call": (lambda: Called(nn.Linear(6, 5), nn.ReLU()), VECTOR),
     "hook": (hooked, VECTOR),
     "old weight norm": (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 5))), VECTOR),
     "old spectral norm": (lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 5))), VECTOR),

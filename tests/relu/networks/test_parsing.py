@@ -132,6 +132,7 @@ VECTORS = {
     "shared": shared,
     "tied": tied,
     "subclass": lambda: nn.Sequential(OwnLinear(5, 4), nn.ReLU()),
+    "own call inside": lambda: nn.Sequential(nn.Linear(5, 4), Called(nn.ReLU()), nn.ReLU()),
     "own sequential": lambda: OwnSequential(nn.Linear(5, 4), nn.ReLU()),
     "weight norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4))),
     "spectral norm": lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(5, 4))),
@@ -227,6 +228,13 @@ class Noisy(nn.Module):
         return x + torch.randn(5)
 
 
+class Called(nn.Sequential):
+    """Whose call does more than its forward."""
+
+    def __call__(self, x):
+        return super().__call__(x) + 0.3
+
+
 class Plain(nn.ReLU):
     """Leaves of other packages may do anything in their forward."""
 
@@ -254,6 +262,7 @@ REFUSED = {
                     "has forward hooks"),
     "own forward": (instance_forward, 5, "forward of its own"),
     "hidden": (lambda: nn.Sequential(Plain()), 5, "can't be read"),
+    "own call": (lambda: Called(nn.Linear(5, 4), nn.ReLU()), 5, "differs from the layers"),
     "noise": (Noisy, 5, "differs from the layers that were read"),
     "data parallel": (lambda: nn.DataParallel(nn.Linear(5, 4)), 5, ".module"),
     "script": (lambda: torch.jit.script(nn.Linear(5, 4)), 5, "torch.jit"),

@@ -293,7 +293,7 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
         lines.write("\n")
     ablation.main()
     ablation.main()  # trains nothing
-    rows = [(True, False), (False, False), (True, True)]
+    rows = [(True, False), (False, False), (True, True), (True, True)]
     expected = [(*row, seed) for seed in (0, 1) for row in rows]
     assert [t for i, t in enumerate(trained) if i != 2] == expected
     assert len(ablation.read(file)) == len(expected)

@@ -148,6 +148,18 @@ def test_hand_made(name):
     check(found, weight, bias, y, given.get("slope", 0.0))
 
 
+@pytest.mark.parametrize(("out", "into"), [(1e-9, 1.0), (1e6, 1.0), (1.0, 1e-9), (1e3, 1e8)])
+@pytest.mark.parametrize(
+    "name", [name for name in HAND_MADE if "prior" not in HAND_MADE[name][-1]]
+)
+def test_units_change_no_kind(name, out, into):
+    """Outputs in other units, and inputs: lengths are compared with the problem's own."""
+    weight, bias, y, kind, dimension, given = HAND_MADE[name]
+    bias, y = out * np.array(bias, dtype=float), out * np.array(y, dtype=float)
+    found = classify(out / into * weight, bias, y, **given)
+    assert (found.kind, found.dimension) == (kind, dimension)
+
+
 def test_certificate_of_a_pinned_point():
     weight, bias, y = np.vstack([SIMPLEX, [1, 1]]), np.array([0, 0, 0, -5.0]), np.zeros(4)
     found = classify(weight, bias, y)

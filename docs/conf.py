@@ -6,8 +6,8 @@ import os
 import re
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 import iresflow
 from iresflow.cli import main
@@ -42,13 +42,14 @@ html_copy_source = False
 html_show_sourcelink = False
 
 
-class CommandHelp(Directive):
+class CommandHelp(SphinxDirective):
     """What ``iresflow VERB --help`` prints, without its list of all options in one sentence."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """A literal block."""
+        """A literal block, written anew in each build."""
+        self.env.note_reread()
         os.environ["COLUMNS"] = "88"
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):

@@ -131,7 +131,7 @@ class WideFloats:
                 "products in the series alone: ReducedPrecision(PowerSeries()), or "
                 "training.precision=mixed"
             )
-        return super()._apply(fn, recurse)  # type: ignore[misc] (of nn.Module)
+        return super()._apply(fn, recurse)  # type: ignore[misc]  # of nn.Module
 
 
 F = TypeVar("F", bound=type[torch.autograd.Function])

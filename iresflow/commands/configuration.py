@@ -78,8 +78,9 @@ def _below(
     if files:
         return {}, ", ".join(map(presets.described, files))
     data = given.get("data")
-    preset = presets.of_data(data.get("name") if isinstance(data, Mapping) else None)
+    data_name = data.get("name") if isinstance(data, Mapping) else None
+    preset = presets.of_data(data_name)
     if preset is None:
         return {}, "the defaults, for digits"
-    origin = f"preset {preset}, as for any data.name {data['name']}; --config NAME for another"
+    origin = f"preset {preset}, as for any data.name {data_name}; --config NAME for another"
     return read_yaml(presets.find(preset)), origin

@@ -90,7 +90,8 @@ class Fingerprint:
     def of_values(cls, *splits: tuple[Tensor, Tensor | None]) -> "Fingerprint":
         """Of the values ``(N, *event)`` and labels ``(N,)`` of the three splits."""
         keys = [row_keys(*split) for split in splits]
-        return cls(*(Prints(hashed, hashed) for hashed in map(hashes_of, keys)))
+        train, validation, test = (Prints(hashed, hashed) for hashed in map(hashes_of, keys))
+        return cls(train, validation, test)
 
     def part(self, name: str) -> Prints:
         """The prints of ``train``, ``validation`` or ``test``."""

@@ -118,7 +118,9 @@ def _dataset(
     values = torch.from_numpy(images)
     inside = [file.partition("/")[2] if directories else file for file in files]
     labels, classes = _classes(inside)
-    splits = [Split(values[s], None if labels is None else labels[s]) for s in spans]
+    train, validation, test = (
+        Split(values[s], None if labels is None else labels[s]) for s in spans
+    )
     names = [_name(file) for file in files]
     rows = Parts(*(np.arange(len(files))[span] for span in spans))
     fingerprint = Fingerprint.of_samples(contents, names, rows, reading)
@@ -131,7 +133,9 @@ def _dataset(
             )
     return Dataset(
         "folder",
-        *splits,
+        train,
+        validation,
+        test,
         levels=256,
         classes=classes,
         fingerprint=fingerprint,

@@ -55,7 +55,9 @@ class Reading:
         """
         scaling = values["scaling"]
         return cls(
-            *(tuple(values[name]) for name in ("columns", "offset", "contexts")),
+            columns=tuple(values["columns"]),
+            offset=tuple(values["offset"]),
+            contexts=tuple(values["contexts"]),
             scaling=scaling and Scaling(tuple(scaling["mean"]), tuple(scaling["deviation"])),
             classes=tuple(values["classes"]),
             bits=values["bits"],

@@ -36,7 +36,7 @@ S = TypeVar("S", bound=Section)
 
 
 @cache
-def _kinds_of(section: type[Section]) -> dict[str, Any]:
+def _kinds_of(section: type[Any]) -> dict[str, Any]:
     return get_type_hints(section)
 
 

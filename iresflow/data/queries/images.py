@@ -38,6 +38,7 @@ class FileImages(Queries):
     """
 
     title = "file"
+    names: Sequence[str]
 
     def __init__(self, path: Path, event: Event, reading: Reading, label: int | None) -> None:
         self._root = path if path.is_dir() else path.parent

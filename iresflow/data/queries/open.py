@@ -59,10 +59,10 @@ def open_queries(
             raise DataError(f"{path} is a table, and the model is of images")
         table = read_parts(path, min_rows=1)
         return TableRows(path, table.values, table.names, event, reading, label)
-    array, labels = _mapped(path) if kind == ".npy" else _unpacked(path)
-    labels = _checked(path, labels, event, len(array))
+    array, known = _mapped(path) if kind == ".npy" else _unpacked(path)
     if array.ndim == 0 or len(array) == 0:
         raise DataError(f"{path} holds no samples")
+    labels = _checked(path, known, event, len(array))
     if event.levels is None:
         return TableRows(path, array, (), event, reading, label, labels)
     if event.context_dim and labels is None:

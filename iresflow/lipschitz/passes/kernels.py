@@ -115,13 +115,8 @@ class Kernel:
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function compiled for any size, for `VARIANTS` of its own."""
     if "isolate_recompiles" in signature(torch.compile).parameters:
-        return torch.compile(
-            function,
-            dynamic=True,
-            fullgraph=True,
-            recompile_limit=VARIANTS,
-            isolate_recompiles=True,
-        )
+        apart: dict[str, Any] = {"recompile_limit": VARIANTS, "isolate_recompiles": True}
+        return torch.compile(function, dynamic=True, fullgraph=True, **apart)
     # Before PyTorch 2.13, variants are counted for each code object (which activations share), and
     # their limit is one of the process.
     own = FunctionType(

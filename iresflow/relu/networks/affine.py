@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ __all__ = [
     "as_array",
 ]
 
-Matrix = np.ndarray | sparse.csr_array
+Matrix: TypeAlias = np.ndarray | sparse.csr_array
 """A real matrix ``(m, n)``, dense or sparse."""
 
 

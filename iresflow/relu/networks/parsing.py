@@ -156,12 +156,12 @@ def _compare(network: Network, module: nn.Module, shape: Shape, until: str | Non
         reason = f"does not take {len(x)} samples of shape {shape}: {error}"
         raise _refused("the network", module, reason) from error
     expected = expected.flatten(1)
-    error = ((network(x) - expected).abs() / (1 + expected.abs().amax(1, keepdim=True))).max()
-    if not bool(error <= AGREEMENT):
+    distance = ((network(x) - expected).abs() / (1 + expected.abs().amax(1, keepdim=True))).max()
+    if not bool(distance <= AGREEMENT):
         raise _refused(
             "the network",
             module,
-            f"differs from the layers that were read, by {float(error):.2g} of its output: "
+            f"differs from the layers that were read, by {float(distance):.2g} of its output: "
             "something in it was not seen",
         )
 

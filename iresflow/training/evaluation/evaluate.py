@@ -121,7 +121,7 @@ def evaluate(
         return replace(result, probes=precision.probes, seed=seed, tol=precision.tol)
 
     estimator = scoring_estimator(flow, precision)
-    unsaved, keeps = 0, state is not None and processes.main
+    unsaved, kept = 0, state if processes.main else None
     schedule = _schedule(scores, batch_size, precision, summary)
     try:
         for turn, (row, first, count, planned) in enumerate(schedule):
@@ -132,15 +132,15 @@ def evaluate(
                 progress(int((~scores.truncations.isnan()).sum()), planned)
             if state is not None and unsaved >= SAVE_EVERY * processes.count:
                 exchange()
-                if keeps:
-                    _save(scores, state, key)
+                if kept is not None:
+                    _save(scores, kept, key)
                 unsaved = 0
     except BaseException:
-        if keeps and unsaved:
-            _save(scores, state, key)
+        if kept is not None and unsaved:
+            _save(scores, kept, key)
         raise
-    if keeps:
-        state.unlink(missing_ok=True)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
     result, k = summary(), precision.importance_samples
     if k > 1:
         nats_per_unit = flow.base_dim * math.log(2) if noisy else 1.0

@@ -1,0 +1,135 @@
+"""What is installed: wheel and sdist hold all that the package needs, and nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import iresflow
+
+ROOT = Path(iresflow.__file__).parents[1]
+PACKAGE = ROOT / "iresflow"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with sdist and wheel, made without a network from what is under version control.
+
+    The wheel is made from the sdist, as `python -m build` does.
+    """
+    pytest.importorskip("build", reason="the package build is not installed")
+    out = tmp_path_factory.mktemp("dist")
+    source = tmp_path_factory.mktemp("source") / "iresflow"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("iresflow", "configs"):
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=unwanted)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+def contents(suffixes: set[str]) -> set[str]:
+    """The package's files of some kinds, by their paths in a wheel."""
+    return {
+        str((Path(folder) / name).relative_to(ROOT))
+        for folder, _, names in os.walk(PACKAGE, followlinks=True)
+        for name in names
+        if Path(name).suffix in suffixes and not folder.endswith("__pycache__")
+    }
+
+
+@pytest.fixture(scope="session")
+def wheel(built: Path) -> Path:
+    (file,) = built.glob("*.whl")
+    return file
+
+
+def test_the_wheel_holds_code_sources_configurations_and_typing(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert archive.testzip() is None
+    needed = contents({".py", ".cpp", ".h", ".hpp", ".yaml", ".typed"})
+    assert {"iresflow/py.typed", "iresflow/configs/digits.yaml"} <= needed
+    assert any(name.endswith(".cpp") or "/cpp/" in name for name in needed)
+    assert needed <= names
+    about = {name for name in names if ".dist-info/" in name}
+    assert any(name.endswith("LICENSE") for name in about)
+    # No test, benchmark or experiment is installed beside the package.
+    assert {name.split("/")[0] for name in names - about} == {"iresflow"}
+
+
+def test_the_sdist_builds_the_wheel_and_holds_the_same(built, wheel):
+    (file,) = built.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(wheel) as archive:
+        own = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert own <= names
+    assert {"LICENSE", "README.md", "pyproject.toml"} <= names
+
+
+def test_the_metadata_name_version_extras_and_bounds(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        data = Parser().parsestr(archive.read(name).decode())
+        (entries,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
+        assert "iresflow = iresflow.cli:main" in archive.read(entries).decode()
+    assert data["Version"] == iresflow.__version__ and data["License-Expression"] == "MIT"
+    assert {"all", "distributed", "docs", "relu", "spectra", "test"} <= set(
+        data.get_all("Provides-Extra")
+    )
+    needs = data.get_all("Requires-Dist")
+    plain = [need for need in needs if "extra ==" not in need]
+    # What an extra serves is not needed without it.
+    assert not any(need.startswith(("highspy", "accelerate", "pyimzml")) for need in plain)
+    assert all(">=" in need for need in plain)
+
+
+def test_an_installed_wheel_trains_and_samples_in_another_directory(wheel, tmp_path):
+    """In an environment of its own, which borrows the libraries of this one; without a network."""
+    home = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    (packages,) = home.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)  # a wheel of Python alone is installed by that
+    # This process' libraries, but for the checkout.
+    borrowed = [p for p in sys.path if "site-packages" in p]
+    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_"))}
+
+    def run(*arguments: str) -> str:
+        program = "import sys; from iresflow.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [str(home / "bin" / "python"), "-c", program, *arguments]
+        ended = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    where = "import iresflow; print(iresflow.__file__)"
+    found = subprocess.run(
+        [str(home / "bin" / "python"), "-c", where],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert found.strip().startswith(str(packages))
+    small = "--model.blocks [0,1] --model.hidden 4 --training.steps 2 --training.compile false"
+    run("train", "--config", "digits", *small.split())
+    out = run("sample", "runs/0000-digits", "--n", "4", "--out", "x.npz")
+    assert "written" in out and (elsewhere / "x.npz").is_file()
+    # The compiled passes find their C++ sources.
+    assert (packages / "iresflow" / "lipschitz" / "passes" / "native" / "cpp").is_dir()

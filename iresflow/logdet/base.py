@@ -98,13 +98,14 @@ class LogDetEstimator(ABC):
                 "block need not be invertible and has no log-determinant to estimate. Call "
                 "flow.enforce(), which rescales the layers"
             )
-        exact = self.kind_at(linearization) == "exact"
+        estimator = self.at(linearization)
+        exact = estimator.kind == "exact"
         if transformed() and not exact:
             raise DerivativeError
         if isinstance(linearization, Cayley):
-            estimate = self._difference(linearization.inner, generator)
+            estimate = estimator._difference(linearization.inner, generator)
         else:
-            estimate = self.estimate(linearization, generator)
+            estimate = estimator.estimate(linearization, generator)
         if exact:
             return estimate
         # The vectors that a surrogate holds constant depend on x and on the parameters too.
@@ -129,9 +130,9 @@ class LogDetEstimator(ABC):
             degrees=min(minus.degrees, plus.degrees),
         )
 
-    def kind_at(self, linearization: Linearization) -> Kind:
-        """What is promised at a linearization, where that depends on it."""
-        return self.kind
+    def at(self, linearization: Linearization) -> "LogDetEstimator":
+        """The estimator at a linearization, where that depends on it."""
+        return self
 
     @abstractmethod
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:

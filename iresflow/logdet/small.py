@@ -36,12 +36,9 @@ class ExactWhereSmall(LogDetEstimator):
         if self.limit < 0:
             raise ValueError(f"limit must be 0 or more, got {self.limit}")
 
-    def kind_at(self, linearization: Linearization) -> Kind:
-        return self._chosen(linearization).kind
-
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
-        return self._chosen(linearization).estimate(linearization, generator)
+        return self.at(linearization).estimate(linearization, generator)
 
-    def _chosen(self, linearization: Linearization) -> LogDetEstimator:
+    def at(self, linearization: Linearization) -> LogDetEstimator:
         small = linearization.point[0].numel() <= self.limit
         return Exact(self.limit) if small else self.otherwise

@@ -6,13 +6,12 @@ from importlib.util import find_spec
 from torch import Tensor
 
 from iresflow.lipschitz.passes.links import Link
-from iresflow.lipschitz.passes.plain import Passes
 
 __all__ = ["native_passes"]
 
 if find_spec("iresflow.lipschitz.passes.native") is None:
 
-    def native_passes(links: Sequence[Link], x: Tensor) -> Passes | None:
+    def native_passes(links: Sequence[Link], x: Tensor) -> None:
         """None: there are none."""
         return None
 

@@ -35,15 +35,6 @@ class Passes(ABC):
     """First to last, without a graph."""
 
     @abstractmethod
-    def value(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """g at points, and nothing else.
-
-        Arguments:
-            x: ``(B, *event)``, or ``(N, *event)`` for some samples of the batch.
-            index: The indices ``(N,)`` of these samples; None for all.
-        """
-
-    @abstractmethod
     def primal(self, x: Tensor) -> Primal:
         """g at points ``(B, *event)``, and what its derivatives take."""
 
@@ -104,11 +95,6 @@ class TorchPasses(Passes):
 
     def __init__(self, links: Sequence[Link]) -> None:
         self.links = [link.detached() for link in links]
-
-    @torch.no_grad()
-    def value(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        links = self.links if index is None else [link.rows(index) for link in self.links]
-        return evaluate(links, x)
 
     @torch.no_grad()
     def primal(self, x: Tensor) -> Primal:

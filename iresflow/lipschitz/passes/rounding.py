@@ -19,7 +19,7 @@ the norm of x, and no look at what lies between.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
@@ -27,9 +27,11 @@ from torch import Tensor
 from iresflow.linearization import Jacobian
 from iresflow.lipschitz.passes.chain import Chain, ChainLinearization
 from iresflow.lipschitz.passes.choice import native_passes
-from iresflow.lipschitz.passes.links import Link
-from iresflow.lipschitz.passes.plain import Passes, TorchPasses
+from iresflow.lipschitz.passes.links import Link, evaluate
 from iresflow.tensors import norm_per_sample, widest
+
+if TYPE_CHECKING:  # the folder may be missing
+    from iresflow.lipschitz.passes.native.passes import NativePasses
 
 __all__ = ["RoundedChain"]
 
@@ -55,7 +57,7 @@ class RoundedChain:
         self._norms = tuple(norms)
         # By the shape of an event.
         self._sizes: dict[torch.Size, _Sizes] = {}
-        self._passes: dict[torch.Size, Passes] = {}
+        self._native: dict[torch.Size, NativePasses | None] = {}
 
     @torch.no_grad()
     def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +75,11 @@ class RoundedChain:
         event = x.shape[1:]
         if event not in self._sizes:
             self._sizes[event] = self._measured(event)
-            self._passes[event] = native_passes(self._links, x) or TorchPasses(self._links)
+            self._native[event] = native_passes(self._links, x)
         rounding = self._sizes[event].rounding(norm_per_sample(x), index)
-        return self._passes[event].value(x, index), rounding
+        if (native := self._native[event]) is not None:
+            return native.value(x, index), rounding
+        return evaluate([link.rows(index) for link in self._links], x), rounding
 
     def negated(self) -> "RoundedChain":
         """Minus g."""

@@ -116,6 +116,12 @@ class NativePasses(Passes):
         self._run("pack", self._records, 0, 0)
 
     def value(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """g at points, and nothing else.
+
+        Arguments:
+            x: ``(B, *event)``, or ``(N, *event)`` for some samples of the batch.
+            index: The indices ``(N,)`` of these samples; None for all.
+        """
         # No hidden tensor leaves the cache.
         x, records = self._checked(x, self._channels), self._records
         biases = self._biases

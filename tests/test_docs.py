@@ -32,6 +32,7 @@ OTHERS = {
     ".": "the shell",
     "accelerate": "without train.py",
     "bash": ".ci/run",
+    "mypy": "",
     "pip": "",
     "python -m pytest": "",
     "python3 -m venv": "",

@@ -70,6 +70,10 @@ WITH_PAIRS: dict[str, dict[str, Any]] = {
     "not in front": {"model.activate_input": False},
     "decay cosine": {"training.schedule": "cosine", "training.decay_steps": 0.6},
     "noise variational": {"model.dequantization": "variational"},
+    "noise variational, blocks x 3/2": {
+        "model.dequantization": "variational",
+        "model.blocks": (6, 6),
+    },
     "prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
     "3-3-3": {"model.kernels": (3, 3, 3)},
 }

@@ -399,3 +399,12 @@ def test_a_fresh_classifier_finds_what_there_is():
     shuffled = Batch(train.values, labels[torch.randperm(600)])
     nothing = probe(shuffled, test, 3, hidden=32, steps=150)
     assert nothing.accuracy < 0.6 and nothing.nats < 0.2
+
+
+def test_noise_of_a_mixture_counts_as_in_maximum_likelihood():
+    flow = small_image_flow(context_dim=3, log_det=Exact(), dequantization="truncated-normal")
+    images = torch.randint(0, 256, (5, 2, 4, 4), dtype=torch.uint8)
+    labels = torch.arange(5) % 3
+    mixture = MixtureLikelihood()(flow, Batch(images, torch.eye(3)[labels]), stream()).loss
+    plain = MaximumLikelihood()(flow, Batch(images, labels), stream()).loss
+    torch.testing.assert_close(mixture, plain)

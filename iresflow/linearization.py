@@ -8,14 +8,13 @@ through `FunctionLinearization` with any function that `torch.func` can differen
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from iresflow.ambient import keeps_arithmetic
-from iresflow.errors import DerivativeError
+from iresflow.derivatives import any_order, first_order
 from iresflow.horizon import Horizon
 from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
 from iresflow.tensors import dot
@@ -25,8 +24,6 @@ __all__ = [
     "Jacobian",
     "Linearization",
     "Map",
-    "first_order",
-    "recorded_gradients",
 ]
 
 Map = Callable[[Tensor], Tensor]
@@ -163,7 +160,7 @@ class Linearization(Jacobian):
         def whole(point: Tensor, *leaves: Tensor) -> Tensor:
             return function(lambda x: self.evaluate(x, *leaves), point)
 
-        return _AnyOrder.apply(first, whole, self.point, *self.leaves)
+        return any_order(first, whole, self.point, *self.leaves)
 
     def reduced(self, dtype: torch.dtype) -> Jacobian:
         """Products that are computed in a narrow type of float, for directions of that type.
@@ -217,78 +214,6 @@ class FunctionLinearization(Linearization):
     def _pushforward(self, point: Tensor, v: Tensor) -> Tensor:
         tangents = [jvp(self._function, (point,), (direction,))[1] for direction in v]
         return torch.stack(tangents)
-
-
-def recorded_gradients(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
-) -> list[Tensor | None]:
-    """Gradients of a function in each of its operands, with a graph where autograd makes one.
-
-    Arguments:
-        function: Of the operands, by operations that autograd records.
-        tensors: The operands. Where one depends on another, the others stay as they are.
-        grad: Of the function's value.
-    """
-    with torch.enable_grad():
-        operands = [t.view_as(t) if t.requires_grad else t for t in tensors]
-        value = function(*operands)
-    needed = [t for t in operands if t.requires_grad]
-    if not needed or not value.requires_grad:
-        return [None] * len(tensors)
-    graph = torch.is_grad_enabled()
-    found = torch.autograd.grad(value, needed, grad, create_graph=graph, allow_unused=True)
-    rest = iter(found)
-    return [next(rest) if t.requires_grad else None for t in operands]
-
-
-@keeps_arithmetic
-class _AnyOrder(torch.autograd.Function):
-    """See `Linearization.any_order`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        first: Tensor,
-        function: Callable[..., Tensor],
-        *operands: Tensor,
-    ) -> Tensor:
-        ctx.function = function
-        ctx.save_for_backward(*operands)
-        return first.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        operands = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return (grad, None, *[None] * len(operands))
-        return (None, None, *recorded_gradients(ctx.function, operands, grad))
-
-
-def first_order(x: Tensor, error: DerivativeError | None = None) -> Tensor:
-    """x, whose gradient is right, and a derivative of that refused.
-
-    Arguments:
-        x: Any tensor.
-        error: What to raise; None for what is true of estimated log-determinants.
-
-    Raises:
-        DerivativeError: in a backward pass of which a graph is made.
-    """
-    return _FirstOrder.apply(x, error or DerivativeError()) if x.requires_grad else x
-
-
-@keeps_arithmetic
-class _FirstOrder(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, error: DerivativeError) -> Tensor:  # noqa: ANN401
-        ctx.error = error
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        if torch.is_grad_enabled():
-            raise ctx.error
-        return grad, None
 
 
 @final

@@ -22,6 +22,7 @@ __all__ = [
     "linear",
     "norm_per_sample",
     "norms",
+    "per_sample",
     "rademacher",
     "spread",
     "sum_per_sample",
@@ -101,6 +102,11 @@ def norms(x: Tensor) -> Tensor:
 def spread(scalars: Tensor, like: Tensor) -> Tensor:
     """One scalar for each direction ``(K, B)``, shaped to multiply ``(K, B, *event)``."""
     return scalars.to(like.dtype).reshape(*scalars.shape, *[1] * (like.ndim - 2))
+
+
+def per_sample(scalars: Tensor, like: Tensor) -> Tensor:
+    """One scalar for each sample ``(B,)``, shaped to multiply ``(B, *event)``."""
+    return scalars.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def rademacher(count: int, like: Tensor, generator: Stream | None = None) -> Tensor:

@@ -17,6 +17,7 @@ RANKS = {
     "ambient": 0.5,
     "streams": 0.5,
     "threads": 0.5,
+    "derivatives": 1,
     "tensors": 1,
     "powers": 1.5,
     "linearization": 2,

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from iresflow.derivatives import first_order
 from iresflow.errors import DerivativeError, NotContractiveError
-from iresflow.linearization import Linearization, first_order
+from iresflow.linearization import Linearization
 from iresflow.logdet.cayley import Cayley, Negated, twins
 from iresflow.streams import Stream
 from iresflow.tensors import transformed

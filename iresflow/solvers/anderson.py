@@ -8,7 +8,7 @@ it takes the combination that leaves least of the residual if that were linear,
 
 (Anderson, *Iterative Procedures for Nonlinear Integral Equations*, 1965; Walker and Ni, *Anderson
 Acceleration for Fixed-Point Iterations*, 2011, eq. 2.2). For a linear map and a long memory that
-is GMRES. No step of it is trusted: see `iresflow.solvers.driver`.
+is GMRES. No step of it is trusted: see `iresflow.solvers.residuals`.
 """
 
 from dataclasses import dataclass

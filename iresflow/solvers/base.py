@@ -32,7 +32,10 @@ tells when the residual of a linear equation may be noise; nothing is certified 
 class RoundedMap(Protocol):
     """A map g in one floating-point type, with a bound of its rounding."""
 
-    dtype: torch.dtype
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type."""
+        ...
 
     def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """g for some samples of a batch.
@@ -74,11 +77,11 @@ class JacobianProduct:
         self._kind = kind
         self._count = count
 
-    def __call__(self, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         every = len(index) == self._count
         some = self._jacobian if every else self._jacobian.rows(index)
-        image = methodcaller(self._kind, v[None])(some)[0]
-        return image, PRODUCT_ROUNDING * (norm_per_sample(v) + norm_per_sample(image))
+        image = methodcaller(self._kind, x[None])(some)[0]
+        return image, PRODUCT_ROUNDING * (norm_per_sample(x) + norm_per_sample(image))
 
 
 class Proposer(ABC):
@@ -112,7 +115,7 @@ class Solver(ABC):
     """Proposes iterates. A subclass is a frozen dataclass of its settings.
 
     Nothing that it proposes is trusted: the driver certifies from residuals alone, and does
-    without proposals that do not pay (`iresflow.solvers.driver`).
+    without proposals that do not pay (`iresflow.solvers.residuals`).
     """
 
     max_steps: int

@@ -8,7 +8,7 @@ Broyden" in the inverse form,
 .. math:: u = \frac{s - H y}{s^\top H y}, \qquad v = H^\top s
 
 (Broyden, *A Class of Methods for Solving Nonlinear Simultaneous Equations*, 1965, eq. 4.12). The
-oldest updates are forgotten. No step of it is trusted: see `iresflow.solvers.driver`.
+oldest updates are forgotten. No step of it is trusted: see `iresflow.solvers.residuals`.
 """
 
 from dataclasses import dataclass

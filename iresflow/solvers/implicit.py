@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import keeps_arithmetic
+from iresflow.derivatives import recorded_gradients
 from iresflow.errors import DerivativeError
-from iresflow.linearization import Jacobian, Linearization, recorded_gradients
+from iresflow.linearization import Jacobian, Linearization
 from iresflow.solvers.base import JacobianProduct, Solver
 from iresflow.solvers.driver import solve
-from iresflow.tensors import norm_per_sample
+from iresflow.tensors import norm_per_sample, per_sample
 
 __all__ = ["attach"]
 
@@ -98,8 +99,7 @@ class _Equation:
     def transposed_solution(self, v: Tensor) -> Tensor:
         r"""w of :math:`w + (\partial G / \partial s)^\top w = v`, without a graph."""
         # The equation is linear: scaled to norm 1, one tolerance is relative to each sample.
-        scale = norm_per_sample(v).clamp_min(torch.finfo(v.dtype).tiny)
-        scale = scale.reshape(-1, *[1] * (v.ndim - 1))
+        scale = per_sample(norm_per_sample(v).clamp_min(torch.finfo(v.dtype).tiny), v)
         solution = solve(
             [JacobianProduct(self.jacobian, self.kind, len(v), self.dtype)],
             v / scale,

@@ -18,8 +18,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from iresflow.derivatives import first_order
 from iresflow.errors import DerivativeError, NotContractiveError
-from iresflow.linearization import first_order
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.induced import induced_bounds
 from iresflow.lipschitz.layers.estimates import normalized

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from iresflow.ambient import keeps_arithmetic
+from iresflow.derivatives import recorded_gradients
 from iresflow.errors import DerivativeError
-from iresflow.linearization import FunctionLinearization, Linearization, recorded_gradients
+from iresflow.linearization import FunctionLinearization, Linearization
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.choice import native_passes
 from iresflow.lipschitz.passes.links import Link, evaluate

@@ -39,8 +39,9 @@ class Recipe(Section):
     """Of Adam."""
     nuisance_weight: float = 1.0
     """Weight of the nuisance classifier (independence)."""
-    likelihood_weight: float = 1.0
-    """Weight of the log-likelihood in nats a dimension (independence)."""
+    likelihood_weight: float | None = None
+    """Weight of the log-likelihood in nats a dimension (independence); null for that of equation
+    6.13, the dimension of the nuisance."""
     terms: int = 10
     """Terms of the series of log-determinants in training (independence)."""
 
@@ -67,9 +68,11 @@ def train_kind(
     )
     objective: Objective = CrossEntropy()
     if kind == "independence":
+        thesis = float(net.base_dim - net.classes)
+        weight = recipe.likelihood_weight
         objective = Independence.of(
             net,
-            recipe.likelihood_weight,
+            thesis if weight is None else weight,
             recipe.nuisance_weight,
             log_det=PowerSeries(recipe.terms, tol=1e-2),
         )

@@ -53,6 +53,9 @@ class Settings:
     """Of their training."""
     trained_train: int = 10_000
     """Points on each sphere that they see."""
+    likelihood_weight: float | None = None
+    """Weight of the log-likelihood in nats a dimension (independence); null for that of equation
+    6.13, the dimension of the nuisance."""
     seeds: int = 3
     """Networks of each kind."""
 
@@ -220,7 +223,9 @@ def _trained(settings: Settings, path: Path, kind: str, seed: int) -> dict[str, 
         read_out="simplified",
     )
     independent = kind == "independence"
-    objective: Objective = Independence.of(net, 1.0, 1.0) if independent else CrossEntropy()
+    weight = settings.likelihood_weight
+    weight = float(settings.trained_dim - 2) if weight is None else weight
+    objective: Objective = Independence.of(net, weight) if independent else CrossEntropy()
     train_once(
         net,
         train,

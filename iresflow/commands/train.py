@@ -15,12 +15,14 @@ from iresflow.commands.configuration import Asked, configure
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.commands.scoring import score_split
 from iresflow.data import Dataset
+from iresflow.data.images.augment import Crop
 from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.models.certified import CertifiedModel
 from iresflow.training import presets
 from iresflow.training.build import (
+    as_scored,
     augmentations,
     build_dataset,
     build_estimator,
@@ -64,7 +66,8 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     compile_kernels(config.training.compile)
     device = processes.device(config.device)
     # One process of a machine downloads what is missing.
-    dataset = processes.one_by_one(lambda: build_dataset(config.data, config.seed))
+    whole = processes.one_by_one(lambda: build_dataset(config.data, config.seed))
+    dataset = as_scored(whole, config.data)
     torch.manual_seed(config.seed)
     model = build_model(config, dataset).to(device)
     begun = resumed is not None and resumed.checkpoint("last").is_file()
@@ -78,7 +81,7 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     trainer = Trainer(
         model,
         objective,
-        asked_of(dataset.train),
+        asked_of(whole.train),
         asked_of(dataset.validation),
         config.training,
         run=run,
@@ -89,11 +92,11 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     )
     with run.locked(processes):
         if resumed:
-            processes.on_main(lambda: require_same_training(run.path, config.data, dataset))
+            processes.on_main(lambda: require_same_training(run.path, config.data, whole))
             trainer.resume()
         if processes.main:
             if not resumed:
-                remember(run.path, dataset)
+                remember(run.path, whole)
             run.write_config(config.to_dict())
             _announce(run, asked, dataset, model, trainer, processes)
             if started:
@@ -153,12 +156,14 @@ def _announce(
 
 def _changes(config: Config, dataset: Dataset) -> str:
     """What the random changes of training images mean for scores; see `Augmentation`."""
-    changes = augmentations(config.data)
+    side = config.data.crop
+    windows = f"windows     random ones of {side} x {side}; scores are of the middle ones\n"
+    changes = [c for c in augmentations(config.data) if not isinstance(c, Crop)]
     if not changes:
-        return ""
+        return windows if side else ""
     names = " and ".join(type(change).__name__.lower() for change in changes)
     bits = sum(change.cost for change in changes) / math.prod(dataset.shape) / math.log(2)
-    return (
+    return (windows if side else "") + (
         f"changes     {names} of training images: scores are of images as they are, and knowing "
         f"the mixture of all changes costs them {bits:.4f} bits/dim at most\n"
     )

@@ -1,11 +1,13 @@
 """From a configuration to its data and its model."""
 
+from dataclasses import replace
+
 import torch
 
 from iresflow.bijections import BranchBlock, MultiScale
 from iresflow.data import Dataset, Scaling, TableOptions
 from iresflow.data import load_dataset as load_named
-from iresflow.data.images.augment import Augmentation, Flip, Shift
+from iresflow.data.images.augment import Augmentation, Crop, Flip, Shift, unchanged
 from iresflow.logdet import (
     Exact,
     Geometric,
@@ -23,7 +25,14 @@ from iresflow.training.build_classifier import build_classifier, classifies
 from iresflow.training.config import Config, DataConfig, LogDetConfig
 from iresflow.training.loop.processes import Alone
 
-__all__ = ["augmentations", "build_dataset", "build_estimator", "build_model", "resolve_device"]
+__all__ = [
+    "as_scored",
+    "augmentations",
+    "build_dataset",
+    "build_estimator",
+    "build_model",
+    "resolve_device",
+]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -70,8 +79,31 @@ def build_dataset(config: DataConfig, seed: int, scaling: Scaling | None = None)
 
 def augmentations(config: DataConfig) -> tuple[Augmentation, ...]:
     """The random changes of training images that the configuration asks for."""
+    crops = (Crop(config.crop),) if config.crop else ()
     flips = (Flip(),) if config.flip else ()
-    return (*flips, Shift(config.shift)) if config.shift else flips
+    shifts = (Shift(config.shift),) if config.shift else ()
+    return crops + flips + shifts
+
+
+def as_scored(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data as the model and its scores are of them: of images that are cropped, windows.
+
+    Raises:
+        ValueError: random changes of what is no image, or of images too small for them.
+    """
+    changes = augmentations(config)
+    if not changes:
+        return dataset
+    if dataset.levels is None:
+        raise ValueError(
+            f"data.crop, data.flip and data.shift change images; {dataset.name} has none"
+        )
+    parts = {
+        name: replace(part, values=unchanged(part.values, changes))
+        for name in ("train", "validation", "test")
+        for part in [getattr(dataset, name)]
+    }
+    return replace(dataset, **parts)
 
 
 def build_model(config: Config, dataset: Dataset) -> ImageFlow | VectorFlow | InvertibleClassifier:
@@ -119,8 +151,6 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
     if dataset.levels is None:
         if model.given is not None:
             raise ValueError(f"model.given is of images; {dataset.name} has none")
-        if config.data.flip or config.data.shift:
-            raise ValueError(f"data.flip and data.shift change images; {dataset.name} has none")
         return VectorFlow(
             dataset.shape[0],
             sum(model.blocks),

@@ -65,13 +65,17 @@ class DataConfig(Section):
     """What to subtract from a column of a table, such as {time: 1.7e9}, before float32."""
     flip: bool = False
     """Whether training images are mirrored left to right with probability 1/2."""
+    crop: int = 0
+    """Side of the random windows of the training images that the model is one of, such as 32 of
+    images of 64; scores are of the windows in the middle. 0 for whole images."""
     shift: int = 0
     """Pixels by which training images are shifted at random, at most; black comes in: a random
     crop of the padded image."""
 
     def _check(self) -> None:
-        if self.shift < 0:
-            raise ValueError(f"shift must be 0 or more pixels, got {self.shift}")
+        for name, pixels in (("crop", self.crop), ("shift", self.shift)):
+            if pixels < 0:
+                raise ValueError(f"{name} must be 0 or more pixels, got {pixels}")
 
 
 @dataclass(kw_only=True)

@@ -127,7 +127,8 @@ def fit(
         resume: Whether to go on from the checkpoint in ``run``, with the same data and model.
         seed: Of all random streams.
         flip: Whether images are mirrored at random.
-        augment: Further random changes of training images, such as `Shift`, one after another.
+        augment: Further random changes of training images, such as `Shift`, one after another;
+            with `Crop` the model is one of windows, and validated on those in the middle.
         on_validation: Called after each validation with the steps done, the averaged model in
             eval mode (copy it to keep it) and its `Score` or None; True ends the training.
         bar: Whether to show a progress bar, in a terminal or notebook.
@@ -149,13 +150,10 @@ def fit(
         raise ValueError(f"this {type(model).__name__} has no parameters to train")
     if labels is not None and context is not None:
         raise ValueError("labels and context are two names of one thing: pass one of them")
-    samples = samples_of(model, x, labels if context is None else context)
+    changes = (*((Flip(),) if flip else ()), *augment)
+    samples = samples_of(model, x, labels if context is None else context, changes)
     objective = objective or objective_of(model)
-    if (flip or augment) and samples.values.ndim != 4:
-        raise ValueError(
-            f"flip and augment change images (N, C, H, W), got {tuple(samples.values.shape)}"
-        )
-    train, held = divided(model, samples, validation, seed)
+    train, held = divided(model, samples, validation, seed, changes)
     directory = _directory(run, resume)
     trainer = Trainer(
         model,
@@ -165,7 +163,7 @@ def fit(
         config,
         run=directory,
         seed=seed,
-        augment=(*((Flip(),) if flip else ()), *augment),
+        augment=changes,
         on_validation=on_validation,
         bar=bar,
         title=title,

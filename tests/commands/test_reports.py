@@ -15,8 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import iresflow
 from iresflow.cli import main
+from iresflow.data import load_dataset
 from iresflow.pictures import image_grid
 from iresflow.training.loop.progress import new_bar
+from iresflow.training.runs.known_data import load_data
 
 TINY = """--model.blocks 1,1 --model.hidden 4 --training.steps 6 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.log_every 1
@@ -172,3 +174,23 @@ def test_random_changes_say_what_scores_are_of(tmp_path, capsys):
     # Two mirrorings and nine places: log2(18) bits over 64 dimensions.
     assert "flip and shift of training images" in line
     assert f"{math.log2(18) / 64:.4f} bits/dim at most" in line
+
+
+def test_a_model_of_windows_is_scored_on_those_in_the_middle(tmp_path, capsys):
+    crop = ["--data.crop", "6", "--model.blocks", "1"]
+    assert main(["train", *TINY, *crop, "--runs", str(tmp_path), "--training.steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 x 6 x 6" in printed and "random ones of 6 x 6; scores are of the middle" in printed
+    (run,) = tmp_path.iterdir()
+    data = load_data(run)
+    whole = load_dataset("digits", test=24).test.values
+    assert data.test.values.equal(whole[..., 1:7, 1:7])
+    assert main(["evaluate", str(run)]) == 0 and main(["sample", str(run), "--n", "2"]) == 0
+    assert main(["train", "--resume", str(run), "--training.steps", "3"]) == 0
+
+
+def test_windows_larger_than_the_images_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", *TINY, "--data.crop", "9", "--runs", str(tmp_path)])
+    assert "images of 8 x 8 have no window of 9" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iresflow.data.images.augment import Augmentation, Crop, Flip, Shift
+from iresflow.data.images.augment import Augmentation, Crop, Flip, Shift, unchanged
 from iresflow.streams import PartialStream
 
 AUGMENTATIONS = [Flip(), Shift(1), Shift(2, "nearest"), Shift(3, "mirror"), Crop(3), Crop(5)]
@@ -93,8 +93,11 @@ def test_the_cost_bounds_what_unchanged_images_lose(augmentation: Augmentation) 
     assert lost == pytest.approx(augmentation.cost, abs=error)
 
 
-def test_the_middle_window() -> None:
-    assert Crop(3).middle(images(2)).equal(images(2)[:, :, 1:4, 2:5])
+def test_scores_are_of_the_middle_window() -> None:
+    changes = (Crop(3), Flip(), Shift(1))
+    assert unchanged(images(2), changes).equal(images(2)[:, :, 1:4, 2:5])
+    with pytest.raises(ValueError, match="no window of 6"):
+        unchanged(images(2), (Crop(6),))
 
 
 @pytest.mark.parametrize("make", [lambda: Shift(0), lambda: Shift(1, "grey"), lambda: Crop(0)])

@@ -13,6 +13,7 @@ import iresflow
 from iresflow import CheckpointError, Exact, Flow, ImageFlow, NonFiniteError, VectorFlow, fit
 from iresflow.bijections import ActNorm, Composition, ResidualBlock
 from iresflow.data import load_dataset
+from iresflow.data.images.augment import Crop
 from iresflow.errors import RunError, TrainingInterrupted, UnknownBoundError
 from iresflow.lipschitz import ACTIVATIONS, dense_branch
 from iresflow.models import DiagonalNormal, UnitUniform
@@ -98,6 +99,23 @@ def test_images_are_fitted_as_integers(digits):
         fit(flow, digits.values / 17.0, **QUICK)
     with pytest.raises(ValueError, match=r"integers 0 \.\. 16, got 0 \.\. 17"):
         fit(flow, digits.values + (digits.values == 16), **QUICK)
+
+
+def test_windows_of_images_are_trained_on_and_those_in_the_middle_validated_on(digits):
+    seen = []
+
+    class Watched(MaximumLikelihood):
+        def evaluate(self, model, split):
+            seen.append(split.values)
+            return super().evaluate(model, split)
+
+    flow = ImageFlow((1, 6, 6), (0, 1), 8, levels=17)
+    x = digits.values
+    held = x[:40]
+    fit(flow, x, validation=(held, None), objective=Watched(), steps=2, augment=(Crop(6),))
+    assert all(values.equal(held[..., 1:7, 1:7]) for values in seen) and seen
+    with pytest.raises(ValueError, match=r"samples of shape \(N, 1, 6, 6\), got \(\d+, 1, 5, 5\)"):
+        fit(flow, x, steps=2, augment=(Crop(5),))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.int8])

@@ -9,6 +9,7 @@ data costs at most :math:`\log K` nats an image.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from iresflow.streams import UNIFORM, Stream, draw
 
-__all__ = ["Augmentation", "Crop", "Flip", "Shift"]
+__all__ = ["Augmentation", "Crop", "Flip", "Shift", "unchanged"]
 
 
 class Augmentation(ABC):
@@ -30,6 +31,11 @@ class Augmentation(ABC):
     @abstractmethod
     def __call__(self, images: Tensor, stream: Stream) -> Tensor:
         """Images of any type ``(B, C, H, W)``, each changed by a draw of its own."""
+
+    def unchanged(self, images: Tensor) -> Tensor:
+        """What scores are of, any leading shape and (H, W): the images themselves, unless the
+        change is one of size."""
+        return images
 
     @property
     @abstractmethod
@@ -113,7 +119,7 @@ class Crop(Augmentation):
     """Keeps a random window of an image.
 
     The model is one of windows: its likelihood is that of images of the window's size, and says
-    nothing about whole ones. Evaluate on windows too, such as the middle ones.
+    nothing about whole ones. Its scores are of the windows in the middle.
 
     Arguments:
         size: Height and width of the window, at least 1.
@@ -129,9 +135,7 @@ class Crop(Augmentation):
             raise ValueError(f"size={self.size}; allowed is 1 or more")
 
     def __call__(self, images: Tensor, stream: Stream) -> Tensor:
-        height, width = images.shape[-2:]
-        if self.size > min(height, width):
-            raise ValueError(f"images of {height} x {width} have no window of {self.size}")
+        height, width = self._sides(images)
         count, device = len(images), images.device
         window = torch.arange(self.size, device=device)
         top, left = (
@@ -139,15 +143,32 @@ class Crop(Augmentation):
         )
         return _window(images, top + window, left + window)
 
-    def middle(self, images: Tensor) -> Tensor:
-        """The window in the middle of each image."""
-        top, left = ((side - self.size) // 2 for side in images.shape[-2:])
+    def unchanged(self, images: Tensor) -> Tensor:
+        """The window in the middle of each image, a view.
+
+        Raises:
+            ValueError: If the images are smaller.
+        """
+        top, left = ((side - self.size) // 2 for side in self._sides(images))
         return images[..., top : top + self.size, left : left + self.size]
+
+    def _sides(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        if self.size > min(height, width):
+            raise ValueError(f"images of {height} x {width} have no window of {self.size}")
+        return height, width
 
     @property
     def cost(self) -> float:
         """Infinite: the likelihood of whole images is not modelled."""
         return math.inf
+
+
+def unchanged(images: Tensor, changes: Sequence[Augmentation]) -> Tensor:
+    """What scores are of where training images go through some changes, one after another."""
+    for change in changes:
+        images = change.unchanged(images)
+    return images
 
 
 def _integers(count: int, size: tuple[int, ...], stream: Stream, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iresflow.data.ahead import ahead
-from iresflow.data.images.augment import Augmentation
+from iresflow.data.images.augment import Augmentation, unchanged
 from iresflow.streams import PartialStream, Stream
 
 __all__ = ["Batch", "Batches", "Samples", "Share", "random_stream"]
@@ -145,6 +145,11 @@ class Batches:
     def count(self) -> int:
         """Samples in each batch."""
         return min(self.size, len(self.split))
+
+    @property
+    def unchanged(self) -> Batch:
+        """The split without random changes."""
+        return Batch(unchanged(self.split.values, self.augment), self.split.labels)
 
     @property
     def per_epoch(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iresflow.data.cuts import part_size
+from iresflow.data.images.augment import Augmentation, unchanged
 from iresflow.errors import callers_level
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
 from iresflow.models.images import require_integers
@@ -39,13 +40,19 @@ def require_good_data(split: Samples, processes: Processes) -> None:
             processes.require_same(digest, "the training data")
 
 
-def samples_of(model: nn.Module, x: Array, labels: Array | None) -> Batch:
+def samples_of(
+    model: nn.Module,
+    x: Array,
+    labels: Array | None,
+    changes: Sequence[Augmentation] = (),
+) -> Batch:
     """Tensors of what a person passed, floats in the model's type; checked for a flow.
 
     Arguments:
         model: What they are for.
         x: ``(N, *event)``.
         labels: ``(N, *any)``; for a flow its contexts or class numbers; or None.
+        changes: The random changes that x will go through, one of size perhaps.
 
     Raises:
         ValueError: they hold NaN or infinity, or don't fit each other or the flow.
@@ -57,15 +64,14 @@ def samples_of(model: nn.Module, x: Array, labels: Array | None) -> Batch:
         raise ValueError(f"x has shape {tuple(values.shape)}; allowed is (N, ...), N at least 1")
     if tensor is not None and (tensor.ndim == 0 or len(tensor) != len(values)):
         raise ValueError(f"{len(values)} samples and labels of shape {tuple(tensor.shape)}")
+    if changes and values.ndim != 4:
+        raise ValueError(f"flip and augment change images (N, C, H, W), got {tuple(values.shape)}")
+    if isinstance(model, Flow | InvertibleClassifier):
+        _require_shape(model, tuple(unchanged(values, changes).shape))
     if isinstance(model, InvertibleClassifier):
         return Batch(_classifiable(model, values), _class_numbers(model, tensor))
     if not isinstance(model, Flow):
         return Batch(values, tensor)
-    if tuple(values.shape[1:]) != model.shape:
-        raise ValueError(
-            f"this flow takes samples of shape (N, {', '.join(map(str, model.shape))}), got "
-            f"{tuple(values.shape)}"
-        )
     if isinstance(model, ImageFlow):
         if values.is_floating_point():
             raise ValueError(
@@ -98,17 +104,21 @@ def _tensor(name: str, values: Array, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
-def _classifiable(net: InvertibleClassifier, values: Tensor) -> Tensor:
-    if tuple(values.shape[1:]) != net.shape:
+def _require_shape(model: Flow | InvertibleClassifier, shape: tuple[int, ...]) -> None:
+    if shape[1:] != model.shape:
+        kind = "flow" if isinstance(model, Flow) else "classifier"
         raise ValueError(
-            f"this classifier takes samples of shape (N, {', '.join(map(str, net.shape))}), got "
-            f"{tuple(values.shape)}"
+            f"this {kind} takes samples of shape (N, {', '.join(map(str, model.shape))}), got "
+            f"{shape}"
         )
+
+
+def _classifiable(net: InvertibleClassifier, values: Tensor) -> Tensor:
     if values.is_floating_point():
         return values
     if len(net.shape) == 1:
         return values.to(next(net.parameters()).dtype)
-    require_integers(values, net.shape, net.levels)
+    require_integers(values, tuple(values.shape[1:]), net.levels)
     return values.to(torch.uint8 if net.levels <= 256 else torch.int32)
 
 
@@ -184,6 +194,7 @@ def divided(
     samples: Batch,
     validation: float | int | tuple[Array, Array | None] | None,
     seed: int,
+    changes: Sequence[Augmentation] = (),
 ) -> tuple[Batch, Batch | None]:
     """The samples to train on, and those to choose by.
 
@@ -193,6 +204,7 @@ def divided(
         validation: A count or a fraction of them, taken at random; samples of their own,
             ``(x, labels)``; or None for none.
         seed: Of the choice.
+        changes: The random changes that the samples to train on will go through.
 
     Raises:
         ValueError: it is none of these, or leaves nothing to train on.
@@ -202,10 +214,15 @@ def divided(
     if isinstance(validation, tuple):
         if len(validation) != 2:
             raise ValueError(f"validation is (x, labels), got a tuple of {len(validation)}")
-        return samples, samples_of(model, *validation)
+        return samples, _unchanged(samples_of(model, *validation, changes), changes)
     count = part_size(validation, len(samples), name="validation")
     if count >= len(samples):
         raise ValueError(f"validation={validation} leaves none of {len(samples)} to train on")
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     order = order.to(samples.values.device)
-    return Batch.of(samples, order[count:]), Batch.of(samples, order[:count])
+    held = _unchanged(Batch.of(samples, order[:count]), changes)
+    return Batch.of(samples, order[count:]), held
+
+
+def _unchanged(samples: Batch, changes: Sequence[Augmentation]) -> Batch:
+    return Batch(unchanged(samples.values, changes), samples.labels)

@@ -284,7 +284,7 @@ class Trainer:
         if self.progress.step == 0:
             # Of what was passed in: whoever resumes may have another model of the same kind.
             self.processes.on_main(lambda: self._save({}))
-            self.objective.initialize(self.model, self.split, self.seed)
+            self.objective.initialize(self.model, self.batches.unchanged, self.seed)
             self.average.model.load_state_dict(self.model.state_dict())
         self.processes.copy_from_main(self._tensors(self.model, self.average.model, self.own))
 

@@ -9,7 +9,7 @@ from warnings import warn
 
 from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint, Scaling
 from iresflow.errors import DataError, RunError
-from iresflow.training.build import build_dataset
+from iresflow.training.build import as_scored, build_dataset
 from iresflow.training.config import DataConfig
 from iresflow.training.runs.directory import read_options
 from iresflow.training.sections import section_of
@@ -157,7 +157,7 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
     dataset = build_dataset(config, seed, None if known is None else known.scaling)
     if known is None:
         _warn_of_old_run(run, config)
-        return dataset
+        return as_scored(dataset, config)
     changes = known.changes_to(dataset)
     leaked = changes.moved("train", split) if split != "train" else 0
     if leaked or changes.reading is not None:
@@ -169,7 +169,7 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
         )
     if changes.touch(split):
         warn(f"the {split} split is another than when {run} was made: {changes}", stacklevel=2)
-    return dataset
+    return as_scored(dataset, config)
 
 
 def require_same_training(run: str | Path, config: DataConfig, dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ checkpoint that was cut off, a directory without data.
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "UnknownBoundError",
     "UnsupportedNetworkError",
     "callers_level",
+    "few",
 ]
 
 ROOT = str(Path(__file__).parent)
@@ -45,6 +47,12 @@ def callers_level() -> int:
 
 def _passed(file: str) -> bool:
     return file.startswith(ROOT) or f"{os.sep}torch{os.sep}" in file
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are, for a message."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class CertificateWarning(UserWarning):

@@ -97,10 +97,7 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
         report_classes(model, split)
     back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
     print(
-        f"inverse    largest reconstruction error {back.largest_error:.1e} in x over "
-        f"{len(back.values)} samples, certified block error "
-        f"{float(back.inverse.block_error.max()):.1e}, measured latent residual "
-        f"{float(back.inverse.residual.max()):.1e}\n"
+        f"inverse    {back}\n"
         f"model      step {step.step}, {step.seconds / 60:.1f} minutes of training\n"
         f"written    {file}"
     )

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import final
 
 import numpy as np
 import torch
@@ -10,14 +9,13 @@ from jsonargparse import Namespace
 from torch import Tensor
 from tqdm import tqdm
 
+from iresflow.commands.conditions import Conditions
 from iresflow.commands.sample_files import FORMATS, Layout
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data.reading import Reading
 from iresflow.models import Flow, FlowInverse, ImageFlow
 from iresflow.training.checkpoint import find_checkpoint
-from iresflow.training.loop.batches import Batch, random_stream
-from iresflow.training.objectives.contexts import asked_of, context_of
-from iresflow.training.runs.known_data import load_data
+from iresflow.training.loop.batches import random_stream
 from iresflow.training.runs.known_reading import reading_of
 
 __all__ = ["takes_many", "write_many"]
@@ -47,7 +45,12 @@ def write_many(model: Flow, options: Namespace) -> int:
     """
     out = Path(options.out)
     reading = reading_of(find_checkpoint(options.run, options.checkpoint))
-    labels = _Labels(model, options, reading)
+    if len(model.context_shape) > 1:
+        raise ValueError(
+            "this model is conditional on images: its samples are drawn without --out, or by "
+            "flow.sample"
+        )
+    conditions = Conditions(model, options, reading)
     form = FORMATS[out.suffix]
     if out.suffix in ("", ".csv") and (out.suffix == "") != isinstance(model, ImageFlow):
         kinds = ".npz, .npy or a directory" if isinstance(model, ImageFlow) else ".npz, .npy, .csv"
@@ -60,13 +63,13 @@ def write_many(model: Flow, options: Namespace) -> int:
     ):
         for first in range(0, options.n, BLOCK):
             count = min(BLOCK, options.n - first)
-            given, context = labels.of(first)
+            labels, context = conditions.of(torch.arange(first, first + BLOCK))
             stream = random_stream(options.seed, first // BLOCK, 0, _device(model))
             # The whole block is drawn, so that the last one begins as it would in a longer list.
             z = model.base.sample(BLOCK, context, options.temperature, stream)[:count]
             known = None if context is None else context[:count]
             result = model.invert(z, known, accuracy_of(options))
-            target.write(_samples(model, result.value, reading, known), given[:count])
+            target.write(_samples(model, result.value, reading, known), labels[:count].numpy())
             parts.append(replace(result, value=result.value[:0]))
             bar.update(count)
     print_solver(FlowInverse.concatenate(parts), model.base_dim, options)
@@ -82,41 +85,7 @@ def _samples(model: Flow, x: Tensor, reading: Reading, context: Tensor | None) -
     """What is written: integer images, or contexts and rows in the units of the data."""
     if isinstance(model, ImageFlow):
         return model.quantize(x).cpu().numpy().astype(_layout(model, reading).dtype)
-    rows = x.double().cpu().numpy() + np.array(reading.offset or 0.0)
-    if reading.scaling is not None and context is not None:
-        rows = np.column_stack([reading.scaling.undo(context.cpu()), rows])
-    return rows
-
-
-@final
-class _Labels:
-    """What samples are conditional on: classes in turn, one class, or contexts of test data."""
-
-    def __init__(self, model: Flow, options: Namespace, reading: Reading) -> None:
-        self._like, self._dim = next(model.parameters()), model.context_dim
-        self._label, self._contexts = options.label, None
-        if len(model.context_shape) > 1:
-            raise ValueError(
-                "this model is conditional on images: its samples are drawn without --out, or by "
-                "flow.sample"
-            )
-        if reading.contexts:
-            if options.label is not None:
-                raise ValueError(
-                    f"--label is for classes; this model has {', '.join(reading.contexts)}"
-                )
-            self._contexts = asked_of(load_data(options.run, root=options.root).test)
-
-    def of(self, first: int) -> tuple[np.ndarray, Tensor | None]:
-        """Class numbers and contexts of one block."""
-        turn = torch.arange(first, first + BLOCK)
-        labels = turn % max(1, self._dim)
-        if self._label is not None:
-            labels = torch.full_like(turn, self._label)
-        given: Tensor | None = labels
-        if self._contexts is not None:
-            given = Batch.of(self._contexts, turn % len(self._contexts)).labels
-        return labels.numpy(), context_of(given, self._dim, self._like)
+    return reading.rows(x, context)
 
 
 def _layout(model: Flow, reading: Reading) -> Layout:

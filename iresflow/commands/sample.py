@@ -9,10 +9,12 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
+from iresflow.commands.conditions import Conditions
 from iresflow.commands.many_samples import takes_many, write_many
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data import write_rows
+from iresflow.data.reading import Reading
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import FlowInverse, ImageFlow, VectorFlow
 from iresflow.pictures import save_grid, save_image
@@ -20,8 +22,9 @@ from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.batches import Batch
-from iresflow.training.objectives.contexts import asked_of, context_for, context_of
-from iresflow.training.runs.known_data import KnownData, load_data
+from iresflow.training.objectives.contexts import context_for
+from iresflow.training.runs.known_data import load_data
+from iresflow.training.runs.known_reading import reading_of
 
 __all__ = ["main"]
 
@@ -102,26 +105,23 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _latents(model: ImageFlow | VectorFlow, options: Namespace) -> tuple[Tensor, Tensor | None]:
+def _latents(
+    model: ImageFlow | VectorFlow, options: Namespace, reading: Reading
+) -> tuple[Tensor, Tensor | None]:
     like = next(model.parameters())
-    known = KnownData.of(options.run) or KnownData()
-    labels = torch.arange(options.n) % max(1, model.context_dim)
-    if options.label is not None:
-        labels = torch.full((options.n,), options.label)
-    if known.contexts:
-        if options.label is not None:
-            raise ValueError(f"--label is for classes; this model has {', '.join(known.contexts)}")
-        given = asked_of(load_data(options.run, root=options.root).test)
-        labels = Batch.of(given, torch.arange(options.n) % len(given)).labels
-    context = context_of(labels, model.context_dim, like)
+    _, context = Conditions(model, options, reading).of(torch.arange(options.n))
     if isinstance(model, ImageFlow) and model.given is not None:
         context = model.given(_test_images(model, options)).to(like.dtype)
     stream = torch.Generator(like.device).manual_seed(options.seed)
     return model.base.sample(options.n, context, options.temperature, stream), context
 
 
+def _reading(options: Namespace) -> Reading:
+    return reading_of(find_checkpoint(options.run, options.checkpoint))
+
+
 def _sample_images(model: ImageFlow, options: Namespace) -> int:
-    z, context = _latents(model, options)
+    z, context = _latents(model, options, _reading(options))
     result = model.invert(z, context, accuracy_of(options))
     out = _out(options, "samples.png")
     pixels = model.quantize(result.value).float() / (model.levels - 1)
@@ -207,17 +207,15 @@ def _path(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     if options.reconstruct or options.interpolate:
         raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
-    z, context = _latents(model, options)
+    reading = _reading(options)
+    z, context = _latents(model, options, reading)
     result = model.invert(z, context, accuracy_of(options))
     points = result.value.cpu().double().numpy()
     table = _out(options, "samples.csv")
     if table.suffix == ".png":
         table = table.with_suffix(".csv")
-    known = KnownData.of(options.run) or KnownData()
-    rows = points + np.array(known.offset) if known.offset else points
-    if known.scaling is not None and context is not None:
-        rows = np.column_stack([known.scaling.undo(context.cpu()), rows])
-    write_rows(table, rows, (*known.contexts, *known.columns))
+    rows = reading.rows(result.value, context)
+    write_rows(table, rows, (*reading.contexts, *reading.columns))
     picture = table.with_suffix(".png")
     _draw_points(model, points, picture)
     _report(result, model.base_dim, table, options)

@@ -2,16 +2,15 @@
 
 import csv
 import zipfile
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self, final
+from typing import IO, final
 
 import numpy as np
 import torch
 
-from iresflow.commands.output import partial_of
+from iresflow.commands.output import Output
 from iresflow.pictures import save_image
 
 __all__ = ["FORMATS", "Layout", "SampleFile"]
@@ -37,8 +36,8 @@ class Layout:
     names: tuple[str, ...] = ()
 
 
-class SampleFile(ABC):
-    """A file or directory of samples, under another name until it is whole.
+class SampleFile(Output):
+    """A file or directory of samples.
 
     Arguments:
         path: Its name then.
@@ -47,27 +46,12 @@ class SampleFile(ABC):
     """
 
     def __init__(self, path: Path, count: int, layout: Layout) -> None:
-        self.path, self.partial = path, partial_of(path)
+        super().__init__(path)
         self.count, self.layout, self.done = count, layout, 0
         self.labels: list[np.ndarray] = []
         if path.is_dir() and any(path.iterdir()):
             raise FileExistsError(f"{path} exists and is not empty: name another directory")
         self.open()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.finish()
-        self.close()
-        if kind is None:
-            self.partial.replace(self.path)
 
     def write(self, samples: np.ndarray, labels: np.ndarray) -> None:
         """Writes some samples, and their class numbers where they have some."""
@@ -81,15 +65,7 @@ class SampleFile(ABC):
 
     @abstractmethod
     def put(self, samples: np.ndarray, labels: np.ndarray) -> None:
-        """Writes samples behind those before."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Writes what comes last."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends it, whole or not."""
+        """Writes samples after those before."""
 
 
 def _write_header(file: IO[bytes], layout: Layout, count: int) -> None:
@@ -113,10 +89,7 @@ class _Npy(SampleFile):
     def put(self, samples: np.ndarray, labels: np.ndarray) -> None:
         self._file.write(np.ascontiguousarray(samples, self.layout.dtype).tobytes())
 
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         self._file.close()
 
 
@@ -132,18 +105,15 @@ class _Npz(SampleFile):
     def put(self, samples: np.ndarray, labels: np.ndarray) -> None:
         self._entry.write(np.ascontiguousarray(samples, self.layout.dtype).tobytes())
 
-    def finish(self) -> None:
+    def close(self, whole: bool) -> None:
         self._entry.close()
-        more = {"labels": np.concatenate(self.labels)} if self.layout.classes else {}
-        if self.layout.names:
-            more["columns"] = np.array(self.layout.names)
-        for name, array in more.items():
-            with self._zip.open(f"{name}.npy", "w") as entry:
-                np.save(entry, array)
-
-    def close(self) -> None:
-        self._entry.close()
-        self._zip.close()
+        with self._zip:
+            more = {"labels": np.concatenate(self.labels)} if whole and self.layout.classes else {}
+            if whole and self.layout.names:
+                more["columns"] = np.array(self.layout.names)
+            for name, array in more.items():
+                with self._zip.open(f"{name}.npy", "w") as entry:
+                    np.save(entry, array)
 
 
 @final
@@ -164,10 +134,7 @@ class _Csv(SampleFile):
             cells = [f"{cell:.17g}" for cell in row]
             self._writer.writerow([*cells, label] if self.layout.classes else cells)
 
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         self._file.close()
 
 
@@ -187,12 +154,9 @@ class _Pngs(SampleFile):
             pixels = torch.from_numpy(image.astype(np.float32) / white)
             save_image(pixels, self.partial / f"{index:0{self._digits}d}.png")
 
-    def finish(self) -> None:
-        if self.path.is_dir():
+    def close(self, whole: bool) -> None:
+        if whole and self.path.is_dir():
             self.path.rmdir()  # an empty one, which some systems don't replace
-
-    def close(self) -> None:
-        pass
 
 
 FORMATS: dict[str, type[SampleFile]] = {".npz": _Npz, ".npy": _Npy, ".csv": _Csv, "": _Pngs}

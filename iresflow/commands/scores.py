@@ -2,19 +2,19 @@
 
 import csv
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from iresflow.commands.output import partial_of
+from iresflow.commands.output import Output
 from iresflow.data.queries import Event, Queries, Query, open_queries
 from iresflow.data.reading import Reading
+from iresflow.errors import few
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import Flow, ImageFlow
 from iresflow.training.build import resolve_device
@@ -24,8 +24,6 @@ from iresflow.training.objectives.contexts import context_of
 from iresflow.training.runs.known_reading import reading_of
 
 __all__ = ["score_own_samples"]
-
-NAMED = 5
 
 
 def score_own_samples(options: Namespace) -> int:
@@ -60,10 +58,10 @@ def score_own_samples(options: Namespace) -> int:
                 total.add(scores.values.double().cpu().numpy())
             bar.update(len(rows))
         if total.count == 0:
-            raise ValueError(f"no sample of {options.data} could be read: {_some(failed)}")
+            raise ValueError(f"no sample of {options.data} could be read: {few(failed)}")
     print(f"{unit:<12} {total} over {total.count} samples\nwritten      {out}")
     if failed:
-        print(f"warning: {len(failed)} files could not be read: {_some(failed)}", file=sys.stderr)
+        print(f"warning: {len(failed)} files could not be read: {few(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -92,11 +90,6 @@ def _score(scoring: Scoring, model: Flow, query: Query) -> SingleScores:
     return scoring(model, values, context_of(query.labels, model.context_dim, like))
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 @final
 class _Sum:
     """Mean and spread of numbers that come in parts."""
@@ -118,8 +111,8 @@ class _Sum:
         return f"{self._mean:.4f} in the mean, standard deviation {spread:.4f},"
 
 
-class _Scores(ABC):
-    """A file of scores, under another name until it is whole.
+class _Scores(Output):
+    """A file of scores.
 
     Arguments:
         path: The file.
@@ -128,24 +121,15 @@ class _Scores(ABC):
     """
 
     def __init__(self, path: Path, queries: Queries, unit: str) -> None:
-        self.path, self.partial, self.queries = path, partial_of(path), queries
+        super().__init__(path)
+        self.queries = queries
         errors = ("standard_error", "truncation_bound", "low", "high")
         self.columns = (queries.title, unit, *errors)
         self.open()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        super().__exit__(kind, *error)
+        if kind is not None:
             print(f"not finished: what was scored is in {self.partial}", file=sys.stderr)
 
     def write(self, rows: Sequence[int], scores: SingleScores) -> None:
@@ -167,10 +151,6 @@ class _Scores(ABC):
     def put(self, rows: Sequence[int], numbers: np.ndarray) -> None:
         """Writes numbers ``(B, 5)``."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Ends the file, whole or not."""
-
 
 @final
 class _Csv(_Scores):
@@ -185,7 +165,7 @@ class _Csv(_Scores):
         for row, values in zip(rows, numbers, strict=True):
             self._writer.writerow([self.queries.names[row], *(f"{v:.9g}" for v in values)])
 
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         self._file.close()
 
 
@@ -209,7 +189,7 @@ class _Npy(_Scores):
             part[name] = values
         self._count += len(rows)
 
-    def close(self) -> None:
+    def close(self, whole: bool) -> None:
         array = self._array
         array.flush()
         if self._count == len(array):

@@ -206,10 +206,7 @@ def _report(
         report_classes(model, dataset.test)
     back = reconstruct(model, asked_of(dataset.test), count=RECONSTRUCTED)
     print(
-        f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
-        f"{len(back.values)} samples, certified block error "
-        f"{float(back.inverse.block_error.max()):.1e}, measured latent residual "
-        f"{float(back.inverse.residual.max()):.1e}\n"
+        f"inverse     {back}\n"
         f"trained     {ended}\n"
         f"checkpoint  {path}\n"
         f"samples     {run.samples}\n"

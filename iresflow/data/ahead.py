@@ -1,9 +1,9 @@
 """Items of an iterator, got ready before they are asked for."""
 
-import queue
-import threading
-from collections.abc import Generator, Iterable
-from typing import TypeVar
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, cast
 
 __all__ = ["ahead"]
 
@@ -26,41 +26,15 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T]:
     """
     if depth < 1:
         raise ValueError(f"depth={depth}; allowed is 1 or more")
-    return _ahead(items, depth)
+    return _ahead(iter(items), depth)
 
 
-def _ahead(items: Iterable[T], depth: int) -> Generator[T]:
-    ready: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None, more: bool) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put((item, error, more), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item, None, True)
-                if stopped.is_set():
-                    return
-        except BaseException as error:
-            put(None, error, False)
-        else:
-            put(None, None, False)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+def _ahead(items: Iterator[T], depth: int) -> Generator[T]:
+    pool, end = ThreadPoolExecutor(1), object()
     try:
-        while True:
-            item, error, more = ready.get()
-            if error is not None:
-                raise error
-            if not more:
-                return
-            yield item  # type: ignore[misc]
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield cast(T, item)
     finally:
-        stopped.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from iresflow.data.cuts import Parts
+from iresflow.errors import few
 
 __all__ = ["PART_NAMES", "Changes", "Fingerprint", "Prints", "hashes_of", "row_keys"]
 
 PART_NAMES = ("train", "validation", "test")
-
-_NAMED = 5
 
 
 @final
@@ -95,7 +94,7 @@ class Fingerprint:
 
     def part(self, name: str) -> Prints:
         """The prints of ``train``, ``validation`` or ``test``."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+        return getattr(self, name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -197,16 +196,8 @@ class Changes:
             told.append(f"values were read as {self.reading[0]}, now as {self.reading[1]}")
         for (kind, before, after), names in self.samples.items():
             what = f"moved from {before} to {after}" if kind == "moved" else f"{kind} in {after}"
-            told.append(f"{len(names)} {what}{_some(names)}")
+            told.append(f"{len(names)} {what}" + (f" ({few(names)})" if any(names) else ""))
         return "; ".join(told) or "nothing has changed"
-
-
-def _some(names: Sequence[str]) -> str:
-    known = [name for name in names if name]
-    if not known:
-        return ""
-    more = len(names) - _NAMED
-    return f" ({', '.join(known[:_NAMED])}{f' and {more} more' if more > 0 else ''})"
 
 
 def hashes_of(contents: Iterable[bytes]) -> np.ndarray:

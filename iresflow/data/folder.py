@@ -17,11 +17,9 @@ from iresflow.data.fingerprint import PART_NAMES, Fingerprint
 from iresflow.data.images.decode import Decoder
 from iresflow.data.images.store import InMemory, Store
 from iresflow.data.images.walk import find_images
-from iresflow.errors import DataError
+from iresflow.errors import DataError, few
 
 __all__ = ["load_folder"]
-
-_NAMED = 5
 
 _DIRECTORIES = {
     "train": "train",
@@ -128,7 +126,7 @@ def _dataset(
         if shared := fingerprint.shared("train", part):
             warnings.warn(
                 f"{len(shared)} images of the {part} split are also trained on, under another "
-                f"name: {_some(shared)}",
+                f"name: {few(shared)}",
                 stacklevel=4,
             )
     return Dataset(
@@ -151,7 +149,7 @@ def _found(root: Path) -> list[str]:
     found = find_images(root)
     if found.passed_over:
         warnings.warn(
-            f"passed over {len(found.passed_over)} in {root}: {_some(found.passed_over)}",
+            f"passed over {len(found.passed_over)} in {root}: {few(found.passed_over)}",
             stacklevel=3,
         )
     if not found.files:
@@ -183,7 +181,7 @@ def _split_directories(root: Path, files: Sequence[str]) -> dict[str, str]:
         places = sorted(f"{name}/" if name else "no subdirectory" for name in others)
         warnings.warn(
             f"{', '.join(sorted(found))} in {root} are the splits: {left} images in "
-            f"{_some(places)} are not used",
+            f"{few(places)} are not used",
             stacklevel=3,
         )
     return found
@@ -236,19 +234,14 @@ def _tell_unreadable(root: Path, files: Sequence[str], errors: Sequence[str | No
     if good < 3:
         raise DataError(
             f"{root} has {good} readable images of {len(files)} image files; three splits need "
-            "at least 3" + (f". Not readable: {_some(bad)}" if bad else "")
+            "at least 3" + (f". Not readable: {few(bad)}" if bad else "")
         )
     if bad:
         warnings.warn(
             f"skipped {len(bad)} of {len(files)} image files in {root} that could not be read: "
-            f"{_some(bad)}",
+            f"{few(bad)}",
             stacklevel=3,
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _classes(files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-from iresflow.data.base import Scaling
+import numpy as np
+from torch import Tensor
+
+from iresflow.data.base import Dataset, Scaling
 
 __all__ = ["Reading"]
 
@@ -32,6 +35,20 @@ class Reading:
     classes: tuple[str, ...] = ()
     bits: int | None = None
     resize: bool = False
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        """What a data set tells: all but the bits, and whether its images were resized."""
+        return cls(
+            dataset.columns, dataset.offset, dataset.contexts, dataset.scaling, dataset.classes
+        )
+
+    def rows(self, x: Tensor, context: Tensor | None) -> np.ndarray:
+        """Vectors x ``(B, D)`` in the units of the data, after the columns of their contexts."""
+        rows = x.double().cpu().numpy() + np.array(self.offset or 0.0)
+        if self.scaling is not None and context is not None:
+            rows = np.column_stack([self.scaling.undo(context.cpu()), rows])
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `from_dict`."""

@@ -7,7 +7,7 @@ the state of training, untouched, so that writing a checkpoint changes nothing o
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -60,20 +60,13 @@ class Store(ABC):
     """Where the checkpoints ``last`` and ``best`` of a training are kept."""
 
     @abstractmethod
-    def keep(
-        self,
-        name: str,
-        model: Mapping[str, Any],
-        progress: Progress,
-        training: Mapping[str, Any] | None = None,
-    ) -> None:
+    def keep(self, name: str, content: Mapping[str, Any]) -> None:
         """Keeps a checkpoint in place of the last one of that name.
 
         Arguments:
             name: ``last`` or ``best``.
-            model: What is stored of the model, see `Ready`.
-            progress: Where the training is.
-            training: State dictionaries that training needs to go on; None where it never will.
+            content: What is stored of the model, see `Ready`; ``progress``, a `Progress` as plain
+                values; and, where training is to go on from it, its state as ``training``.
 
         Raises:
             CheckpointError: it can't be written; the previous one is intact.
@@ -100,19 +93,11 @@ class Files(Store):
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
 
-    def keep(
-        self,
-        name: str,
-        model: Mapping[str, Any],
-        progress: Progress,
-        training: Mapping[str, Any] | None = None,
-    ) -> None:
-        content = {**model, "progress": asdict(progress), "options": self._run.options}
+    def keep(self, name: str, content: Mapping[str, Any]) -> None:
+        own: dict[str, Any] = {"options": self._run.options}
         if (reading := reading_of_run(self._run.path)) is not None:
-            content["reading"] = reading.to_dict()
-        if training is not None:
-            content["training"] = dict(training)
-        write_file(content, self._run.checkpoint(name))
+            own["reading"] = reading.to_dict()
+        write_file({**content, **own}, self._run.checkpoint(name))
 
     def weights(self, name: str) -> Mapping[str, torch.Tensor] | None:
         path = self._run.checkpoint(name)
@@ -131,15 +116,9 @@ class Memory(Store):
     def __init__(self) -> None:
         self._best: Mapping[str, torch.Tensor] | None = None
 
-    def keep(
-        self,
-        name: str,
-        model: Mapping[str, Any],
-        progress: Progress,
-        training: Mapping[str, Any] | None = None,
-    ) -> None:
+    def keep(self, name: str, content: Mapping[str, Any]) -> None:
         if name == "best":
-            self._best = {key: value.clone() for key, value in model["model"]["state"].items()}
+            self._best = {key: value.clone() for key, value in content["model"]["state"].items()}
 
     def weights(self, name: str) -> Mapping[str, torch.Tensor] | None:
         return self._best if name == "best" else None

@@ -1,6 +1,7 @@
 """``iresflow sample --out``: any number of samples, in files that are whole or not there."""
 
 import csv
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -119,6 +120,14 @@ def test_rows_have_names_contexts_and_the_units_of_the_data(table_run, name, tmp
     # Contexts are those of test rows, up to the rounding of single precision.
     assert np.abs(rows[:, :1] - x[:, 1]).min(1).max() < 1e-4
     assert abs(np.median(rows[:, 2]) - 1000) < 20 and abs(np.median(rows[:, 1])) < 2
+
+
+def test_contexts_of_a_run_are_not_made_up_for_its_checkpoint(table_run, tmp_path, capsys):
+    run, _ = table_run
+    moved = shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "moved.pt")
+    with pytest.raises(SystemExit):
+        main(["sample", str(moved), "--n", "3", "--out", str(tmp_path / "x.csv")])
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_rows_of_a_sample_can_be_scored(table_run, tmp_path):

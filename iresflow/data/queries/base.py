@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.errors import DataError
+from iresflow.errors import DataError, few
 
 __all__ = ["Event", "Queries", "Query", "class_numbers", "one_label"]
 
@@ -96,7 +96,6 @@ def class_numbers(names: Sequence[str], classes: Sequence[str], count: int, wher
     if unknown:
         told = "" if classes else ": the model does not know how its classes were called"
         raise DataError(
-            f"{where} has the classes {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}; "
-            f"the model has {', '.join(list(known)[:10])}{', ...' * (len(known) > 10)}{told}"
+            f"{where} has the classes {few(unknown)}; the model has {few(list(known), 10)}{told}"
         )
     return torch.tensor([known[name] for name in names], dtype=torch.int64)

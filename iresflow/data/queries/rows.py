@@ -11,7 +11,8 @@ from torch import Tensor
 
 from iresflow.data.queries.base import Event, Queries, Query, class_numbers, one_label
 from iresflow.data.reading import Reading
-from iresflow.errors import DataError
+from iresflow.data.tables.text import place_of
+from iresflow.errors import DataError, few
 
 __all__ = ["TableRows"]
 
@@ -56,14 +57,14 @@ class TableRows(Queries):
         self.names = range(len(array))
         self._path, self._array, self._reading = path, array, reading
         titles = list(names) or [str(i) for i in range(1, array.shape[1] + 1)]
-        self._contexts = [_place(path, titles, name) for name in reading.contexts]
+        self._contexts = [place_of(path, titles, name) for name in reading.contexts]
         self._labels = labels
         taken = set(self._contexts)
         if event.context_dim and not reading.contexts and labels is None:
             if label is not None:
                 self._labels = one_label(label, len(array))
             else:
-                place = _place(path, titles, LABEL)
+                place = place_of(path, titles, LABEL)
                 taken.add(place)
                 words = [f"{cell:g}" for cell in array[:, place]]
                 self._labels = class_numbers(words, (), event.context_dim, str(path))
@@ -83,12 +84,12 @@ class TableRows(Queries):
     ) -> list[int]:
         """The places of the model's columns."""
         if named and self._reading.columns:
-            places = [_place(self._path, titles, name) for name in self._reading.columns]
+            places = [place_of(self._path, titles, name) for name in self._reading.columns]
             others = [title for i, title in enumerate(titles) if i not in {*places, *taken}]
             if others:
                 warnings.warn(
                     f"{self._path}: columns that the model does not know are passed over: "
-                    f"{', '.join(others[:5])}{', ...' * (len(others) > 5)}",
+                    f"{few(others)}",
                     stacklevel=4,
                 )
             return places
@@ -112,10 +113,3 @@ class TableRows(Queries):
                     f"{self._path}, row {first + row}, column {column}: "
                     f"{self._array[first + row, column]} is no number of single precision"
                 )
-
-
-def _place(path: Path, titles: Sequence[str], name: str) -> int:
-    if list(titles).count(name) != 1:
-        many = "several columns" if name in titles else "no column"
-        raise DataError(f"{path} has {many} {name!r}; it has {', '.join(titles)}")
-    return list(titles).index(name)

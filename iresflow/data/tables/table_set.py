@@ -12,6 +12,7 @@ from iresflow.data.base import Dataset, Scaling, Split
 from iresflow.data.cuts import Cut, Part, Rows, arrange
 from iresflow.data.fingerprint import PART_NAMES, Fingerprint, row_keys
 from iresflow.data.tables.files import SPLIT_WORDS, Table, read_parts
+from iresflow.data.tables.text import place_of
 from iresflow.errors import DataError
 
 __all__ = ["TableOptions", "load_table"]
@@ -81,7 +82,7 @@ def load_table(
     titles = table.names or tuple(f"{i}" for i in range(1, table.values.shape[1] + 1))
     offset = _offset(path, titles, options.offset)
     values = table.values - offset
-    contexts = [_column(path, titles, name) for name in options.context]
+    contexts = [place_of(path, titles, name) for name in options.context]
     modelled = [i for i in range(len(titles)) if i not in contexts]
     if not modelled or len(set(contexts)) < len(contexts):
         raise DataError(f"{path}: no column is left to model, or a context column is named twice")
@@ -153,18 +154,11 @@ def _given(path: Path, words: Sequence[str]) -> dict[str, Rows]:
     return {part: found for part, found in rows.items() if len(found)}
 
 
-def _column(path: Path, titles: Sequence[str], name: str) -> int:
-    if titles.count(name) != 1:
-        many = "several columns" if name in titles else "no column"
-        raise DataError(f"{path} has {many} {name!r}; it has {', '.join(titles)}")
-    return titles.index(name)
-
-
 def _offset(path: Path, titles: Sequence[str], offset: Mapping[str, float]) -> np.ndarray:
     """What to subtract from each column, float64 ``(D,)``."""
     shift = np.zeros(len(titles))
     for name, amount in offset.items():
-        shift[_column(path, titles, name)] = amount
+        shift[place_of(path, titles, name)] = amount
     return shift
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from iresflow.errors import DataError
 
-__all__ = ["column_title", "line_of", "read_text", "write_rows"]
+__all__ = ["column_title", "line_of", "place_of", "read_text", "write_rows"]
 
 
 def write_rows(path: Path, rows: np.ndarray, names: Sequence[str] = ()) -> None:
@@ -202,6 +202,18 @@ def _not_a_number(
 
 def column_title(column: int, names: tuple[str, ...]) -> str:
     return f"column {column + 1}" + (f" ({names[column]!r})" if names else "")
+
+
+def place_of(path: Path, titles: Sequence[str], name: str) -> int:
+    """The place of the column of a name, from 0.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    if titles.count(name) != 1:
+        many = "several columns" if name in titles else "no column"
+        raise DataError(f"{path} has {many} {name!r}; it has {', '.join(titles)}")
+    return titles.index(name)
 
 
 def line_of(path: Path, row: int, header: bool) -> int:

@@ -41,6 +41,14 @@ class Reconstruction:
         """The largest absolute difference of any entry, in units of x."""
         return float((self.values - self.originals).abs().max())
 
+    def __str__(self) -> str:
+        return (
+            f"largest reconstruction error {self.largest_error:.1e} in x over "
+            f"{len(self.values)} samples, certified block error "
+            f"{float(self.inverse.block_error.max()):.1e}, measured latent residual "
+            f"{float(self.inverse.residual.max()):.1e}"
+        )
+
 
 @torch.no_grad()
 @full_precision()

@@ -4,6 +4,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from typing import Any, final
 
@@ -155,7 +157,7 @@ class Trainer:
         wanted, total = main and self.bar, self.config.steps
         bar = new_bar("step", total, wanted=wanted, initial=start, title=self.title)
         echo = ECHO if self.processes.count > 1 else 0.0
-        with bar, self.recorder, deferred_interrupt(echo) as interrupted:
+        with bar, closing(self.recorder), deferred_interrupt(echo) as interrupted:
             self._run(batches, bar, interrupted)
             if not self._validated:
                 self.validate()
@@ -218,7 +220,7 @@ class Trainer:
         better = score is not None and score.value < self.progress.best
         if score is not None and better:
             self.progress.best, self.progress.stale = score.value, 0
-            self.store.keep("best", ready.stored, self.progress)
+            self.store.keep("best", {**ready.stored, "progress": asdict(self.progress)})
         elif score is not None:
             self.progress.stale += 1
         try:
@@ -257,7 +259,8 @@ class Trainer:
         """Keeps the last checkpoint: what is stored of the model, and all to go on from."""
         state = {**self.state.state_dict(), "recorder": self.recorder.state_dict()}
         state["validated"] = validated
-        self.store.keep("last", stored, self.progress, state)
+        content = {**stored, "progress": asdict(self.progress), "training": state}
+        self.store.keep("last", content)
 
     def _position(self) -> float:
         return self.schedule.progress(self.progress.step, self._elapsed)

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 from warnings import warn
 
-from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint, Scaling
+from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint
+from iresflow.data.reading import Reading
 from iresflow.errors import DataError, RunError
 from iresflow.training.build import as_scored, build_dataset
 from iresflow.training.config import DataConfig
@@ -34,19 +35,11 @@ class KnownData:
 
     Arguments:
         fingerprint: Of the samples; ``None`` where they are drawn from a seed.
-        columns: Names of the columns that are modelled, where these are known.
-        offset: What was subtracted from each of them; empty for nothing.
-        contexts: Names of the columns of contexts; empty where there are none.
-        scaling: How contexts are standardised, or ``None``.
-        classes: Names of the classes, in the order of their numbers; empty where not known.
+        reading: What their values mean, but for what the run's configuration says.
     """
 
     fingerprint: Fingerprint | None = None
-    columns: tuple[str, ...] = ()
-    offset: tuple[float, ...] = ()
-    contexts: tuple[str, ...] = ()
-    scaling: Scaling | None = None
-    classes: tuple[str, ...] = ()
+    reading: Reading = Reading()
 
     @classmethod
     def of(cls, run: str | Path) -> "KnownData | None":
@@ -60,14 +53,10 @@ class KnownData:
             return None
         try:
             values = json.loads(file.read_text())
-            prints, scaling = values["fingerprint"], values["scaling"]
+            prints = values["fingerprint"]
             return cls(
                 None if prints is None else Fingerprint.from_dict(prints),
-                tuple(values["columns"]),
-                tuple(values["offset"]),
-                tuple(values["contexts"]),
-                None if scaling is None else Scaling(*(tuple(scaling[k]) for k in _SCALING)),
-                tuple(values.get("classes", ())),
+                Reading.from_dict({**Reading().to_dict(), **values}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} is damaged ({type(error).__name__}: {error})") from None
@@ -79,20 +68,10 @@ class KnownData:
         return self.fingerprint.changes_to(dataset.fingerprint)
 
 
-_SCALING = ("mean", "deviation")
-
-
 def remember(run: str | Path, dataset: Dataset) -> None:
     """Stores what a run shall know of its data."""
-    prints = dataset.fingerprint
-    values = {
-        "fingerprint": None if prints is None else prints.to_dict(),
-        "columns": list(dataset.columns),
-        "offset": list(dataset.offset),
-        "contexts": list(dataset.contexts),
-        "scaling": None if dataset.scaling is None else asdict(dataset.scaling),
-        "classes": list(dataset.classes),
-    }
+    prints, reading = dataset.fingerprint, Reading.of(dataset)
+    values = {"fingerprint": prints and prints.to_dict(), **reading.to_dict()}
     file = Path(run) / FILE
     beside = file.with_name(f".{FILE}.tmp")
     try:
@@ -154,7 +133,7 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
     if root is not None:
         config.root = root
     known = KnownData.of(run)
-    dataset = build_dataset(config, seed, None if known is None else known.scaling)
+    dataset = build_dataset(config, seed, None if known is None else known.reading.scaling)
     if known is None:
         _warn_of_old_run(run, config)
         return as_scored(dataset, config)

@@ -1,6 +1,7 @@
 """How files are read for a checkpoint's model: told by its run, or by the checkpoint itself."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from iresflow.data.reading import Reading
@@ -46,12 +47,8 @@ def reading_of_run(run: Path) -> Reading | None:
     known = KnownData.of(run) or KnownData()
     read = known.fingerprint.reading if known.fingerprint else ""
     bits = re.fullmatch(r"images of (\d+) bits", read)
-    return Reading(
-        known.columns,
-        known.offset,
-        known.contexts,
-        known.scaling,
-        known.classes,
-        int(bits[1]) if bits else config.bits,
+    return replace(
+        known.reading,
+        bits=int(bits[1]) if bits else config.bits,
         resize=config.name == "folder",
     )

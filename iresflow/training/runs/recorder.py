@@ -1,8 +1,7 @@
 """What a training tells of itself: its history, and a run's metrics, TensorBoard and pictures."""
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 import yaml
@@ -55,15 +54,8 @@ class Recorder:
             self.board = SummaryWriter(str(run.events), purge_step=start + 1)
             self.board.add_text("settings", _as_code(run.options), start)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Writes nothing more to TensorBoard."""
         if self.board is not None:
             self.board.close()
 

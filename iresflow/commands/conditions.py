@@ -1,0 +1,49 @@
+"""What the samples of ``iresflow sample`` are conditional on."""
+
+from typing import final
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from iresflow.data.reading import Reading
+from iresflow.models import Flow
+from iresflow.training.loop.batches import Batch
+from iresflow.training.objectives.contexts import asked_of, context_of
+from iresflow.training.runs.known_data import load_data
+
+__all__ = ["Conditions"]
+
+
+@final
+class Conditions:
+    """Classes in turn, one class, or contexts of test data in turn.
+
+    Arguments:
+        model: That is sampled.
+        options: Of the command line.
+        reading: How the model's data were read.
+
+    Raises:
+        ValueError: a label for a model without classes.
+    """
+
+    def __init__(self, model: Flow, options: Namespace, reading: Reading) -> None:
+        self._like, self._dim = next(model.parameters()), model.context_dim
+        self._label, self._contexts = options.label, None
+        if reading.contexts:
+            if options.label is not None:
+                raise ValueError(
+                    f"--label is for classes; this model has {', '.join(reading.contexts)}"
+                )
+            self._contexts = asked_of(load_data(options.run, root=options.root).test)
+
+    def of(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Class numbers ``(N,)`` and contexts of the samples of some numbers ``(N,)``."""
+        labels = numbers % max(1, self._dim)
+        if self._label is not None:
+            labels = torch.full_like(numbers, self._label)
+        given: Tensor | None = labels
+        if self._contexts is not None:
+            given = Batch.of(self._contexts, numbers % len(self._contexts)).labels
+        return labels, context_of(given, self._dim, self._like)

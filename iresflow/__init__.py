@@ -22,7 +22,7 @@ from iresflow.errors import (
     StorageWarning,
     UnknownBoundError,
 )
-from iresflow.lipschitz import compile_kernels
+from iresflow.lipschitz import compile_kernels, constrain, norm_bound
 from iresflow.logdet import (
     Exact,
     Geometric,
@@ -71,8 +71,10 @@ __all__ = [
     "UnknownBoundError",
     "VectorFlow",
     "compile_kernels",
+    "constrain",
     "fit",
     "load",
+    "norm_bound",
 ]
 
 

@@ -1,8 +1,10 @@
 """Networks with a certified Lipschitz constant."""
 
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
+from iresflow.lipschitz.bounds.modules import norm_bound
 from iresflow.lipschitz.branch import Branch, ContextDim
 from iresflow.lipschitz.branches import conv_branch, dense_branch
+from iresflow.lipschitz.constraint import constrain
 from iresflow.lipschitz.layers.activations import (
     ACTIVATIONS,
     ELU,
@@ -66,7 +68,9 @@ __all__ = [
     "activation_named",
     "compile_kernels",
     "compiled_kernels",
+    "constrain",
     "conv_branch",
     "dense_branch",
+    "norm_bound",
     "normalization_named",
 ]

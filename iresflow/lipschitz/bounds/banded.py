@@ -18,7 +18,7 @@ from iresflow.lipschitz.bounds.base import EPS, Bound, scaled
 from iresflow.lipschitz.layers.padding import Padding
 from iresflow.threads import threads_for
 
-__all__ = ["banded_bound", "banded_cost"]
+__all__ = ["banded_bound", "banded_cost", "taps_bound", "taps_cost"]
 
 _THREADED = 0.2
 """Share of a factorisation that one of its operations is, roughly, for `threads_for`."""
@@ -38,9 +38,9 @@ class _Operator:
     """A convolution and its taps, turned so that its Gram matrix has the smaller blocks.
 
     Attributes:
-        kernel: ``(D, C, k, k)``; the Gram matrix is on the side of the C channels.
+        kernel: ``(D, C, k, l)``; the Gram matrix is on the side of the C channels.
         rows: ``(k, H', H)`` taps along the axis of the block rows.
-        columns: ``(k, W', W)`` taps along the other.
+        columns: ``(l, W', W)`` taps along the other.
     """
 
     kernel: Tensor
@@ -79,34 +79,50 @@ def banded_cost(
     kernel: Tensor, image_size: tuple[int, int], stride: int, padding: Padding
 ) -> float:
     """Floating-point operations of `banded_bound`, roughly."""
-    return _cheapest(kernel.detach(), image_size, stride, padding).cost
+    return taps_cost(kernel, *_taps(kernel, image_size, stride, padding))
 
 
 def banded_bound(
     kernel: Tensor, image_size: tuple[int, int], stride: int, padding: Padding
 ) -> Bound | None:
-    """The norm of a convolution to about four digits, from above and below.
+    """The norm of a convolution to about four digits: `taps_bound` of a layer of this package.
 
     Arguments:
         kernel: ``(D, C, k, k)``.
         image_size: Height and width of the input, in pixels.
         stride: Of the convolution.
         padding: What it reads beyond the border.
+    """
+    return taps_bound(kernel, *_taps(kernel, image_size, stride, padding))
+
+
+def taps_cost(kernel: Tensor, rows: Tensor, columns: Tensor) -> float:
+    """Floating-point operations of `taps_bound`, roughly."""
+    return _cheapest(kernel.detach(), rows, columns).cost
+
+
+def taps_bound(kernel: Tensor, rows: Tensor, columns: Tensor) -> Bound | None:
+    """The norm of a convolution to about four digits, from above and below.
+
+    Arguments:
+        kernel: ``(D, C, k, l)``.
+        rows, columns: Its taps along both axes, ``(k, H', H)`` and ``(l, W', W)`` of 0 and 1, in
+            whatever pattern of stride, dilation and padding.
 
     Returns:
         The bound, or None where Lanczos' value was too far below the norm to start from.
 
     The allowance has two parts. The Gram matrix' entries are sums of products over D channels and
-    k^4 pairs of taps at most, so it is off by (D + k^4 + 4) eps times the squared norm of the
-    operator of absolute values; that norm is below the sum of the taps' Frobenius norms times the
-    norms of their 0-1 matrices. And a factorisation that runs through is one of a matrix that is
-    off by (m + 2) eps times the trace, for inner products of length m (Higham, Accuracy and
+    (k l)^2 pairs of taps at most, so it is off by (D + (k l)^2 + 4) eps times the squared norm of
+    the operator of absolute values; that norm is below the sum of the taps' Frobenius norms times
+    the norms of their 0-1 matrices. And a factorisation that runs through is one of a matrix that
+    is off by (m + 2) eps times the trace, for inner products of length m (Higham, Accuracy and
     Stability, theorem 10.3).
     """
     frozen, power = scaled(kernel.detach().cpu())
     if power in (0.0, math.inf):
         return Bound(power, power, "banded")
-    operator = _cheapest(frozen, image_size, stride, padding)
+    operator = _cheapest(frozen, rows, columns)
     with threads_for(_THREADED * operator.cost):
         return _bound(operator, power)
 
@@ -119,8 +135,8 @@ def _bound(operator: _Operator, power: float) -> Bound | None:
         * _tap_norms(operator.rows)[:, None]
         * _tap_norms(operator.columns)[None, :]
     ).sum()
-    channels, side = operator.kernel.shape[0], operator.kernel.shape[2]
-    gram_slack = 2 * (channels + side**4 + 4) * EPS * float(absolute) ** 2
+    channels, _, *sides = operator.kernel.shape
+    gram_slack = 2 * (channels + math.prod(sides) ** 2 + 4) * EPS * float(absolute) ** 2
     length = (operator.bandwidth + 1) * operator.block + 2
     dimension = operator.rows.shape[2] * operator.block
     for margin in _MARGINS:
@@ -132,10 +148,14 @@ def _bound(operator: _Operator, power: float) -> Bound | None:
     return None
 
 
-def _cheapest(
+def _taps(
     kernel: Tensor, image_size: tuple[int, int], stride: int, padding: Padding
-) -> _Operator:
+) -> tuple[Tensor, Tensor]:
     rows, columns = (padding.taps(n, kernel.shape[-1], stride) for n in image_size)
+    return rows, columns
+
+
+def _cheapest(kernel: Tensor, rows: Tensor, columns: Tensor) -> _Operator:
     return min(_Operator(kernel, rows, columns).turned(), key=lambda operator: operator.cost)
 
 
@@ -154,18 +174,18 @@ class _BandedGram:
 
     def __init__(self, operator: _Operator) -> None:
         kernel, rows, columns = operator.kernel, operator.rows, operator.columns
-        many, few, side, _ = kernel.shape
+        many, few, high, wide = kernel.shape
         self.height, self.block = rows.shape[2], operator.block
         self.bandwidth = operator.bandwidth
-        taps = kernel.permute(2, 3, 1, 0).reshape(side * side * few, many)
-        products = (taps @ taps.mT).view(side, side, few, side, side, few)
+        taps = kernel.permute(2, 3, 1, 0).reshape(high * wide * few, many)
+        products = (taps @ taps.mT).view(high, wide, few, high, wide, few)
         # Which pairs of taps couple two image rows, and two pixels of a row, and how often.
         pairs = torch.einsum("aoy,boz->yzab", rows, rows)
         pixels = torch.einsum("iox,jow->ijxw", columns, columns)
         width = columns.shape[2]
-        coupled = products.permute(0, 3, 2, 5, 1, 4).reshape(-1, side * side)
-        coupled = (coupled @ pixels.reshape(side * side, -1)).view(-1, few, few, width, width)
-        blocks = coupled.permute(0, 3, 1, 4, 2).reshape(side * side, self.block**2)
+        coupled = products.permute(0, 3, 2, 5, 1, 4).reshape(-1, wide * wide)
+        coupled = (coupled @ pixels.reshape(wide * wide, -1)).view(-1, few, few, width, width)
+        blocks = coupled.permute(0, 3, 1, 4, 2).reshape(high * high, self.block**2)
         y, z = (pairs.sum((2, 3)) > 0).tril().nonzero(as_tuple=True)
         patterns, index = torch.unique(pairs[y, z].flatten(1), dim=0, return_inverse=True)
         self.blocks = (patterns @ blocks).view(-1, self.block, self.block)

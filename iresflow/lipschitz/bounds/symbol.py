@@ -37,7 +37,7 @@ def symbol_norm(kernel: Tensor, grids: tuple[Grid, ...]) -> tuple[Tensor, float]
     """Upper bound of a circular convolution's norm, the smallest over some grids.
 
     Arguments:
-        kernel: ``(D, C, k, k)``.
+        kernel: ``(D, C, k, l)``.
         grids: Rows and columns of each grid.
 
     Returns:
@@ -45,14 +45,15 @@ def symbol_norm(kernel: Tensor, grids: tuple[Grid, ...]) -> tuple[Tensor, float]
         frequency where it is largest; and a value below it, as a float: the smallest of the grids'
         norms less the allowance for rounding.
 
-    The allowance is relative to the squared norm of all taps together, k^2 times their squared
+    The allowance is relative to the squared norm of all taps together, k l times their squared
     Frobenius norm F, which bounds each Gram matrix (Cauchy-Schwarz), also with all entries'
-    absolute values. Sums run over max(C, D) channels and k^4 pairs of taps; phases are off by 8 k
-    eps at most; eigenvalues by a modest multiple of min(C, D) eps; and a Cholesky factorisation
-    that succeeds proves positive definite a matrix that is off by min(C, D) eps times the trace
-    at most (Higham, Accuracy and Stability, theorem 10.3), so by min(C, D)^2 eps times the norm.
+    absolute values. Sums run over max(C, D) channels and (k l)^2 pairs of taps; phases are off by
+    4 (k + l) eps at most; eigenvalues by a modest multiple of min(C, D) eps; and a Cholesky
+    factorisation that succeeds proves positive definite a matrix that is off by min(C, D) eps
+    times the trace at most (Higham, Accuracy and Stability, theorem 10.3), so by min(C, D)^2 eps
+    times the norm.
 
-    Cost: O(k^4 C D min(C, D)), and O(min(C, D)^3) for each frequency.
+    Cost: O((k l)^2 C D min(C, D)), and O(min(C, D)^3) for each frequency.
     """
     moving, power = scaled(kernel)
     frozen = moving.detach()
@@ -61,10 +62,12 @@ def symbol_norm(kernel: Tensor, grids: tuple[Grid, ...]) -> tuple[Tensor, float]
     if frozen.shape[1] > frozen.shape[0]:
         # The adjoint's norm is the same, and its symbol that of the transposed taps.
         moving, frozen = moving.transpose(0, 1), frozen.transpose(0, 1)
-    many, few, side, _ = frozen.shape
-    peak = _lowest_peak(_correlations(frozen), _table(grids, side, frozen.device))
-    steps = many + side**4 + 8 * side + few * (few + 4) + 8
-    slack = 4 * steps * EPS * side**2 * float(frozen.square().sum())
+    many, few, *sides = frozen.shape
+    table = _table(grids, (sides[0], sides[1]), frozen.device)
+    peak = _lowest_peak(_correlations(frozen), table)
+    taps = math.prod(sides)
+    steps = many + taps**2 + 4 * sum(sides) + few * (few + 4) + 8
+    slack = 4 * steps * EPS * taps * float(frozen.square().sum())
     square = max(peak.square, 0.0)
     upper = math.sqrt(square + slack) * (1 + 4 * EPS)
     lower = math.sqrt(max(square - slack, 0.0)) * power
@@ -84,15 +87,17 @@ class _Table:
 
     Attributes:
         frequencies: ``(F, 2)``.
-        waves: Cosines and sines of the shifts' phases, each ``(F, (2 k - 1)^2)``.
+        waves: Cosines and sines of the shifts' phases, each ``(F, (2 k - 1) (2 l - 1))``.
         grid: ``(F,)``, the index of each frequency's grid.
         counts: Frequencies of each grid.
+        sides: k and l, of the kernel.
     """
 
     frequencies: Tensor
     waves: tuple[Tensor, Tensor]
     grid: Tensor
     counts: tuple[int, ...]
+    sides: tuple[int, int]
 
 
 @final
@@ -106,35 +111,38 @@ class _Peak:
 
 
 @lru_cache(maxsize=64)
-def _table(grids: tuple[Grid, ...], side: int, device: torch.device) -> _Table:
+def _table(grids: tuple[Grid, ...], sides: tuple[int, int], device: torch.device) -> _Table:
     pairs = [
         torch.cartesian_prod(rows.frequencies(), columns.half()).view(-1, 2)
         for rows, columns in grids
     ]
     frequencies = torch.cat(pairs).to(device)
-    shifts = torch.arange(1 - side, side, dtype=torch.float64, device=device)
-    angles = frequencies @ torch.cartesian_prod(shifts, shifts).view(-1, 2).mT
+    shifts = [torch.arange(1 - k, k, dtype=torch.float64, device=device) for k in sides]
+    angles = frequencies @ torch.cartesian_prod(*shifts).view(-1, 2).mT
     counts = tuple(len(pair) for pair in pairs)
     grid = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)
-    return _Table(frequencies, (angles.cos(), angles.sin()), grid, counts)
+    return _Table(frequencies, (angles.cos(), angles.sin()), grid, counts, sides)
 
 
 def _correlations(kernel: Tensor) -> Tensor:
-    """The matrices G of all shifts, ``((2 k - 1)^2, C * C)``, of taps ``(D, C, k, k)``."""
-    many, few, side, _ = kernel.shape
-    taps = side * side
+    """The matrices G of all shifts, ``((2 k - 1) (2 l - 1), C * C)``, of taps ``(D, C, k, l)``."""
+    many, few, height, width = kernel.shape
+    taps = height * width
     rows = kernel.permute(2, 3, 1, 0).reshape(taps * few, many)
     products = (rows @ rows.mT).view(taps, few, taps, few).transpose(1, 2)
-    sums = rows.new_zeros((2 * side - 1) ** 2, few * few)
-    return sums.index_add_(0, _shifts(side, kernel.device), products.reshape(taps**2, -1))
+    sums = rows.new_zeros((2 * height - 1) * (2 * width - 1), few * few)
+    return sums.index_add_(0, _shifts(height, width, kernel.device), products.reshape(taps**2, -1))
 
 
 @lru_cache(maxsize=16)
-def _shifts(side: int, device: torch.device) -> Tensor:
+def _shifts(height: int, width: int, device: torch.device) -> Tensor:
     """For each pair (t, t') of taps, row by row, the index of the shift t' - t."""
-    y, x = torch.cartesian_prod(torch.arange(side), torch.arange(side)).view(-1, 2).unbind(1)
-    rows, columns = (a[None, :] - a[:, None] + side - 1 for a in (y, x))
-    return (rows * (2 * side - 1) + columns).flatten().to(device)
+    taps = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(-1, 2)
+    rows, columns = (
+        a[None, :] - a[:, None] + side - 1
+        for a, side in zip(taps.unbind(1), (height, width), strict=True)
+    )
+    return (rows * (2 * width - 1) + columns).flatten().to(device)
 
 
 def _lowest_peak(correlations: Tensor, table: _Table) -> _Peak:
@@ -165,10 +173,11 @@ def _lowest_peak(correlations: Tensor, table: _Table) -> _Peak:
     best = min(range(len(tops)), key=lambda i: float(tops[i].values))
     index = sum(table.counts[:best]) + int(tops[best].indices)
     matrix = _gram_matrices(correlations, table, slice(index, index + 1))[0]
-    side = (math.isqrt(len(correlations)) + 1) // 2
-    steps = torch.arange(side, dtype=torch.float64, device=values.device)
-    row, column = table.frequencies[index]
-    angles = (row * steps)[:, None] + (column * steps)[None, :]
+    rows, columns = (
+        frequency * torch.arange(k, dtype=torch.float64, device=values.device)
+        for frequency, k in zip(table.frequencies[index], table.sides, strict=True)
+    )
+    angles = rows[:, None] + columns[None, :]
     phases = torch.complex(angles.cos(), angles.sin()).flatten()
     return _Peak(float(tops[best].values), matrix, phases)
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Bijection, BranchBlock
@@ -111,6 +112,23 @@ class CertifiedModel(StoredModel):
         """Whether all layers' norms are limited, so that a certificate may be counted on."""
         layers = (m for m in self.bijection.modules() if isinstance(m, NormalizedLayer))
         return not any(isinstance(layer.normalization, Unlimited) for layer in layers)
+
+    def _checked_latents(self, z: Tensor) -> Tensor:
+        """Latents ``(B, D)`` in the wider type of theirs and the weights', or a ValueError."""
+        if z.ndim != 2 or z.shape[1] != self.base_dim or not z.is_floating_point():
+            raise ValueError(
+                f"latents are floats of shape (B, {self.base_dim}), got {z.dtype} {tuple(z.shape)}"
+            )
+        if not bool(torch.isfinite(z.detach()).all()):
+            raise ValueError("the latent holds NaN or infinity")
+        return z.to(torch.promote_types(z.dtype, self._dtype()))
+
+    def _dtype(self) -> torch.dtype:
+        floats = (t.dtype for t in [*self.parameters(), *self.buffers()] if t.is_floating_point())
+        return next(floats, torch.get_default_dtype())
+
+    def _device(self) -> torch.device:
+        return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
 
     @property
     def base_dim(self) -> int:

@@ -180,8 +180,7 @@ class InvertibleClassifier(CertifiedModel):
             NotInitializedError: ActNorm has not seen data.
         """
         with own_arithmetic():
-            self._check_latents(z)
-            z = z.to(torch.promote_types(z.dtype, self._dtype()))
+            z = self._checked_latents(z)
             whole = invert_flow(self.bijection, self.data_map, z, None, accuracy or Accuracy())
             return ClassifierInverse.of_padded(whole, self.shape[0])
 
@@ -273,20 +272,9 @@ class InvertibleClassifier(CertifiedModel):
             raise ValueError("the input holds NaN or infinity")
         return at_least_float32(x)
 
-    def _check_latents(self, z: Tensor) -> None:
-        if z.ndim != 2 or z.shape[1] != self.base_dim or not z.is_floating_point():
-            raise ValueError(
-                f"latents are floats of shape (B, {self.base_dim}), got {z.dtype} {tuple(z.shape)}"
-            )
-        if not bool(torch.isfinite(z.detach()).all()):
-            raise ValueError("the latent holds NaN or infinity")
-
     def _require_split(self) -> None:
         if not isinstance(self.read_out, SimplifiedReadOut):
             raise ValueError(
                 "the logits of a pooled read-out are no part of the latent, so it can't be split: "
                 'build the classifier with read_out="simplified"'
             )
-
-    def _dtype(self) -> torch.dtype:
-        return next(p.dtype for p in self.parameters())

@@ -1,51 +1,34 @@
 """A flow: a bijection and a base density, and all that users ask of the two."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
-from iresflow.bijections import Accuracy, Bijection, Composition, LogDet
-from iresflow.bijections.base import warn_of_floor
+from iresflow.bijections import Accuracy, Bijection
 from iresflow.linearization import Linearization
-from iresflow.lipschitz import ContextDim, compiled_kernels
-from iresflow.logdet import (
-    Exact,
-    ExactWhereSmall,
-    Krylov,
-    LogDetEstimate,
-    LogDetEstimator,
-    PowerSeries,
-)
-from iresflow.models.certified import CertifiedModel
-from iresflow.models.contexts import context_shape, shown
+from iresflow.lipschitz import ContextDim
+from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
+from iresflow.models.contexts import shown
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
+from iresflow.models.flow_map import FlowMap
 from iresflow.models.generative import ClassProbabilities, by_bayes, log_prior_of
-from iresflow.models.inversion import FlowInverse, invert_flow
+from iresflow.models.inversion import invert_flow
 from iresflow.models.likelihood import Likelihood, sample_stream
 from iresflow.models.plain import integer, number
-from iresflow.streams import KeyedStream, Stream, fresh_seed
-from iresflow.tensors import at_least_float32, transformed
+from iresflow.streams import Stream, fresh_seed
 
 __all__ = ["Flow"]
-
-EVALUATION_SEED = 0
-"""Seed of the probes that all points have in common in eval mode."""
-
-LARGE = 1_000_000
-"""Parameters of a model that is initialised by compiled kernels in any case."""
 
 ROUNDING = 8.0
 """What is allowed for a likelihood's arithmetic, in units of eps for each dimension."""
 
 
-class Flow(CertifiedModel):
+class Flow(FlowMap):
     r"""The density of x under :math:`z = F(x)` with z of a base density (thesis, eq. 5.4).
 
     :math:`\log p(x) = \log p_Z(F(x)) + \log|\det J_F(x)|`, in nats.
@@ -61,9 +44,7 @@ class Flow(CertifiedModel):
             probes above.
     """
 
-    EVALUATION: ClassVar = ExactWhereSmall(Krylov(tol=1e-6, probes=2))
     CLASSIFICATION: ClassVar = Krylov(tol=1e-6, probes=8)
-    INTEGER_ADVICE: ClassVar = ""
 
     def __init__(
         self,
@@ -75,94 +56,8 @@ class Flow(CertifiedModel):
         context_dim: ContextDim = 0,
         log_det: LogDetEstimator | None = None,
     ) -> None:
-        super().__init__(bijection, data_map or Composition(), shape)
+        super().__init__(bijection, shape, data_map, context_dim, log_det)
         self.base = base
-        self.context_shape = context_shape(context_dim)
-        self.context_dim = self.context_shape[0] if self.context_shape else 0
-        self.log_det = log_det or PowerSeries()
-
-    # Maps.
-
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        log_det: LogDet | None = None,
-        generator: Stream | None = None,
-        *,
-        check: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Latents ``(B, D)`` and log-determinants ``(B,)`` of x ``(B, *shape)``.
-
-        Arguments:
-            x, context, log_det, generator: As of `log_prob`.
-            check: Whether x and the context are checked. A look at their values makes the host
-                wait for a GPU in every call, and training has checked its data once.
-        """
-        with own_arithmetic():
-            if check:
-                x, context = self._checked(x, context)
-            estimator = self._bound_estimator(log_det, generator)
-            y, outer = self.data_map(x)
-            z, inner = self.bijection(y, context, estimator)
-            return z, outer + inner
-
-    def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Latents ``(B, D)`` alone, without the cost of the log-determinant."""
-        with own_arithmetic():
-            x, context = self._checked(x, context)
-            return self.bijection.transform(self.data_map.transform(x), context)
-
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, tol: float | None = None
-    ) -> Tensor:
-        """x ``(B, *shape)`` from latents ``(B, D)``; see `invert` for what it guarantees."""
-        return self.invert(z, context, None if tol is None else Accuracy(tol)).value
-
-    def invert(
-        self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
-    ) -> FlowInverse:
-        """x from latents ``(B, D)``, with certified block errors and the measured residual.
-
-        Each block is inverted to a certified error of ``accuracy.tol`` in its own input's
-        Euclidean norm, in the type of the weights first and in float64 at the end; float64 is also
-        carried between the blocks. Without an accuracy, that error is the default of `Accuracy` or
-        what the floating-point format allows, whichever is larger. Then the blocks' forward maps
-        are run on the result in float64 and compared with z. Samples that are further from it
-        than ``accuracy.residual`` are inverted again, with tighter blocks.
-
-        x has the type of z: float64 latents of a float32 model give x in float64. It is
-        differentiable in z, the context and the parameters (implicit function theorem).
-
-        Warns:
-            InversionWarning: the tolerance that was asked for is below what the floating-point
-                format allows; the result is as exact as that, and ``block_error`` says how exact.
-                Or the residual meets its tolerance only before x is rounded to the type of z.
-
-        Raises:
-            ValueError: z or the context has another shape than the model's, or z is not finite.
-            InversionError: a block missed its tolerance, or the measured residual did, or x is not
-                finite.
-            NotContractiveError: a block has no certified Lipschitz bound below 1.
-            NotInitializedError: ActNorm has not seen data.
-        """
-        with own_arithmetic():
-            dim = self.base_dim
-            if z.ndim != 2 or z.shape[1] != dim or not z.is_floating_point():
-                raise ValueError(
-                    f"latents are floats of shape (B, {dim}), got {z.dtype} {tuple(z.shape)}"
-                )
-            if not bool(torch.isfinite(z.detach()).all()):
-                raise ValueError("the latent holds NaN or infinity")
-            context = self._checked_context(context, len(z))
-            z = z.to(torch.promote_types(z.dtype, self._dtype()))
-            result = invert_flow(self.bijection, self.data_map, z, context, accuracy or Accuracy())
-            if accuracy is not None:
-                error = torch.maximum(result.block_error, result.rounding)
-                warn_of_floor(error, result.limit, accuracy.tol, z.dtype)
-            return result
-
-    # Densities.
 
     def log_prob(
         self,
@@ -349,22 +244,6 @@ class Flow(CertifiedModel):
             return FlowDistribution(self, checked.reshape(context.shape))
         return FlowDistribution(self, self._checked_context(context, 1))
 
-    # State.
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialises the data map and the ActNorm layers from one batch ``(B, *shape)`` of data.
-
-        Raises:
-            ValueError: wrong shape or values, or a batch in which a channel is constant.
-        """
-        with own_arithmetic():
-            x, context = self._checked(x, context)
-            # Compiled passes take a fraction of the time of PyTorch's through a large model.
-            large = sum(p.numel() for p in self.parameters()) >= LARGE
-            with compiled_kernels() if large else nullcontext():
-                self.bijection.initialize(self.data_map.initialize(x), context)
-
     def _likelihood(
         self,
         x: Tensor,
@@ -387,65 +266,3 @@ class Flow(CertifiedModel):
         eps = torch.finfo(log_prob.dtype).eps
         rounding = ROUNDING * eps * (self.base_dim + log_prob.abs() + abs(noise))
         return Likelihood.of_blocks(log_prob, [*of_noise, *estimates], rounding)
-
-    def _bound_estimator(
-        self, log_det: LogDet | None, generator: Stream | None
-    ) -> partial[LogDetEstimate]:
-        estimator = log_det or self.log_det
-        if log_det is None and not self.training and not isinstance(estimator, Exact):
-            estimator = self.EVALUATION
-        if not self.training and (generator is None or isinstance(generator, torch.Generator)):
-            seed = EVALUATION_SEED if generator is None else fresh_seed(generator)
-            generator = KeyedStream.common(seed, self._device())
-        return partial(estimator, generator=generator)
-
-    def _dtype(self) -> torch.dtype:
-        floats = (t.dtype for t in [*self.parameters(), *self.buffers()] if t.is_floating_point())
-        return next(floats, torch.get_default_dtype())
-
-    def _device(self) -> torch.device:
-        return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
-
-    def _checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"this flow takes samples of shape (B, {', '.join(map(str, self.shape))}), got "
-                f"{tuple(x.shape)}"
-            )
-        if len(x) == 0:
-            raise ValueError("an empty batch has no density")
-        if not x.is_floating_point():
-            raise ValueError(f"a density is of floats, got {x.dtype}{self.INTEGER_ADVICE}")
-        x = at_least_float32(x)
-        if not transformed():  # by torch.func.vmap, values can't be looked at
-            if not bool(torch.isfinite(x.detach()).all()):
-                raise ValueError("the input holds NaN or infinity")
-            self._check_range(x.detach())
-        return x, self._checked_context(context, len(x))
-
-    def _check_range(self, x: Tensor) -> None:
-        """Raises a ValueError where x lies outside of the domain; any real vector lies inside."""
-
-    def _checked_context(self, context: Tensor | None, n: int) -> Tensor | None:
-        """The context of n samples in the type of the weights, or a ValueError."""
-        if not self.context_shape:
-            if context is not None:
-                raise ValueError("this flow takes no context: it was built with context_dim=0")
-            return None
-        if context is None:
-            raise ValueError(
-                f"this flow needs a context of shape ({n}, {shown(self.context_shape)})"
-            )
-        if context.ndim == 1 + len(self.context_shape) and len(context) == 1:
-            context = context.expand(n, *context.shape[1:])
-        if tuple(context.shape) != (n, *self.context_shape):
-            raise ValueError(
-                f"the context must have shape ({n}, {shown(self.context_shape)}), got "
-                f"{tuple(context.shape)}"
-            )
-        if context.is_complex():
-            raise ValueError(f"a context holds real numbers, got {context.dtype}")
-        context = context.to(self._dtype())
-        if not transformed() and not bool(torch.isfinite(context.detach()).all()):
-            raise ValueError(f"the context holds NaN, or numbers that {context.dtype} can't hold")
-        return context

@@ -6,13 +6,12 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
-from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
-from iresflow.commands.scoring import score_split
+from iresflow.commands.classifiers import report_classifier, report_nuisance
+from iresflow.commands.scoring import report_score, score_split
 from iresflow.lipschitz import compile_kernels
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.evaluation.evaluate import Precision
-from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.loop.processes import Processes, join_processes
 from iresflow.training.objectives.contexts import asked_of
@@ -64,9 +63,13 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     whole = options.split == "test" and options.n is None
     name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
     file = Path(options.run) / f"{name}.json"
+    origin: dict[str, str | int] = {
+        "split": options.split,
+        "checkpoint": str(path),
+        "step": step.step,
+    }
     if isinstance(model, InvertibleClassifier):
         if processes.main:
-            origin = {"split": options.split, "checkpoint": str(path), "step": step.step}
             report_classifier(model, split, file, **origin)
             report_nuisance(model, dataset, split)
             print(f"written     {file}")
@@ -86,20 +89,10 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
         return 130
     if not processes.main:
         return 0 if score.met else 1
-    score.write(file, split=options.split, checkpoint=str(path), step=step.step)
-    print(f"{options.split:<10} {score}")
-    if options.tol is not None:
-        print(
-            f"tolerance  {options.tol:.1e} {score.unit}, {'met' if score.met else 'NOT met'}: "
-            f"{score.numerical_error:.1e} after {score.rounds} rounds of {score.probes} probes"
-        )
-    if len(model.context_shape) == 1 and dataset.classes:
-        report_classes(model, split)
-    back = reconstruct(model, split, count=RECONSTRUCTED, seed=options.seed)
+    report_score(model, split, score, dataset, file, **origin)
     print(
-        f"inverse    {back}\n"
-        f"model      step {step.step}, {step.seconds / 60:.1f} minutes of training\n"
-        f"written    {file}"
+        f"model       step {step.step}, {step.seconds / 60:.1f} minutes of training\n"
+        f"written     {file}"
     )
     return 0 if score.met else 1
 

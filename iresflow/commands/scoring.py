@@ -1,17 +1,20 @@
-"""Scoring a split with a bar, so that what was stopped can go on."""
+"""Scoring a flow on a split with a bar, so that what was stopped can go on; and telling it."""
 
 import sys
 from pathlib import Path
 
+from iresflow.commands.classifiers import report_classes
+from iresflow.data import Dataset
 from iresflow.models import Flow
 from iresflow.training.evaluation.evaluate import Precision, evaluate
+from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.evaluation.rounds import Evaluation
 from iresflow.training.loop.batches import Samples
 from iresflow.training.loop.processes import Processes
 from iresflow.training.loop.progress import new_bar
 from iresflow.training.runs.lock import locked
 
-__all__ = ["score_split"]
+__all__ = ["report_score", "score_split"]
 
 
 def score_split(
@@ -67,3 +70,35 @@ def score_split(
             if processes.main:
                 print(f"stopped, and kept in {state}: {again} goes on", file=sys.stderr)
             return None
+
+
+def report_score(
+    model: Flow,
+    split: Samples,
+    score: Evaluation,
+    dataset: Dataset,
+    file: Path,
+    /,
+    **origin: str | int,
+) -> None:
+    """Prints a score, how well classes are told apart, and how exactly samples come back.
+
+    Arguments:
+        model: In eval mode.
+        split: The samples that were scored.
+        score: Their score.
+        dataset: That they are of.
+        file: For the numbers, as JSON.
+        origin: What else is to be known of them; ``split`` is the split's name.
+    """
+    score.write(file, **origin)
+    print(f"{origin['split']:<11} {score}")
+    if score.tol is not None:
+        print(
+            f"tolerance   {score.tol:.1e} {score.unit}, {'met' if score.met else 'NOT met'}: "
+            f"{score.numerical_error:.1e} after {score.rounds} rounds of {score.probes} probes"
+        )
+    if len(model.context_shape) == 1 and dataset.classes:
+        report_classes(model, split)
+    back = reconstruct(model, split, count=RECONSTRUCTED, seed=score.seed)
+    print(f"inverse     {back}", flush=True)

@@ -10,10 +10,10 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from iresflow.commands.arguments import new_parser
-from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
+from iresflow.commands.classifiers import report_classifier, report_nuisance
 from iresflow.commands.configuration import Asked, configure
 from iresflow.commands.memory import keep_freed_memory
-from iresflow.commands.scoring import score_split
+from iresflow.commands.scoring import report_score, score_split
 from iresflow.data import Dataset
 from iresflow.data.images.augment import Crop
 from iresflow.errors import TrainingInterrupted
@@ -31,7 +31,6 @@ from iresflow.training.build import (
 from iresflow.training.build_classifier import build_objective
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
-from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.loop.processes import Processes, join_processes
 from iresflow.training.loop.step import own_shares
 from iresflow.training.loop.trainer import Trainer
@@ -181,32 +180,29 @@ def _report(
     model, progress = load_for_all(path, device, processes)
     file, again = run.path / "evaluation.json", f"iresflow train --resume {run.path}"
     ended = f"{progress.seconds / 60:.1f} minutes to step {progress.step}, the best by validation"
+    origin: dict[str, str | int] = {
+        "split": "test",
+        "checkpoint": str(path),
+        "step": progress.step,
+    }
     if isinstance(model, InvertibleClassifier):
         if processes.main:
-            origin = {"split": "test", "checkpoint": str(path)}
-            report_classifier(model, dataset.test, file, **origin, step=progress.step)
+            report_classifier(model, dataset.test, file, **origin)
             report_nuisance(model, dataset, dataset.test)
             print(f"trained     {ended}\ncheckpoint  {path}\nmetrics     {run.metrics_file}")
         return 0
     assert isinstance(model, Flow)
-    score = score_split(model, asked_of(dataset.test), file, again=again, processes=processes)
+    split = asked_of(dataset.test)
+    score = score_split(model, split, file, again=again, processes=processes)
     if score is None:
         return 130
     if not processes.main:
         return 0
-    score.write(file, split="test", checkpoint=str(path), step=progress.step)
+    report_score(model, split, score, dataset, file, **origin)
     certificate = model.certify()
     print(
-        f"test        {score}\n"
         f"certified   largest Lipschitz bound of a block {certificate.largest:.6f}: "
-        f"{'invertible' if certificate else 'NOT certified'}",
-        flush=True,
-    )
-    if len(model.context_shape) == 1 and dataset.classes:
-        report_classes(model, dataset.test)
-    back = reconstruct(model, asked_of(dataset.test), count=RECONSTRUCTED)
-    print(
-        f"inverse     {back}\n"
+        f"{'invertible' if certificate else 'NOT certified'}\n"
         f"trained     {ended}\n"
         f"checkpoint  {path}\n"
         f"samples     {run.samples}\n"

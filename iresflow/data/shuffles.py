@@ -33,12 +33,8 @@ def hold_out(
         raise ValueError(
             f"cannot hold {count} out of {len(values)} samples; allowed is 1 to {len(values) - 1}"
         )
-    order = torch.from_numpy(permutation(len(values), seed))
-
-    def take(rows: Tensor) -> Split:
-        return Split(values[rows], None if labels is None else labels[rows])
-
-    return take(order[count:]), take(order[:count])
+    order = permutation(len(values), seed)
+    return _part(values, labels, order[count:]), _part(values, labels, order[:count])
 
 
 def split_in_three(
@@ -57,9 +53,12 @@ def split_in_three(
         ValueError: If no sample would be left to train on.
     """
     parts = ByShuffle(seed).cut([b""] * len(values), validation=validation, test=test)
+    train, validated, tested = (
+        _part(values, labels, rows) for rows in (parts.train, parts.validation, parts.test)
+    )
+    return train, validated, tested
 
-    def take(rows: Rows) -> Split:
-        index = torch.from_numpy(rows)
-        return Split(values[index], None if labels is None else labels[index])
 
-    return take(parts.train), take(parts.validation), take(parts.test)
+def _part(values: Tensor, labels: Tensor | None, rows: Rows) -> Split:
+    index = torch.from_numpy(rows)
+    return Split(values[index], None if labels is None else labels[index])

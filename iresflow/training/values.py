@@ -13,10 +13,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 import numpy as np
 import yaml
 
+from iresflow.models.files import one_line
+
 __all__ = ["converted", "described", "read_text", "read_yaml", "shown"]
 
-SHORT, LONG = 80, 300
-"""Characters of a value and of a reader's complaint that a message holds."""
+SHORT = 80
+"""Characters of a value that a message holds."""
 
 
 def converted(value: object, kind: Any, name: str) -> Any:  # noqa: ANN401
@@ -164,9 +166,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is nested too deeply") from None
     except (ValueError, OverflowError, TypeError, AttributeError, yaml.YAMLError) as error:
         # Its constructors raise what Python does for the dates and numbers of a damaged file.
-        words = " ".join(str(error).split())
-        words = words if len(words) <= LONG else f"{words[:LONG]} ..."
-        raise ValueError(f"{path} is damaged, or no YAML: {words}") from None
+        raise ValueError(f"{path} is damaged, or no YAML: {one_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

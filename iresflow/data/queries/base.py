@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iresflow.errors import DataError, few
 
-__all__ = ["Event", "Queries", "Query", "class_numbers", "one_label"]
+__all__ = ["Event", "Queries", "Query", "class_numbers"]
 
 
 @final
@@ -72,11 +72,6 @@ class Queries(ABC):
         Raises:
             DataError: a value that the model can't take.
         """
-
-
-def one_label(label: int, count: int) -> Tensor:
-    """The same class for so many samples."""
-    return torch.full((count,), label)
 
 
 def class_numbers(names: Sequence[str], classes: Sequence[str], count: int, where: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iresflow.data.images.pixels import exact_pixels, read_image
 from iresflow.data.images.walk import find_images, formats
-from iresflow.data.queries.base import Event, Queries, Query, class_numbers, one_label
+from iresflow.data.queries.base import Event, Queries, Query, class_numbers
 from iresflow.data.reading import Reading
 from iresflow.errors import DataError
 
@@ -90,7 +90,7 @@ class FileImages(Queries):
         if self._event.context_dim == 0:
             return None
         if label is not None:
-            return one_label(label, len(self))
+            return torch.full((len(self),), label)
         if self._reading.contexts:
             raise DataError("image files have no columns of contexts: give a .npz with contexts")
         if not all("/" in name for name in self.names):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iresflow.data.images.walk import formats
-from iresflow.data.queries.base import Event, Queries, one_label
+from iresflow.data.queries.base import Event, Queries
 from iresflow.data.queries.images import ArrayImages, FileImages
 from iresflow.data.queries.rows import TableRows
 from iresflow.data.reading import Reading
@@ -71,7 +71,7 @@ def open_queries(
                 f"the model is conditional, and {path} has no labels: pass --label, or give a "
                 ".npz file with labels or contexts"
             )
-        labels = one_label(label, len(array))
+        labels = torch.full((len(array),), label)
     return ArrayImages(path, array, event, labels)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iresflow.data.queries.base import Event, Queries, Query, class_numbers, one_label
+from iresflow.data.queries.base import Event, Queries, Query, class_numbers
 from iresflow.data.reading import Reading
 from iresflow.data.tables.text import place_of
 from iresflow.errors import DataError, few
@@ -62,7 +62,7 @@ class TableRows(Queries):
         taken = set(self._contexts)
         if event.context_dim and not reading.contexts and labels is None:
             if label is not None:
-                self._labels = one_label(label, len(array))
+                self._labels = torch.full((len(array),), label)
             else:
                 place = place_of(path, titles, LABEL)
                 taken.add(place)

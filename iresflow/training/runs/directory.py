@@ -17,7 +17,7 @@ from iresflow.training.loop.processes import Processes
 from iresflow.training.runs.lock import locked
 from iresflow.training.values import read_yaml
 
-__all__ = ["RunDirectory", "new_directory", "read_options"]
+__all__ = ["RunDirectory", "new_directory", "read_options", "write_whole"]
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -167,7 +167,7 @@ class RunDirectory:
     def write_options(self, file: Path, values: Mapping[str, Any]) -> None:
         """Writes what the run is of, for `read_options`."""
         self.options = dict(values)
-        _replace(file, yaml.safe_dump(self.options, sort_keys=False))
+        write_whole(file, yaml.safe_dump(self.options, sort_keys=False))
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Appends a line to the metrics."""
@@ -200,7 +200,7 @@ class RunDirectory:
                     kept.append(line)
             except (ValueError, AttributeError, TypeError):
                 continue  # the line that a killed process was writing
-        _replace(self.metrics_file, b"".join(line + b"\n" for line in kept))
+        write_whole(self.metrics_file, b"".join(line + b"\n" for line in kept))
 
     def remove_leftovers(self) -> None:
         """Removes the files that a killed process was writing; only for who holds the lock."""
@@ -210,8 +210,12 @@ class RunDirectory:
                     path.unlink()
 
 
-def _replace(path: Path, content: str | bytes) -> None:
-    """Writes beside, then renames: a full disk leaves the file as it was."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes beside, then renames: a full disk leaves the file as it was.
+
+    Raises:
+        RunError: it can't be written.
+    """
     beside = path.with_name(f".{path.name}.tmp")
     with _errors_named(path):
         try:

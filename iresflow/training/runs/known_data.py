@@ -12,7 +12,7 @@ from iresflow.data.reading import Reading
 from iresflow.errors import DataError, RunError
 from iresflow.training.build import as_scored, build_dataset
 from iresflow.training.config import DataConfig
-from iresflow.training.runs.directory import read_options
+from iresflow.training.runs.directory import read_options, write_whole
 from iresflow.training.sections import section_of
 from iresflow.training.values import converted, shown
 
@@ -72,13 +72,7 @@ def remember(run: str | Path, dataset: Dataset) -> None:
     """Stores what a run shall know of its data."""
     prints, reading = dataset.fingerprint, Reading.of(dataset)
     values = {"fingerprint": prints and prints.to_dict(), **reading.to_dict()}
-    file = Path(run) / FILE
-    beside = file.with_name(f".{FILE}.tmp")
-    try:
-        beside.write_text(json.dumps(values))
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(Path(run) / FILE, json.dumps(values))
 
 
 def data_config(values: object) -> DataConfig:

@@ -1,9 +1,11 @@
 """How tight are the certified bounds, what do they cost, and what do they cost in training?
 
 Prints the ratio of each bound to the true norm (ARPACK on the operator), the time to certify
-flows of 96 blocks with 512 channels, and the time of a training step with either normalisation.
+flows of 96 blocks with 512 channels, the time of a training step with either normalisation, and
+what other methods make of the norms of convolutions.
 
-    python benchmarks/certify.py [--run RUN] [--only tightness certify step overshoot] [--quick]
+    python benchmarks/certify.py [--run RUN] [--quick]
+        [--only tightness certify step overshoot race]
 """
 
 import argparse
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from norm_race import race
 from scipy.sparse.linalg import LinearOperator, svds
 
 import iresflow
@@ -34,6 +37,7 @@ class Sizes:
         hidden: Their hidden channels.
         steps: Steps that are timed.
         trained: Steps after which norms are compared with the coefficient.
+        raced: Channels in and out, and side, of the convolutions that other methods measure, too.
     """
 
     sides: tuple[int, ...] = (7, 8, 14, 28, 32)
@@ -50,12 +54,15 @@ class Sizes:
     hidden: int = 512
     steps: int = 30
     trained: int = 150
+    raced: tuple[tuple[int, int, int], ...] = ((3, 32, 16), (16, 16, 8), (16, 16, 14))
 
 
-QUICK = Sizes((7, 14), ((1, 32), (4, 32)), ((1, 1, 1), (2,)), 16, steps=1, trained=1)
+QUICK = Sizes(
+    (7, 14), ((1, 32), (4, 32)), ((1, 1, 1), (2,)), 16, steps=1, trained=1, raced=((3, 4, 6),)
+)
 """Within seconds, to see that all of it works."""
 
-PARTS = ("tightness", "certify", "step", "overshoot")
+PARTS = ("tightness", "certify", "step", "overshoot", "race")
 
 
 def true_norm(weight: torch.Tensor, size: tuple[int, int]) -> float:
@@ -214,6 +221,8 @@ def main() -> None:
         steps(sizes.steps)
     if "overshoot" in arguments.only:
         overshoot(sizes.trained)
+    if "race" in arguments.only:
+        race(sizes.raced)
 
 
 if __name__ == "__main__":

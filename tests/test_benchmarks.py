@@ -76,6 +76,10 @@ SCRIPTS = {
             r"3 +32 x 32, 16 x 16, 8 x 8 .* 0\.\d+",
             r"power-iteration +\d+\.\d +\d",
             r"certified +least 0\.\d+ +median 0\.\d+ +largest (0\.9|1\.0000)",
+            r"norm_bound +\+0\.00\d+ +\d",
+            r"Gram iteration, 3 +\+\d+\.\d+ ",
+            r"torch's spectral_norm +-\d+\.\d+ ",
+            r"transposed, stride 2 +\+0\.00\d+ +\d+\.\d +gram",
         ),
     ),
     "coverage": Script(

@@ -7,7 +7,7 @@ from iresflow.data import Dataset
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
 from iresflow.models.likelihood import sample_stream
 from iresflow.models.read_outs import SimplifiedReadOut
-from iresflow.training.evaluation.classification import classification_of, inverted
+from iresflow.training.evaluation.classification import ITERATIONS, classification_of, inverted
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.contexts import batch_of
 from iresflow.training.probing import latent_parts, probe
@@ -45,7 +45,8 @@ def report_classifier(
         flush=True,
     )
     back = inverted(net, samples.values[:INVERTED])
-    how = "certified" if back.certified else "by 100 fixed-point iterations, nothing certified"
+    iterated = f"by {ITERATIONS} fixed-point iterations, nothing certified"
+    how = "certified" if back.certified else iterated
     print(
         f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
         f"{back.samples} samples ({how}), measured latent residual {back.residual:.1e}"

@@ -39,7 +39,6 @@ def load_folder(
     bits: int | None = None,
     validation: Part | None = None,
     test: Part | None = None,
-    seed: int = 0,
     cut: Cut | None = None,
     store: Store | None = None,
 ) -> Dataset:
@@ -64,8 +63,7 @@ def load_folder(
         validation: Count or fraction of the images, as in :func:`iresflow.data.cuts.part_size`;
             ``None`` for a tenth, or for the split that the directories give.
         test: Likewise.
-        seed: Of the rule.
-        cut: The rule by which images are held out; ``None`` for `ByHash` of the seed.
+        cut: The rule by which images are held out; ``None`` for their hashes.
         store: Where the images are kept, ``size * size * channels`` bytes each; ``None`` for the
             memory.
 
@@ -76,7 +74,7 @@ def load_folder(
         ValueError: If an argument is not allowed, or the parts leave nothing to train on.
         DataError: If the directory is missing, or a split would have no readable image.
     """
-    root, cut, store = Path(root), cut or ByHash(seed), store or InMemory()
+    root, cut, store = Path(root), cut or ByHash(), store or InMemory()
     decoder = Decoder(size, channels, bits)
     files = _found(root)
     if len(files) < 3:

@@ -17,20 +17,21 @@ from iresflow.training.objectives.independence import nuisance_network
 
 __all__ = ["latent_parts", "probe"]
 
+BATCH = 500
+"""Samples at a time."""
+
 STEPS = 1500
 """Of the training of a fresh classifier: some seconds."""
 
 
 @torch.no_grad()
-def latent_parts(
-    net: InvertibleClassifier, samples: Samples, batch_size: int = 500
-) -> tuple[Batch, Batch]:
+def latent_parts(net: InvertibleClassifier, samples: Samples) -> tuple[Batch, Batch]:
     """The semantic and the nuisance parts of samples, with their labels.
 
     Errors: as `InvertibleClassifier.split`.
     """
     device = next(net.parameters()).device
-    parts = [net.split(values.to(device)) for values in samples.values.split(batch_size)]
+    parts = [net.split(values.to(device)) for values in samples.values.split(BATCH)]
     semantic, nuisance = (torch.cat(part) for part in zip(*parts, strict=True))
     return Batch(semantic, samples.labels), Batch(nuisance, samples.labels)
 

@@ -14,10 +14,13 @@ from iresflow.models import InvertibleClassifier, iterate_inverse
 from iresflow.training.loop.batches import Samples
 from iresflow.training.objectives.classification import class_numbers, predict, score_of
 
-__all__ = ["Classification", "Inverted", "classification_of", "inverted"]
+__all__ = ["ITERATIONS", "Classification", "Inverted", "classification_of", "inverted"]
 
 BATCH = 250
 """Samples at a time."""
+
+ITERATIONS = 100
+"""Fixed-point iterations of an inverse of which nothing is certified."""
 
 
 @final
@@ -108,15 +111,14 @@ class Inverted:
 
 @torch.no_grad()
 @full_precision()
-def inverted(net: InvertibleClassifier, values: Tensor, iterations: int = 100) -> Inverted:
+def inverted(net: InvertibleClassifier, values: Tensor) -> Inverted:
     """Sends samples ``(N, *shape)`` to the latent and back.
 
-    By the certified inverse; by plain fixed-point iterations where the network has none.
+    By the certified inverse; by `ITERATIONS` in each block where the network has none.
 
     Arguments:
         net: In eval mode.
         values: Floats, or integer images.
-        iterations: In each block, where nothing is certified.
     """
     certified, device = bool(net.certify()), next(net.parameters()).device
     errors, distances, residuals, came_back = [], [], [], []
@@ -129,7 +131,7 @@ def inverted(net: InvertibleClassifier, values: Tensor, iterations: int = 100) -
             value, residual = inverse.value, inverse.padded.residual
             converged = torch.ones_like(residual)
         else:
-            tried = iterate_inverse(net, z, iterations)
+            tried = iterate_inverse(net, z, ITERATIONS)
             value, residual = tried.value[:, : x.shape[1]], tried.residual
             converged = tried.converged.double()
         difference = (value.double() - x.double()).flatten(1).nan_to_num(nan=math.inf)

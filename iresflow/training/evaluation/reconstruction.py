@@ -14,6 +14,9 @@ from iresflow.training.objectives.contexts import batch_of
 
 __all__ = ["RECONSTRUCTED", "Reconstruction", "reconstruct"]
 
+BATCH = 250
+"""Samples at a time."""
+
 RECONSTRUCTED = 1000
 """Samples of a split that are sent through the inverse for a report, at most."""
 
@@ -59,7 +62,6 @@ def reconstruct(
     count: int,
     seed: int = 0,
     tol: float | None = None,
-    batch_size: int = 250,
 ) -> Reconstruction:
     """Sends the first ``count`` samples of a split to the latent and back.
 
@@ -69,8 +71,8 @@ def reconstruct(
     generator = torch.Generator(device).manual_seed(seed)
     originals, inverses = [], []
     count = min(count, len(split))
-    for first in range(0, count, batch_size):
-        x, context = batch_of(flow, split, first, min(batch_size, count - first))
+    for first in range(0, count, BATCH):
+        x, context = batch_of(flow, split, first, min(BATCH, count - first))
         if isinstance(flow, ImageFlow):
             x = flow.dequantize(x, generator)
         z = flow.transform(x, context)

@@ -10,6 +10,9 @@ from torch.nn.utils import parametrize
 from iresflow import DerivativeError, NotContractiveError, constrain, norm_bound
 from iresflow.lipschitz import Certified
 
+# What PyTorch says of its own speed.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
 
 def conv(**options):
     module = nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False, **options)

@@ -9,6 +9,9 @@ from torch import nn
 import iresflow
 from iresflow.lipschitz.bounds.modules import norm_bound, operator_of
 
+# What PyTorch says of its own speed.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
 
 def drawn(seed):
     """The same, and the matrix; skips what PyTorch refuses, if we refuse it too."""

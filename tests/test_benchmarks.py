@@ -151,7 +151,7 @@ WITH_PEERS = {
 ELSEWHERE = {"kills": "training/test_runs.py", "malformed": "models/test_files.py"}
 """Scripts that fork processes, with the files of the tests that start them."""
 
-HELPERS = {"peers", "variants"}
+HELPERS = {"norm_race", "peers", "variants"}
 """Modules of the folder that are no scripts."""
 
 

@@ -30,7 +30,9 @@ The exit code is 1 if the tolerance was not met.
 With --data and --scores: writes the log-density of each of your own samples, with its error, to a
 file. --data is a directory of images, an image, or a .npy or .npz file of integers (N, C, H, W);
 for models of vectors, a table (.csv, .parquet, .npy, .npz). Of images the file has bits/dim, of
-vectors log-densities in nats. Rows are counted from 0. RUN may be a checkpoint file alone."""
+vectors log-densities in nats. Rows are counted from 0. RUN may be a checkpoint file alone. Image
+files and .npy arrays are read in batches, other files whole. When it is stopped, the scores so far
+stay in a file that ends in .partial."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -130,7 +130,11 @@ class _Scores(Output):
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         super().__exit__(kind, *error)
         if kind is not None:
-            print(f"not finished: what was scored is in {self.partial}", file=sys.stderr)
+            print(
+                f"not finished: what was scored is in {self.partial}, which stays; the same "
+                "command begins anew",
+                file=sys.stderr,
+            )
 
     def write(self, rows: Sequence[int], scores: SingleScores) -> None:
         """Writes the scores of some samples."""

@@ -3,6 +3,8 @@
 import csv
 import re
 import shutil
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,7 +339,9 @@ def test_what_is_stopped_never_looks_finished(points, tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit) as ended:
             main(["evaluate", model, *arguments])
         assert ended.value.code == 130 and not out.exists()
-        assert f"what was scored is in {out}.partial" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"what was scored is in {out}.partial, which stays" in said
+        assert Path(f"{out}.partial").is_file()
         calls.clear()
     assert len(np.load(tmp_path / "s.npy.partial", allow_pickle=False)) == 4
 
@@ -356,3 +360,28 @@ def test_a_mapped_array_is_read_a_batch_at_a_time(points, tmp_path, monkeypatch)
     )
     found = evaluated(tmp_path, tmp_path / "x.npy", "--batch-size", "1000", kind="npy")
     assert len(found) == 5000 and sizes == [(1000, range)] * 5
+
+
+def test_memory_does_not_grow_with_the_rows_of_a_mapped_array(points, tmp_path):
+    """NumPy's memory, which `tracemalloc` sees; what is mapped from files is none of it.
+
+    A file that is read whole, the control, takes more the more rows it has.
+    """
+
+    def peak(name):
+        files = ["--data", str(tmp_path / name), "--scores", str(tmp_path / "scores.npy")]
+        tracemalloc.start()
+        assert main(["evaluate", str(tmp_path / "flow.pt"), *files, "--batch-size", "4000"]) == 0
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    np.save(tmp_path / "x.npy", np.zeros((40_000, 2)))
+    evaluated(tmp_path, tmp_path / "x.npy", kind="npy")  # what is loaded once
+    few = peak("x.npy")
+    rows = np.zeros((160_000, 2))
+    np.save(tmp_path / "x.npy", rows)
+    np.savez(tmp_path / "x.npz", rows)
+    many = peak("x.npy")
+    assert many < 1.1 * few
+    assert peak("x.npz") > many + rows.nbytes / 2

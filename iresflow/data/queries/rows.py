@@ -19,6 +19,9 @@ __all__ = ["TableRows"]
 LABEL = "label"
 """The column of class numbers or names, for models that are conditional on a class."""
 
+LOOK = 65536
+"""Cells that are looked at together, for memory that does not grow with the table."""
+
 
 @final
 class TableRows(Queries):
@@ -105,8 +108,9 @@ class TableRows(Queries):
 
     def _require_finite(self) -> None:
         largest = float(np.finfo(np.float32).max)
-        for first in range(0, len(self._array), 65536):
-            good = np.abs(self._array[first : first + 65536]) <= largest  # False for NaN
+        step = max(1, LOOK // max(1, self._array.shape[1]))
+        for first in range(0, len(self._array), step):
+            good = np.abs(self._array[first : first + step]) <= largest  # False for NaN
             if not good.all():
                 row, column = np.argwhere(~good)[0]
                 raise DataError(

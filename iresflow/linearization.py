@@ -201,7 +201,7 @@ class FunctionLinearization(Linearization):
         return function(self._function, self.point)
 
     def vjp(self, u: Tensor) -> Tensor:
-        _, pullback = vjp(self._function, self.point.detach())
+        pullback = vjp(self._function, self.point.detach())[1]
         return vmap(lambda direction: pullback(direction)[0])(u).detach()
 
     def jvp(self, v: Tensor) -> Tensor:

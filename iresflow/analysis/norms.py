@@ -10,6 +10,7 @@ from iresflow.linearization import Linearization
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.logdet import LogDetEstimate
 from iresflow.models import Flow
+from iresflow.models.certified import CertifiedModel
 from iresflow.streams import Stream
 from iresflow.tensors import gaussian, norms, spread
 
@@ -36,7 +37,7 @@ class LayerNorm:
     measured: float
 
 
-def layer_norms(flow: Flow) -> tuple[LayerNorm, ...]:
+def layer_norms(flow: CertifiedModel) -> tuple[LayerNorm, ...]:
     """The norms of all normalised layers, in the order of the forward map.
 
     Errors: as `Flow.certify`.

@@ -1,7 +1,14 @@
 """Invertible maps."""
 
 from iresflow.bijections.affine import ActNorm, Standardize
-from iresflow.bijections.base import Accuracy, Bijection, Composition, Inverse, LogDet
+from iresflow.bijections.base import (
+    Accuracy,
+    Bijection,
+    Composition,
+    Inverse,
+    LogDet,
+    StreamedLogDet,
+)
 from iresflow.bijections.branch_block import BranchBlock
 from iresflow.bijections.channels import ChannelMeans, FirstChannels
 from iresflow.bijections.conditional_prior import ConditionalPrior
@@ -37,6 +44,7 @@ __all__ = [
     "ResidualBlock",
     "Squeeze",
     "Standardize",
+    "StreamedLogDet",
     "block_named",
     "check_levels",
     "dequantize",

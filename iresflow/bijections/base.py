@@ -7,9 +7,9 @@ costly part. ``invert(z)`` gives x with what is known of its error; ``inverse(z)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 from warnings import warn
 
 import torch
@@ -22,6 +22,7 @@ from iresflow.errors import InversionError, InversionWarning, callers_level
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import LogDetEstimate
 from iresflow.solvers import Anderson, Solver
+from iresflow.streams import Stream
 from iresflow.tensors import widest
 
 __all__ = [
@@ -30,12 +31,16 @@ __all__ = [
     "Composition",
     "Inverse",
     "LogDet",
+    "StreamedLogDet",
     "require_finite",
     "warn_of_floor",
 ]
 
 LogDet = Callable[[Linearization], LogDetEstimate]
 """An estimator with its random stream bound to it."""
+
+StreamedLogDet = Callable[[Linearization, Stream | None], LogDetEstimate]
+"""An estimator that takes its random stream with each linearization."""
 
 
 @final
@@ -223,7 +228,7 @@ class Composition(Bijection):
 
     def __init__(self, maps: Iterable[Bijection] = ()) -> None:
         super().__init__()
-        self.maps = nn.ModuleList(maps)
+        self.maps = cast(Sequence[Bijection], nn.ModuleList(maps))
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import final
+from typing import cast, final
 
 import torch
 from einops import rearrange
@@ -83,8 +83,9 @@ class MultiScale(Bijection):
                     f"the prior of scale {index} is of {prior.count} channels; factored out are "
                     f"{tuple(factored)}"
                 )
-        self.scales = nn.ModuleList(scales)
-        self.priors = nn.ModuleDict({str(index): prior for index, prior in priors.items()})
+        self.scales = cast(Sequence[Bijection], nn.ModuleList(scales))
+        named = nn.ModuleDict({str(index): prior for index, prior in priors.items()})
+        self.priors = cast(Mapping[str, ConditionalPrior], named)
         self.factored = tuple(factored)
         last = shapes[-1]
         pieces = [(n, *s[1:]) for n, s in zip(factored, shapes, strict=False)]

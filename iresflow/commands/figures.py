@@ -12,6 +12,7 @@ from iresflow.analysis.inversion import inversion_curve
 from iresflow.analysis.norms import layer_norms
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.models import ImageFlow, VectorFlow
+from iresflow.models.certified import CertifiedModel
 from iresflow.plots import estimator_figure, inversion_figure, layer_norm_figure, save_figure
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.contexts import asked_of, context_for
@@ -55,7 +56,7 @@ def data_of_run(
     return values.to(like.dtype), context
 
 
-def draw_layer_norms(model: ImageFlow | VectorFlow, out: Path) -> Path:
+def draw_layer_norms(model: CertifiedModel, out: Path) -> Path:
     """The singular values of all layers (thesis, figure 4.2)."""
     norms = layer_norms(model)
     figure = layer_norm_figure(

@@ -71,8 +71,9 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     result = dict(below)
     for name, value in above.items():
         old = result.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[name] = {**old, **value} if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = {**old, **value}
+        result[name] = value
     return result
 
 

@@ -176,13 +176,14 @@ def _stages(report: Report, module: nn.Module, near: Tensor, columns: Tensor | N
 
 
 def _stage_row(one: StageSpectra) -> dict[str, object]:
-    edges = [(s.positive[0], s.positive[-1]) for s in one.spectra if s.count] or [(math.nan,) * 2]
+    edges = [(float(s.positive[0]), float(s.positive[-1])) for s in one.spectra if s.count]
+    edges = edges or [(math.nan, math.nan)]
     return {
         "stage": str(one.stage),
         "units": one.stage.size,
         "on": float(np.median(one.active)),
         "singular values that are not zero": float(np.median([s.count for s in one.spectra])),
-        "largest": float(np.median([float(large) for large, _ in edges])),
-        "smallest that is not zero": float(np.median([float(small) for _, small in edges])),
+        "largest": float(np.median([large for large, _ in edges])),
+        "smallest that is not zero": float(np.median([small for _, small in edges])),
         "condition": float(np.median([s.condition for s in one.spectra])),
     }

@@ -63,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         return write_many(model, options)
     if isinstance(model, VectorFlow):
         return _sample_vectors(model, options)
+    assert isinstance(model, ImageFlow)
     if options.reconstruct:
         return _reconstruct(model, options)
     if options.interpolate:

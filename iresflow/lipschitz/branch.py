@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from iresflow.lipschitz.bounds.induced import NORMS
 from iresflow.lipschitz.layers.activations import Activation
 from iresflow.lipschitz.layers.base import NormalizedLayer, broadcast_bias
 from iresflow.lipschitz.layers.image_context import ImageShift
+from iresflow.lipschitz.layers.linear import NormalizedConv2d
 from iresflow.lipschitz.layers.watch import version
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.links import Link
@@ -63,7 +64,7 @@ class Branch(nn.Module, LipschitzMap):
             )
         if context_dim and len(layers) < 2:
             raise ValueError("a context enters the hidden layers, and a branch of one has none")
-        self.layers = nn.ModuleList(layers)
+        self.layers = cast(Sequence[NormalizedLayer], nn.ModuleList(layers))
         self.activations = nn.ModuleList([a or nn.Identity() for a in activations])
         self.recompute = False
         self._finite: list[tuple[int, int] | None] | None = None  # as of which writes
@@ -72,7 +73,9 @@ class Branch(nn.Module, LipschitzMap):
             if context_dim:
                 self.shift = nn.Linear(context_dim, sum(self._hidden_widths()), bias=False)
         else:
-            size = self.layers[0].image_size
+            first = layers[0]
+            assert isinstance(first, NormalizedConv2d)
+            size = first.image_size
             self.shift = ImageShift(context_dim, size, sum(self._hidden_widths()))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -107,7 +110,7 @@ class Branch(nn.Module, LipschitzMap):
         for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
             activation = module if isinstance(module, Activation) else None
             beta = None if activation is None else activation.beta()
-            bias = layer.bias
+            bias: Tensor = layer.bias
             if i < len(shifts):
                 bias = shifts[i] + broadcast_bias(bias, shifts[i].ndim)
             weight = layer.normalize()
@@ -163,9 +166,10 @@ class Branch(nn.Module, LipschitzMap):
         paths = {norm: Bound(1.0, 1.0, "")}
         for activation, layer in zip(self.activations, self.layers, strict=True):
             steps = layer.bounds()
-            for p in paths if isinstance(activation, Activation) else ():
-                constant = activation.lipschitz_in(p)
-                paths[p] = paths[p].then(Bound(constant, constant, ""))
+            if isinstance(activation, Activation):
+                for p in paths:
+                    constant = activation.lipschitz_in(p)
+                    paths[p] = paths[p].then(Bound(constant, constant, ""))
             paths = {
                 q: min((path.then(steps[p, q]) for p, path in paths.items()), key=_upper)
                 for q in NORMS

@@ -147,5 +147,5 @@ def _pick(
 
 
 def _subclasses(base: type) -> list[type]:
-    direct = base.__subclasses__()
+    direct: list[type] = base.__subclasses__()
     return direct + [cls for child in direct for cls in _subclasses(child)]

@@ -37,7 +37,8 @@ class Found:
 
     @staticmethod
     def empty(v: Tensor) -> "Found":
-        return Found(*(v.new_empty(v.shape[:2]) for _ in range(4)), torch.empty_like(v))
+        value, truncation, gradient, products = v.new_empty(4, *v.shape[:2])
+        return Found(value, truncation, gradient, products, torch.empty_like(v))
 
     @staticmethod
     def fused(jacobian: Jacobian, v: Tensor, steps: int, enough: float) -> "Found | None":
@@ -48,9 +49,10 @@ class Found:
         found = jacobian.fused_krylov(v, space)
         if found is None:
             return None
-        taken, value, error, slack, growth = found.numbers
+        *numbers, growth = found.numbers
+        taken, value, error, slack = (n.to(v.dtype) for n in numbers)
         value = value.masked_fill(~(growth <= EXPANSION), torch.nan)
-        return Found(*(n.to(v.dtype) for n in (value, error, slack, taken)), found.left)
+        return Found(value, error, slack, taken, found.left)
 
 
 @final

@@ -67,7 +67,7 @@ class FlowDistribution(Distribution):
         return {"context": constraints.independent(constraints.real, dims)}
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         return constraints.independent(self.flow.data_map.domain, len(self.event_shape))
 
     @property

@@ -19,7 +19,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def _feed(digest: "hashlib._Hash", value: object, place: str) -> None:
             raise TypeError(f"{place or 'the whole'} is a tensor that is not dense")
         flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     elif kind in MAPPINGS:
         assert isinstance(value, dict)
         digest.update(f"mapping {len(value)}\n".encode())
@@ -145,7 +145,7 @@ class _Writer:
 def _save(whole: Mapping[str, Any], file: IO[bytes]) -> None:
     writer = _Writer(file)
     try:
-        torch.save(whole, writer)
+        torch.save(whole, cast(IO[bytes], writer))
     except RuntimeError as error:
         raise writer.error or error from None
 

@@ -250,7 +250,7 @@ class Flow(FlowMap):
         context: Tensor | None,
         log_det: LogDetEstimator | None,
         stream: Stream,
-        noise: Tensor | float = 0.0,
+        noise: Tensor | None = None,
         of_noise: Sequence[LogDetEstimate] = (),
     ) -> Likelihood:
         """The likelihood, less the log-density of noise in x, with the estimates in that."""
@@ -262,7 +262,8 @@ class Flow(FlowMap):
             return estimates[-1]
 
         z, term = self.forward(x, context, recording, stream, check=False)
+        noise = torch.zeros_like(term) if noise is None else noise
         log_prob = self.base.log_prob(z, context) + term - noise
         eps = torch.finfo(log_prob.dtype).eps
-        rounding = ROUNDING * eps * (self.base_dim + log_prob.abs() + abs(noise))
+        rounding = ROUNDING * eps * (self.base_dim + log_prob.abs() + noise.abs())
         return Likelihood.of_blocks(log_prob, [*of_noise, *estimates], rounding)

@@ -1,21 +1,19 @@
 """The map of a flow: from samples to latents and back, given a context."""
 
 from contextlib import nullcontext
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
-from iresflow.bijections import Accuracy, Bijection, Composition, LogDet
+from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, StreamedLogDet
 from iresflow.bijections.base import warn_of_floor
 from iresflow.lipschitz import ContextDim, compiled_kernels
 from iresflow.logdet import (
     Exact,
     ExactWhereSmall,
     Krylov,
-    LogDetEstimate,
     LogDetEstimator,
     PowerSeries,
 )
@@ -65,7 +63,7 @@ class FlowMap(CertifiedModel):
         self,
         x: Tensor,
         context: Tensor | None = None,
-        log_det: LogDet | None = None,
+        log_det: StreamedLogDet | None = None,
         generator: Stream | None = None,
         *,
         check: bool = True,
@@ -147,16 +145,14 @@ class FlowMap(CertifiedModel):
             with compiled_kernels() if large else nullcontext():
                 self.bijection.initialize(self.data_map.initialize(x), context)
 
-    def _bound_estimator(
-        self, log_det: LogDet | None, generator: Stream | None
-    ) -> partial[LogDetEstimate]:
-        estimator = log_det or self.log_det
+    def _bound_estimator(self, log_det: StreamedLogDet | None, generator: Stream | None) -> LogDet:
+        estimator: StreamedLogDet = log_det or self.log_det
         if log_det is None and not self.training and not isinstance(estimator, Exact):
             estimator = self.EVALUATION
         if not self.training and (generator is None or isinstance(generator, torch.Generator)):
             seed = EVALUATION_SEED if generator is None else fresh_seed(generator)
             generator = KeyedStream.common(seed, self._device())
-        return partial(estimator, generator=generator)
+        return lambda linearization: estimator(linearization, generator)
 
     def _checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:

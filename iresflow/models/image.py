@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from iresflow.ambient import own_arithmetic
 from iresflow.bijections import (
     BranchBlock,
     Center,
-    LogDet,
     Logit,
     MultiScale,
+    StreamedLogDet,
     check_levels,
     quantize,
 )
@@ -232,7 +232,7 @@ class ImageFlow(Flow):
         self,
         images: Tensor,
         generator: Stream | None = None,
-        log_det: LogDet | None = None,
+        log_det: StreamedLogDet | None = None,
         *,
         check: bool = True,
     ) -> Noisy:
@@ -310,9 +310,10 @@ class ImageFlow(Flow):
         return BitsPerDim(likelihood, self.base_dim, self.levels)
 
     def _check_range(self, x: Tensor) -> None:
-        reach = self.data_map.reach + 1e-6
+        pixels = cast(Center | Logit, self.data_map)
+        reach = pixels.reach + 1e-6
         outside = ((x < -reach) | (x > 1 + reach)).to(x.dtype).mean()
-        if bool(outside > self.data_map.outliers):
+        if bool(outside > pixels.outliers):
             raise ValueError(
                 f"images are floats in [0, 1), got {float(x.min()):.4g} .. {float(x.max()):.4g}; "
                 "0 .. 255 go as integers through dequantize or bits_per_dim"

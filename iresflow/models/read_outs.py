@@ -81,6 +81,7 @@ class PooledReadOut(ReadOut):
     @torch.no_grad()
     def stretches(self) -> Tensor:
         norm, weight = self.norm, self.linear.weight.double().cpu()
+        assert norm.running_var is not None
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         slope = self.activation.lipschitz_in(2.0) * scale.abs().cpu() / math.sqrt(self._pixels)
         differences = (weight[:, None] - weight[None]) * slope
@@ -91,7 +92,7 @@ class PooledReadOut(ReadOut):
             return self.norm(x)
         norm = self.norm  # its own numbers, in the type of x
         values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        mean, variance, weight, bias = (value.to(x.dtype) for value in values)
+        mean, variance, weight, bias = (v if v is None else v.to(x.dtype) for v in values)
         return F.batch_norm(x, mean, variance, weight, bias, eps=norm.eps)
 
     @property

@@ -10,7 +10,7 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from scipy import linalg, sparse
+from scipy import linalg
 from torch import Tensor
 
 from iresflow.relu.networks.affine import Matrix
@@ -198,7 +198,7 @@ def shortest_solution(matrix: Matrix, side: np.ndarray) -> tuple[np.ndarray, Spe
 
 def row_lengths(rows: Matrix) -> np.ndarray:
     """The norms of rows ``(r,)``; for a row of zeros, that of the longest one, or else 1."""
-    squares = rows.multiply(rows) if sparse.issparse(rows) else rows * rows
+    squares = rows * rows if isinstance(rows, np.ndarray) else rows.multiply(rows)
     norms = np.sqrt(np.asarray(squares.sum(axis=1)).ravel())
     return np.where(norms > 0, norms, norms.max(initial=0.0) or 1.0)
 
@@ -220,4 +220,4 @@ def _triangle(matrix: Matrix) -> np.ndarray:
 
 
 def _dense(matrix: Matrix) -> np.ndarray:
-    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()

@@ -53,12 +53,14 @@ class Anderson(Solver):
 class _Window(Proposer):
     """The last moves as rows of matrices ``(N, m, D)``, the oldest overwritten first."""
 
+    # From the first move on:
+    _steps: Tensor  # moves plus changes, what an image changed by
+    _changes: Tensor
+    _gram: Tensor  # of the changes, (N, m, m)
+
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._count = 0
-        self._steps: Tensor | None = None  # moves plus changes, what an image changed by
-        self._changes: Tensor | None = None
-        self._gram: Tensor | None = None  # of the changes, (N, m, m)
 
     def propose(
         self, residual: Tensor, move: Tensor | None, change: Tensor | None
@@ -74,12 +76,12 @@ class _Window(Proposer):
         return step.view_as(residual)
 
     def keep(self, rows: Tensor) -> None:
-        if self._changes is not None:
+        if self._count:
             self._steps, self._changes = self._steps[rows], self._changes[rows]
             self._gram = self._gram[rows]
 
     def _remember(self, move: Tensor, change: Tensor, like: Tensor) -> None:
-        if self._changes is None:
+        if self._count == 0:
             shape = (len(like), self._memory, like.shape[1])
             self._steps, self._changes = like.new_empty(shape), like.new_empty(shape)
             self._gram = like.new_zeros(len(like), self._memory, self._memory)

@@ -1,6 +1,6 @@
 """Sections of options: dataclasses that check themselves, built from plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
@@ -35,9 +35,8 @@ class Section:
 S = TypeVar("S", bound=Section)
 
 
-@cache
-def _kinds_of(section: type[Any]) -> dict[str, Any]:
-    return get_type_hints(section)
+# The type checker doubts that classes of dataclasses can be hashed.
+_kinds_of: Callable[[type[Any]], dict[str, Any]] = cache(get_type_hints)  # type: ignore[assignment]
 
 
 def option_kinds(section: type[Section], prefix: str = "") -> dict[str, Any]:

@@ -38,6 +38,9 @@ def test_classifiers_are_trained_evaluated_and_certified(tmp_path, capsys):
     assert json.loads((run / "evaluation.json").read_text()) == scores
     assert main(["certify", str(run)]) == 0
     assert "certified: every block" in capsys.readouterr().out
+    assert main(["certify", str(run), "--plots"]) == 0
+    assert "left out: the figures that need data" in capsys.readouterr().out
+    assert (run / "certificate" / "singular-values.png").stat().st_size > 0
     with pytest.raises(SystemExit):
         main(["sample", str(run)])
     assert "holds a InvertibleClassifier, and this is for flows" in capsys.readouterr().err

@@ -182,7 +182,7 @@ def _require_precision(path: Path, values: np.ndarray, titles: Sequence[str]) ->
 
 def _require_spread(path: Path, train: np.ndarray, titles: Sequence[str]) -> None:
     low, high = train.min(0), train.max(0)
-    for column in np.flatnonzero(low == high):
+    for column in np.flatnonzero(low == high).tolist():
         raise DataError(
             f"{path}, column {titles[column]!r}: all {len(train)} training rows are "
             f"{low[column]:g}; no density exists on a constant column: leave it out"

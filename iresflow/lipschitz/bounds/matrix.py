@@ -30,8 +30,8 @@ def matrix_norm(matrix: Tensor) -> tuple[Tensor, float]:
     slack = 4 * (sum(frozen.shape) + 4) * EPS * float(gram.trace())
     if not (torch.is_grad_enabled() and matrix.requires_grad):
         square = float(torch.linalg.eigvalsh(gram)[-1])
-        upper = frozen.new_tensor(math.sqrt(max(square, 0.0) + slack) * power * (1 + 4 * EPS))
-        return upper, math.sqrt(max(square - slack, 0.0)) * power
+        upper = math.sqrt(max(square, 0.0) + slack) * power * (1 + 4 * EPS)
+        return frozen.new_tensor(upper), math.sqrt(max(square - slack, 0.0)) * power
     values, vectors = torch.linalg.eigh(gram)
     square, vector = float(values[-1]), vectors[:, -1]
     image = moving @ vector if tall is frozen else moving.mT @ vector

@@ -70,7 +70,7 @@ class Activation(nn.Module, ABC):
             ``order + 1`` tensors ``(B, width C, ...)``, by operations that autograd records.
         """
 
-    @final
+    @final  # type: ignore[misc]  # torch declares it as an attribute that may be set
     def forward(self, h: Tensor) -> Tensor:
         return self.jet(h, self.beta(), 0)[0]
 
@@ -257,6 +257,7 @@ class SineCosine(_Frequency):
 
 def _swish(h: Tensor, beta: Tensor | None, order: int, divisor: float) -> tuple[Tensor, ...]:
     """The jet of the swish h s with s = sigmoid(beta h), over a divisor, in few passes."""
+    assert beta is not None
     scaled = h * beta
     gate = scaled.sigmoid()
     value = (h * gate).div_(divisor)

@@ -170,11 +170,11 @@ class NormalizedConv2d(NormalizedLayer):
     def tight_bound(self, weight: Tensor, left: Tensor) -> Bound:
         weight, left = weight.detach(), left.to(weight.dtype, copy=True)
         if self.pointwise:
-            upper, lower = matrix_norm(weight.flatten(1))
-            return Bound(float(upper), lower, "gram")
+            norm, lower = matrix_norm(weight.flatten(1))
+            return Bound(float(norm), lower, "gram")
         if isinstance(self.padding, CircularPadding) and self.stride == 1:
-            upper, lower = symbol_norm(weight, self._grids(1))
-            return Bound(float(upper), lower, "fourier")
+            norm, lower = symbol_norm(weight, self._grids(1))
+            return Bound(float(norm), lower, "fourier")
         upper = float(symbol_norm(weight, self._grids(4))[0]) * self.amplification
         cost = banded_cost(weight, self.image_size, self.stride, self.padding)
         if cost <= BANDED_ALWAYS:

@@ -105,4 +105,4 @@ def _checksum(tensor: Tensor) -> int | None:
     with outside_transforms():
         # Copied, so that lazily negated numbers and zeros are written out.
         data = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor).flatten()
-        return zlib.crc32(data.view(torch.uint8).numpy())
+        return zlib.crc32(data.view(torch.uint8).numpy().data)

@@ -13,7 +13,6 @@ from typing import Any, Self, final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from iresflow.ambient import keeps_arithmetic
 from iresflow.derivatives import recorded_gradients
@@ -90,7 +89,7 @@ class ChainLinearization(Linearization):
     def __init__(self, chain: Chain, point: Tensor) -> None:
         self.point = point
         self.lipschitz = chain.lipschitz
-        self.leaves = chain.tensors
+        self.leaves: tuple[Tensor, ...] = chain.tensors
         self._chain = chain
         self._passes: Passes = native_passes(chain.links, point) or TorchPasses(chain.links)
         self._value, hidden = self._passes.primal(point.detach())
@@ -192,7 +191,9 @@ class _ChainFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: FunctionCtx, grad_value: Tensor | None, grad_form: Tensor | None
+        ctx: Any,  # noqa: ANN401
+        grad_value: Tensor | None,
+        grad_form: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         w, point, *saved = ctx.saved_tensors
         leaves, hidden = saved[: ctx.count], saved[ctx.count :]

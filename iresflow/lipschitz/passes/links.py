@@ -70,7 +70,8 @@ class Link:
 
     def detached(self) -> "Link":
         """Without a graph."""
-        weight, bias, beta = (t if t is None else t.detach() for t in self.tensors)
+        weight, bias = self.weight.detach(), self.bias.detach()
+        beta = None if self.beta is None else self.beta.detach()
         return replace(self, weight=weight, bias=bias.to(weight.dtype), beta=beta)
 
     def to(self, dtype: torch.dtype) -> "Link":

@@ -58,8 +58,8 @@ def reconstruct(layer: Layer, z: Tensor) -> Reconstruction:
         raise ValueError("an output is positive where the bias is infinite")
     found, spectra = [], []
     for rows, output in zip(active, outputs, strict=True):
-        x, spectrum = shortest_solution(weight[rows].numpy(), (output - bias)[rows].numpy())
-        found.append(torch.from_numpy(x))
+        one, spectrum = shortest_solution(weight[rows].numpy(), (output - bias)[rows].numpy())
+        found.append(torch.from_numpy(one))
         spectra.append(spectrum)
     x = torch.stack(found)
     residual = torch.where(active, x @ weight.mT + bias - outputs, 0.0).abs().amax(1)

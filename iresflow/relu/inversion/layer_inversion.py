@@ -203,6 +203,7 @@ class _Search:
             self._observed, self._squares = observed, least_squares(self.matrix, observed)
         squares, ranges = self._squares, self._limits(epsilon)
         status: Status = "optimal"
+        z: np.ndarray | None
         if consistent(self.matrix, observed, squares.z, self.lower, self.tolerance):
             # Of the relaxed program this is the solution with epsilon = 0.
             z, iterations = squares.z, 0

@@ -90,7 +90,7 @@ class AffineMap(ABC):
     def dense(self) -> np.ndarray:
         """A, shape ``(m, n)``, as a dense array."""
         matrix = self.matrix()
-        return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+        return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 
 @final
@@ -170,7 +170,7 @@ class FunctionMap(AffineMap):
     @cached_property
     def _sparse(self) -> sparse.csr_array:
         width, height = self.in_size // self.blocks, self.out_size // self.blocks
-        parts = []
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for units in torch.eye(width, dtype=torch.float64).split(PROBES):
             # One unit vector in each block at a time: what they give can be told apart.
             found = self.product(units.repeat(1, self.blocks)).unflatten(1, (self.blocks, height))

@@ -145,6 +145,7 @@ class ChainReader(fx.Interpreter):
             )
             if n.op == "call_method":
                 return getattr(args[0], str(n.target))(*args[1:], **kwargs)
+            assert callable(n.target)
             return n.target(*args, **kwargs)
 
         entries = math.prod(shape) if AFFINE[n.target] else 1

@@ -47,8 +47,7 @@ class ConvolutionMap(AffineMap):
 
     def adjoint(self, u: Tensor) -> Tensor:
         zero = u.new_zeros(len(u), self.in_size)
-        _, pullback = torch.func.vjp(self.product, zero)
-        return pullback(u)[0]
+        return torch.func.vjp(self.product, zero)[1](u)[0]
 
     def matrix(self) -> Matrix:
         return self._sparse

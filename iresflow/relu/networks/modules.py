@@ -60,6 +60,7 @@ def module_steps(module: nn.Module, shape: Shape) -> Iterator[Step]:
         ValueError: what is wrong with the module.
     """
     kind, size = type_before_parametrizations(module), math.prod(shape)
+    known: Any = module  # with the attributes of its kind
     if kind in RESHAPING:
         return
     if kind in (*DROPOUTS, *NORMS) or is_parametrized(module):
@@ -69,20 +70,20 @@ def module_steps(module: nn.Module, shape: Shape) -> Iterator[Step]:
     if kind is nn.ReLU:
         yield 0.0
     elif kind is nn.LeakyReLU:
-        yield from _slopes(shape, torch.tensor([module.negative_slope], dtype=torch.float64))
+        yield from _slopes(shape, torch.tensor([known.negative_slope], dtype=torch.float64))
     elif kind is nn.PReLU:
-        yield from _slopes(shape, module.weight.detach())
+        yield from _slopes(shape, known.weight.detach())
     elif kind is nn.ReLU6 or kind is nn.Hardtanh:
-        yield from clip(shape, module.min_val, module.max_val)
+        yield from clip(shape, known.min_val, known.max_val)
     elif kind is nn.MaxPool1d or kind is nn.MaxPool2d:
         if len(shape) != 1 + _axes(kind):
             raise ValueError(f"gets inputs of shape {shape}; accepted are ones with channels")
-        yield from max_pool(shape, module)
+        yield from max_pool(shape, known)
     elif kind is nn.Linear and len(shape) == 1:
-        bias = torch.zeros(module.out_features) if module.bias is None else module.bias
-        yield DenseMap(module.weight.detach(), bias.detach().double())
+        bias = torch.zeros(known.out_features) if known.bias is None else known.bias
+        yield DenseMap(known.weight.detach(), bias.detach().double())
     elif kind is nn.Conv2d:
-        yield ConvolutionMap(module, shape)
+        yield ConvolutionMap(known, shape)
     elif kind in NORMS:
         yield FunctionMap(module, shape, size)
     elif kind in BY_CHANNEL:

@@ -7,6 +7,7 @@ for one of ``PReLU``, and 3 units for each pair of values that max-pooling compa
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ def max_pool(shape: Shape, module: nn.MaxPool1d | nn.MaxPool2d) -> Iterator[Step
         yield RELU
         half, odd = taps // 2, taps % 2
         units = 3 * half + 2 * odd
-        yield FunctionMap(lambda u, count=taps: larger(u, count), (*place, units), blocks)
+        yield FunctionMap(partial(larger, count=taps), (*place, units), blocks)
         taps = half + odd
     yield FunctionMap(lambda v: v.view(-1, *out_shape), (*place, 1), blocks)
 

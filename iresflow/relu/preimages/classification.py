@@ -275,7 +275,7 @@ def _extent(found: Preimage, reduced: np.ndarray) -> Preimage:
     if decided.holds:
         reason = "the inactive rows are omnidirectional in the null space of the active ones"
         return replace(found, kind=Kind.BOUNDED, reason=reason)
-    assert decided.direction is not None
+    assert decided.direction is not None and found.basis is not None
     return replace(
         found,
         kind=Kind.UNBOUNDED,

@@ -217,6 +217,7 @@ def scoring_estimator(flow: Flow, precision: Precision) -> LogDetEstimator | Non
     if isinstance(flow.log_det, Exact) or blocks == 0:
         return None
     base = flow.EVALUATION.otherwise
+    assert isinstance(base, Krylov)
     tol = base.tol
     if precision.tol is not None:
         unit = math.log(2) if isinstance(flow, ImageFlow) else 1 / flow.base_dim
@@ -226,9 +227,9 @@ def scoring_estimator(flow: Flow, precision: Precision) -> LogDetEstimator | Non
 
 def _key(flow: Flow, split: Samples, seed: int, precision: Precision) -> str:
     """What the scores depend on, as text: another limit goes on from the same."""
-    data = hashlib.sha256(split.values.cpu().contiguous().numpy())
+    data = hashlib.sha256(split.values.cpu().contiguous().numpy().data)
     if split.labels is not None:
-        data.update(split.labels.cpu().contiguous().numpy())
+        data.update(split.labels.cpu().contiguous().numpy().data)
     settings = (seed, replace(precision, limit=1), scoring_estimator(flow, precision))
     return f"{fingerprint(flow)} {data.hexdigest()} {settings}"
 

@@ -36,7 +36,7 @@ def require_good_data(split: Samples, processes: Processes) -> None:
         if data.is_floating_point() and not bool(data.isfinite().all()):
             raise ValueError("the training data holds NaN or infinity")
         if processes.count > 1:
-            digest = zlib.crc32(data.cpu().contiguous().numpy())
+            digest = zlib.crc32(data.cpu().contiguous().numpy().data)
             processes.require_same(digest, "the training data")
 
 

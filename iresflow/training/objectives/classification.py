@@ -20,6 +20,7 @@ __all__ = [
     "CrossEntropy",
     "accuracy",
     "class_numbers",
+    "classifier_of",
     "initialize_classifier",
     "predict",
     "score_of",
@@ -102,6 +103,19 @@ def accuracy(module: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Share of inputs ``(N, *event)`` whose largest logit is that of their label ``(N,)``."""
     said = predict(module, inputs).argmax(1)
     return float((said == labels.to(said.device)).double().mean())
+
+
+def classifier_of(model: nn.Module) -> InvertibleClassifier:
+    """The model, if it is an invertible classifier.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(model, InvertibleClassifier):
+        raise ValueError(
+            f"this objective trains an InvertibleClassifier, got a {type(model).__name__}"
+        )
+    return model
 
 
 def class_numbers(samples: Samples) -> Tensor:

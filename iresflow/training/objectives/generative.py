@@ -69,7 +69,7 @@ class MixtureLikelihood(Objective):
     def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
         flow, weights = _conditional(model), _weights(batch)
         like = next(flow.parameters())
-        x, constant, scale, log_noise = batch.values, 0.0, 1.0, 0.0
+        x, constant, scale, log_noise = batch.values, 0.0, 1.0, torch.zeros(())
         if isinstance(flow, ImageFlow):
             noisy = flow.dequantized(x, stream, check=False)
             x, log_noise = noisy.value, noisy.log_density.mean()

@@ -21,6 +21,7 @@ from iresflow.training.objectives.certified import certified_ready
 from iresflow.training.objectives.classification import (
     CrossEntropy,
     class_numbers,
+    classifier_of,
     initialize_classifier,
     score_of,
 )
@@ -76,9 +77,9 @@ class Hybrid(Objective):
         return "hybrid"
 
     def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
-        labels = class_numbers(batch)
-        z, log_det = latents_of(model, batch.values, self.log_det, stream)
-        logits = model.read_out(z)
+        net, labels = classifier_of(model), class_numbers(batch)
+        z, log_det = latents_of(net, batch.values, self.log_det, stream)
+        logits = net.read_out(z)
         cross_entropy = F.cross_entropy(logits, labels)
         nats = -(self.prior.log_prob(z) + log_det).mean() / z.shape[1]
         right = (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
@@ -89,17 +90,18 @@ class Hybrid(Objective):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Samples) -> Score:
-        z, log_det = evaluated_latents(model, split.values)
-        score = score_of(model.read_out(z), class_numbers(split))
+        net = classifier_of(model)
+        z, log_det = evaluated_latents(net, split.values)
+        score = score_of(net.read_out(z), class_numbers(split))
         nats = -float((self.prior.log_prob(z) + log_det).mean()) / z.shape[1]
         logged = {"cross_entropy": score.value, "nats_per_dim": nats}
         return Score(score.value + self.weight * nats, {**score.logged, **logged})
 
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
-        initialize_classifier(model, split, seed)
+        initialize_classifier(classifier_of(model), split, seed)
 
     def make_ready(self, model: nn.Module) -> Ready:
-        return certified_ready(model)
+        return certified_ready(classifier_of(model))
 
     def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
         CrossEntropy().illustrate(model, split, album)
@@ -107,10 +109,7 @@ class Hybrid(Objective):
 
 def require_weights(net: nn.Module, *weights: float) -> None:
     """Raises a ValueError where a model is no invertible classifier, or a weight out of range."""
-    if not isinstance(net, InvertibleClassifier):
-        raise ValueError(
-            f"this objective trains an InvertibleClassifier, got a {type(net).__name__}"
-        )
+    classifier_of(net)
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
         raise ValueError(f"weights must be 0 or more, got {', '.join(map(str, weights))}")
 

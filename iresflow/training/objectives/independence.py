@@ -23,6 +23,7 @@ from iresflow.training.objectives.certified import certified_ready
 from iresflow.training.objectives.classification import (
     CrossEntropy,
     class_numbers,
+    classifier_of,
     initialize_classifier,
     score_of,
 )
@@ -141,12 +142,12 @@ class Independence(Objective):
         return "independence"
 
     def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
-        labels = class_numbers(batch)
+        net, labels = classifier_of(model), class_numbers(batch)
         if self.weight:
-            z, log_det = latents_of(model, batch.values, self.log_det, stream)
+            z, log_det = latents_of(net, batch.values, self.log_det, stream)
         else:
-            z, log_det = model.transform(batch.values), None
-        semantic, nuisance = z[:, : model.classes], z[:, model.classes :]
+            z, log_det = net.transform(batch.values), None
+        semantic, nuisance = z[:, : net.classes], z[:, net.classes :]
         cross_entropy = F.cross_entropy(semantic, labels)
         guess = self.opponent.logits(_reversed(nuisance, self.nuisance_weight))
         of_nuisance = F.cross_entropy(guess, labels)
@@ -165,17 +166,18 @@ class Independence(Objective):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Samples) -> Score:
+        net = classifier_of(model)
         if self.weight:
-            z, log_det = evaluated_latents(model, split.values)
+            z, log_det = evaluated_latents(net, split.values)
         else:
-            z, log_det = _transformed(model, split.values), None
+            z, log_det = _transformed(net, split.values), None
         labels = class_numbers(split).to(z.device)
-        semantic, nuisance = z[:, : model.classes], z[:, model.classes :]
+        semantic, nuisance = z[:, : net.classes], z[:, net.classes :]
         score = score_of(semantic, labels)
         guess = self.opponent.logits(nuisance).detach()
         of_nuisance = float(F.cross_entropy(guess, labels))
         nats = float(self._nats(nuisance, log_det))
-        shares = torch.bincount(labels, minlength=model.classes).double() / len(labels)
+        shares = torch.bincount(labels, minlength=net.classes).double() / len(labels)
         chance = float(torch.special.entr(shares).sum())
         known = max(0.0, chance - of_nuisance)
         logged = {
@@ -189,10 +191,10 @@ class Independence(Objective):
         return Score(value, logged)
 
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
-        initialize_classifier(model, split, seed)
+        initialize_classifier(classifier_of(model), split, seed)
 
     def make_ready(self, model: nn.Module) -> Ready:
-        return certified_ready(model)
+        return certified_ready(classifier_of(model))
 
     def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
         CrossEntropy().illustrate(model, split, album)

@@ -6,7 +6,8 @@ times faster for small images, whose tensors take less time than the calls that 
 them.
 """
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -32,6 +33,8 @@ from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, TorchPasses
 from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
 
 __all__ = ["NativePasses", "native_passes"]
+
+Records = ctypes.Array[Record]
 
 KINDS: dict[type[Activation], int] = {
     ELU: 1,
@@ -95,7 +98,7 @@ class NativePasses(Passes):
         self.links = [link.detached() for link in links]
         self._dtype = like.dtype
         self._channels, self._image = like.shape[1], like.shape[2:]
-        self._records = (Record * len(links))()
+        self._records: Records = (Record * len(links))()
         # What the records point to.
         self._weights = [link.weight.contiguous() for link in self.links]
         self._biases = [same_layout(link.bias) for link in self.links]
@@ -247,7 +250,7 @@ class NativePasses(Passes):
         if any(bias.ndim > 1 and len(bias) != batch for bias in biases):
             raise ValueError(f"the context has another number of rows than the batch, {batch}")
 
-    def _with_slopes(self, records, slopes: Slopes, count: int) -> tuple[int, Slopes]:  # noqa: ANN001
+    def _with_slopes(self, records: Records, slopes: Slopes, count: int) -> tuple[int, Slopes]:
         """Points the records to slopes; returns the number of samples, and what is pointed to."""
         slopes = [None if slope is None else same_layout(slope) for slope in slopes]
         _point(records, "slope", slopes)
@@ -256,17 +259,17 @@ class NativePasses(Passes):
             raise ValueError(f"{count} directions are no multiple of {batch} samples")
         return batch, slopes
 
-    def _function(self, name: str):  # noqa: ANN202 (of ctypes)
+    def _function(self, name: str) -> Callable[..., int]:
         return getattr(library(), f"{name}_{SCALARS[self._dtype]}")
 
-    def _copied(self):  # noqa: ANN202 (an array of ctypes)
+    def _copied(self) -> Records:
         """The records, for one pass to point elsewhere."""
         return type(self._records).from_buffer_copy(self._records)
 
     def _run(
         self,
         name: str,
-        records,  # noqa: ANN001 (an array of ctypes)
+        records: Records,
         batch: int,
         directions: int,
         *ends: Tensor | None,
@@ -278,7 +281,7 @@ class NativePasses(Passes):
         self._function(name)(shape, records, *pointers)
 
 
-def _point(records, name: str, tensors: Sequence[Tensor | None]) -> None:  # noqa: ANN001
+def _point(records: Records, name: str, tensors: Sequence[Tensor | None]) -> None:
     """Points all records to tensors."""
     for record, tensor in zip(records, tensors, strict=False):
         if tensor is not None:

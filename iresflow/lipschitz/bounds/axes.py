@@ -16,8 +16,6 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from iresflow.lipschitz.layers.padding import Axis
@@ -125,6 +123,10 @@ class Reading:
 
         Each is ``(outputs, taps)``, and its inputs are those that it reads.
         """
+        # Here, since the package is imported by all who start a program, and scipy takes long.
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         reads = self.sources[self.places()]
         row, tap = (reads >= 0).nonzero()
         links = coo_array(

@@ -111,7 +111,8 @@ def test_a_run_may_have_minutes_and_no_number_of_steps(tmp_path, capsys):
     assert "steps       0 of 0.005 minutes" in capsys.readouterr().out
     lines = (tmp_path / "0000-digits" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert len([row for row in rows if "validation/bits/dim" in row]) == 2
+    # One after half of the time and one at the end; on a busy machine one step may take it all.
+    assert 1 <= len([row for row in rows if "validation/bits/dim" in row]) <= 2
 
 
 @pytest.mark.parametrize("picture", ["samples", "reconstructions", "interpolations"])

@@ -21,7 +21,6 @@ from iresflow.relu.networks.parsing import parse_network
 from iresflow.relu.preimages.classification import Kind, classify_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
 from iresflow.relu.ranks import singular_values
-from iresflow.relu.stability.local_map import restrict_to_polytope
 from iresflow.threads import threads_for
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 
@@ -138,14 +137,13 @@ class _Map:
 def _map(module: nn.Sequential, resolution: int, title: str) -> _Map:
     axis = np.linspace(-EXTENT, EXTENT, resolution)
     grid = torch.from_numpy(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))
-    network = parse_network(module)
-    layer = network.layers[0]
+    layer = parse_network(module).layers[0]
+    weight = torch.from_numpy(layer.affine.dense())
     kinds, conditions = [], []
     for x in tqdm(grid, desc=title, unit="point", dynamic_ncols=True):
-        local = restrict_to_polytope(network, x)
         kinds.append(str(classify_preimage(layer, layer(x[None])[0], member=x).kind))
-        after = next(stage for stage in local.stages if stage.activated)
-        conditions.append(singular_values(local.matrix(after)).condition)
+        slopes = layer.slopes(layer.affine(x[None]))
+        conditions.append(singular_values(slopes.mT * weight).condition)
     with torch.no_grad():
         prediction = module(grid.float()).softmax(1)[:, 1].numpy()
     return _Map(

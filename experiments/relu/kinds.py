@@ -149,7 +149,7 @@ def _figure(
         edges,
         stacked=True,
         color=[COLORS[kind] for kind in shown],
-        label=[f"{kind}: {(kinds == kind).sum()} images" for kind in shown],
+        label=[f"{kind}: {(kinds == kind).sum()}" for kind in shown],
     )
     first = strip["fewest active units of a bounded preimage"]
     last = strip["most active units of an unbounded preimage"]
@@ -157,9 +157,11 @@ def _figure(
         left, right = sorted((float(first), float(last)))
         what = "both occur" if first <= last else "neither occurs"
         label = f"{what}: {left:.0f} to {right:.0f}"
-        top.axvspan(left, right, fc="black", alpha=0.25, ec="none", label=label, zorder=3)
+        top.axvspan(left, right, fc="0.85", ec="none", label=label, zorder=0)
+        for end in (left, right):  # seen where bars hide the strip
+            top.axvline(end, color="black", linewidth=1, linestyle=":")
     top.axvline(size, color="black", linewidth=1, linestyle="--", label=f"{size} inputs")
-    top.set_ylabel(f"classified images, in bins of {BIN}")
+    top.set_ylabel(f"images whose preimage\nis classified, in bins of {BIN}")
     figure.legend(fontsize=9, loc="outside upper center", ncols=3)
     bottom.hist(active, edges, color="0.6")
     bottom.axvline(size, color="black", linewidth=1, linestyle="--")

@@ -1,157 +1,114 @@
 """Singular values of a network's linearisations at many points, and how they are drawn."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import final
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from iresflow.relu.networks.network import Network
-from iresflow.relu.ranks import Spectrum
-from iresflow.relu.stability.local_map import Stage, restrict_to_polytope
 from iresflow.relu.stability.removed_rows import removal_bounds
-from iresflow.relu.stability.stage_spectra import stage_spectra
+from iresflow.relu.stability.stage_spectra import StageSpectra, measure_stages
 
-__all__ = ["Spectra", "decay_figure", "effect_figure", "measure_spectra", "stages_figure"]
+__all__ = [
+    "Stages",
+    "decay_figure",
+    "effect_figure",
+    "measure_spectra",
+    "rows_of",
+    "stages_figure",
+]
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Spectra:
-    """Singular values at S samples.
-
-    Attributes:
-        stages: Places in the network.
-        spectra: For each stage, one spectrum a sample.
-        off: For each stage after an activation, the numbers of units that are off; else empty.
-    """
-
-    stages: tuple[Stage, ...]
-    spectra: tuple[tuple[Spectrum, ...], ...]
-    off: tuple[tuple[int, ...], ...]
-
-    def median(self, index: int) -> np.ndarray:
-        """The median over samples of each singular value of a stage, falling; zeros included."""
-        values = [spectrum.values.numpy() for spectrum in self.spectra[index]]
-        # Of an even number the lower one: the mean of a zero and a value would be neither.
-        return np.quantile(values, 0.5, axis=0, method="lower")
-
-    def condition(self, index: int) -> float:
-        """The median condition number of a stage."""
-        return float(np.median([spectrum.condition for spectrum in self.spectra[index]]))
-
-    def count(self, index: int) -> float:
-        """The median number of non-zero singular values of a stage."""
-        return float(np.median([spectrum.count for spectrum in self.spectra[index]]))
-
-    def rows(self, name: str) -> Iterator[dict[str, object]]:
-        """The rows of a table, one a stage."""
-        for index, stage in enumerate(self.stages):
-            row: dict[str, object] = {
-                "network": name,
-                "layer": stage.layer + 1,
-                "place": "after ReLU" if stage.activated else "before ReLU",
-                "output units": stage.size,
-                "non-zero singular values": self.count(index),
-                "largest": float(np.median([s.values[0] for s in self.spectra[index]])),
-                "smallest non-zero": self._smallest(index),
-                "condition": self.condition(index),
-                "bound of the smallest (lemma 3.5)": None,
-            }
-            if stage.activated:
-                bounds = self.bounds(index)
-                finite = bounds[np.isfinite(bounds)]
-                if len(finite):
-                    row["bound of the smallest (lemma 3.5)"] = float(np.median(finite))
-            yield row
-
-    def bounds(self, index: int) -> np.ndarray:
-        """Lemma 3.5's bound of the smallest non-zero singular value, at each sample."""
-        before, removed = self.spectra[index - 1], self.off[index]
-        return np.array(
-            [removal_bounds(s, count)[0] for s, count in zip(before, removed, strict=True)]
-        )
-
-    def _smallest(self, index: int) -> float | None:
-        smallest = [s.positive[-1] for s in self.spectra[index] if s.count]
-        return float(np.median(smallest)) if smallest else None
+Stages = Sequence[StageSpectra]
+"""Of a network whose stages are before and after the activation of each layer, in turn."""
 
 
 def measure_spectra(
-    network: Network, samples: Tensor, columns: Tensor | None, layers: int, title: str
-) -> Spectra:
+    module: nn.Sequential, samples: Tensor, columns: Tensor | None, layers: int, title: str
+) -> Stages:
     """The singular values of the first stages at some samples.
 
     Arguments:
-        network: The network.
+        module: The network: layers that each have a ReLU after them.
         samples: Inputs ``(S, *in_shape)``.
         columns: Entries of the input that are moved; None for all.
         layers: Number of layers that are looked at, from the first.
         title: Of the progress bar.
     """
-    first = restrict_to_polytope(network, samples[0], columns)
-    stages = tuple(stage for stage in first.stages if stage.layer < layers)
-    spectra: list[list[Spectrum]] = [[] for _ in stages]
-    off: list[list[int]] = [[] for _ in stages]
-    bar = tqdm(total=len(samples) * len(stages), desc=title, unit="stage", dynamic_ncols=True)
-    with bar:
-        for x in samples:
-            local = restrict_to_polytope(network, x, columns)
-            known = spectra[0][0] if spectra[0] else None
-            found = stage_spectra(local, known)
-            for index, (stage, spectrum) in zip(range(len(stages)), found, strict=False):
-                spectra[index].append(spectrum)
-                if stage.activated:
-                    off[index].append(int((local.slopes[stage.layer] == 0).sum()))
-                bar.update()
-    return Spectra(stages, tuple(map(tuple, spectra)), tuple(map(tuple, off)))
+    ends = [index + 1 for index, part in enumerate(module) if isinstance(part, nn.ReLU)]
+    bar = tqdm(samples, desc=title, unit="sample", dynamic_ncols=True)
+    return measure_stages(module[: ends[layers - 1]], bar, columns)
 
 
-def decay_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
+def rows_of(name: str, stages: Stages) -> Iterator[dict[str, object]]:
+    """The rows of a table, one a stage."""
+    for index, stage in enumerate(stages):
+        bound = removal_bound(stages, index) if index % 2 else float("nan")
+        yield {
+            "network": name,
+            "layer": index // 2 + 1,
+            "place": "after ReLU" if index % 2 else "before ReLU",
+            "output units": stage.stage.size,
+            "non-zero singular values": stage.median_of(lambda s: s.count),
+            "largest": stage.median_of(lambda s: s.largest),
+            "smallest non-zero": stage.median_of(lambda s: s.smallest),
+            "condition": stage.median_of(lambda s: s.condition),
+            "bound of the smallest (lemma 3.5)": None if np.isnan(bound) else bound,
+        }
+
+
+def removal_bound(stages: Stages, index: int) -> float:
+    """The median of lemma 3.5's bounds of the smallest non-zero singular value that are finite.
+
+    Rows that the moved entries don't reach are zero, and no part of the matrices.
+    """
+    before, after = stages[index - 1], stages[index]
+    removed = [was - now for was, now in zip(before.active, after.active, strict=True)]
+    bounds = [removal_bounds(s, n)[0] for s, n in zip(before.spectra, removed, strict=True)]
+    finite = [bound for bound in bounds if np.isfinite(bound)]
+    return float(np.median(finite)) if finite else float("nan")
+
+
+def decay_figure(spectra: Mapping[str, Stages], note: str) -> Figure:
     """The singular values after each activation, one panel a network (figures 5, 9 and 10)."""
     figure = Figure(figsize=(5.5 * len(spectra) + 1, 4.4), layout="constrained")
     panels = figure.subplots(1, len(spectra), squeeze=False)[0]
     for axes, (name, found) in zip(panels, spectra.items(), strict=True):
-        indices = [i for i, stage in enumerate(found.stages) if stage.activated]
-        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, len(indices)))
-        for index, color in zip(indices, shades, strict=True):
-            label = f"layer {found.stages[index].layer + 1}"
-            _curve(axes, found.median(index), label, color=color)
+        activated = found[1::2]
+        shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, len(activated)))
+        for layer, (stage, color) in enumerate(zip(activated, shades, strict=True), 1):
+            _curve(axes, stage, f"layer {layer}", color=color)
         _finish(axes, name)
     figure.suptitle(f"Singular values after each ReLU layer\n{note}", fontsize=11)
     return figure
 
 
-def effect_figure(spectra: Mapping[str, Spectra], layers: Sequence[int], note: str) -> Figure:
+def effect_figure(spectra: Mapping[str, Stages], layers: Sequence[int], note: str) -> Figure:
     """The singular values before and after ReLU of two layers (figures 7, 9 and 10)."""
     figure = Figure(figsize=(5.5 * len(spectra) + 1, 4.4), layout="constrained")
     panels = figure.subplots(1, len(spectra), squeeze=False)[0]
     for axes, (name, found) in zip(panels, spectra.items(), strict=True):
-        for index, stage in enumerate(found.stages):
-            if stage.layer + 1 not in layers:
-                continue
-            color = f"C{list(layers).index(stage.layer + 1)}"
-            style = "-" if stage.activated else "--"
-            place = "after" if stage.activated else "before"
-            label = f"layer {stage.layer + 1}, {place} ReLU"
-            _curve(axes, found.median(index), label, color=color, linestyle=style)
+        for number, layer in enumerate(layers):
+            before, after = found[2 * layer - 2], found[2 * layer - 1]
+            style = {"color": f"C{number}"}
+            _curve(axes, before, f"layer {layer}, before ReLU", linestyle="--", **style)
+            _curve(axes, after, f"layer {layer}, after ReLU", **style)
         _finish(axes, name)
     figure.suptitle(f"What ReLU does to singular values\n{note}", fontsize=11)
     return figure
 
 
-def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
+def stages_figure(spectra: Mapping[str, Stages], note: str) -> Figure:
     """Output units, singular values and condition over the stages (figure 4).
 
     The condition with its quartiles over the samples, shaded.
     """
     counts = {
-        name: [one.count(i) for i in range(len(one.stages))] for name, one in spectra.items()
+        name: [one.median_of(lambda s: s.count) for one in found]
+        for name, found in spectra.items()
     }
     lost = len({count for values in counts.values() for count in values}) > 1
     figure = Figure(figsize=(7, 7.5 if lost else 5.4), layout="constrained")
@@ -161,15 +118,14 @@ def stages_figure(spectra: Mapping[str, Spectra], note: str) -> Figure:
         # The second one dashed: where both are equal, both are seen.
         style = {"color": f"C{number * 3}", "marker": "os"[number % 2], "markersize": 4}
         style |= {"linestyle": ("-", "--")[number % 2], "label": name}
-        index = range(len(found.stages))
-        place = np.arange(1, len(found.stages) + 1)
-        top.plot(place, [stage.size for stage in found.stages], **style)
+        place = np.arange(1, len(found) + 1)
+        top.plot(place, [one.stage.size for one in found], **style)
         if lost:
             panels[1].plot(place, counts[name], **style)
-        bottom.semilogy(place, [found.condition(i) for i in index], **style)
-        ranges = [_quartiles([s.condition for s in one]) for one in found.spectra]
+        bottom.semilogy(place, [one.median_of(lambda s: s.condition) for one in found], **style)
+        ranges = [_quartiles([s.condition for s in one.spectra]) for one in found]
         bottom.fill_between(place, *np.transpose(ranges), color=style["color"], alpha=0.2, lw=0)
-        top.set_xticks(place, [_short(stage) for stage in found.stages])
+        top.set_xticks(place, [f"{i // 2 + 1}{'R' * (i % 2)}" for i in range(len(found))])
     top.set_ylabel("output units")
     if lost:
         panels[1].set_ylabel("non-zero singular values")
@@ -191,11 +147,8 @@ def _quartiles(values: Sequence[float]) -> np.ndarray:
     return np.quantile(known, (0.25, 0.75)) if known else np.full(2, np.nan)
 
 
-def _short(stage: Stage) -> str:
-    return f"{stage.layer + 1}R" if stage.activated else str(stage.layer + 1)
-
-
-def _curve(axes: Axes, values: np.ndarray, label: str, **style: object) -> None:
+def _curve(axes: Axes, stage: StageSpectra, label: str, **style: object) -> None:
+    values = stage.median().numpy()
     shown = values[values > 1e-12 * values.max(initial=0.0)]
     axes.semilogy(np.arange(1, len(shown) + 1), shown, label=label, linewidth=1.3, **style)
 

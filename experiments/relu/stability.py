@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from experiments.relu.base import Report, Samples
 from experiments.relu.networks import CIFAR_CHANNELS, cifar_network, mlp
 from experiments.relu.spectra import (
-    Spectra,
+    Stages,
     decay_figure,
     effect_figure,
     measure_spectra,
+    rows_of,
     stages_figure,
 )
 from experiments.relu.training import Training, train
-from iresflow.relu.networks.network import Network
-from iresflow.relu.networks.parsing import parse_network
+from iresflow.relu.networks.linearize import linearize
 from iresflow.relu.ranks import singular_values
-from iresflow.relu.stability.local_map import Stage, image_window, restrict_to_polytope
 from iresflow.relu.stability.removed_rows import correlation_bound, correlation_counts
+from iresflow.relu.stability.stage_spectra import image_window
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 from iresflow.training.sections import Section
 
@@ -91,11 +91,13 @@ def quick(settings: Settings) -> Settings:
 
 def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None:
     """Runs the experiments, one after the other."""
-    rows: list[dict[str, object]] = []
-    _mlp(settings, data["digits"], report, rows)
     images = data["images"]
     if len(images.test.shape) != 4:
         raise ValueError(f"{images.name} holds vectors; convolutions need images")
+    if len(settings.hidden) < 2:
+        raise ValueError(f"hidden={settings.hidden}; allowed are two layers or more")
+    rows: list[dict[str, object]] = []
+    _mlp(settings, data["digits"], report, rows)
     networks = {}
     for name, channels in CIFAR_CHANNELS.items():
         torch.manual_seed(settings.seed)
@@ -108,7 +110,7 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
             seed=settings.seed,
         )
         rows.append(_train(module, name, images, training, settings.train_images))
-        networks[name] = parse_network(module, images.test.shape[1:])
+        networks[name] = module
     report.table("networks", rows, "The trained networks.")
     columns, what = None, "the whole image"
     if settings.window is not None:
@@ -123,7 +125,7 @@ def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None
 
 
 def _convolutional(
-    networks: Mapping[str, Network],
+    networks: Mapping[str, nn.Sequential],
     samples: Tensor,
     columns: Tensor | None,
     what: str,
@@ -150,33 +152,32 @@ def _mlp(
         epochs=settings.mlp_epochs, batch_size=settings.mlp_batch_size, seed=settings.seed
     )
     rows.append(_train(module, "MLP", digits, training, settings.train_samples))
-    network = parse_network(module, digits.test.shape[1:])
     samples, layers = digits.test[: settings.samples], len(settings.hidden)
-    found = measure_spectra(network, samples, None, layers, "MLP")
+    found = measure_spectra(module, samples, None, layers, "MLP")
     _report(report, "mlp", {"MLP": found}, (1, 2), _medians(len(samples)))
 
 
 def _report(
     report: Report,
     name: str,
-    spectra: Mapping[str, Spectra],
+    spectra: Mapping[str, Stages],
     layers: tuple[int, ...],
     note: str,
 ) -> None:
-    rows = [row for title, found in spectra.items() for row in found.rows(title)]
+    rows = [row for title, found in spectra.items() for row in rows_of(title, found)]
     report.table(f"{name}-stages", rows, note.capitalize() + ".")
     report.figure(f"{name}-decay", decay_figure(spectra, note), "Decay over the layers")
     report.figure(f"{name}-relu", effect_figure(spectra, layers, note), "Effect of ReLU")
 
 
-def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Report) -> None:
+def _counting(module: nn.Sequential, x: Tensor, columns: Tensor | None, report: Report) -> None:
     """The counting experiment of appendix A5, at one sample."""
-    local = restrict_to_polytope(network, x, columns)
-    stage = Stage(COUNTED_LAYER - 1, False, network.layers[COUNTED_LAYER - 1].affine.out_size)
-    matrix = local.matrix(stage)
+    local = linearize(module[: 2 * COUNTED_LAYER - 1], x[None])
+    (matrix,) = local.each_stage(lambda _, matrix: matrix, columns)[-1:]
+    removed = (local.value <= 0).flatten()
     # Units that don't see what is moved are no rows of the matrix.
-    seen = matrix.abs().amax(1) > 0
-    matrix, removed = matrix[seen], (local.slopes[stage.layer] == 0)[seen]
+    seen = matrix.any(1)
+    matrix, removed = matrix[seen], removed[seen]
     counts = correlation_counts(matrix, removed, GRID)
     bound = correlation_bound(matrix, removed)
     after = singular_values(matrix[~removed])
@@ -191,8 +192,8 @@ def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Repor
             ),
             "bound of the smallest non-zero singular value (lemma 3.6)": bound.c,
             "the same without its last estimate": bound.direct,
-            "smallest non-zero singular value after ReLU": float(after.positive[-1]),
-            "largest singular value after ReLU": float(after.values[0]),
+            "smallest non-zero singular value after ReLU": after.smallest,
+            "largest singular value after ReLU": after.largest,
         },
         f"Lemma 3.6 in layer {COUNTED_LAYER} of WideCIFAR, at one sample.",
     )
@@ -200,7 +201,7 @@ def _counting(network: Network, x: Tensor, columns: Tensor | None, report: Repor
     axes = figure.subplots()
     axes.axhline(left, color="tab:red", linewidth=3, alpha=0.5, label=f"all rows left: {left}")
     axes.semilogx(GRID, counts, label="rows that fulfil condition 3.5")
-    axes.axvline(after.values[0], color="0.5", ls="--", label="largest singular value")
+    axes.axvline(after.largest, color="0.5", ls="--", label="largest singular value")
     axes.set_xlabel("constant c")
     axes.set_ylabel("rows")
     axes.legend(fontsize=9)

@@ -18,13 +18,9 @@ from iresflow.commands.relu_first_layers import Limits, report_attacks, report_p
 from iresflow.commands.report import Report
 from iresflow.data import load_dataset
 from iresflow.errors import UnsupportedNetworkError
-from iresflow.relu.analysis import (
-    StageSpectra,
-    measure_stages,
-    parse_first_layers,
-)
+from iresflow.relu.analysis import parse_first_layers
 from iresflow.relu.networks.linearize import linearize
-from iresflow.relu.stability.local_map import image_window
+from iresflow.relu.stability.stage_spectra import StageSpectra, image_window, measure_stages
 from iresflow.training.runs.directory import new_directory
 
 __all__ = ["main"]
@@ -176,14 +172,12 @@ def _stages(report: Report, module: nn.Module, near: Tensor, columns: Tensor | N
 
 
 def _stage_row(one: StageSpectra) -> dict[str, object]:
-    edges = [(float(s.positive[0]), float(s.positive[-1])) for s in one.spectra if s.count]
-    edges = edges or [(math.nan, math.nan)]
     return {
         "stage": str(one.stage),
         "units": one.stage.size,
         "on": float(np.median(one.active)),
-        "singular values that are not zero": float(np.median([s.count for s in one.spectra])),
-        "largest": float(np.median([large for large, _ in edges])),
-        "smallest that is not zero": float(np.median([small for _, small in edges])),
-        "condition": float(np.median([s.condition for s in one.spectra])),
+        "singular values that are not zero": one.median_of(lambda s: s.count),
+        "largest": one.median_of(lambda s: s.largest),
+        "smallest that is not zero": one.median_of(lambda s: s.smallest),
+        "condition": one.median_of(lambda s: s.condition),
     }

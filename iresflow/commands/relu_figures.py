@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iresflow.relu.analysis import StageSpectra
+from iresflow.relu.stability.stage_spectra import StageSpectra
 
 __all__ = ["attacks_figure", "decay_figure", "stages_figure"]
 
@@ -30,8 +30,8 @@ def stages_figure(stages: Sequence[StageSpectra], note: str) -> Figure:
     _ranged(top, place, counts, "singular values that are not zero", "tab:red")
     top.set_yscale("log")
     top.set_ylabel("number")
-    largest = [[_edge(s.positive.tolist(), 0) for s in one.spectra] for one in stages]
-    smallest = [[_edge(s.positive.tolist(), -1) for s in one.spectra] for one in stages]
+    largest = [[s.largest for s in one.spectra] for one in stages]
+    smallest = [[s.smallest for s in one.spectra] for one in stages]
     _ranged(middle, place, largest, "largest", "tab:blue")
     _ranged(middle, place, smallest, "smallest that is not zero", "tab:red")
     middle.set_yscale("log")
@@ -93,10 +93,6 @@ def attacks_figure(
             axes.set_title(words, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _edge(values: Sequence[float], place: int) -> float:
-    return values[place] if values else float("nan")
 
 
 def _ranged(

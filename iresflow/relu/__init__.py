@@ -6,7 +6,6 @@ chain of affine maps and piecewise linear activations, or the chain that it begi
 experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
-from iresflow.relu.analysis import StageSpectra, measure_stages
 from iresflow.relu.frames.active_rows import active_frame, active_rows, frame_bounds, frame_on_box
 from iresflow.relu.frames.bias_estimation import InjectivityPenalty, estimate_bias, maximal_bias
 from iresflow.relu.frames.reconstruction import reconstruct
@@ -26,8 +25,11 @@ from iresflow.relu.preimages.constraints import BOX, NON_NEGATIVE, Between
 from iresflow.relu.preimages.extent import farthest_in_preimage, preimage_box, sample_preimage
 from iresflow.relu.preimages.omnidirectional import is_omnidirectional
 from iresflow.relu.ranks import Spectrum, singular_values
-from iresflow.relu.stability.local_map import restrict_to_polytope
-from iresflow.relu.stability.stage_spectra import extreme_singular_values, stage_spectra
+from iresflow.relu.stability.stage_spectra import (
+    StageSpectra,
+    extreme_singular_values,
+    measure_stages,
+)
 
 __all__ = [
     "BOX",
@@ -68,9 +70,7 @@ __all__ = [
     "parse_network",
     "preimage_box",
     "reconstruct",
-    "restrict_to_polytope",
     "sample_preimage",
     "sense",
     "singular_values",
-    "stage_spectra",
 ]

@@ -1,70 +1,16 @@
-"""What a network throws away near some inputs: stage by stage, and exactly in its first layers."""
+"""What a network's first layers throw away near an input, exactly: layers to be inverted."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from iresflow.errors import UnsupportedNetworkError
 from iresflow.relu.networks.affine import DenseMap
-from iresflow.relu.networks.linearize import linearize
 from iresflow.relu.networks.network import Layer, Network
 from iresflow.relu.networks.parsing import parse_network
-from iresflow.relu.networks.stages import Stage
-from iresflow.relu.ranks import Spectrum, singular_values
 
-__all__ = ["StageSpectra", "layers_on_polytope", "measure_stages", "parse_first_layers"]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class StageSpectra:
-    """Singular values of a stage's Jacobians at S samples.
-
-    Attributes:
-        stage: The place in the network.
-        active: Rows of each Jacobian that are not zero, S numbers: units that are on, and that the
-            moved entries reach.
-        spectra: Singular values at each sample.
-    """
-
-    stage: Stage
-    active: tuple[int, ...]
-    spectra: tuple[Spectrum, ...]
-
-    def median(self) -> Tensor:
-        """The median over samples of each singular value, falling; zeros included.
-
-        Of an even number the lower one: the mean of a zero and a value would be neither.
-        """
-        return torch.stack([spectrum.values for spectrum in self.spectra]).median(0).values
-
-
-def measure_stages(
-    module: nn.Module, samples: Tensor, columns: Tensor | None = None
-) -> list[StageSpectra]:
-    """Singular values up to each stage of a network.
-
-    Arguments:
-        module: Any module that `linearize` takes.
-        samples: Inputs ``(S, *in_shape)``.
-        columns: Entries of the flat input that are moved, such as those of a window; None for all.
-
-    Errors: see `linearize`.
-    """
-    found = [
-        linearize(module, x[None]).each_stage(
-            lambda stage, matrix: (stage, int(matrix.any(1).sum()), singular_values(matrix)),
-            columns,
-        )
-        for x in samples
-    ]
-    return [
-        StageSpectra(each[0][0], tuple(a for _, a, _ in each), tuple(s for _, _, s in each))
-        for each in zip(*found, strict=True)
-    ]
+__all__ = ["layers_on_polytope", "parse_first_layers"]
 
 
 def parse_first_layers(module: nn.Module, in_shape: tuple[int, ...]) -> Network:

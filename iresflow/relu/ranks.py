@@ -43,6 +43,9 @@ RESOLVED = 1e-8
 Rounding is about 1e-14 of the largest one, so that the smallest root is known to 1e-6 of itself.
 """
 
+SPARSE = 0.03
+"""Part of entries that are not zero below which the Gram matrix of a sparse matrix takes less."""
+
 REFINEMENTS = 2
 """Steps by which a solution is refined: each gains eight digits where the rank is clear."""
 
@@ -80,9 +83,19 @@ class Spectrum:
         return self.values[: self.count]
 
     @property
+    def largest(self) -> float:
+        """The largest; NaN where all are zero."""
+        return float(self.positive[0]) if self.count else float("nan")
+
+    @property
+    def smallest(self) -> float:
+        """The smallest that is not zero; NaN where all are zero."""
+        return float(self.positive[-1]) if self.count else float("nan")
+
+    @property
     def condition(self) -> float:
         """The largest divided by the smallest that is not zero; NaN where all are zero."""
-        return float(self.values[0] / self.positive[-1]) if self.count else float("nan")
+        return self.largest / self.smallest
 
     def _above(self, share: float) -> int:
         return int((self.values > share * self.values[:1]).sum())
@@ -140,6 +153,8 @@ def singular_values(matrix: Matrix | Tensor) -> Spectrum:
     if isinstance(matrix, Tensor):
         matrix = matrix.detach().cpu().numpy()
     size = min(matrix.shape)
+    if isinstance(matrix, np.ndarray) and np.count_nonzero(matrix) < SPARSE * matrix.size:
+        matrix = sparse.csr_array(matrix)
     sums = [np.asarray(abs(matrix).sum(axis=axis)).ravel() for axis in (1, 0)]
     if not np.isfinite(sums[0]).all():
         raise ValueError("the matrix holds values that are not finite")

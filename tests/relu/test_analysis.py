@@ -6,33 +6,12 @@ import torchvision
 from torch import nn
 
 from iresflow.errors import UnsupportedNetworkError
-from iresflow.relu.analysis import layers_on_polytope, measure_stages, parse_first_layers
+from iresflow.relu.analysis import layers_on_polytope, parse_first_layers
 from iresflow.relu.networks.parsing import parse_network
 
 
 def small(on):
     return nn.Sequential(nn.Linear(6, 9), on, nn.Linear(9, 4), on, nn.Linear(4, 3))
-
-
-def test_stages_are_those_of_dense_jacobians():
-    module = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                           nn.Flatten(), nn.Linear(12, 5))  # fmt: skip
-    samples = torch.randn(3, 2, 4, 4)
-    found = measure_stages(module, samples)
-    cuts = [1, 2, 3, 5]
-    assert len(found) == len(cuts)
-    for one, cut in zip(found, cuts, strict=True):
-        for index, x in enumerate(samples):
-            dense = torch.autograd.functional.jacobian(
-                lambda v, part=module[:cut]: part(v[None])[0].flatten(), x
-            ).flatten(1)
-            expected = torch.linalg.svdvals(dense)
-            spectrum = one.spectra[index]
-            torch.testing.assert_close(spectrum.values, expected, rtol=1e-6, atol=1e-7)
-            assert spectrum.count == int(torch.linalg.matrix_rank(dense))
-            assert one.active[index] == int(dense.any(1).sum())
-        middle = torch.stack([s.values for s in one.spectra]).sort(0).values[1]
-        torch.testing.assert_close(one.median(), middle)
 
 
 @pytest.mark.parametrize("on", [nn.ReLU(), nn.LeakyReLU(0.2)])

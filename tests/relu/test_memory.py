@@ -10,14 +10,14 @@ from iresflow.relu import (
     BOX,
     Kind,
     classify_preimage,
-    extreme_singular_values,
     invariance_attack,
     invert_layer,
     parse_network,
     preimage_box,
-    restrict_to_polytope,
 )
+from iresflow.relu.networks import linearize as linearize_module
 from iresflow.relu.networks.affine import AffineMap
+from iresflow.relu.networks.linearize import linearize
 
 PEAK = 300e6
 """Bytes: a few matrices of 3072 x 3072."""
@@ -64,7 +64,18 @@ def test_a_layer_that_loses_directions_stays_sparse():
     assert bool((low <= x + 1e-9).all()) and bool((x <= high + 1e-9).all())
     attack = invariance_attack(layer, x, torch.rand(len(x)))
     assert bool((low <= attack.x + 1e-6).all()) and bool((attack.x <= high + 1e-6).all())
-    local = restrict_to_polytope(network, x)
-    smallest, largest = extreme_singular_values(local, local.stages[0])
-    values = torch.linalg.svdvals(local.matrix(local.stages[0]))
-    torch.testing.assert_close(torch.tensor([smallest, largest]), values[[-1, 0]])
+
+
+@pytest.mark.parametrize(("entries", "passes"), [(1, 8), (30_000, 4), (100_000, 1)])
+def test_stages_are_held_as_far_as_they_fit(entries, passes, monkeypatch):
+    """Eight matrices of 108 x 108, each pass over the network with as many as are allowed."""
+    monkeypatch.setattr(linearize_module, "ENTRIES", entries)
+    module = nn.Sequential(*[m for _ in range(4) for m in (nn.Conv2d(3, 3, 3, 1, 1), nn.ReLU())])
+    local = linearize(module, torch.rand(1, 3, 6, 6))
+    calls = []
+    handle = module[0].register_forward_hook(lambda *_: calls.append(1))
+    found = local.each_stage(lambda _, matrix: matrix)
+    handle.remove()
+    assert len(calls) == passes * 2  # of 64 directions and the rest
+    for stage, matrix in zip(local.stages, found, strict=True):
+        torch.testing.assert_close(matrix, local.at(stage).matrix()[0])

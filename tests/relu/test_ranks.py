@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from torch import nn
 
 from iresflow.relu import (
     Kind,
-    Network,
     classify_preimage,
     dense_layer,
     frame_bounds,
     invert_layer,
     is_omnidirectional,
+    measure_stages,
     reconstruct,
-    restrict_to_polytope,
     singular_values,
-    stage_spectra,
 )
 from iresflow.relu.inversion.error_bounds import norm_constant
 from iresflow.relu.ranks import Spectrum, decompose, roots_of_gram, shortest_solution
@@ -52,8 +51,11 @@ def test_all_tools_agree_on_a_rank_in_all_units(ratio, verdict, unit):
     assert reconstruct(layer, y).verdicts == (verdict,)
     assert invert_layer(layer, y[0]).determined == verdict
     assert (norm_constant(weight, 1) > 0) == (verdict == "yes")
-    (_, spectrum), *_ = stage_spectra(restrict_to_polytope(Network((layer,)), x))
-    assert spectrum.spans(5) == singular_values(weight).spans(5) == verdict
+    module = nn.Linear(5, 8)
+    with torch.no_grad():
+        module.weight.copy_(weight)
+    (stage,) = measure_stages(module, x[None])
+    assert stage.spectra[0].spans(5) == singular_values(weight).spans(5) == verdict
     parts = decompose(weight.numpy())
     assert (parts.certain, parts.rank == 5) == (verdict != "uncertain", verdict == "yes")
     # With its negative it is omnidirectional if and only if it spans the space.

@@ -6,7 +6,7 @@ operations: its own ``forward`` runs, on dual numbers, so that residual connecti
 whatever else PyTorch can differentiate are taken as they are. All is computed in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, final
 
 import torch
@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 DIRECTIONS = 64
 """Directions of each sample that are multiplied in one go."""
+
+ENTRIES = 2**27
+"""Of the matrices of stages that are held at a time: 1 GiB."""
 
 WITHOUT_MODE = (
     nn.Sequential, nn.ModuleList, nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU,
@@ -118,7 +121,9 @@ class NetworkLinearization(Linearization):
     def each_stage(
         self, measure: Callable[[Stage, Tensor], T], columns: Tensor | None = None
     ) -> list[T]:
-        """What a function finds in the Jacobian of each stage, at a single point, in one pass.
+        """What a function finds in the Jacobian of each stage, at a single point.
+
+        As many stages at a time as have matrices of `ENTRIES` entries together, one at least.
 
         Arguments:
             measure: Of a stage and its matrix ``(m, c)``, which is not kept.
@@ -130,33 +135,41 @@ class NetworkLinearization(Linearization):
         """
         if len(self.point) != 1:
             raise ValueError(f"there are {len(self.point)} points; allowed is one")
-        found: list[T] = []
-        wanted = {stage.number: stage for stage in self.stages}
-
-        def visit(number: int, _: str, __: str, output: Tensor) -> None:
-            if number in wanted:
-                _, tangent = forward_ad.unpack_dual(output)
-                stage = wanted[number]
-                # A copy, since what overwrites an output overwrites this too. None of what
-                # doesn't depend on the input.
-                moved = torch.zeros_like(output) if tangent is None else tangent.clone()
-                found.append(measure(stage, moved.flatten(1).mT))
-
-        units = self._units(columns)
-        with torch.no_grad(), forward_ad.dual_level():
-            dual = forward_ad.make_dual(self._repeated(units), units)
-            run_module(self._module, dual, self._last, visit)
-        return found
-
-    def _units(self, columns: Tensor | None) -> Tensor:
         size = self.point[0].numel()
         every = torch.arange(size)
         moved = every if columns is None else columns.cpu()
         if moved.dim() != 1 or not len(moved) or not bool(torch.isin(moved, every).all()):
             raise ValueError(f"columns must be numbers from 0 to {size - 1}, one at least")
-        units = self.point.new_zeros(len(moved), size)
-        units[torch.arange(len(moved)), moved] = 1
-        return units.unflatten(1, self.point.shape[1:])
+        last = self.stages[-1] if self._last is None else self._last
+        waiting = [stage for stage in self.stages if stage.number <= last.number]
+        found: list[T] = []
+        while waiting:
+            together = [waiting.pop(0)]
+            entries = together[0].size * len(moved)
+            while waiting and (entries := entries + waiting[0].size * len(moved)) <= ENTRIES:
+                together.append(waiting.pop(0))
+            matrices = self._matrices(together, moved)
+            found += [measure(stage, matrices.pop(stage.number)) for stage in together]
+        return found
+
+    def _matrices(self, stages: Sequence[Stage], columns: Tensor) -> dict[int, Tensor]:
+        """The Jacobians ``(m, c)`` of some stages, by their numbers."""
+        moved = {s.number: self.point.new_zeros(len(columns), s.size) for s in stages}
+        for part in torch.arange(len(columns)).split(DIRECTIONS):
+
+            def visit(number: int, _: str, __: str, output: Tensor, part: Tensor = part) -> None:
+                if number in moved:
+                    tangent = forward_ad.unpack_dual(output).tangent
+                    if tangent is not None:  # it depends on the input
+                        moved[number][part] = tangent.flatten(1)
+
+            units = self.point.new_zeros(len(part), self.point[0].numel())
+            units[torch.arange(len(part)), columns[part]] = 1
+            units = units.unflatten(1, self.point.shape[1:])
+            with torch.no_grad(), forward_ad.dual_level():
+                dual = forward_ad.make_dual(self._repeated(units), units)
+                run_module(self._module, dual, stages[-1], visit)
+        return {number: matrix.mT for number, matrix in moved.items()}
 
     def _repeated(self, directions: Tensor) -> Tensor:
         """The points, once for each of K directions, ``(K B, *in_shape)``."""

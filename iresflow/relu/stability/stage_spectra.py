@@ -1,23 +1,24 @@
-"""The singular values of all stages of a linearisation, in one pass.
+"""The singular values of a network near some inputs, stage by stage.
 
-Everything after a stage sees its matrix A only through the rows that are on. Where these are
-fewer, r, than the directions that are moved, c, A is L Q with orthonormal rows in Q ``(r, c)``,
-and whatever follows has the same non-zero singular values with L in the place of A. So r
-directions go on from there, and those that are lost count as zeros without a tolerance.
+Zero singular values are directions that the network is invariant to, locally; small ones are
+directions that are nearly lost. The condition number is that of the non-zero ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
-from torch import Tensor
+from torch import Tensor, nn
 
 from iresflow.errors import SpectrumError
-from iresflow.relu.ranks import Spectrum, roots_of_gram, singular_values
-from iresflow.relu.stability.local_map import LocalMap, Stage
+from iresflow.relu.networks.linearize import NetworkLinearization, linearize
+from iresflow.relu.networks.stages import Stage
+from iresflow.relu.ranks import Spectrum, singular_values
 
-__all__ = ["extreme_singular_values", "stage_spectra"]
+__all__ = ["StageSpectra", "extreme_singular_values", "image_window", "measure_stages"]
 
 DENSE = 2000
 """Singular values up to which all of them are computed, where two are asked for.
@@ -29,103 +30,115 @@ ENTRIES = 2**27
 """Of the largest matrix for that: 1 GiB."""
 
 
-def stage_spectra(
-    local: LocalMap, first: Spectrum | None = None
-) -> Iterator[tuple[Stage, Spectrum]]:
-    """The singular values of each stage: those of `LocalMap.matrices`, several times faster.
+@final
+@dataclass(frozen=True, eq=False)
+class StageSpectra:
+    """Singular values of a stage's Jacobians at S samples.
+
+    Attributes:
+        stage: The place in the network.
+        active: Rows of each Jacobian that are not zero, S numbers: units that are on, and that the
+            moved entries reach.
+        spectra: Singular values at each sample.
+    """
+
+    stage: Stage
+    active: tuple[int, ...]
+    spectra: tuple[Spectrum, ...]
+
+    def median(self) -> Tensor:
+        """The median over samples of each singular value, falling; zeros included.
+
+        Of an even number the lower one: the mean of a zero and a value would be neither.
+        """
+        return torch.stack([spectrum.values for spectrum in self.spectra]).median(0).values
+
+    def median_of(self, measure: Callable[[Spectrum], float]) -> float:
+        """The median over samples of a number, without those that are NaN; NaN of none."""
+        found = torch.tensor([measure(one) for one in self.spectra], dtype=torch.float64)
+        known = found[~found.isnan()]
+        return float(known.quantile(0.5)) if len(known) else float("nan")
+
+
+def measure_stages(
+    module: nn.Module, samples: Iterable[Tensor], columns: Tensor | None = None
+) -> list[StageSpectra]:
+    """Singular values up to each stage of a network.
 
     Arguments:
-        local: The linearisation, c of whose entries are moved.
-        first: The spectrum of the first stage, if it is known already: it is the same everywhere.
+        module: Any module that `linearize` takes.
+        samples: Inputs ``(*in_shape)``, such as a tensor ``(S, *in_shape)``.
+        columns: Entries of the flat input that are moved, such as `image_window`; None for all.
 
-    Yields:
-        Each stage with its min(m, c) singular values, from the input on.
+    Errors: see `linearize`.
     """
-    moved, pixels = local.directions(), True
-    for number, (stage, part) in enumerate(local.parts()):
-        moved = part.forward(moved)
-        on = part.slopes != 0 if stage.activated else torch.ones(stage.size, dtype=torch.bool)
-        if int(on.sum()) < len(moved):
-            moved, pixels = _reduced(moved, on), False
-        if number == 0 and first is not None:
-            yield stage, first
-            continue
-        found = _values(moved, on, tuple(part.layer.affine.out_shape) if pixels else ())
-        size = min(stage.size, len(local.columns))
-        yield stage, Spectrum(torch.cat([found, found.new_zeros(size - len(found))]))
+    found = [
+        linearize(module, x[None]).each_stage(
+            lambda stage, matrix: (stage, int(matrix.any(1).sum()), singular_values(matrix)),
+            columns,
+        )
+        for x in samples
+    ]
+    return [
+        StageSpectra(each[0][0], tuple(a for _, a, _ in each), tuple(s for _, _, s in each))
+        for each in zip(*found, strict=True)
+    ]
 
 
-def _reduced(moved: Tensor, on: Tensor) -> Tensor:
-    """As many directions as units are on, with the same singular values, ``(r, m)``."""
-    _, triangle = torch.linalg.qr(moved[:, on], mode="r")
-    fewer = moved.new_zeros(len(triangle), moved.shape[1])
-    fewer[:, on] = triangle
-    return fewer
+def image_window(shape: tuple[int, ...], side: int) -> Tensor:
+    """The flat entries of the central square of images (C, H, W), all channels, ``(c,)``.
 
-
-def _values(moved: Tensor, on: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The singular values of ``(c, m)``, falling, without those of entries that nothing sees."""
-    gram = _gram(moved, shape)
-    seen = gram.diagonal() > 0
-    if not bool(seen.any()):
-        return moved.new_zeros(0)
-    found = roots_of_gram(gram[seen][:, seen].numpy())
-    if found is None:
-        return singular_values(moved[seen][:, on]).values
-    return torch.from_numpy(found)
-
-
-def _gram(moved: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inner products of the directions ``(c, m)``, in outputs of that shape.
-
-    Of images line by line, because a line sees few pixels of the input in the first layers.
+    Raises:
+        ValueError: not the shape of images, or a window that is larger than they are.
     """
-    if len(shape) != 3:
-        return moved @ moved.mT
-    gram = moved.new_zeros(len(moved), len(moved))
-    for line in moved.unflatten(1, shape).unbind(2):
-        part = line.flatten(1)
-        seeing = part.count_nonzero(1).nonzero()[:, 0]
-        part = part[seeing]
-        gram[seeing[:, None], seeing] += part @ part.mT
-    return gram
+    if len(shape) != 3 or not 1 <= side <= min(shape[1:]):
+        raise ValueError(f"a window of side {side} of images of shape {shape}; it must fit inside")
+    channels, height, width = shape
+    numbers = torch.arange(channels * height * width).reshape(shape)
+    top, left = (height - side) // 2, (width - side) // 2
+    return numbers[:, top : top + side, left : left + side].flatten()
 
 
 def extreme_singular_values(
-    local: LocalMap, stage: Stage, *, tolerance: float = 1e-6, iterations: int = 20_000
+    local: NetworkLinearization, *, tolerance: float = 1e-6, iterations: int = 20_000
 ) -> tuple[float, float]:
-    """The smallest and the largest singular value of a stage.
+    """The smallest and the largest singular value of a network at one point.
 
-    The smallest one is of the shorter side of the matrix without the units that are off: 0 says
-    that the stage is locally invariant to a direction, or has redundant units. From the matrix
-    where its shorter side is at most `DENSE` and 1 GiB holds it; above, by Lanczos iterations,
-    which form products only. There small values take many, and those below 1e-6 of the largest
-    are not told from 0.
+    The smallest one is of the shorter side of the Jacobian without its rows of zeros, which are
+    those of units that are off: 0 says that the network is locally invariant to a direction, or
+    has redundant units. From the matrix where its shorter side is at most `DENSE` and 1 GiB holds
+    it; above, by Lanczos iterations, which form products only. There small values take many, and
+    those below 1e-6 of the largest are not told from 0.
 
     Arguments:
-        local: The linearisation.
-        stage: Where.
+        local: The linearisation; `NetworkLinearization.at` gives that of a stage.
         tolerance: Of the iterations, relative to the largest.
         iterations: At most.
 
     Raises:
         SpectrumError: no convergence.
+        ValueError: several points.
     """
-    rows = torch.arange(stage.size)
-    if stage.activated and bool(local.slopes[stage.layer].any()):
-        rows = local.slopes[stage.layer].nonzero()[:, 0]
-    shape = (len(rows), len(local.columns))
+    if len(local.point) != 1:
+        raise ValueError(f"there are {len(local.point)} points; allowed is one")
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(local.point.shape, generator=generator, dtype=torch.float64)
+    # A row has product 0 with a random direction if it is zero, and else with probability 0.
+    rows = local.jvp(probe[None]).flatten().nonzero()[:, 0]
+    shape = (len(rows), local.point.numel())
+    if not len(rows):
+        return 0.0, 0.0
     if min(shape) <= DENSE and shape[0] * shape[1] <= ENTRIES:
-        values = singular_values(local.matrix(stage)[rows]).values
+        values = singular_values(local.matrix()[0][rows]).values
         return float(values[-1]), float(values[0])
 
     def forward(v: Tensor) -> Tensor:
-        return local.product(v[None], stage)[0, rows]
+        return local.jvp(v.view(1, *local.point.shape)).flatten()[rows]
 
     def backward(u: Tensor) -> Tensor:
-        full = u.new_zeros(1, stage.size)
-        full[0, rows] = u
-        return local.adjoint(full, stage)[0]
+        full = u.new_zeros(local.value.numel())
+        full[rows] = u
+        return local.vjp(full.view(1, *local.value.shape)).flatten()
 
     def gram(v: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(np.ravel(v))
@@ -140,8 +153,7 @@ def extreme_singular_values(
         )
     except ArpackError as error:
         raise SpectrumError(
-            f"Lanczos iterations for {stage} did not converge ({error}); allow more, or a "
-            "larger tolerance"
+            f"Lanczos iterations did not converge ({error}); allow more, or a larger tolerance"
         ) from None
     return max(top - gap, 0.0) ** 0.5, top**0.5
 

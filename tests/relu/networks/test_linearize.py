@@ -280,3 +280,19 @@ def test_torchvision(name):
     u = torch.randn(2, *local.value.shape, dtype=torch.float64)
     torch.testing.assert_close((local.jvp(v) * u).sum(), (local.vjp(u) * v).sum())
     assert local.is_affine()
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_slopes_are_exact_whatever_the_default_float_type(default):
+    """0.01 as float32 is 2e-10 off: a float64 network would not be linearised exactly."""
+    torch.set_default_dtype(torch.float64)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.01), nn.Flatten(), nn.Linear(64, 5))
+    x = torch.randn(1, *IMAGE)
+    torch.set_default_dtype(default)
+    network, local = parse_network(module, IMAGE), linearize(module, x)
+    slopes = network.layers[0].slopes(next(network.activations(x))[0])
+    assert set(slopes.flatten().tolist()) == {0.01, 1.0}
+    jacobian = torch.autograd.functional.jacobian(lambda v: module(v)[0], x).flatten(1)
+    torch.testing.assert_close(local.matrix()[0], jacobian, rtol=0, atol=1e-15)
+    torch.testing.assert_close(network(x), module(x).detach(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(local.value, module(x).detach(), rtol=0, atol=1e-15)

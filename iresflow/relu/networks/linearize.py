@@ -11,7 +11,6 @@ from typing import TypeVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from iresflow.errors import UnsupportedNetworkError
 from iresflow.linearization import FunctionLinearization, Linearization, Map
@@ -24,8 +23,8 @@ T = TypeVar("T")
 DIRECTIONS = 64
 """Directions of each sample that are multiplied in one go."""
 
-ENTRIES = 2**27
-"""Of the matrices of stages that are held at a time: 1 GiB."""
+ENTRIES = 2**28
+"""Of the matrices of stages that are held at a time: 2 GiB."""
 
 WITHOUT_MODE = (
     nn.Sequential, nn.ModuleList, nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU,
@@ -70,19 +69,16 @@ class NetworkLinearization(Linearization):
 
     def jvp(self, v: Tensor) -> Tensor:
         """J v for directions ``(K, B, *in_shape)``, as ``(K, B, *out_shape)``."""
-        parts = [
-            torch.func.jvp(self.evaluate, (self._repeated(some),), (some.flatten(0, 1),))[1]
-            for some in v.to(self.point).split(DIRECTIONS)
-        ]
-        return torch.cat(parts).unflatten(0, v.shape[:2]).detach()
+
+        def product(direction: Tensor) -> Tensor:
+            return torch.func.jvp(self.evaluate, (self.point,), (direction,))[1]
+
+        return torch.vmap(product, chunk_size=DIRECTIONS)(v.to(self.point)).detach()
 
     def vjp(self, u: Tensor) -> Tensor:
         """The transposed product for directions ``(K, B, *out_shape)``, ``(K, B, *in_shape)``."""
-        parts = [
-            torch.func.vjp(self.evaluate, self._repeated(some))[1](some.flatten(0, 1))[0]
-            for some in u.to(self.point).split(DIRECTIONS)
-        ]
-        return torch.cat(parts).unflatten(0, u.shape[:2]).detach()
+        pullback = torch.func.vjp(self.evaluate, self.point)[1]
+        return torch.vmap(pullback, chunk_size=DIRECTIONS)(u.to(self.point))[0].detach()
 
     def matrix(self) -> Tensor:
         """The Jacobians, ``(B, m, n)``, of flattened inputs and outputs."""
@@ -155,25 +151,28 @@ class NetworkLinearization(Linearization):
     def _matrices(self, stages: Sequence[Stage], columns: Tensor) -> dict[int, Tensor]:
         """The Jacobians ``(m, c)`` of some stages, by their numbers."""
         moved = {s.number: self.point.new_zeros(len(columns), s.size) for s in stages}
-        for part in torch.arange(len(columns)).split(DIRECTIONS):
 
-            def visit(number: int, _: str, __: str, output: Tensor, part: Tensor = part) -> None:
+        def outputs(x: Tensor) -> dict[int, Tensor]:
+            found = {}
+
+            def visit(number: int, _: str, __: str, output: Tensor) -> None:
                 if number in moved:
-                    tangent = forward_ad.unpack_dual(output).tangent
-                    if tangent is not None:  # it depends on the input
-                        moved[number][part] = tangent.flatten(1)
+                    found[number] = output.clone()  # the next module may overwrite it
 
-            units = self.point.new_zeros(len(part), self.point[0].numel())
-            units[torch.arange(len(part)), columns[part]] = 1
-            units = units.unflatten(1, self.point.shape[1:])
-            with torch.no_grad(), forward_ad.dual_level():
-                dual = forward_ad.make_dual(self._repeated(units), units)
-                run_module(self._module, dual, stages[-1], visit)
+            run_module(self._module, x.clone(), stages[-1], visit)
+            return found
+
+        def tangents(direction: Tensor) -> dict[int, Tensor]:
+            return torch.func.jvp(outputs, (self.point.detach(),), (direction,))[1]
+
+        for some in torch.arange(len(columns)).split(DIRECTIONS):
+            units = self.point.new_zeros(len(some), self.point.numel())
+            units[torch.arange(len(some)), columns[some]] = 1
+            with torch.no_grad():
+                found = torch.vmap(tangents)(units.view(-1, *self.point.shape))
+            for number, tangent in found.items():
+                moved[number][some] = tangent.flatten(1)
         return {number: matrix.mT for number, matrix in moved.items()}
-
-    def _repeated(self, directions: Tensor) -> Tensor:
-        """The points, once for each of K directions, ``(K B, *in_shape)``."""
-        return self.point.detach().repeat(len(directions), *[1] * (self.point.dim() - 1))
 
 
 def linearize(module: nn.Module, x: Tensor) -> NetworkLinearization:

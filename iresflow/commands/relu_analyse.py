@@ -128,6 +128,8 @@ def _samples(options: Namespace) -> tuple[Tensor, str]:
         count = max(options.samples, options.attacks + 1)
         return torch.rand(count, *shape, generator=generator), "uniform noise"
     directory = Path(options.data).is_dir()
+    if directory and options.size is None:
+        raise ValueError("--data is a directory, which needs --size: pixels of a side, such as 32")
     name, root = ("folder", options.data) if directory else (options.data, options.root)
     sizes = {"size": options.size, "channels": options.channels}
     sizes = {key: value for key, value in sizes.items() if value is not None}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -16,8 +17,8 @@ __all__ = ["Report"]
 class Report:
     """Tables and figures in a directory.
 
-    ``results.json`` holds the tables as lists of objects and the numbers; each table is also a
-    CSV file, and all of them are in ``results.md``.
+    ``results.json`` holds the tables as lists of objects and the numbers, with null for NaN and
+    infinities; each table is also a CSV file, and all of them are in ``results.md``, as they are.
 
     Arguments:
         path: An existing directory.
@@ -69,10 +70,22 @@ class Report:
 
     def _write(self) -> None:
         # At once, so that an experiment that is stopped leaves what it has found.
-        text = json.dumps(self._results, indent=1, default=float)
+        text = json.dumps(_strict(self._results), indent=1, allow_nan=False)
         (self.path / "results.json").write_text(text + "\n")
         page = "\n".join([f"# {self._title}", "", *self._page])
         (self.path / "results.md").write_text(page)
+
+
+def _strict(value: object) -> object:
+    """What JSON can hold, which knows no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    number = float(value)  # type: ignore[arg-type]  # of numpy or torch
+    return number if math.isfinite(number) else None
 
 
 def _cell(value: object) -> str:

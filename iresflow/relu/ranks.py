@@ -153,12 +153,15 @@ def singular_values(matrix: Matrix | Tensor) -> Spectrum:
     if isinstance(matrix, Tensor):
         matrix = matrix.detach().cpu().numpy()
     size = min(matrix.shape)
-    if isinstance(matrix, np.ndarray) and np.count_nonzero(matrix) < SPARSE * matrix.size:
-        matrix = sparse.csr_array(matrix)
-    sums = [np.asarray(abs(matrix).sum(axis=axis)).ravel() for axis in (1, 0)]
-    if not np.isfinite(sums[0]).all():
+    if not np.isfinite(matrix.data if sparse.issparse(matrix) else matrix).all():
         raise ValueError("the matrix holds values that are not finite")
-    matrix = matrix[sums[0] > 0][:, sums[1] > 0]
+    seen = matrix != 0
+    if isinstance(matrix, np.ndarray) and np.count_nonzero(seen) < SPARSE * matrix.size:
+        matrix = sparse.csr_array(matrix)
+    rows, columns = (np.asarray(seen.sum(axis=axis)).ravel() > 0 for axis in (1, 0))
+    # A copy of a large matrix only where something is left out.
+    matrix = matrix if rows.all() else matrix[rows]
+    matrix = matrix if columns.all() else matrix[:, columns]
     if 0 in matrix.shape:
         return Spectrum(torch.zeros(size, dtype=torch.float64))
     matrix = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix

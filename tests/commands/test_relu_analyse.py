@@ -115,6 +115,7 @@ def test_weights_lose_what_wrappers_put_before_them(own):
         ("FILE:dense", ("--std", "0"), "std above 0"),
         ("FILE:dense", ("--mean", "a"), "no numbers"),
         ("FILE:dense", ("--data", "digitz"), "digitz"),
+        ("FILE:dense", ("--data", "."), "needs --size"),
     ],
 )
 def test_refuses_in_one_line(own, factory, arguments, message, capsys, monkeypatch):

@@ -156,7 +156,8 @@ class InjectivityPenalty(nn.Module):
     """rho_inj(alpha), the 2-norm of what alpha exceeds alpha* by (section 4.2), to be trained on.
 
     alpha* is a constant of the penalty: call `update` now and then, since it belongs to the
-    weights that it was estimated with. At alpha <= alpha* value and gradient are 0.
+    weights that it was estimated with; it is float64, whatever the layer is. At alpha <= alpha*
+    value and gradient are 0.
 
     Arguments:
         units: m, the number of rows of the layer.
@@ -173,7 +174,8 @@ class InjectivityPenalty(nn.Module):
         super().__init__()
         if units < 1:
             raise ValueError(f"units is {units}; allowed is 1 or more")
-        self.register_buffer("alpha_star", torch.full((units,), torch.inf))
+        unlimited = torch.full((units,), torch.inf, dtype=torch.float64)
+        self.register_buffer("alpha_star", unlimited)
 
     def update(self, alpha_star: Tensor) -> None:
         """Sets alpha* ``(m,)``; until then it is infinite, and nothing is penalised.
@@ -194,7 +196,8 @@ class InjectivityPenalty(nn.Module):
             raise ValueError(
                 f"alpha has shape {tuple(alpha.shape)}; allowed is {tuple(self.alpha_star.shape)}"
             )
-        return torch.linalg.vector_norm((alpha - self.alpha_star).clamp(min=0))
+        excess = (alpha.double() - self.alpha_star).clamp(min=0)
+        return torch.linalg.vector_norm(excess).to(alpha.dtype)
 
 
 def _pointwise_bias(weight: Tensor, x: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ T = TypeVar("T")
 DIRECTIONS = 64
 """Directions of each sample that are multiplied in one go."""
 
-ENTRIES = 2**28
-"""Of the matrices of stages that are held at a time: 2 GiB."""
+ENTRIES = 2**27
+"""Of the matrices of stages that are held at a time: 1 GiB."""
 
 WITHOUT_MODE = (
     nn.Sequential, nn.ModuleList, nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU,

@@ -151,6 +151,22 @@ def test_penalty_is_the_formula_and_its_gradient_differences():
     assert gradient[alpha < star].abs().max() == 0
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_penalty_keeps_all_digits_of_its_limits(default, dtype):
+    """0.1 as float32 is 1.5e-9 more: a bias of just that would seem to be at its limit."""
+    torch.set_default_dtype(default)
+    penalty = InjectivityPenalty(1)
+    penalty.update(torch.tensor([0.1], dtype=torch.float64))
+    alpha = torch.tensor([0.1], dtype=torch.float32).to(dtype).requires_grad_()
+    value = penalty(alpha)
+    excess = float(alpha.detach()) - 0.1
+    assert 1e-9 < excess == pytest.approx(float(value.detach()), rel=1e-6)
+    assert value.dtype == dtype and torch.autograd.grad(value, alpha)[0].item() == 1
+    penalty.update(torch.tensor([float(alpha.detach())], dtype=torch.float64))
+    assert float(penalty(alpha).detach()) == 0
+
+
 def test_penalty_is_flat_where_nothing_is_exceeded():
     penalty = InjectivityPenalty(3)
     alpha = torch.zeros(3, requires_grad=True)

@@ -10,7 +10,7 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from scipy import linalg
+from scipy import linalg, sparse
 from torch import Tensor
 
 from iresflow.relu.networks.affine import Matrix

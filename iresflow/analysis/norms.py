@@ -89,7 +89,7 @@ def block_norms(
     """
     measured: list[Tensor] = []
 
-    def measuring(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
+    def measuring(linearization: Linearization, generator: Stream | None = None) -> LogDetEstimate:
         measured.append(_jacobian_norms(linearization, steps, generator))
         nothing = torch.zeros_like(measured[-1])
         return LogDetEstimate(nothing, nothing, nothing, nothing, nothing, nothing)

@@ -9,7 +9,7 @@ costly part. ``invert(z)`` gives x with what is known of its error; ``inverse(z)
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast, final
+from typing import Protocol, cast, final
 from warnings import warn
 
 import torch
@@ -39,8 +39,13 @@ __all__ = [
 LogDet = Callable[[Linearization], LogDetEstimate]
 """An estimator with its random stream bound to it."""
 
-StreamedLogDet = Callable[[Linearization, Stream | None], LogDetEstimate]
-"""An estimator that takes its random stream with each linearization."""
+
+class StreamedLogDet(Protocol):
+    """An estimator that takes its random stream with each linearization."""
+
+    def __call__(
+        self, linearization: Linearization, generator: Stream | None = None
+    ) -> LogDetEstimate: ...
 
 
 @final

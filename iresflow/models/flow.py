@@ -257,7 +257,9 @@ class Flow(FlowMap):
         estimator = self._bound_estimator(log_det, stream)
         estimates: list[LogDetEstimate] = []
 
-        def recording(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
+        def recording(
+            linearization: Linearization, generator: Stream | None = None
+        ) -> LogDetEstimate:
             estimates.append(estimator(linearization))
             return estimates[-1]
 

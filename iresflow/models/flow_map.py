@@ -1,6 +1,7 @@
 """The map of a flow: from samples to latents and back, given a context."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -152,7 +153,8 @@ class FlowMap(CertifiedModel):
         if not self.training and (generator is None or isinstance(generator, torch.Generator)):
             seed = EVALUATION_SEED if generator is None else fresh_seed(generator)
             generator = KeyedStream.common(seed, self._device())
-        return lambda linearization: estimator(linearization, generator)
+        # Not a function of our own, which would be one more frame in each call.
+        return partial(estimator, generator=generator)
 
     def _checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:

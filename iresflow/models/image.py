@@ -300,7 +300,9 @@ class ImageFlow(Flow):
         stream = sample_stream((images, context), generator, seed)
         estimates: list[LogDetEstimate] = []
 
-        def recording(linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
+        def recording(
+            linearization: Linearization, generator: Stream | None = None
+        ) -> LogDetEstimate:
             estimates.append(self._bound_estimator(log_det, generator)(linearization))
             return estimates[-1]
 

@@ -125,11 +125,16 @@ class _Scores(Output):
         self.queries = queries
         errors = ("standard_error", "truncation_bound", "low", "high")
         self.columns = (queries.title, unit, *errors)
+        self.empty = True
         self.open()
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         super().__exit__(kind, *error)
-        if kind is not None:
+        if kind is None:
+            return
+        if self.empty:
+            self.partial.unlink()
+        else:
             print(
                 f"not finished: what was scored is in {self.partial}, which stays; the same "
                 "command begins anew",
@@ -138,6 +143,7 @@ class _Scores(Output):
 
     def write(self, rows: Sequence[int], scores: SingleScores) -> None:
         """Writes the scores of some samples."""
+        self.empty = False
         columns = (
             scores.values,
             scores.standard_errors,

@@ -196,5 +196,5 @@ def resolve_root(root: str | Path | None) -> Path:
 def unknown_name(name: str, names: tuple[str, ...]) -> ValueError:
     """The error for a name that is none of ``names``: it gives the nearest one, and all."""
     near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    hint = f": did you mean {near[0]!r}?" if near else "."
     return ValueError(f"unknown data set {name!r}{hint} Known are {', '.join(names)}")

@@ -145,7 +145,10 @@ def find_checkpoint(run: str | Path, name: str = "best") -> Path:
         raise CheckpointError(
             f"{run} does not exist; pass a run directory, such as runs/0000-digits"
         )
-    raise CheckpointError(f"no checkpoint in {run / 'checkpoints'}: the run has not validated yet")
+    raise CheckpointError(
+        f"no checkpoint in {run / 'checkpoints'}: {run} is no run directory, or its run has not "
+        "validated yet"
+    )
 
 
 def load_model(path: Path, device: torch.device) -> tuple[Flow, Progress]:

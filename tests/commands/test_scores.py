@@ -385,3 +385,21 @@ def test_memory_does_not_grow_with_the_rows_of_a_mapped_array(points, tmp_path):
     many = peak("x.npy")
     assert many < few + rows.nbytes / 8
     assert peak("x.npz") > many + rows.nbytes / 2
+
+
+def test_nothing_is_left_where_nothing_was_scored(points, tmp_path, capsys):
+    (tmp_path / "words.png").write_text("no image")
+    out = tmp_path / "out.csv"
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "flow.pt"),
+                "--data",
+                str(tmp_path / "words.png"),
+                "--scores",
+                str(out),
+            ]
+        )
+    assert "not finished" not in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))

@@ -21,7 +21,7 @@ def test_images_and_vectors_are_found(tmp_path: Path) -> None:
 
 
 def test_unknown_name_gives_the_nearest_and_all() -> None:
-    with pytest.raises(ValueError, match="unknown data set 'twomoons'; did you mean") as caught:
+    with pytest.raises(ValueError, match="unknown data set 'twomoons': did you mean") as caught:
         load_dataset("twomoons")
     assert all(name in str(caught.value) for name in (*IMAGE_NAMES, *VECTOR_NAMES))
 

@@ -32,6 +32,7 @@ RANKS = {
     "models": 5,
     "analysis": 6,
     "training": 6,
+    "inverse_problems": 6.2,
     "__init__": 6.5,
     "commands": 7,
     "cli": 8,

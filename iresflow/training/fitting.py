@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import singledispatch
@@ -102,6 +103,7 @@ def fit(
     on_validation: OnValidation | None = None,
     bar: bool = True,
     title: str | None = None,
+    clock: Callable[[], float] = time.perf_counter,
     **options: Any,  # noqa: ANN401 (the fields of TrainingConfig)
 ) -> Fitted:
     """Trains a model in place, and leaves it in eval mode with the best weights.
@@ -133,6 +135,8 @@ def fit(
             eval mode (copy it to keep it) and its `Score` or None; True ends the training.
         bar: Whether to show a progress bar, in a terminal or notebook.
         title: Of that bar.
+        clock: Seconds by which the minutes are counted: ``time.process_time`` counts those of
+            the processor, over all threads, and leaves out what other programs take.
         options: The fields of `TrainingConfig`, such as ``steps=2000``, ``batch_size=128``,
             ``optimizer="adamw"``, ``patience=5``. Here decay_steps is 0.3 and validate_every 0.05
             if they are not given.
@@ -167,6 +171,7 @@ def fit(
         on_validation=on_validation,
         bar=bar,
         title=title,
+        clock=clock,
     )
     with nullcontext() if directory is None else directory.locked():
         if directory is not None:

@@ -20,7 +20,6 @@ from iresflow.models import DiagonalNormal, UnitUniform
 from iresflow.models.storage import read_file
 from iresflow.training.checkpoint import load_training
 from iresflow.training.fitting import objective_of
-from iresflow.training.loop import trainer as loop
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.base import Objective, Score, Terms
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
@@ -370,7 +369,7 @@ def test_an_error_in_the_hook_leaves_a_model_that_can_be_used(moons):
     assert bool(flow.log_prob(moons[:3]).isfinite().all())
 
 
-def test_minutes_end_training_and_the_fall_of_the_rate(moons, monkeypatch):
+def test_minutes_end_training_and_the_fall_of_the_rate(moons):
     """With a clock that stands still but for half a second at each look."""
     now = [0.0]
 
@@ -378,8 +377,8 @@ def test_minutes_end_training_and_the_fall_of_the_rate(moons, monkeypatch):
         now[0] += 0.5
         return now[0]
 
-    monkeypatch.setattr(loop.time, "perf_counter", clock)
     options = {name: QUICK[name] for name in ("bar", "batch_size", "warmup_steps")}
+    options["clock"] = clock
     flow = VectorFlow(2, 1, 4)
     fitted = fit(
         flow, moons, minutes=1, learning_rate=0.01, log_every=1, decay_steps=0.5, **options

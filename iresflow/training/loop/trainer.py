@@ -61,6 +61,7 @@ class Trainer:
         bar: Whether the main process shows a progress bar, in a terminal or notebook.
         title: Of that bar.
         say: Told a line of each validation, in the main process.
+        clock: Seconds by which minutes are counted, such as ``time.process_time``.
 
     Raises:
         ValueError: there are fewer samples in a batch than parts it is to be split in.
@@ -83,6 +84,7 @@ class Trainer:
         bar: bool = True,
         title: str | None = None,
         say: Callable[[str], object] = lambda line: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.processes = processes or Alone()
         self.model, self.objective, self.config = model, objective, config
@@ -97,20 +99,15 @@ class Trainer:
         self.optimizer = new_optimizer([*model.parameters(), *self.own.parameters()], config)
         self.average = WeightAverage(model, config.ema_decay)
         self.state = TrainingState(model, self.average, self.optimizer, self.own)
+        guard = guard or guard_for(self.device)
         self.steps = StepFunction(
-            model,
-            objective,
-            self.optimizer,
-            guard or guard_for(self.device),
-            config,
-            shares,
-            self.processes,
-            seed,
+            model, objective, self.optimizer, guard, config, shares, self.processes, seed
         )
         self.schedule, self.progress = Schedule(config), Progress()
         self.store: Store = Memory() if run is None else Files(run)
         self.recorder = Recorder(objective.unit(model))
         self.on_validation, self.bar, self.title, self.say = on_validation, bar, title, say
+        self._now = clock
         self._elapsed, self._interrupted, self._ended = 0.0, False, False
         self._validated, self._unwritten = False, None
 
@@ -171,14 +168,14 @@ class Trainer:
                 self._settle()
                 self.processes.on_main(lambda: self._save(self._ready()[1].stored))
                 raise TrainingInterrupted
-            began, step = time.perf_counter(), self.progress.step
+            began, step = self._now(), self.progress.step
             rate, before = self.schedule.rate(step, self._elapsed), self._position()
             votes = partial(self._votes, interrupted, began)
             numbers, known = self.steps.take(step, next(batches), rate, votes)
             self._note(known)
             self.average.update(self.model, step)
             self.progress.step += 1
-            seconds = time.perf_counter() - began
+            seconds = self._now() - began
             self.progress.seconds += seconds
             self.recorder.count(numbers, seconds)
             bar.update()
@@ -192,7 +189,7 @@ class Trainer:
 
     def _votes(self, interrupted: threading.Event, began: float) -> tuple[float, float]:
         """Whether this process has been interrupted, and the seconds of the main one so far."""
-        seconds = self.progress.seconds + time.perf_counter() - began
+        seconds = self.progress.seconds + self._now() - began
         return float(interrupted.is_set()), seconds if self.processes.main else 0.0
 
     def validate(self) -> None:

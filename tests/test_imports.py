@@ -33,6 +33,7 @@ RANKS = {
     "analysis": 6,
     "training": 6,
     "inverse_problems": 6.2,
+    "spectra": 6.2,
     "__init__": 6.5,
     "commands": 7,
     "cli": 8,

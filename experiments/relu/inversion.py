@@ -5,7 +5,6 @@ A. G. Dimakis, "Inverting Deep Generative Models, One Layer at a Time", NeurIPS 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from time import process_time
 from typing import Any
 
@@ -15,24 +14,28 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
-from experiments.relu.inversion_figures import noise_figure, picture_figure
+from experiments.relu.inversion_figures import noise_figure
+from experiments.relu.inversion_pictures import (
+    NOISES,
+    draw_digits,
+    draw_inpainting,
+    stack_codes,
+    uniform_noise,
+)
+from experiments.relu.inversion_settings import METHODS, Settings, quick
 from experiments.relu.training import Training
 from experiments.relu.vae import Autoencoder, train_autoencoder
 from iresflow.relu.inversion.error_bounds import error_bounds
 from iresflow.relu.inversion.gradient_descent import descend
-from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
-from iresflow.relu.inversion.measurements import observe_part
+from iresflow.relu.inversion.layer_programs import InfinityNorm
 from iresflow.relu.inversion.network_inversion import invert_network
 from iresflow.relu.networks.network import Network
 from iresflow.relu.networks.parsing import parse_network
 from iresflow.threads import threads_for
-from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "random_network", "run"]
 
 DATA = {"images": {"name": "mnist"}}
-
-METHODS: tuple[LayerMethod, ...] = (InfinityNorm(), OneNorm(), Relaxed())
 
 PAPER_SECONDS = {
     "l-infinity": {10: 0.63, 30: 0.73, 50: 0.83, 70: 0.90, 90: 0.95, 110: 1.03, 0: 0.5},
@@ -47,71 +50,6 @@ LARGEST = 1e8
 
 EXACT = 1e-6
 """Largest error of a code, over its norm, that counts as exact."""
-
-
-@dataclass(kw_only=True)
-class Settings(Section):
-    """Inversion."""
-
-    seed: int = 0
-    """Seed of networks, codes and noise."""
-    hidden: tuple[int, ...] = (250, 600)
-    """Widths of the random networks' layers, from the code on."""
-    latent: int = 20
-    """Dimension of the code, in random networks and in the decoder."""
-    latents: tuple[int, ...] = (10, 30, 50, 70, 90, 110)
-    """Dimensions that are timed (table 1)."""
-    timed: int = 3
-    """Problems of each that are timed."""
-    expansions: tuple[float, ...] = (1.5, 2.0, 2.25, 2.5, 3.0, 4.0)
-    """Widths over the widths before, for exact recovery without noise."""
-    recoveries: int = 40
-    """Networks of each expansion."""
-    noises: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
-    """Half widths of uniform, and deviations of Gaussian noise (figure 5)."""
-    trials: int = 5
-    """Problems of each noise."""
-    descent_steps: int = 500
-    """Steps of the baseline at most."""
-    descent_rate: float = 0.05
-    """Learning rate of the baseline (Adam)."""
-    decoder: tuple[int, ...] = (60,)
-    """Hidden units of the decoder."""
-    slope: float = 0.2
-    """Negative slope of its layers, 0 for ReLU."""
-    epochs: int = 6
-    """Passes over the images of its training."""
-    train_samples: int | None = None
-    """Images to train on; null for all."""
-    picture_noise: float = 0.1
-    """Deviation of the noise in the pictures of recovered digits."""
-    pictures: int = 8
-    """Digits that are shown."""
-
-    def __post_init__(self) -> None:
-        for name in ("timed", "recoveries", "trials", "pictures", "descent_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; allowed is 1 or more")
-
-
-def quick(settings: Settings) -> Settings:
-    """Within a minute."""
-    return replace(
-        settings,
-        hidden=tuple(
-            min(width, bound) for width, bound in zip(settings.hidden, (60, 150), strict=False)
-        ),
-        latent=min(settings.latent, 10),
-        latents=tuple(k for k in settings.latents if k <= 30),
-        timed=min(settings.timed, 2),
-        recoveries=min(settings.recoveries, 5),
-        noises=settings.noises[:3],
-        trials=min(settings.trials, 3),
-        descent_steps=min(settings.descent_steps, 200),
-        epochs=min(settings.epochs, 4),
-        train_samples=min(settings.train_samples or 6000, 6000),
-        pictures=min(settings.pictures, 5),
-    )
 
 
 def random_network(sizes: tuple[int, ...], seed: int, slope: float = 0.0) -> Network:
@@ -144,8 +82,8 @@ def _run(settings: Settings, data: Mapping[str, Samples], report: Report) -> Non
         codes = encoder(shown)[:, : settings.latent].double()
     stream = torch.Generator().manual_seed(settings.seed)
     shape = tuple(data["images"].test.shape[1:])
-    _draw_digits(settings, decoder, codes, shape, stream, report)
-    _draw_inpainting(settings, decoder, codes, shape, stream, report)
+    draw_digits(settings, decoder, codes, shape, stream, report)
+    draw_inpainting(settings, decoder, codes, shape, stream, report)
     report.table("exact-recovery", _recover(settings), "Without noise, two layers, l-infinity.")
     times = _time(settings, decoder, stream)
     report.table("table-1", times, "CPU seconds a problem, of all threads together; medians.")
@@ -168,19 +106,6 @@ def _run(settings: Settings, data: Mapping[str, Samples], report: Report) -> Non
         "bounds", rows, "Theorem 3: medians of bounds of |z - z*| in the l-infinity norm."
     )
 
-
-def _uniform(shape: tuple[int, ...], level: float, stream: torch.Generator) -> Tensor:
-    return level * (2 * torch.rand(shape, generator=stream, dtype=torch.float64) - 1)
-
-
-def _gaussian(shape: tuple[int, ...], level: float, stream: torch.Generator) -> Tensor:
-    return level * torch.randn(shape, generator=stream, dtype=torch.float64)
-
-
-NOISES: dict[str, Callable[[tuple[int, ...], float, torch.Generator], Tensor]] = {
-    "uniform": _uniform,
-    "Gaussian": _gaussian,
-}
 
 GUESS = {"uniform": 1.0, "Gaussian": 2.0}
 """The first threshold over the noise: what an expert would guess of its largest value."""
@@ -235,7 +160,7 @@ def _time(settings: Settings, decoder: Network, stream: torch.Generator) -> list
     for k, network in tqdm([*cases, (0, decoder)], desc="times", unit="size", dynamic_ncols=True):
         for level in (0.0, 0.01):
             z = _codes(network, settings.timed, stream)
-            x = network(z) + _uniform((settings.timed, network.out_size), level, stream)
+            x = network(z) + uniform_noise((settings.timed, network.out_size), level, stream)
             row: dict[str, Any] = {"k": k or f"decoder ({network.in_size})", "noise": level}
             for method in METHODS:
                 seconds = []
@@ -274,7 +199,7 @@ def _noise_curves(
             codes = [
                 invert_network(network, one, method, epsilon=GUESS[kind] * level).z for one in x
             ]
-            found[method.name].append(_errors(network, _stack(codes, network.in_size), z))
+            found[method.name].append(_errors(network, stack_codes(codes, network.in_size), z))
         descent = descend(
             network, x, steps=settings.descent_steps, learning_rate=settings.descent_rate,
             generator=stream,
@@ -307,7 +232,7 @@ def _bound_rows(
     for level in settings.noises[:3]:
         values = []
         z = _codes(network, settings.trials, stream)
-        x = network(z) + _uniform((settings.trials, network.out_size), level, stream)
+        x = network(z) + uniform_noise((settings.trials, network.out_size), level, stream)
         for one, code in zip(x, z, strict=True):
             found = invert_network(network, one, InfinityNorm(), epsilon=level)
             first = error_bounds(network, found, level)[0].lemma
@@ -328,76 +253,3 @@ def _bound_rows(
             "conditions hold %": 100 * float(proven.mean()),
         })  # fmt: skip
     return rows
-
-
-def _draw_digits(
-    settings: Settings,
-    decoder: Network,
-    z: Tensor,
-    shape: tuple[int, ...],
-    stream: torch.Generator,
-    report: Report,
-) -> None:
-    truth = decoder(z)
-    x = truth + _gaussian(tuple(truth.shape), settings.picture_noise, stream)
-    rows = {"truth": truth, "observed": x}
-    for method in METHODS:
-        codes = [
-            invert_network(decoder, one, method, epsilon=2 * settings.picture_noise).z for one in x
-        ]
-        rows[method.name] = decoder(_stack(codes, decoder.in_size))
-    descent = descend(
-        decoder, x, steps=settings.descent_steps, learning_rate=settings.descent_rate,
-        generator=stream,
-    )  # fmt: skip
-    rows["gradient\ndescent"] = decoder(descent.z)
-    report.figure("digits", picture_figure(rows, truth, shape))
-
-
-def _draw_inpainting(
-    settings: Settings,
-    decoder: Network,
-    z: Tensor,
-    shape: tuple[int, ...],
-    stream: torch.Generator,
-    report: Report,
-) -> None:
-    """Figure 6: the lower half, or a random half of the pixels, is hidden."""
-    height, width = shape[-2:]
-    half = torch.ones(height, width, dtype=torch.bool)
-    half[height // 2 :] = False
-    random = torch.rand(height, width, generator=stream) < 0.5
-    numbers = []
-    for name, mask in (("lower half hidden", half), ("half of the pixels hidden", random)):
-        known = mask.expand(shape).flatten()
-        truth = decoder(z)
-        x = truth + _gaussian(tuple(truth.shape), settings.picture_noise / 5, stream)
-        part = observe_part(decoder, known)
-        found = [
-            invert_network(part, one[known], epsilon=2 * settings.picture_noise / 5) for one in x
-        ]
-        ours = decoder(_stack([inversion.z for inversion in found], decoder.in_size))
-        descent = descend(
-            part, x[:, known], steps=settings.descent_steps, learning_rate=settings.descent_rate,
-            generator=stream,
-        )  # fmt: skip
-        theirs = decoder(descent.z)
-        rows = {
-            "truth": truth,
-            "observed": torch.where(known, x, 0.5),
-            "l-infinity": ours,
-            "gradient\ndescent": theirs,
-        }
-        report.figure(name.replace(" ", "-"), picture_figure(rows, truth, shape))
-        numbers.append({
-            "hidden": name,
-            "l-infinity, error of a pixel": float((ours - truth).square().mean().sqrt()),
-            "gradient descent": float((theirs - truth).square().mean().sqrt()),
-            "determined %": 100 * float(np.mean([one.determined == "yes" for one in found])),
-        })  # fmt: skip
-    report.table("inpainting", numbers, "Root mean square over all pixels, hidden ones included.")
-
-
-def _stack(codes: list[Tensor | None], size: int) -> Tensor:
-    none = torch.zeros(size, dtype=torch.float64)
-    return torch.stack([none if code is None else code for code in codes])

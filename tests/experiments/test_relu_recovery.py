@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from experiments.relu.base import Samples
-from experiments.relu.frames import SCALINGS
-from experiments.relu.frames import Settings as FrameSettings
-from experiments.relu.inversion import Settings as InversionSettings
+from experiments.relu.frames_data import SCALINGS
+from experiments.relu.frames_settings import Settings as FrameSettings
+from experiments.relu.inversion_settings import Settings as InversionSettings
 from iresflow.cli import main
 
 FRAMES = """--images.name digits --images.test 60 --redundancies [2,3] --iris_runs 1

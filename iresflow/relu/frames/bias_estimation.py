@@ -4,6 +4,7 @@ Signs as in the paper: the layer is max(0, W x - alpha), its bias is minus alpha
 alpha leaves more rows active.
 """
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -97,18 +98,15 @@ def estimate_bias(
     """
     weight = _redundant(layer)
     data = checked_points(data, weight.shape[1])
-    if not sigma >= 0 or not torch.isfinite(torch.tensor(float(sigma))):
+    if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma is {sigma}; allowed is 0 or more")
-    for name, value in (("patience", patience), ("batch_size", batch_size)):
+    limits = {"patience": patience, "batch_size": batch_size, "max_samples": max_samples}
+    for name, value in limits.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; allowed is 1 or more")
-    if max_samples < 1:
-        raise ValueError(f"max_samples is {max_samples}; allowed is 1 or more")
     alpha = weight.new_full((len(weight),), torch.inf)
     drawn = last_change = 0
-    with tqdm(
-        total=patience, desc="bias", unit="point", disable=not progress, dynamic_ncols=True
-    ) as bar:
+    with tqdm(total=patience, desc="bias", unit="point", disable=not progress) as bar:
         while drawn < max_samples and drawn - last_change < patience:
             count = min(batch_size, max_samples - drawn)
             index = torch.randint(len(data), (count,), generator=generator)

@@ -65,43 +65,38 @@ def descend(
         )
     if not bool(torch.isfinite(x).all()):
         raise ValueError("observations hold values that are not finite")
-    for name, value in (
-        ("steps", steps),
-        ("restarts", restarts),
-        ("learning_rate", learning_rate),
-    ):
+    for name, value in {
+        "steps": steps,
+        "restarts": restarts,
+        "learning_rate": learning_rate,
+    }.items():
         if not value > 0:
             raise ValueError(f"{name} is {value}; allowed is above 0")
-    size = network.in_size
-    start = torch.randn(restarts * len(x), size, generator=generator, dtype=torch.float64)
-    z = start.requires_grad_()
+    shape = (restarts * len(x), network.in_size)
+    z = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
     target = x.repeat(restarts, 1)
-    limit = tolerance * x.norm(dim=1).clamp(min=1e-12).repeat(restarts)
+    limit = tolerance * target.norm(dim=1).clamp(min=1e-12)
     optimizer = torch.optim.Adam([z], lr=learning_rate)
     taken = 0
     for _ in tqdm(range(steps), desc="descent", disable=not progress, dynamic_ncols=True):
-        optimizer.zero_grad()
-        _squares(network, z, target).sum().backward()
-        assert z.grad is not None
-        if not bool(torch.isfinite(z.grad).all()):
-            raise NonFiniteError(f"gradient descent diverged in step {taken}; lower learning_rate")
-        if bool((z.grad.abs().amax(1) <= limit).all()):
+        _, small = _step(network, z, target, limit)
+        if bool(small.all()):
             break
         optimizer.step()
         taken += 1
-    optimizer.zero_grad()
-    errors = _squares(network, z, target)
-    errors.sum().backward()
-    assert z.grad is not None
-    small = z.grad.abs().amax(1) <= limit
-    errors = errors.detach().view(restarts, -1)
-    best = errors.argmin(0)
+    errors, small = _step(network, z, target, limit)
+    best = errors.view(restarts, -1).argmin(0)
     index = best * len(x) + torch.arange(len(x))
-    return Descent(z.detach()[index], errors.amin(0), taken, small[index])
+    return Descent(z.detach()[index], errors[index], taken, small[index])
 
 
-def _squares(network: Network, z: Tensor, target: Tensor) -> Tensor:
+def _step(network: Network, z: Tensor, target: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors ``(B,)`` at z, whose gradients it sets, and which of these are small."""
     output = z
     for layer in network.layers:
         output = layer(output)
-    return (output - target).square().sum(1)
+    errors = (output - target).square().sum(1)
+    (z.grad,) = torch.autograd.grad(errors.sum(), z)
+    if not bool(torch.isfinite(z.grad).all()):
+        raise NonFiniteError("gradient descent diverged; lower learning_rate")
+    return errors.detach(), z.grad.abs().amax(1) <= limit

@@ -103,7 +103,10 @@ def invert_network(
             break
         observation = inversion.z
     last = found[-1]
-    error = np.nan if last.z is None else _output_error(network, last.z, observations[0], method)
+    error = np.nan
+    if last.z is not None:
+        difference = network(last.z[None])[0] - observations[0]
+        error = float(torch.linalg.vector_norm(difference, method.order))
     return NetworkInversion(
         last.status,
         last.z,
@@ -112,11 +115,6 @@ def invert_network(
         tuple(found),
         tuple(observations),
     )
-
-
-def _output_error(network: Network, z: Tensor, x: Tensor, method: LayerMethod) -> float:
-    """Norm of the network's output at z minus x, in the method's norm."""
-    return float(torch.linalg.vector_norm(network(z[None])[0] - x, method.order))
 
 
 def _threshold(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Self
 from warnings import warn
 
@@ -27,6 +28,9 @@ __all__ = [
 
 FORMAT = "iresflow"
 VERSION = 1
+ROOMS = {"LearnedOperator": "iresflow.inverse_problems"}
+"""Kinds of models that rooms above this one have, which a file that names one imports."""
+
 DRAWS_PER_TENSOR = 20  # constructors draw a weight once, or a few times over
 
 
@@ -132,6 +136,8 @@ def model_from_payload(payload: Mapping[str, Any], device: str | torch.device) -
 
 
 def _class_of(kind: str) -> type[StoredModel]:
+    if kind in ROOMS:
+        import_module(ROOMS[kind])
     if kind in StoredModel.kinds:
         return StoredModel.kinds[kind]
     # Files of version 0.1.0 name classes from elsewhere without their modules.

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -19,6 +20,7 @@ class Report:
 
     ``results.json`` holds the tables as lists of objects and the numbers, with null for NaN and
     infinities; each table is also a CSV file, and all of them are in ``results.md``, as they are.
+    What is written again under a name takes the place of what was there.
 
     Arguments:
         path: An existing directory.
@@ -29,7 +31,7 @@ class Report:
         self.path = path
         self._title = title
         self._results: dict[str, Any] = {}
-        self._page: list[str] = []
+        self._page: dict[str, list[str]] = {}
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
         """Writes a table, one mapping of column to value a row.
@@ -57,7 +59,7 @@ class Report:
         """Writes a figure as PNG."""
         file = self.path / f"{name}.png"
         figure.savefig(file, dpi=120)
-        self._page += [f"![{caption or name}]({file.name})", ""]
+        self._page[file.name] = [f"![{caption or name}]({file.name})", ""]
         self._write()
         return file
 
@@ -65,14 +67,14 @@ class Report:
         self._results[name] = values
         if lines and not lines[0].startswith(("|", "-")):
             lines = [lines[0], "", *lines[1:]]
-        self._page += [f"## {name}", "", *lines, ""]
+        self._page[name] = [f"## {name}", "", *lines, ""]
         self._write()
 
     def _write(self) -> None:
         # At once, so that an experiment that is stopped leaves what it has found.
         text = json.dumps(_strict(self._results), indent=1, allow_nan=False)
         (self.path / "results.json").write_text(text + "\n")
-        page = "\n".join([f"# {self._title}", "", *self._page])
+        page = "\n".join([f"# {self._title}", "", *chain(*self._page.values())])
         (self.path / "results.md").write_text(page)
 
 

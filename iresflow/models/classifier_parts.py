@@ -5,8 +5,7 @@ have no deviation.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,40 +26,17 @@ from iresflow.lipschitz import (
     dense_branch,
     normalization_named,
 )
-from iresflow.models.plain import integer, integers, number, switch, widths, word
+from iresflow.models.arguments import plain_arguments
+from iresflow.models.plain import integer, integers
 from iresflow.models.read_outs import PooledReadOut, ReadOut, SimplifiedReadOut
 from iresflow.models.scales import multi_scale, require_divisible
 
 __all__ = ["network_of", "plain_spec"]
 
 
-def _choice(name: str, value: object, allowed: Sequence[str]) -> str:
-    if word(name, value) not in allowed:
-        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
-    return str(value)
-
-
 def _blocks(name: str, value: object) -> list[int]:
     several = isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
     return integers(name, value, 0) if several else [integer(name, value, 0)]
-
-
-PLAIN: dict[str, Callable[[str, Any], Any]] = {
-    "shape": partial(integers, least=1),
-    "classes": partial(integer, least=2),
-    "blocks": _blocks,
-    "hidden": widths,
-    "pad": partial(integer, least=0),
-    "coeff": number,
-    "read_out": partial(_choice, allowed=("pooled", "simplified")),
-    "kernels": partial(integers, least=1),
-    "padding": partial(_choice, allowed=tuple(PADDINGS)),
-    "activation": word,
-    "normalization": word,
-    "levels": partial(integer, least=1),
-    "vanilla": switch,
-}
-"""How each argument becomes a plain value, or a ValueError."""
 
 
 def plain_spec(values: Mapping[str, object]) -> dict[str, Any]:
@@ -69,7 +45,7 @@ def plain_spec(values: Mapping[str, object]) -> dict[str, Any]:
     Raises:
         ValueError: one of them is none, or out of range.
     """
-    spec = {name: PLAIN[name](name, value) for name, value in values.items()}
+    spec = plain_arguments(values, blocks=_blocks)
     check_levels(spec["levels"], torch.get_default_dtype())
     if len(spec["shape"]) not in (1, 3):
         raise ValueError(

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -15,35 +14,22 @@ from iresflow.bijections import (
     Logit,
     MultiScale,
     StreamedLogDet,
-    check_levels,
     quantize,
 )
 from iresflow.linearization import Linearization
 from iresflow.logdet import LogDetEstimate, LogDetEstimator, PowerSeries
+from iresflow.models.arguments import plain_arguments
 from iresflow.models.bits import BitsPerDim
-from iresflow.models.contexts import context_of_spec
 from iresflow.models.densities import DiagonalNormal
-from iresflow.models.dequantization import Noisy, noise_named
+from iresflow.models.dequantization import Noisy
 from iresflow.models.flow import Flow
-from iresflow.models.given import given_named
 from iresflow.models.image_parts import ImageParts
 from iresflow.models.images import require_integers
 from iresflow.models.likelihood import sample_stream
-from iresflow.models.plain import estimator_spec, integer, integers, number, switch, widths, word
-from iresflow.models.scales import multi_scale, require_divisible
+from iresflow.models.plain import estimator_spec
 from iresflow.streams import Stream
 
 __all__ = ["ImageFlow"]
-
-SILENT = {
-    "kernels": [3, 1, 3],
-    "padding": "zeros",
-    "activate_input": True,
-    "given": None,
-    "conditional_prior": False,
-    "block": "residual",
-}
-"""What an argument is in a file that does not name it."""
 
 
 @final
@@ -125,88 +111,48 @@ class ImageFlow(Flow):
         dequantization_deviation: float = 1 / 6,
         log_det: LogDetEstimator | None = None,
     ) -> None:
-        shape, blocks = integers("shape", shape, 1), integers("blocks", blocks, 0)
-        levels, factor_out = integer("levels", levels, 2), switch("factor_out", factor_out)
-        alpha, learned_prior = number("alpha", alpha), switch("learned_prior", learned_prior)
-        context, known = context_of_spec(context_dim), None
-        check_levels(levels, torch.get_default_dtype())
-        require_divisible(shape, blocks)
-        if given is not None:
-            if context:
-                raise ValueError("what is given makes the context: leave context_dim at 0")
-            known = given_named(word("given", given))(levels)
-            context = known.shape(shape)
-        conditional_prior = switch("conditional_prior", conditional_prior)
-        if conditional_prior and not (factor_out and any(blocks[:-1])):
-            raise ValueError("conditional_prior is of what is factored out, and nothing is here")
+        plain = plain_arguments(
+            {
+                "shape": shape,
+                "blocks": blocks,
+                "hidden": hidden,
+                "kernels": kernels,
+                "padding": padding,
+                "levels": levels,
+                "context_dim": context_dim,
+                "given": given,
+                "activation": activation,
+                "activate_input": activate_input,
+                "coeff": coeff,
+                "normalization": normalization,
+                "factor_out": factor_out,
+                "alpha": alpha,
+                "learned_prior": learned_prior,
+                "conditional_prior": conditional_prior,
+                "block": block,
+                "dequantization": dequantization,
+                "dequantization_blocks": dequantization_blocks,
+                "dequantization_deviation": dequantization_deviation,
+            }
+        )
         log_det = log_det or PowerSeries()
-        parts = ImageParts(
-            hidden=widths("hidden", hidden),
-            kernels=integers("kernels", kernels, 1),
-            padding=word("padding", padding),
-            activation=word("activation", activation),
-            activate_input=switch("activate_input", activate_input),
-            coeff=number("coeff", coeff),
-            normalization=word("normalization", normalization),
-            context_dim=context,
-            block=word("block", block),
-        )
-        image = (shape[0], shape[1], shape[2])
-        noise = noise_named(
-            word("dequantization", dequantization),
-            image,
-            partial(parts.noise_step, images=image),
-            blocks=integer("dequantization_blocks", dequantization_blocks, 1),
-            deviation=number("dequantization_deviation", dequantization_deviation),
-            factor=1 if blocks[0] or len(blocks) == 1 else 2,
-        )
-        own_context = context if isinstance(context, int) else list(context)
-        self.spec: dict[str, Any] = {
-            "shape": shape,
-            "blocks": blocks,
-            "hidden": parts.hidden,
-            "levels": levels,
-            "context_dim": own_context if known is None else 0,
-            "activation": parts.activation,
-            "coeff": parts.coeff,
-            "normalization": parts.normalization,
-            "factor_out": factor_out,
-            "alpha": alpha,
-            "learned_prior": learned_prior,
-            "log_det": estimator_spec(log_det),
-        }
-        later = {
-            "kernels": parts.kernels,
-            "padding": parts.padding,
-            "activate_input": parts.activate_input,
-            "given": None if known is None else given,
-            "block": parts.block,
-            "conditional_prior": conditional_prior,
-            **noise.spec,
-        }
-        # Left out where they are what older files mean without a word.
-        self.spec |= {name: value for name, value in later.items() if value != SILENT.get(name)}
+        parts = ImageParts(plain)
+        self.spec = {**parts.spec, "log_det": estimator_spec(log_det)}
         super().__init__(
-            multi_scale(
-                image,
-                blocks,
-                parts.step,
-                factor_out=factor_out,
-                prior=parts.prior if conditional_prior else None,
-            ),
+            parts.scales(),
             DiagonalNormal(
-                math.prod(shape),
-                learned=learned_prior,
-                context_dim=context if isinstance(context, int) else 0,
+                math.prod(parts.image),
+                learned=plain["learned_prior"],
+                context_dim=parts.context if isinstance(parts.context, int) else 0,
             ),
-            image,
-            data_map=Logit(alpha) if alpha else Center(),
-            context_dim=context,
+            parts.image,
+            data_map=Logit(plain["alpha"]) if plain["alpha"] else Center(),
+            context_dim=parts.context,
             log_det=log_det,
         )
-        self.levels = levels
-        self.given = known
-        self.noise = noise
+        self.levels = plain["levels"]
+        self.given = parts.given
+        self.noise = parts.noise
 
     def contractions(self) -> Iterator[tuple[str, BranchBlock]]:
         yield from self.blocks()

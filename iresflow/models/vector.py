@@ -1,19 +1,24 @@
 """Flows on vectors."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 from iresflow.bijections import ActNorm, Bijection, Composition, Standardize, block_named
 from iresflow.lipschitz import activation_named, dense_branch, normalization_named
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
+from iresflow.models.arguments import described, plain_arguments
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
-from iresflow.models.plain import estimator_spec, integer, number, switch, widths, word
+from iresflow.models.plain import estimator_spec, integer
 
 __all__ = ["VectorFlow"]
 
 EXACT_UP_TO = 8
 """Up to this dimension the exact log-determinant costs no more than a series: the default."""
+
+SILENT: dict[str, Any] = {"activate_input": True, "block": "residual"}
+"""What an argument is in a file that does not name it."""
 
 
 @final
@@ -71,46 +76,40 @@ class VectorFlow(Flow):
         block: str = "residual",
         log_det: LogDetEstimator | None = None,
     ) -> None:
-        dim, blocks = integer("dim", dim, 1), integer("blocks", blocks, 0)
-        hidden, context_dim = widths("hidden", hidden), integer("context_dim", context_dim, 0)
-        coeff, learned_prior = number("coeff", coeff), switch("learned_prior", learned_prior)
-        activation = word("activation", activation)
-        block = word("block", block)
-        activate_input = switch("activate_input", activate_input)
-        normalization = word("normalization", normalization)
-        kind, normalize = activation_named(activation), normalization_named(normalization)
+        plain = plain_arguments(
+            {
+                "dim": dim,
+                "blocks": blocks,
+                "hidden": hidden,
+                "context_dim": context_dim,
+                "activation": activation,
+                "activate_input": activate_input,
+                "coeff": coeff,
+                "normalization": normalization,
+                "learned_prior": learned_prior,
+                "block": block,
+            },
+            blocks=partial(integer, least=0),
+            context_dim=partial(integer, least=0),
+        )
+        dim, context_dim = plain["dim"], plain["context_dim"]
         log_det = log_det or (Exact() if dim <= EXACT_UP_TO else PowerSeries())
-        self.spec: dict[str, Any] = {
-            "dim": dim,
-            "blocks": blocks,
-            "hidden": hidden,
-            "context_dim": context_dim,
-            "activation": activation,
-            "coeff": coeff,
-            "normalization": normalization,
-            "learned_prior": learned_prior,
-            "log_det": estimator_spec(log_det),
-        }
-        # Left out where it is what older files mean without a word.
-        if not activate_input:
-            self.spec["activate_input"] = False
-        if block != "residual":
-            self.spec["block"] = block
+        self.spec = {**described(plain, SILENT), "log_det": estimator_spec(log_det)}
         maps: list[Bijection] = []
-        for index in range(blocks):
+        for index in range(plain["blocks"]):
             branch = dense_branch(
                 dim,
-                hidden,
-                activation=kind,
-                coeff=coeff,
-                normalization=normalize,
-                activate_input=activate_input and index > 0,
+                plain["hidden"],
+                activation=activation_named(plain["activation"]),
+                coeff=plain["coeff"],
+                normalization=normalization_named(plain["normalization"]),
+                activate_input=plain["activate_input"] and index > 0,
                 context_dim=context_dim,
             )
-            maps += [ActNorm(dim), block_named(block)(branch)]
+            maps += [ActNorm(dim), block_named(plain["block"])(branch)]
         super().__init__(
             Composition([*maps, ActNorm(dim)]),
-            DiagonalNormal(dim, learned=learned_prior, context_dim=context_dim),
+            DiagonalNormal(dim, learned=plain["learned_prior"], context_dim=context_dim),
             (dim,),
             data_map=Standardize(dim),
             context_dim=context_dim,

@@ -31,6 +31,16 @@ def test_results_are_strict_json(tmp_path):
     assert "- c: -inf" in (tmp_path / "results.md").read_text()
 
 
+def test_a_table_that_is_written_again_takes_the_place_of_the_first(tmp_path):
+    report = Report(tmp_path, "numbers")
+    for last in range(3):
+        report.table("table", [{"found": f"row {n}"} for n in range(last + 1)])
+        report.numbers("end", {"done": last})
+    page = (tmp_path / "results.md").read_text()
+    assert page.count("## table") == page.count("row 0") == page.count("## end") == 1
+    assert "row 2" in page and "done: 2" in page and page.index("## table") < page.index("## end")
+
+
 def test_refuses_uneven_tables(tmp_path):
     for rows in ([], [{"a": 1}, {"b": 1}]):
         with pytest.raises(ValueError, match="at least one row"):

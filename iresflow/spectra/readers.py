@@ -1,0 +1,179 @@
+"""Mass spectra from files: imzML, and text of two columns."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from iresflow.errors import DataError, few
+from iresflow.extras import import_extra
+from iresflow.spectra.collection import Spectra, gather
+
+__all__ = ["read_imzml", "read_text"]
+
+File = str | PathLike[str]
+UUID, SHA1 = "universally unique identifier", "ibd SHA-1"
+
+
+def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
+    """The spectra of an imzML file and of the ``.ibd`` file beside it, with their coordinates.
+
+    Arguments:
+        path: The ``.imzML`` file, continuous or processed, and not compressed.
+        grid: Masses to bring all spectra to; None for those of the file, or where each spectrum
+            has its own, for a grid of all (`iresflow.spectra.collection.gather`).
+
+    Returns:
+        Intensities in the file's type of float, and ``coordinates``: x, y, z in pixels, as the
+        file counts them (from 1), z 1 where it has none.
+
+    Raises:
+        DataError: a file of the pair is missing, truncated, damaged or of another pair; it is
+            compressed, holds no spectrum, or spectra that are not as `gather` needs them.
+        MissingLibraryError: pyimzml is not installed.
+        ValueError: the grid is none.
+    """
+    library = import_extra("pyimzml.ImzMLParser", "spectra")
+    file = Path(path)
+    try:
+        if not file.is_file():
+            raise DataError(f"there is no file {file}")
+        binary = _binary_beside(file)
+        with binary.open("rb") as opened:
+            parser = library.ImzMLParser(str(file), ibd_file=opened)
+            _check_pair(file, binary, parser)
+            masses, intensities = _arrays(binary, parser)
+            coordinates = np.asarray(parser.coordinates, dtype=np.int64)
+    except (ParseError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        # The parser takes a whole file for granted, and fails as it happens where it is cut off.
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{file} is truncated or no imzML file ({reason})") from None
+    except OSError as error:
+        raise DataError(f"{file} could not be read: {error}") from None
+    return _gathered(file, masses, intensities, grid, coordinates=coordinates)
+
+
+def read_text(paths: Iterable[File], grid: ArrayLike | None = None) -> Spectra:
+    """Spectra in text files, one in each: a line is a mass and an intensity.
+
+    Numbers are separated by white space, commas or semicolons. Lines that are empty or begin with
+    ``#`` are passed over, and so is a first line of two words, the names of the columns.
+
+    Arguments:
+        paths: The files.
+        grid: Masses to bring all spectra to; None as for `read_imzml`.
+
+    Raises:
+        DataError: a file is missing or is no such text, by line, or spectra are not as
+            `iresflow.spectra.collection.gather` needs them.
+        ValueError: no file, or the grid is none.
+    """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise ValueError("there is no file to read")
+    columns = [_columns(file) for file in files]
+    masses, intensities = zip(*columns, strict=True)
+    names = [str(file) for file in files]
+    return _gathered(None, masses, intensities, grid, names=names)
+
+
+def _gathered(
+    file: Path | None,
+    masses: Sequence[ArrayLike],
+    intensities: Sequence[ArrayLike],
+    grid: ArrayLike | None,
+    **known: Any,  # noqa: ANN401 (of `gather`)
+) -> Spectra:
+    try:
+        return gather(masses, intensities, grid, **known)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}" if file else str(error)) from None
+
+
+def _binary_beside(file: Path) -> Path:
+    """The ``.ibd`` file of an imzML file, whatever the case of its ending."""
+    beside = [f for f in file.parent.iterdir() if f.stem == file.stem]
+    found = [f for f in beside if f.suffix.lower() == ".ibd"]
+    if len(found) != 1:
+        raise DataError(
+            f"{file} needs one file {file.stem}.ibd beside it, which holds its intensities; "
+            f"there {'is none' if not found else 'are ' + few([f.name for f in found])}"
+        )
+    return found[0]
+
+
+def _check_pair(file: Path, binary: Path, parser: Any) -> None:  # noqa: ANN401 (has no types)
+    """That the binary file is whole, uncompressed and this one's, by what the XML says of it."""
+    for group in parser.metadata.referenceable_param_groups.values():
+        if "zlib compression" in group.param_by_name:
+            raise DataError(f"{file} is compressed, which can't be read: write it uncompressed")
+    if not parser.coordinates:
+        raise DataError(f"{file} holds no spectrum")
+    if parser.mzPrecision is None or parser.intensityPrecision is None:
+        raise DataError(f"{file} holds numbers of a type that is not 32 or 64 bits")
+    told = parser.metadata.file_description.param_by_name
+    with binary.open("rb") as opened:
+        own = opened.read(16).hex()
+        opened.seek(0)
+        digest = hashlib.file_digest(opened, "sha1").hexdigest()
+    if UUID in told and _hex(told[UUID]) != own:
+        raise DataError(f"{binary} is not the file that {file} was written with: its UUID differs")
+    if SHA1 in told and _hex(told[SHA1]) != digest:
+        raise DataError(f"{binary} is truncated or damaged: its SHA-1 differs from {file}'s")
+
+
+def _hex(text: object) -> str:
+    return str(text).strip("{}").replace("-", "").lower()
+
+
+def _arrays(binary: Path, parser: Any) -> tuple[list[NDArray], list[NDArray]]:  # noqa: ANN401
+    """Masses and intensities of all spectra; those of one grid share its array."""
+    masses: list[NDArray] = []
+    intensities: list[NDArray] = []
+    at: dict[tuple[int, int], NDArray] = {}
+    for place in range(len(parser.coordinates)):
+        mass, intensity = parser.getspectrum(place)
+        lengths = parser.mzLengths[place], parser.intensityLengths[place]
+        if (len(mass), len(intensity)) != lengths:
+            raise DataError(
+                f"{binary} is truncated: spectrum {place} should have {lengths[0]} masses and "
+                f"{lengths[1]} intensities, and has {len(mass)} and {len(intensity)}"
+            )
+        where = parser.mzOffsets[place], lengths[0]
+        masses.append(at.setdefault(where, mass.astype(np.float64)))
+        intensities.append(intensity)
+    return masses, intensities
+
+
+def _columns(file: Path) -> tuple[list[float], list[float]]:
+    """The two columns of a text file."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} could not be read: {error}") from None
+    rows: list[tuple[float, ...]] = []
+    titled = False
+    for number, line in enumerate(lines, 1):
+        words = line.replace(",", " ").replace(";", " ").split()
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            values = tuple(float(word) for word in words)
+        except ValueError:
+            values = ()
+        if len(values) == 2:
+            rows.append(values)
+        elif values or rows or titled:
+            raise DataError(f"{file}, line {number}: {line!r} is not a mass and an intensity")
+        titled = True
+    if not rows:
+        raise DataError(f"{file} holds no line of a mass and an intensity")
+    mass, intensity = zip(*rows, strict=True)
+    return list(mass), list(intensity)

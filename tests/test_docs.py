@@ -23,6 +23,7 @@ import iresflow
 from experiments.runner import options_of
 from iresflow.cli import main
 from iresflow.commands.configuration import configure
+from iresflow.training import probing
 
 SMALL = """--model.hidden 4 --training.batch_size 8 --training.validate_every 2
 --training.validation_samples 8 --training.log_every 1
@@ -57,6 +58,7 @@ def short_training(monkeypatch):
         return fit(*arguments, steps=3, **{"bar": False, **options})
 
     monkeypatch.setattr(iresflow, "fit", brief)
+    monkeypatch.setattr(probing, "STEPS", 20)
 
 
 def run_command(words):

@@ -1,0 +1,34 @@
+"""The experiments on flows: ``python -m experiments.flows EXPERIMENT``."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.runner import Room, run_experiment
+from iresflow.cli import EXPECTED
+from iresflow.commands.arguments import fail
+
+__all__ = ["main"]
+
+ROOM = Room(
+    "experiments.flows",
+    "python -m experiments.flows",
+    {
+        "families": "bits/dim of the families of flows after the same time (table 5.1)",
+        "planes": "densities in the plane beside Glow's (figure 5.2)",
+    },
+    note="The other families need zuko and normflows: pip install zuko normflows",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs an experiment; returns the exit code."""
+    try:
+        return run_experiment(ROOM, arguments, lambda dataset: dataset)
+    except KeyboardInterrupt:
+        fail("interrupted; --into the same directory goes on", code=130)
+    except (*EXPECTED, ModuleNotFoundError) as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

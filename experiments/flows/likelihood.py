@@ -109,7 +109,7 @@ def losses_of(model: Flow | Density, data: Dataset, split: Split, seed: int = 0)
         return AnyLikelihood(data.levels).losses(model, split.values)
     if data.levels is not None:
         return model.bits_per_dim(split.values, seed=seed).values
-    return -model.likelihood(split.values, seed=seed).values
+    return -model.likelihood(split.values, seed=seed).log_prob
 
 
 def _stream(seed: int) -> torch.Generator:

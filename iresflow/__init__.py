@@ -24,6 +24,7 @@ from iresflow.errors import (
 )
 from iresflow.lipschitz import compile_kernels, constrain, norm_bound
 from iresflow.logdet import (
+    DifferentiableSeries,
     Exact,
     Geometric,
     Krylov,
@@ -49,6 +50,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DerivativeError",
+    "DifferentiableSeries",
     "Exact",
     "Fitted",
     "FixedPoint",

@@ -8,6 +8,7 @@ import torch
 
 from iresflow.logdet.base import LogDetEstimate, LogDetEstimator
 from iresflow.logdet.cayley import Cayley
+from iresflow.logdet.differentiable import DifferentiableSeries
 from iresflow.logdet.exact import Exact
 from iresflow.logdet.krylov import Krylov
 from iresflow.logdet.lanczos import Lanczos
@@ -21,6 +22,7 @@ __all__ = [
     "ESTIMATORS",
     "LENGTHS",
     "Cayley",
+    "DifferentiableSeries",
     "Exact",
     "ExactWhereSmall",
     "Geometric",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 ESTIMATORS: dict[str, type[LogDetEstimator]] = {
+    "differentiable-series": DifferentiableSeries,
     "exact": Exact,
     "exact-where-small": ExactWhereSmall,
     "krylov": Krylov,

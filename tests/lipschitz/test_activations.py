@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import CLOSED
 
-from iresflow.lipschitz import ACTIVATIONS, CLipSwish, LipSwish, Sine, SineCosine
+from iresflow.lipschitz import ACTIVATIONS, ELU, CLipSwish, LipSwish, Sine, SineCosine
 
 NAMES = sorted(ACTIVATIONS)
 
@@ -32,6 +32,22 @@ def test_jets_agree_with_autograd(name):
     for order, jet in enumerate(jets):
         for ours, theirs in zip(jet, expected[: order + 1], strict=True):
             torch.testing.assert_close(ours, theirs, rtol=CLOSED, atol=CLOSED)
+
+
+def test_elu_is_exact_where_its_halves_meet_and_beyond():
+    h = torch.tensor([0.0, 3.0, -2.0, 1e300, -1e300, math.inf, -math.inf], requires_grad=True)
+    value, slope, curvature = ELU.jet(h, None, 2)
+    expected = [0.0, 3.0, math.expm1(-2), 1e300, -1.0, math.inf, -1.0]
+    torch.testing.assert_close(value.detach(), torch.tensor(expected), rtol=1e-15, atol=0)
+    assert slope.tolist() == [1.0, 1.0, math.exp(-2), 1.0, 0.0, 1.0, 0.0]
+    assert curvature.tolist() == [0.0, 0.0, math.exp(-2), 0.0, 0.0, 0.0, 0.0]
+    # Autograd takes the same sides at 0: padded entries are 0 exactly.
+    (first,) = torch.autograd.grad(value.sum(), h, create_graph=True)
+    torch.testing.assert_close(first.detach(), slope.detach(), rtol=1e-15, atol=0)
+    for part in (first, slope):
+        (second,) = torch.autograd.grad(part[:5].sum(), h, retain_graph=True)
+        torch.testing.assert_close(second, curvature, rtol=1e-15, atol=0)
+    assert all(bool(part.isnan()) for part in ELU.jet(torch.tensor(math.nan), None, 2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -83,9 +83,12 @@ class ELU(Activation):
 
     @staticmethod
     def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
-        slope = h.clamp(max=0).exp()
-        value = torch.where(h > 0, h, slope - 1)
-        return (value, slope, torch.where(h > 0, 0, slope))[: order + 1]
+        value = nn.functional.elu(h)
+        if order == 0:
+            return (value,)
+        # At 0 the gradient of clamp differs between versions of PyTorch, and that of relu is 0.
+        slope = (-(-h).relu()).exp()
+        return (value, slope, slope * (h < 0))[: order + 1]
 
 
 @final

@@ -116,7 +116,7 @@ template <class T> struct Elu {
     Jets<T, 1> operator()(Vector<T> h) const {
         const Vector<T> zero = {};
         const Vector<T> slope = exponential<T>(h > zero ? zero : h);
-        return {{{h > zero ? h : slope - 1, slope, h > zero ? zero : slope}}};
+        return {{{h > zero ? h : slope - 1, slope, h >= zero ? zero : slope}}};
     }
 };
 

@@ -21,6 +21,7 @@ from iresflow.commands.options import read_options
 from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.errors import DataError
+from iresflow.lipschitz import compile_kernels
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
 from iresflow.training.runs.directory import new_directory
@@ -87,6 +88,7 @@ def run_experiment(
     if mirrored and not room.augments:
         fail(f"{mirrored[0]}.flip and .shift: only flows train on changed images", code=2)
     keep_freed_memory()
+    compile_kernels()
     torch.manual_seed(settings.seed)
     data = {
         section: prepare(_load(section, config, settings.seed))

@@ -324,6 +324,50 @@ def test_power_sums_are_those_of_single_products(kind, limited, stopping, compil
 @pytest.mark.parametrize("estimator", [PowerSeries(7), PowerSeries(7, tol=1e-3), RandomSeries()])
 def test_a_step_takes_four_passes_and_one_for_the_whole_series(estimator, compiled, monkeypatch):
     """The gate of its cost: hidden tensors cross main memory in none but these."""
+    names = _passes_noted(monkeypatch)
+    branch = small_branch("conv").eval()
+    branch.bound()
+    linearization = branch.linearize(torch.randn(3, *branch_shape("conv"), requires_grad=True))
+    estimate = estimator(linearization)
+    (linearization.value.sum() + estimate.log_det.sum()).backward()
+    assert names == ["pack", "forward", "tangents", "power_sums", "adjoint"]
+
+
+@pytest.mark.parametrize("kind", ["conv", "dense"])
+@pytest.mark.parametrize("activation", KNOWN)
+@pytest.mark.parametrize("context_dim", [0, 3])
+def test_values_without_a_linearization_take_one_pass_each_way(
+    kind, activation, context_dim, compiled, monkeypatch
+):
+    branch = small_branch(kind, activation, context_dim).eval()
+    x = torch.randn(5, *branch_shape(kind), requires_grad=True)
+    context = torch.randn(5, context_dim) if context_dim else None
+    leaves = [x, *branch.parameters()]
+    names = _passes_noted(monkeypatch)
+
+    def derivatives():
+        value = branch(x, context)
+        assert value.is_contiguous()
+        first = torch.autograd.grad((value**3).sum(), leaves)
+        with_graph = torch.autograd.grad(
+            (branch(x, context) ** 3).sum(), leaves, create_graph=True
+        )
+        return [value, *first, *torch.autograd.grad(dot(with_graph, first), leaves)]
+
+    def dot(gradients, constants):
+        return sum((g * c).sum() for g, c in zip(gradients, constants, strict=True))
+
+    ours = derivatives()
+    assert names[:3] == ["pack", "forward", "adjoint"]
+    with torch.no_grad():
+        torch.testing.assert_close(branch(x, context), ours[0])
+    compile_kernels(False)
+    for a, b in zip(ours, derivatives(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def _passes_noted(monkeypatch):
+    """The names of all passes from now on."""
     names = []
     run = NativePasses._run
     monkeypatch.setattr(
@@ -331,12 +375,7 @@ def test_a_step_takes_four_passes_and_one_for_the_whole_series(estimator, compil
         "_run",
         lambda self, name, *rest, **more: names.append(name) or run(self, name, *rest, **more),
     )
-    branch = small_branch("conv").eval()
-    branch.bound()
-    linearization = branch.linearize(torch.randn(3, *branch_shape("conv"), requires_grad=True))
-    estimate = estimator(linearization)
-    (linearization.value.sum() + estimate.log_det.sum()).backward()
-    assert names == ["pack", "forward", "tangents", "power_sums", "adjoint"]
+    return names
 
 
 def test_other_shapes_and_types_are_refused_as_by_torch(compiled):

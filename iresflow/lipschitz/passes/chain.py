@@ -52,11 +52,13 @@ class Chain:
 
     def value(self, x: Tensor) -> Tensor:
         """g(x) alone: ``(B, *event)`` to the same, recorded by autograd where that records."""
-        recorded = torch.is_grad_enabled() or transformed()
-        native = None if recorded else native_passes(self.links, x)
+        native = None if transformed() else native_passes(self.links, x)
         if native is None:
             return evaluate(self.links, x)
-        value = native.value(x)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.tensors)):
+            value = ChainLinearization(self, x, native).value
+        else:
+            value = native.value(x)
         return value.contiguous() if x.is_contiguous() else value
 
     def linearize(self, x: Tensor) -> Linearization:
@@ -84,14 +86,17 @@ class ChainLinearization(Linearization):
     Arguments:
         chain: The chain.
         point: Where to linearize, ``(B, *event)``.
+        passes: Those to use; None for the fastest there are.
     """
 
-    def __init__(self, chain: Chain, point: Tensor) -> None:
+    def __init__(self, chain: Chain, point: Tensor, passes: Passes | None = None) -> None:
         self.point = point
         self.lipschitz = chain.lipschitz
         self.leaves: tuple[Tensor, ...] = chain.tensors
         self._chain = chain
-        self._passes: Passes = native_passes(chain.links, point) or TorchPasses(chain.links)
+        self._passes: Passes = (
+            passes or native_passes(chain.links, point) or TorchPasses(chain.links)
+        )
         self._value, hidden = self._passes.primal(point.detach())
         self._inputs, self._slopes = hidden.inputs, hidden.slopes
         self._tangents: tuple[Tensor, list[Tensor]] | None = None  # v, and its images

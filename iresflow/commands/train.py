@@ -28,7 +28,7 @@ from iresflow.training.build import (
     build_estimator,
     build_model,
 )
-from iresflow.training.build_classifier import build_objective
+from iresflow.training.build_classifier import build_objective, classifies
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.config import Config, TrainingConfig
 from iresflow.training.loop.processes import Processes, join_processes
@@ -161,11 +161,11 @@ def _changes(config: Config, dataset: Dataset) -> str:
     if not changes:
         return windows if side else ""
     names = " and ".join(type(change).__name__.lower() for change in changes)
-    bits = sum(change.cost for change in changes) / math.prod(dataset.shape) / math.log(2)
-    return (windows if side else "") + (
-        f"changes     {names} of training images: scores are of images as they are, and knowing "
-        f"the mixture of all changes costs them {bits:.4f} bits/dim at most\n"
-    )
+    line = f"changes     {names} of training images: scores are of images as they are"
+    if not classifies(config):
+        bits = sum(change.cost for change in changes) / math.prod(dataset.shape) / math.log(2)
+        line += f", and knowing the mixture of all changes costs them {bits:.4f} bits/dim at most"
+    return (windows if side else "") + line + "\n"
 
 
 def _goal(config: TrainingConfig) -> str:

@@ -25,8 +25,11 @@ def trained(runs, *arguments):
 
 
 def test_classifiers_are_trained_evaluated_and_certified(tmp_path, capsys):
-    run = trained(tmp_path, "--objective", "classification", "--model.pad", "3")
+    run = trained(
+        tmp_path, "--objective", "classification", "--model.pad", "3", "--data.shift", "1"
+    )
     said = capsys.readouterr().out
+    assert "shift of training images" in said and "bits/dim" not in said
     assert "invertible" in said and "certified radius" in said and "nuisance" not in said
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("train/accuracy" in row for row in metrics)

@@ -135,6 +135,10 @@ class Flow(FlowMap):
     ) -> ClassProbabilities:
         """Class probabilities by Bayes' rule, of a flow whose contexts are classes, one-hot.
 
+        All classes of a sample share their probes, so most of the error is common to them and
+        cancels in what decides, the differences of their log-densities. The intervals don't use
+        that: they are those of each class by itself.
+
         Arguments:
             x: ``(B, *shape)``; for images floats in [0, 1), such as dequantised ones.
             prior: Class probabilities ``(context_dim,)``; all equal by default.
@@ -157,7 +161,10 @@ class Flow(FlowMap):
         classes = torch.eye(self.context_dim, device=x.device)
 
         def likelihood_of(number: int) -> Likelihood:
-            return self.likelihood(x, classes[number : number + 1], log_det, seed=seed)
+            with own_arithmetic():
+                point, context = self._checked(x, classes[number : number + 1])
+                stream = sample_stream((point,), None, seed)  # without the class
+                return self._likelihood(point, context, log_det, stream)
 
         return by_bayes(likelihood_of, log_prior, level)
 

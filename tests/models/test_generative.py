@@ -56,6 +56,29 @@ def test_intervals_hold_as_often_as_they_say():
     assert wrong / count <= 0.2 and 0 < open_ < count
 
 
+def test_errors_of_the_probes_cancel_between_the_classes():
+    flow = conditional()
+    x, one_hot = 1.5 * torch.randn(200, 40), torch.eye(CLASSES)
+    exact = exact_joint(flow, x, torch.ones(CLASSES))
+    probes = Krylov(tol=1e-6, probes=2)
+    apart = torch.stack(
+        [flow.likelihood(x, one_hot[c : c + 1], probes, seed=0).log_prob for c in range(CLASSES)],
+        dim=1,
+    )
+    common = flow.classify(x, log_det=probes, seed=0).log_prob
+
+    def errors(found):
+        """In root mean square: of a log-density, and of differences between classes."""
+        off = found - exact
+        spread = off - off.mean(1, keepdim=True)
+        return float(off.square().mean().sqrt()), float(spread.square().mean().sqrt())
+
+    of_one, of_difference = errors(common)
+    assert of_difference < 0.6 * of_one
+    control_of_one, control = errors(apart)  # with other probes for each class
+    assert 0.7 * control_of_one < of_one < 1.4 * control_of_one and of_difference < 0.7 * control
+
+
 def certain(log_prob, half):
     """Likelihoods of one class that are known to plus or minus ``half``, in any case."""
     zero = torch.zeros_like(log_prob)

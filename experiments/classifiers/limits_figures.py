@@ -18,7 +18,7 @@ def draw_norms(norms: Mapping[str, Sequence[float]]) -> Figure:
         axes = right if name.startswith("c =") else left
         axes.plot(np.arange(1, len(values) + 1), values, ".-", label=name)
     for axes, title in ((left, "without a limit"), (right, "with a limit c")):
-        axes.axhline(1, color="0.5", ls="--")
+        axes.axhline(1, color="0.5", ls="--", label="1")
         axes.set_xlabel("layer")
         axes.set_ylabel("largest singular value, certified")
         axes.set_title(title, fontsize=11)
@@ -28,11 +28,13 @@ def draw_norms(norms: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def draw_reconstructions(images: Tensor, shown: Mapping[str, Tensor]) -> Figure:
-    """Images ``(N, C, H, W)`` and what 100 iterations made of their latents (figure 4.3)."""
-    rows = {"original": images, **shown}
-    figure = Figure(figsize=(1.1 * len(images), 1.1 * len(rows)), layout="constrained")
-    for axes, (name, row) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+def draw_reconstructions(shown: Mapping[str, Tensor]) -> Figure:
+    """Rows of images ``(N, C, H, W)``, such as the originals and what 100 iterations made of the
+    latents of each network (figure 4.3)."""
+    width = max(len(images) for images in shown.values())
+    figure = Figure(figsize=(1.1 * width, 1.1 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, (name, row) in zip(grid, shown.items(), strict=True):
         picture = torch.cat(list(row.double().clamp(0, 1)), dim=2).permute(1, 2, 0).float()
         axes.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray")
         axes.set_ylabel(name, fontsize=7, rotation=0, ha="right")

@@ -117,7 +117,13 @@ class _Scaled(nn.Module):
 
 
 def ordinary(
-    shape: tuple[int, ...], classes: int, blocks: tuple[int, ...], width: int, *, invertible: bool
+    shape: tuple[int, ...],
+    classes: int,
+    blocks: tuple[int, ...],
+    width: int,
+    hidden: int,
+    *,
+    invertible: bool,
 ) -> nn.Sequential:
     """A residual network with BatchNorm before each activation (He et al., 2016).
 
@@ -126,6 +132,7 @@ def ordinary(
         classes: Of the logits.
         blocks: Residual blocks on each scale.
         width: Channels on the first scale.
+        hidden: Channels in the branches.
         invertible: Whether scales end by squeezes and channels are padded with zeros, as in the
             invertible networks; or by strided convolutions, which double the channels.
     """
@@ -135,7 +142,7 @@ def ordinary(
         _Pad(width - shape[0]) if invertible else nn.Conv2d(shape[0], width, 3, padding=1)
     )
     for level, count in enumerate(blocks):
-        layers += [_NormedBlock(channels, max(32, width)) for _ in range(count)]
+        layers += [_NormedBlock(channels, hidden) for _ in range(count)]
         if level < len(blocks) - 1:
             wider = 4 * channels if invertible else 2 * channels
             layers.append(

@@ -9,7 +9,7 @@ from torch import nn
 
 from experiments.classifiers.__main__ import main
 from experiments.classifiers.labels import chosen
-from experiments.classifiers.limits import _norms_of
+from experiments.classifiers.limits_measures import norms_of
 from experiments.classifiers.metamers import _partners, interpolated
 from experiments.classifiers.networks import ordinary
 from experiments.classifiers.shift import planted
@@ -103,8 +103,8 @@ def test_interpolated_metamers_start_at_the_image_and_end_at_the_metamer():
 
 
 def test_norms_of_ordinary_networks_are_those_of_their_convolutions():
-    network = ordinary((1, 8, 8), 3, (1, 1), 4, invertible=True)
-    found = _norms_of(_Doubles(network), (1, 8, 8))
+    network = ordinary((1, 8, 8), 3, (1, 1), 4, 6, invertible=True)
+    found = norms_of(_Doubles(network), (1, 8, 8))
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     sizes = [8, 8, 8, 4, 4, 4]
     for bound, module, side in zip(found, convolutions, sizes, strict=True):

@@ -114,8 +114,9 @@ def _errors(
     where = report.path / f"{each}-labels-{seed}"
     errors = {}
     every = Batch(train.values, weights)
+    mixture = MixtureLikelihood(len(train) / len(places))
     for short, name, samples, objective in (
-        ("mixture", "flow of classes, with the unlabelled images", every, MixtureLikelihood()),
+        ("mixture", "flow of classes, with the unlabelled images", every, mixture),
         ("generative", "flow of classes, the labelled images alone", few, Generative()),
     ):
         torch.manual_seed(seed)

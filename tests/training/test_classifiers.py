@@ -189,7 +189,8 @@ def test_a_validation_counts_a_hopeless_opponent_as_chance():
     assert score.value >= base - 0.4 * math.log(3) - 1e-9
 
 
-def test_a_mixture_is_the_likelihood_of_what_is_known():
+@pytest.mark.parametrize("weight", [1.0, 0.0, 25.0])
+def test_a_mixture_is_the_likelihood_of_what_is_known(weight):
     flow = small_vector_flow(5, context_dim=3, log_det=Exact())
     x = torch.randn(7, 5)
     columns = [flow.log_prob(x, c[None], Exact()) for c in torch.eye(3)]
@@ -197,12 +198,16 @@ def test_a_mixture_is_the_likelihood_of_what_is_known():
     prior = torch.tensor([0.5, 0.3, 0.2])
     rows = torch.cat([torch.eye(3), prior.expand(4, 3)])
     expected = torch.cat([log_prob[:3].diagonal(), (log_prob[3:] + prior.log()).logsumexp(1)])
-    loss = MixtureLikelihood()(flow, Batch(x, rows), stream()).loss
+    expected[:3] += (weight - 1) * log_prob[:3].softmax(1).diagonal().log()
+    loss = MixtureLikelihood(weight)(flow, Batch(x, rows), stream()).loss
     torch.testing.assert_close(loss, -expected.mean())
     gradients = torch.autograd.grad(loss, list(flow.parameters()), allow_unused=True)
     assert all(bool(g.isfinite().all()) for g in gradients if g is not None)
-    score = MixtureLikelihood().evaluate(flow, Batch(x, rows))
+    score = MixtureLikelihood(weight).evaluate(flow, Batch(x, rows))
     assert score.value == pytest.approx(-expected.mean().item())
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="class_weight must be 0 or more"):
+            MixtureLikelihood(wrong)
 
 
 def test_classes_of_a_sample_share_noise_and_probes():

@@ -61,7 +61,25 @@ class MixtureLikelihood(Objective):
     the class is known, and the prior where it is not. :math:`-\log \sum_c w_c\, p(x | c)` is then
     the likelihood of the class and x up to a constant, or that of x alone. All classes of a sample
     share noise and probes, so that the differences between classes are not those of the draws.
+
+    The likelihood of a few classes is little beside that of many images, and the mixture is free
+    to put two classes into one density. So :math:`-\log p(c | x)` of the known classes, by Bayes'
+    rule with equal priors, can count more than the once that it has in the likelihood (as in the
+    hybrid models of Lasserre, Bishop and Minka, 2006).
+
+    Arguments:
+        class_weight: How often it counts, 0 or more: the number of samples for each one with a
+            label weighs the labels as if all samples had one.
+
+    Raises:
+        ValueError: a weight out of range.
     """
+
+    class_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.class_weight) and self.class_weight >= 0):
+            raise ValueError(f"class_weight must be 0 or more, got {self.class_weight}")
 
     def unit(self, model: nn.Module) -> str:
         return MaximumLikelihood().unit(model)
@@ -83,15 +101,14 @@ class MixtureLikelihood(Objective):
         context = one_hot.repeat_interleave(count, 0)
         z, log_det = flow.forward(every, context, generator=shared, check=False)
         log_prob = (flow.base.log_prob(z, context) + log_det).reshape(classes, count).T
-        joint = (log_prob + weights.to(like).log()).logsumexp(1)
-        return Terms(constant - scale * (joint.mean() - log_noise))
+        known = self._log_likelihoods(log_prob, weights.to(like))
+        return Terms(constant - scale * (known.mean() - log_noise))
 
     def evaluate(self, model: nn.Module, split: Samples) -> Score:
         """The mean over all samples, and the accuracy on those whose class is known."""
         flow, weights = _conditional(model), _weights(split)
         found = classified(flow, split.values)
-        joint = (found + weights.to(found).log()).logsumexp(1)
-        value = -float(joint.mean())
+        value = -float(self._log_likelihoods(found, weights.to(found)).mean())
         if isinstance(flow, ImageFlow):
             value = value / (flow.base_dim * math.log(2)) + math.log2(flow.levels)
         known = weights.amax(1) == 1
@@ -103,6 +120,13 @@ class MixtureLikelihood(Objective):
 
     def make_ready(self, model: nn.Module) -> Ready:
         return MaximumLikelihood().make_ready(model)
+
+    def _log_likelihoods(self, log_prob: Tensor, weights: Tensor) -> Tensor:
+        """Of what is known of each sample, ``(B,)`` nats, from ``(B, C)`` given each class."""
+        one_hot = weights * (weights == 1)
+        of_class = (log_prob.log_softmax(1) * one_hot).sum(1)
+        joint = (log_prob + weights.log()).logsumexp(1)
+        return joint + (self.class_weight - 1) * of_class
 
 
 def classified(flow: Flow, values: Tensor, batch_size: int = 250) -> Tensor:

@@ -42,7 +42,7 @@ def attack_first_layer(
     rows, pictures = [], []
     chosen = _fewest(active, labels, originals)
     total = len(chosen) * targets * len(LIKENESSES)
-    bar = tqdm(total=total, desc="attacks", unit="program", dynamic_ncols=True)
+    bar = tqdm(total=total, desc="attacks", unit="program", dynamic_ncols=True, disable=None)
     with bar:
         for index in chosen:
             own = int(labels[index])

@@ -140,7 +140,7 @@ def _map(module: nn.Sequential, resolution: int, title: str) -> _Map:
     layer = parse_network(module).layers[0]
     weight = torch.from_numpy(layer.affine.dense())
     kinds, conditions = [], []
-    for x in tqdm(grid, desc=title, unit="point", dynamic_ncols=True):
+    for x in tqdm(grid, desc=title, unit="point", dynamic_ncols=True, disable=None):
         kinds.append(str(classify_preimage(layer, layer(x[None])[0], member=x).kind))
         slopes = layer.slopes(layer.affine(x[None]))
         conditions.append(singular_values(slopes.mT * weight).condition)

@@ -157,7 +157,9 @@ def _recover(settings: Settings) -> list[dict[str, Any]]:
 def _time(settings: Settings, decoder: Network, stream: torch.Generator) -> list[dict[str, Any]]:
     rows = []
     cases = [(k, random_network((k, *settings.hidden), settings.seed)) for k in settings.latents]
-    for k, network in tqdm([*cases, (0, decoder)], desc="times", unit="size", dynamic_ncols=True):
+    for k, network in tqdm(
+        [*cases, (0, decoder)], desc="times", unit="size", dynamic_ncols=True, disable=None
+    ):
         for level in (0.0, 0.01):
             z = _codes(network, settings.timed, stream)
             x = network(z) + uniform_noise((settings.timed, network.out_size), level, stream)
@@ -192,7 +194,9 @@ def _noise_curves(
     """Relative errors ``(2, trials)`` of each method and noise: of the code, of the output."""
     found: dict[str, list[np.ndarray]] = {method.name: [] for method in METHODS}
     found["gradient descent"] = []
-    for level in tqdm(settings.noises, desc=f"{name}, {kind}", unit="noise", dynamic_ncols=True):
+    for level in tqdm(
+        settings.noises, desc=f"{name}, {kind}", unit="noise", dynamic_ncols=True, disable=None
+    ):
         z = _codes(network, settings.trials, stream)
         x = network(z) + draw((settings.trials, network.out_size), level, stream)
         for method in METHODS:

@@ -48,7 +48,7 @@ def count_kinds(
     chosen = _choose(active, size, samples, seed)
     rows: list[dict[str, object]] = []
     reaches: list[dict[str, object]] = []
-    for index in tqdm(chosen, desc="kinds", unit="image", dynamic_ncols=True):
+    for index in tqdm(chosen, desc="kinds", unit="image", dynamic_ncols=True, disable=None):
         found = classify_preimage(layer, outputs[index], member=flat[index])
         if found.kind is Kind.BOUNDED and len(reaches) < REACHES:
             target = flat[chosen[0]] - flat[index]

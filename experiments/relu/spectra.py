@@ -39,7 +39,7 @@ def measure_spectra(
         title: Of the progress bar.
     """
     ends = [index + 1 for index, part in enumerate(module) if isinstance(part, nn.ReLU)]
-    bar = tqdm(samples, desc=title, unit="sample", dynamic_ncols=True)
+    bar = tqdm(samples, desc=title, unit="sample", dynamic_ncols=True, disable=None)
     return measure_stages(module[: ends[layers - 1]], bar, columns)
 
 

@@ -106,7 +106,9 @@ def estimate_bias(
             raise ValueError(f"{name} is {value}; allowed is 1 or more")
     alpha = weight.new_full((len(weight),), torch.inf)
     drawn = last_change = 0
-    with tqdm(total=patience, desc="bias", unit="point", disable=not progress) as bar:
+    with tqdm(
+        total=patience, desc="bias", unit="point", disable=None if progress else True
+    ) as bar:
         while drawn < max_samples and drawn - last_change < patience:
             count = min(batch_size, max_samples - drawn)
             index = torch.randint(len(data), (count,), generator=generator)

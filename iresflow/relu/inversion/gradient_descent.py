@@ -78,7 +78,9 @@ def descend(
     limit = tolerance * target.norm(dim=1).clamp(min=1e-12)
     optimizer = torch.optim.Adam([z], lr=learning_rate)
     taken = 0
-    for _ in tqdm(range(steps), desc="descent", disable=not progress, dynamic_ncols=True):
+    for _ in tqdm(
+        range(steps), desc="descent", disable=None if progress else True, dynamic_ncols=True
+    ):
         _, small = _step(network, z, target, limit)
         if bool(small.all()):
             break

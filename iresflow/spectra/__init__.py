@@ -5,23 +5,36 @@ are arrays ``(spectra, bins)`` of intensities, and a grid has the masses of the 
 ``(bins,)``, ascending, in daltons.
 """
 
+from iresflow.spectra.architecture import Suggestion, receptive_field, suggest_architecture
 from iresflow.spectra.collection import Spectra, gather
-from iresflow.spectra.grids import equidistant_grid, tof_grid
+from iresflow.spectra.filters import BinFilters, Filters, PhysicalFilters
+from iresflow.spectra.grids import bin_edges, equidistant_grid, tof_grid
 from iresflow.spectra.groups import group_folds
+from iresflow.spectra.networks import IsotopeNetwork, ResidualNetwork, count_parameters
 from iresflow.spectra.patterns import isotope_pattern, pattern_bins, pattern_extent
 from iresflow.spectra.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
+from iresflow.spectra.physical import PhysicalConvolution
 from iresflow.spectra.readers import read_imzml, read_text
 from iresflow.spectra.simulate import Instrument, Layout, Variation, expected_ions, simulate
 
 __all__ = [
+    "BinFilters",
     "Effect",
+    "Filters",
     "HEIGHTS",
     "ISOTOPES",
     "Instrument",
+    "IsotopeNetwork",
     "Layout",
     "Peptide",
+    "PhysicalConvolution",
+    "PhysicalFilters",
+    "ResidualNetwork",
     "Spectra",
+    "Suggestion",
     "Variation",
+    "bin_edges",
+    "count_parameters",
     "draw_peptides",
     "equidistant_grid",
     "expected_ions",
@@ -32,6 +45,8 @@ __all__ = [
     "pattern_extent",
     "read_imzml",
     "read_text",
+    "receptive_field",
     "simulate",
+    "suggest_architecture",
     "tof_grid",
 ]

@@ -7,6 +7,7 @@ are arrays ``(spectra, bins)`` of intensities, and a grid has the masses of the 
 
 from iresflow.spectra.architecture import Suggestion, receptive_field, suggest_architecture
 from iresflow.spectra.collection import Spectra, gather
+from iresflow.spectra.estimators import IsotopeNet, ResidualNet
 from iresflow.spectra.filters import BinFilters, Filters, PhysicalFilters
 from iresflow.spectra.grids import bin_edges, equidistant_grid, tof_grid
 from iresflow.spectra.groups import group_folds
@@ -15,7 +16,10 @@ from iresflow.spectra.patterns import isotope_pattern, pattern_bins, pattern_ext
 from iresflow.spectra.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
 from iresflow.spectra.physical import PhysicalConvolution
 from iresflow.spectra.readers import read_imzml, read_text
+from iresflow.spectra.roclda import RocLda, fit_each, roc_areas
+from iresflow.spectra.scores import balanced_accuracy, core_balanced_accuracy, majority_vote
 from iresflow.spectra.simulate import Instrument, Layout, Variation, expected_ions, simulate
+from iresflow.spectra.storage import load_estimator
 
 __all__ = [
     "BinFilters",
@@ -24,28 +28,37 @@ __all__ = [
     "HEIGHTS",
     "ISOTOPES",
     "Instrument",
+    "IsotopeNet",
     "IsotopeNetwork",
     "Layout",
     "Peptide",
     "PhysicalConvolution",
     "PhysicalFilters",
+    "ResidualNet",
     "ResidualNetwork",
+    "RocLda",
     "Spectra",
     "Suggestion",
     "Variation",
+    "balanced_accuracy",
     "bin_edges",
+    "core_balanced_accuracy",
     "count_parameters",
     "draw_peptides",
     "equidistant_grid",
     "expected_ions",
+    "fit_each",
     "gather",
     "group_folds",
     "isotope_pattern",
+    "load_estimator",
+    "majority_vote",
     "pattern_bins",
     "pattern_extent",
     "read_imzml",
     "read_text",
     "receptive_field",
+    "roc_areas",
     "simulate",
     "suggest_architecture",
     "tof_grid",

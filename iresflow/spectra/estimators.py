@@ -1,0 +1,128 @@
+"""IsotopeNet and ResidualNet (thesis, chapter 7) as scikit-learn estimators."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import nn
+
+from iresflow.spectra.checks import Floats
+from iresflow.spectra.classifier import NetworkClassifier
+from iresflow.spectra.filters import Filters
+from iresflow.spectra.networks import IsotopeNetwork, ResidualNetwork
+
+__all__ = ["IsotopeNet", "ResidualNet"]
+
+
+@final
+class IsotopeNet(NetworkClassifier):
+    """A network whose features are of the size of isotope patterns (thesis, table 7.2).
+
+    The defaults are those of the thesis where it names them (tables 7.2 and A.2, task LP); see
+    `iresflow.spectra.networks` for the kernel of the locally connected layer.
+
+    Arguments:
+        grid: Masses of the bins ``(bins,)`` in daltons. Filters in daltons and names of masses
+            need them; with them, spectra on another grid are refused.
+        filters: The convolutional part: `BinFilters`, the default, or `PhysicalFilters`.
+        local_kernel: Kernel size of the locally connected layer, odd; 0 for no such layer.
+        dropout: Share of features that are lost before it, in training.
+        epochs: Passes over the training spectra.
+        batch_size: Spectra in a step of training.
+        learning_rate: Of Adam; it rises at first, and falls over the last three tenths.
+        weight_decay: The factor of the weights that is added to their gradient.
+        validation: Spectra that are held out of those of ``fit``, a count or a share: the weights
+            with the best score on them are left. None for none, and the last weights.
+        patience: Epochs without a better score after which training ends; None for never.
+        class_weight: A weight for each class, ``"balanced"``, or None, as in scikit-learn.
+        device: Where to train: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        verbose: Whether to show a progress bar.
+        random_state: Seed of all that is random.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: ArrayLike | None = None,
+        filters: Filters | None = None,
+        local_kernel: int = 5,
+        dropout: float = 0.3,
+        epochs: int = 30,
+        batch_size: int = 256,
+        learning_rate: float = 5e-4,
+        weight_decay: float = 0.01,
+        validation: float | int | None = None,
+        patience: int | None = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+        device: str = "cpu",
+        verbose: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.grid = grid
+        self.filters = filters
+        self.local_kernel = local_kernel
+        self.dropout = dropout
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.validation = validation
+        self.patience = patience
+        self.class_weight = class_weight
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _network(self, bins: int, classes: int, grid: Floats | None) -> nn.Module:
+        return IsotopeNetwork(bins, classes, grid, self.filters, self.local_kernel, self.dropout)
+
+
+@final
+class ResidualNet(NetworkClassifier):
+    """A deep residual network as for images (thesis, table A.1): what IsotopeNet is compared with.
+
+    Arguments:
+        grid: Masses of the bins ``(bins,)`` in daltons; with them, spectra on another grid are
+            refused.
+        epochs: Passes over the training spectra.
+        batch_size: Spectra in a step of training.
+        learning_rate: Of Adam; it rises at first, and falls over the last three tenths.
+        weight_decay: The factor of the weights that is added to their gradient.
+        validation: As of `IsotopeNet`.
+        patience: As of `IsotopeNet`.
+        class_weight: As of `IsotopeNet`.
+        device: As of `IsotopeNet`.
+        verbose: Whether to show a progress bar.
+        random_state: Seed of all that is random.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: ArrayLike | None = None,
+        epochs: int = 30,
+        batch_size: int = 64,
+        learning_rate: float = 5e-4,
+        weight_decay: float = 0.001,
+        validation: float | int | None = None,
+        patience: int | None = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+        device: str = "cpu",
+        verbose: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.grid = grid
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.validation = validation
+        self.patience = patience
+        self.class_weight = class_weight
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def _network(self, bins: int, classes: int, grid: Floats | None) -> nn.Module:
+        return ResidualNetwork(bins, classes)

@@ -15,6 +15,14 @@ from iresflow.spectra.networks import IsotopeNetwork, ResidualNetwork, count_par
 from iresflow.spectra.patterns import isotope_pattern, pattern_bins, pattern_extent
 from iresflow.spectra.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
 from iresflow.spectra.physical import PhysicalConvolution
+from iresflow.spectra.preprocessing import (
+    Binning,
+    Resampling,
+    SnipBaseline,
+    SquareRoot,
+    TopHatBaseline,
+    TotalIonCount,
+)
 from iresflow.spectra.readers import read_imzml, read_text
 from iresflow.spectra.roclda import RocLda, fit_each, roc_areas
 from iresflow.spectra.scores import balanced_accuracy, core_balanced_accuracy, majority_vote
@@ -23,6 +31,7 @@ from iresflow.spectra.storage import load_estimator
 
 __all__ = [
     "BinFilters",
+    "Binning",
     "Effect",
     "Filters",
     "HEIGHTS",
@@ -34,11 +43,16 @@ __all__ = [
     "Peptide",
     "PhysicalConvolution",
     "PhysicalFilters",
+    "Resampling",
     "ResidualNet",
     "ResidualNetwork",
     "RocLda",
+    "SnipBaseline",
     "Spectra",
+    "SquareRoot",
     "Suggestion",
+    "TopHatBaseline",
+    "TotalIonCount",
     "Variation",
     "balanced_accuracy",
     "bin_edges",

@@ -1,0 +1,358 @@
+"""The networks as scikit-learn estimators: what the library asks for, and what spectra ask for."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_val_predict, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
+from small_spectra import small_spectra
+
+from iresflow.errors import CheckpointError
+from iresflow.spectra import (
+    BinFilters,
+    IsotopeNet,
+    PhysicalFilters,
+    ResidualNet,
+    RocLda,
+    SnipBaseline,
+    SquareRoot,
+    TopHatBaseline,
+    TotalIonCount,
+    load_estimator,
+    receptive_field,
+)
+from iresflow.spectra.objective import WeightedCrossEntropy
+from iresflow.training.loop.batches import Batch
+
+
+@pytest.fixture(autouse=True)
+def float32(float64_and_seed):
+    """What people train in, and where convolutions are quick; predictions are compared exactly."""
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def small():
+    return small_spectra()
+
+
+QUICK = {"epochs": 15, "batch_size": 16, "learning_rate": 5e-3, "random_state": 0}
+
+NEGATIVE = "the check passes negative intensities, which are refused"
+UNLEARNT = "two features are no spectrum, and the check expects an accuracy of 0.83 on them"
+EXPECTED_FAILURES = {
+    "RocLda": {
+        "check_class_weight_classifiers": NEGATIVE,
+        "check_decision_proba_consistency": NEGATIVE,
+    },
+    "IsotopeNet": {
+        "check_class_weight_classifiers": NEGATIVE,
+        "check_decision_proba_consistency": NEGATIVE,
+        "check_classifiers_train": UNLEARNT,
+    },
+    "ResidualNet": {
+        "check_class_weight_classifiers": NEGATIVE,
+        "check_decision_proba_consistency": NEGATIVE,
+        "check_classifiers_train": UNLEARNT,
+    },
+    "TotalIonCount": {"check_estimators_dtypes": "the check passes an empty spectrum"},
+}
+
+CHECKED = [
+    RocLda(features=5),
+    IsotopeNet(epochs=2, batch_size=64, learning_rate=0.01),
+    ResidualNet(epochs=1, batch_size=64),
+    SquareRoot(),
+    TopHatBaseline(3),
+    SnipBaseline(3),
+    TotalIonCount(),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Skipping check:sklearn.exceptions.SkipTestWarning")
+@pytest.mark.parametrize("estimator", CHECKED, ids=lambda e: type(e).__name__)
+def test_scikit_learn_accepts(estimator):
+    expected = EXPECTED_FAILURES.get(type(estimator).__name__, {})
+    check = estimator_checks.check_estimator
+    if "expected_failed_checks" not in inspect.signature(check).parameters:
+        pytest.skip("this scikit-learn can't be told which of its checks don't apply")
+    results = check(estimator, expected_failed_checks=expected, on_skip=None)
+    failed = {r["check_name"] for r in results if r["status"] == "xfail"}
+    assert failed == set(expected)  # nothing is excused that would pass
+    assert sum(r["status"] == "passed" for r in results) > 40
+
+
+@pytest.mark.parametrize("kind", [IsotopeNet, ResidualNet])
+def test_it_learns_and_says_so(kind):
+    train, test = small_spectra(), small_spectra(seed=1)
+    model = kind(**QUICK).fit(train.X, train.y)
+    assert model.score(test.X, test.y) > 0.9
+    assert list(model.classes_) == ["adeno", "squamous"]
+    probabilities = model.predict_proba(test.X)
+    assert probabilities.sum(1) == pytest.approx(1, abs=1e-6)
+    assert (model.classes_[probabilities.argmax(1)] == model.predict(test.X)).all()
+    odds = np.log(probabilities[:, 1] / probabilities[:, 0])
+    assert model.decision_function(test.X) == pytest.approx(odds, rel=1e-3, abs=1e-3)
+    assert model.steps_ == 15 * (120 // 16) and len(model.history_) >= 15
+    # What shuffled labels give is the control.
+    shuffled = np.random.default_rng(0).permutation(train.y)
+    assert kind(**QUICK).fit(train.X, shuffled).score(test.X, test.y) < 0.8
+
+
+def test_three_classes():
+    train, test = small_spectra(180, classes=3), small_spectra(90, classes=3, seed=1)
+    model = IsotopeNet(**QUICK | {"epochs": 12}).fit(train.X, train.y)
+    assert model.decision_function(test.X).shape == (90, 3)
+    assert model.score(test.X, test.y) > 0.8
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        IsotopeNet(filters=BinFilters((1, 2), (4, 1)), local_kernel=0, **QUICK),
+        IsotopeNet(local_kernel=3, **QUICK),
+        IsotopeNet(grid=small_spectra().grid, filters=PhysicalFilters(0.5, 1.0), **QUICK),
+    ],
+    ids=["no local layer", "local kernel", "physical"],
+)
+def test_variants_learn(model):
+    train, test = small_spectra(), small_spectra(seed=1)
+    assert clone(model).fit(train.X, train.y).score(test.X, test.y) > 0.9
+
+
+def test_physical_filters_need_a_grid(small):
+    with pytest.raises(ValueError, match="need the masses of the bins: grid="):
+        IsotopeNet(filters=PhysicalFilters(), **QUICK).fit(small.X, small.y)
+
+
+def test_seeds_repeat_and_leave_the_global_stream_alone(small):
+    before = torch.get_rng_state()
+    quick = QUICK | {"epochs": 2}
+    first = IsotopeNet(**quick).fit(small.X, small.y)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    second = clone(first).fit(small.X, small.y)
+    assert np.array_equal(first.predict_proba(small.X), second.predict_proba(small.X))
+    other = IsotopeNet(**quick | {"random_state": 1}).fit(small.X, small.y)
+    assert not np.array_equal(first.predict_proba(small.X), other.predict_proba(small.X))
+
+
+def test_predictions_depend_on_no_batch_and_no_unit(small):
+    model = IsotopeNet(**QUICK | {"epochs": 2}).fit(small.X, small.y)
+    whole = model.predict_proba(small.X)
+    assert model.predict_proba(small.X[17:18]) == pytest.approx(whole[17:18], abs=1e-5)
+    scaled = clone(model).fit(1000 * small.X, small.y)
+    assert scaled.predict_proba(1000 * small.X) == pytest.approx(whole, abs=1e-3)
+
+
+def test_early_stopping_leaves_the_best_weights(small):
+    model = IsotopeNet(
+        **QUICK | {"epochs": 400, "learning_rate": 0.02}, validation=0.25, patience=3
+    )
+    model.fit(small.X, small.y)
+    losses = [r["validation/cross_entropy"] for r in model.history_ if "validation/accuracy" in r]
+    per_epoch = 90 // 16
+    assert model.steps_ < 400 * per_epoch
+    assert len(losses) == model.steps_ // per_epoch
+    assert int(np.argmin(losses)) == len(losses) - 1 - 3
+    with pytest.raises(ValueError, match="patience counts validations"):
+        IsotopeNet(patience=3).fit(small.X, small.y)
+
+
+def test_groups_are_held_out_whole(small, monkeypatch):
+    held = {}
+
+    def spy(network, x, labels, *, validation, **options):
+        held["x"] = validation[0]
+        raise StopIteration
+
+    monkeypatch.setattr("iresflow.spectra.classifier.fit", spy)
+    with pytest.raises(StopIteration):
+        IsotopeNet(validation=0.2).fit(small.X, small.y, groups=small.cores)
+    rows = [np.flatnonzero((small.X == x.numpy()).all(1))[0] for x in held["x"]]
+    of_cores = np.isin(small.cores, small.cores[rows])
+    assert sorted(rows) == list(np.flatnonzero(of_cores))
+
+
+def test_class_weights_move_the_decision():
+    X = np.random.default_rng(0).poisson(3, (120, 15))  # nothing to learn
+    y = np.where(np.arange(120) % 6 == 0, "rare", "usual")
+    quick = QUICK | {"epochs": 8, "learning_rate": 0.05}
+    said = [
+        IsotopeNet(class_weight=weights, **quick).fit(X, y).predict_proba(X)[:, 0].mean()
+        for weights in (None, "balanced", {"rare": 5, "usual": 1})
+    ]
+    assert said[0] + 0.1 < said[1] == pytest.approx(said[2], abs=1e-6)
+
+
+def test_the_loss_is_the_weighted_mean():
+    weights, logits, labels = (2.0, 0.5, 1.0), torch.randn(7, 3), torch.arange(7) % 3
+    terms = WeightedCrossEntropy(weights)(lambda x, stream: x, Batch(logits, labels), None)
+    single = -logits.log_softmax(1)[range(7), labels]
+    assert float(terms.loss) == pytest.approx(
+        float((torch.tensor(weights)[labels] * single).mean()), rel=1e-6
+    )
+    # Parts of a batch, weighted by their sizes, give the loss of the whole.
+    parts = [
+        WeightedCrossEntropy(weights)(lambda x, stream: x, Batch(logits[r], labels[r]), None)
+        for r in (slice(2), slice(2, 7))
+    ]
+    mean = (2 * parts[0].loss + 5 * parts[1].loss) / 7
+    assert float(mean) == pytest.approx(float(terms.loss), rel=1e-6)
+
+
+def test_weights_of_classes_have_a_mean_of_one_over_samples(small):
+    model = IsotopeNet(class_weight={"adeno": 3.0})
+    numbers = np.array([0, 0, 0, 1])
+    weights = model._weights(np.array(["adeno", "squamous"]), numbers)
+    assert np.mean([weights[n] for n in numbers]) == pytest.approx(1)
+    assert weights[0] / weights[1] == pytest.approx(3)
+
+
+def test_cross_validation_in_a_pipeline_leaks_nothing(small):
+    model = make_pipeline(SnipBaseline(5), SquareRoot(), IsotopeNet(**QUICK))
+    cut = GroupKFold(3)
+    scores = cross_val_score(model, small.X, small.y, groups=small.cores, cv=cut)
+    assert scores.mean() > 0.7  # chance is 0.5, with a standard error of 0.05
+    # By hand, with spectra of the other folds alone: the same to the last digit.
+    found = cross_val_predict(
+        model, small.X, small.y, groups=small.cores, cv=cut, method="predict_proba"
+    )
+    for train, test in cut.split(small.X, small.y, small.cores):
+        assert not set(small.cores[train]) & set(small.cores[test])
+        own = clone(model).fit(small.X[train], small.y[train])
+        assert np.array_equal(own.predict_proba(small.X[test]), found[test])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        IsotopeNet(validation=0.2, class_weight={"adeno": 2.0}, **QUICK | {"epochs": 2}),
+        IsotopeNet(
+            grid=small_spectra().grid,
+            filters=PhysicalFilters(0.5, 1.0),
+            **QUICK | {"epochs": 2},
+        ),
+        ResidualNet(**QUICK | {"epochs": 1}),
+        RocLda(features=7, grid=small_spectra().grid, class_weight="balanced"),
+    ],
+    ids=["isotope", "physical", "residual", "roclda"],
+)
+def test_files_hold_all_of_an_estimator(model, small, tmp_path):
+    fitted = clone(model).fit(small.X, small.y)
+    fitted.save(tmp_path / "model.pt")
+    before = torch.get_rng_state()
+    for found in (type(model).load(tmp_path / "model.pt"), load_estimator(tmp_path / "model.pt")):
+        assert np.array_equal(found.predict_proba(small.X), fitted.predict_proba(small.X))
+        assert (found.predict(small.X) == fitted.predict(small.X)).all()
+        assert repr(found) == repr(fitted)
+        assert (found.classes_ == fitted.classes_).all()
+        assert found.classes_.dtype == fitted.classes_.dtype
+        clone(found).fit(small.X, small.y)
+    after = torch.get_rng_state()
+    assert torch.equal(before, after)
+    other = RocLda if isinstance(model, IsotopeNet) else IsotopeNet
+    with pytest.raises(CheckpointError, match=f"holds a {type(model).__name__}, not a"):
+        other.load(tmp_path / "model.pt")
+
+
+def test_damaged_and_other_files_are_refused(small, tmp_path):
+    file = tmp_path / "model.pt"
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_estimator(file)
+    with pytest.raises(ValueError, match="this RocLda is not fitted yet"):
+        RocLda().save(file)
+    model = RocLda(features=3).fit(small.X, small.y)
+    model.save(file)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="was cut off"):
+        load_estimator(file)
+    from iresflow.models.files import write_file
+
+    write_file({"model": {}}, file)
+    with pytest.raises(CheckpointError, match="holds no estimator of iresflow.spectra"):
+        load_estimator(file)
+    write_file({"estimator": {"kind": "RocLda", "parameters": {"k": 3}, "fitted": {}}}, file)
+    with pytest.raises(CheckpointError, match="can't be rebuilt: .*unexpected keyword"):
+        load_estimator(file)
+    seeded = IsotopeNet(random_state=np.random.RandomState(0), epochs=1).fit(small.X, small.y)
+    with pytest.raises(ValueError, match="random_state is a RandomState, which can't be stored"):
+        seeded.save(file)
+
+
+@pytest.mark.parametrize("kind", [IsotopeNet, ResidualNet, RocLda])
+def test_bad_input_is_one_clear_error(kind, small):
+    quick = {} if kind is RocLda else QUICK | {"epochs": 1}
+    for value, words in (
+        (-0.5, "Negative values in data passed to X: .* got -0.5 in spectrum 3"),
+        (np.nan, "contains NaN"),
+        (np.inf, "contains infinity"),
+    ):
+        wrong = small.X.copy()
+        wrong[3, 5] = value
+        with pytest.raises(ValueError, match=words):
+            kind(**quick).fit(wrong, small.y)
+        fitted = kind(**quick).fit(small.X, small.y)
+        with pytest.raises(ValueError, match=words):
+            fitted.predict(wrong)
+    with pytest.raises(ValueError, match="all 60 spectra are of one class, adeno"):
+        kind(**quick).fit(small.X[::2], small.y[::2])
+    for grid, words in (
+        (small.grid[::-1], "masses rise strictly, got unsorted"),
+        (np.round(small.grid), "masses rise strictly, got twice"),
+        (small.grid[:-1], "the grid has 59 masses, and the spectra 60 bins"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            kind(grid=grid, **quick).fit(small.X, small.y)
+
+
+@pytest.mark.parametrize("kind", [IsotopeNet, RocLda])
+def test_another_grid_than_at_fitting_is_refused(kind, small):
+    quick = {} if kind is RocLda else QUICK | {"epochs": 1}
+    model = kind(grid=small.grid, **quick).fit(small.X, small.y)
+    with pytest.raises(ValueError, match=f"X has 59 features, but {kind.__name__} is expecting"):
+        model.predict(small.X[:, 1:])
+    model.set_params(grid=small.grid + 0.1)
+    with pytest.raises(ValueError, match="now the grid is another one, of 60, 1000.1 to"):
+        model.predict(small.X)
+    model.set_params(grid=None)
+    with pytest.raises(ValueError, match="fitted with one grid, and now there is none"):
+        model.predict(small.X)
+    model.set_params(grid=small.grid.tolist())
+    model.predict(small.X)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of 1 or more, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number of 1 or more, got 2.5"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"local_kernel": 2}, "odd, got 2"),
+        ({"validation": 2.0}, "test_size"),
+        ({"device": "abacus"}, "abacus"),
+        ({"class_weight": "fair"}, "class_weight"),
+    ],
+)
+def test_bad_parameters_are_refused(options, words, small):
+    with pytest.raises(ValueError, match=words):
+        IsotopeNet(**options).fit(small.X, small.y)
+
+
+def test_receptive_fields_of_estimators(small):
+    model = IsotopeNet(**QUICK | {"epochs": 1}).fit(small.X, small.y)
+    assert receptive_field(model) == 49
+
+
+def test_float64_is_as_good(small):
+    torch.set_default_dtype(torch.float64)
+    model = IsotopeNet(**QUICK).fit(small.X, small.y)
+    assert next(model.network_.parameters()).dtype == torch.float64
+    assert model.score(small.X, small.y) > 0.9

@@ -26,6 +26,7 @@ from iresflow.spectra.preprocessing import (
 from iresflow.spectra.readers import read_imzml, read_text
 from iresflow.spectra.roclda import RocLda, fit_each, roc_areas
 from iresflow.spectra.scores import balanced_accuracy, core_balanced_accuracy, majority_vote
+from iresflow.spectra.sensitivity import SensitiveMass, SensitivityMap, sensitivity_map
 from iresflow.spectra.simulate import Instrument, Layout, Variation, expected_ions, simulate
 from iresflow.spectra.storage import load_estimator
 
@@ -47,6 +48,8 @@ __all__ = [
     "ResidualNet",
     "ResidualNetwork",
     "RocLda",
+    "SensitiveMass",
+    "SensitivityMap",
     "SnipBaseline",
     "Spectra",
     "SquareRoot",
@@ -73,6 +76,7 @@ __all__ = [
     "read_text",
     "receptive_field",
     "roc_areas",
+    "sensitivity_map",
     "simulate",
     "suggest_architecture",
     "tof_grid",

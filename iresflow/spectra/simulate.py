@@ -110,8 +110,8 @@ class Variation:
     gain: float = 0.4
     baseline: float = 0.3
     share: float = 0.7
-    shift: float = 30.0
-    array_shift: float = 30.0
+    shift: float = 50.0
+    array_shift: float = 50.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

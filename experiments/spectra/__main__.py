@@ -1,0 +1,36 @@
+"""The experiments on mass spectra: ``python -m experiments.spectra EXPERIMENT``."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.runner import Room, run_experiment
+from iresflow.cli import EXPECTED
+from iresflow.commands.arguments import fail
+
+__all__ = ["main"]
+
+ROOM = Room(
+    "experiments.spectra",
+    "python -m experiments.spectra",
+    {
+        "extents": "isotope patterns and bin widths over the mass range (figures 7.3, 7.4)",
+        "comparison": "ROC/LDA, ResidualNet and IsotopeNet on simulated tissue (figure 7.5)",
+        "ablations": "IsotopeNet with another receptive field, stride, grid, or filters",
+        "measured": "isolates, cancer, species, serum: all methods on real spectra",
+    },
+    note="Real spectra are in the directory that --spectra names, else in $IRESFLOW_DATA/spectra.",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs an experiment; returns the exit code."""
+    try:
+        return run_experiment(ROOM, arguments, lambda dataset: dataset)
+    except KeyboardInterrupt:
+        fail("interrupted; --into the same directory goes on", code=130)
+    except EXPECTED as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""ROC/LDA, ResidualNet and IsotopeNet on simulated tissue microarrays (thesis, figure 7.5).
+
+Two tasks: classes that differ by the heights of whole isotope patterns, and classes that differ by
+the structure of patterns alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.spectra.crossvalidation import (
+    Folds,
+    cross_predict,
+    cross_predict_roc,
+    fold_scores,
+    scores,
+)
+from experiments.spectra.methods import NETWORKS, Training
+from experiments.spectra.tissue import TASKS, Tissue, array_folds, tissue_spectra
+from iresflow.commands.report import Report
+from iresflow.spectra.collection import Spectra
+from iresflow.training.sections import Section
+
+__all__ = ["DATA", "Settings", "quick", "run"]
+
+DATA: dict[str, dict[str, object]] = {}
+
+FEATURES = (5, 10, 20, 40, 60, 80, 100)
+
+# Balanced accuracies of the thesis, figure 7.5: spot and core; the worst and the best number of
+# features of ROC/LDA, medians of four runs otherwise.
+THESIS = {
+    "ROC/LDA": {"ADSQ": "0.758-0.787, 0.788-0.860", "LP": "0.794-0.840, 0.876-0.918"},
+    "ResidualNet": {"ADSQ": "0.824, 0.870", "LP": "0.921, 0.973"},
+    "IsotopeNet": {"ADSQ": "0.845, 0.885", "LP": "0.962, 1.000"},
+}
+
+
+@dataclass(kw_only=True)
+class Settings(Section):
+    """Comparison."""
+
+    seed: int = 0
+    """Seed of the folds; the runs have seeds of their own, from it on."""
+    runs: int = 4
+    """Trainings of each network with equal settings (thesis: four)."""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Those to run the methods on."""
+    tissue: Tissue = field(default_factory=Tissue)
+    training: Training = field(default_factory=Training)
+
+
+def quick(settings: Settings) -> Settings:
+    tissue = replace(settings.tissue, low=1980.0, high=2040.0, spots=3, peptides=16, marking=4)
+    training = replace(settings.training, isotope_epochs=6, residual_epochs=2)
+    return replace(settings, runs=1, tissue=tissue, training=training)
+
+
+def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
+    """Runs all methods on both tasks."""
+    rows: list[dict[str, Any]] = []
+    boxes: dict[str, dict[str, list[float]]] = {}
+    for task in settings.tasks:
+        spectra = tissue_spectra(settings.tissue, task)
+        folds = array_folds(spectra, settings.seed)
+        boxes[task] = {}
+        for row, of_folds in (
+            _roc(spectra, folds, report, task),
+            *(_network(name, spectra, folds, settings, report, task) for name in NETWORKS),
+        ):
+            rows.append({"task": task, **row})
+            boxes[task][str(row["method"])] = of_folds
+            report.table("comparison", rows, _CAPTION)
+    report.figure("comparison", _figure(boxes), "Balanced accuracy of spots by fold (figure 7.5)")
+
+
+_CAPTION = (
+    "Balanced accuracy by 4-fold cross-validation over arrays, on spots and by majority vote on "
+    "cores. ROC/LDA: the worst and the best number of bins, 5 to 100. Networks: the median of the "
+    "runs and their interquartile range. The thesis' tasks are others, on real tissue: spot, core."
+)
+
+
+def _roc(
+    spectra: Spectra, folds: Folds, report: Report, task: str
+) -> tuple[dict[str, Any], list[float]]:
+    found = cross_predict_roc(spectra, folds, FEATURES, report.path / f"{task}-ROC.npy")
+    each = {count: scores(spectra, predicted) for count, predicted in found.items()}
+    best = max(each, key=lambda count: each[count]["spot"])
+    row: dict[str, Any] = {"method": "ROC/LDA"}
+    for level in ("spot", "core"):
+        values = [score[level] for score in each.values()]
+        row[level] = f"{min(values):.3f}-{max(values):.3f}"
+        row[f"{level}, spread"] = ""
+    return _with_thesis(row), fold_scores(spectra, found[best], folds)
+
+
+def _network(
+    name: str, spectra: Spectra, folds: Folds, settings: Settings, report: Report, task: str
+) -> tuple[dict[str, Any], list[float]]:
+    each, of_folds = [], []
+    for seed in range(settings.seed, settings.seed + settings.runs):
+        make = partial(NETWORKS[name], settings.training, seed)
+        file = report.path / f"{task}-{name}-{seed}.npy"
+        predicted = cross_predict(make, spectra, folds, file)
+        each.append(scores(spectra, predicted))
+        of_folds += fold_scores(spectra, predicted, folds)
+    row: dict[str, Any] = {"method": name}
+    for level in ("spot", "core"):
+        low, middle, high = np.percentile([score[level] for score in each], [25, 50, 75])
+        row[level], row[f"{level}, spread"] = f"{middle:.3f}", f"{high - low:.3f}"
+    return _with_thesis(row), of_folds
+
+
+def _with_thesis(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, **{f"thesis, {task}": v for task, v in THESIS[row["method"]].items()}}
+
+
+def _figure(boxes: Mapping[str, Mapping[str, list[float]]]) -> Figure:
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, (task, methods) in zip(
+        figure.subplots(1, len(boxes), sharey=True, squeeze=False)[0], boxes.items(), strict=True
+    ):
+        axes.boxplot(list(methods.values()))
+        axes.set_xticks(range(1, len(methods) + 1), list(methods))
+        axes.set_title(f"classes differ by {task}", fontsize=11)
+        axes.grid(axis="y", alpha=0.3)
+    figure.axes[0].set_ylabel("balanced accuracy of spots")
+    return figure

@@ -1,0 +1,98 @@
+"""Predictions by cross-validation, kept in files, and what they are worth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.base import BaseEstimator
+
+from iresflow.spectra import RocLda, balanced_accuracy, fit_each, majority_vote
+from iresflow.spectra.collection import Spectra
+
+__all__ = ["core_interval", "cross_predict", "cross_predict_roc", "fold_scores", "scores"]
+
+Folds = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+def cross_predict(
+    make: Callable[[], BaseEstimator], spectra: Spectra, folds: Folds, file: Path
+) -> np.ndarray:
+    """What models, each trained on a fold's other spectra, say of its spectra ``(spectra,)``.
+
+    Arguments:
+        make: A new model.
+        spectra: With labels.
+        folds: Which cover all spectra.
+        file: Where predictions are kept; what it has is not computed again.
+    """
+    if file.is_file():
+        print(f"read from   {file}", flush=True)
+        return np.load(file)
+    assert spectra.labels is not None
+    found = np.empty_like(spectra.labels)
+    for train, test in folds:
+        model = make().fit(spectra.X[train], spectra.labels[train])
+        found[test] = model.predict(spectra.X[test])
+    np.save(file, found)
+    print(f"{balanced_accuracy(spectra.labels, found):<11.3f} {file.stem}", flush=True)
+    return found
+
+
+def cross_predict_roc(
+    spectra: Spectra, folds: Folds, features: Sequence[int], file: Path
+) -> Mapping[int, np.ndarray]:
+    """The same for ROC/LDA with several numbers of bins, which are ranked once a fold."""
+    assert spectra.labels is not None
+    found = {count: np.empty_like(spectra.labels) for count in features}
+    if file.is_file():
+        print(f"read from   {file}", flush=True)
+        return dict(zip(features, np.load(file), strict=True))
+    for train, test in folds:
+        models = fit_each(RocLda(), spectra.X[train], spectra.labels[train], features)
+        for count, model in models.items():
+            found[count][test] = model.predict(spectra.X[test])
+    np.save(file, np.stack(list(found.values())))
+    return found
+
+
+def scores(spectra: Spectra, predicted: np.ndarray) -> dict[str, float]:
+    """Balanced accuracies of spots and, by majority vote, of cores."""
+    assert spectra.labels is not None and spectra.cores is not None
+    truth, voted = _of_cores(spectra, predicted)
+    return {
+        "spot": balanced_accuracy(spectra.labels, predicted),
+        "core": balanced_accuracy(truth, voted),
+    }
+
+
+def fold_scores(spectra: Spectra, predicted: np.ndarray, folds: Folds) -> list[float]:
+    """Balanced accuracy of spots, fold by fold."""
+    assert spectra.labels is not None
+    return [balanced_accuracy(spectra.labels[test], predicted[test]) for _, test in folds]
+
+
+def core_interval(spectra: Spectra, predicted: np.ndarray) -> dict[str, Any]:
+    """The share of cores whose majority is right, with its exact interval (Clopper-Pearson, 95 %).
+
+    It holds for independent cores and models that are given; that training spectra overlap between
+    folds is not in it.
+    """
+    truth, voted = _of_cores(spectra, predicted)
+    right = int((truth == voted).sum())
+    interval = binomtest(right, len(truth)).proportion_ci(0.95, "exact")
+    return {
+        "samples": len(truth),
+        "samples right": right / len(truth),
+        "from": float(interval.low),
+        "to": float(interval.high),
+    }
+
+
+def _of_cores(spectra: Spectra, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each core, and the one that most of its spots were given."""
+    assert spectra.labels is not None and spectra.cores is not None
+    voted = majority_vote(predicted, spectra.cores)[1]
+    _, first = np.unique(spectra.cores, return_index=True)
+    return spectra.labels[first], voted

@@ -1,0 +1,62 @@
+"""The methods that are compared, and how long their networks are trained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from iresflow.spectra import IsotopeNet, ResidualNet
+from iresflow.training.sections import Section
+
+__all__ = ["NETWORKS", "PLAIN", "Training", "isotope_net", "residual_net"]
+
+
+@dataclass(kw_only=True)
+class Training(Section):
+    """How the networks are trained."""
+
+    isotope_epochs: int = 25
+    """Passes over the training spectra, IsotopeNet."""
+    residual_epochs: int = 10
+    """The same, ResidualNet."""
+    batch_size: int = 32
+    """Spectra in a step."""
+    learning_rate: float = 2e-3
+    """Of Adam."""
+
+
+def isotope_net(training: Training, seed: int, **changed: object) -> IsotopeNet:
+    """IsotopeNet, or a variant of it."""
+    return IsotopeNet(
+        epochs=training.isotope_epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        random_state=seed,
+        **changed,
+    )
+
+
+def residual_net(training: Training, seed: int) -> ResidualNet:
+    """ResidualNet."""
+    return ResidualNet(
+        epochs=training.residual_epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        random_state=seed,
+    )
+
+
+NETWORKS: Mapping[str, Callable[[Training, int], BaseEstimator]] = {
+    "ResidualNet": residual_net,
+    "IsotopeNet": isotope_net,
+}
+
+# Beside those of the thesis: what needs no training to speak of.
+PLAIN: Mapping[str, Callable[[], BaseEstimator]] = {
+    "nearest neighbour": lambda: KNeighborsClassifier(1),
+    "linear": lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+}

@@ -258,7 +258,7 @@ def describe(flow: Flow, case: Case, x: Tensor, n: int) -> None:
     """Prints how exact our numbers are, and how near the blocks are to their bounds."""
     image = isinstance(flow, ImageFlow)
     unit, nats = ("bits/dim", flow.base_dim * math.log(2)) if image else ("nats", 1.0)
-    small = flow.base_dim <= flow.EVALUATION.limit or isinstance(flow.log_det, Exact)
+    small = flow.base_dim <= flow.EVALUATION.values or isinstance(flow.log_det, Exact)
     own = Exact() if small else flow.EVALUATION.otherwise
     print(f"\nour log_prob, {unit} of a sample, root mean square and the largest:")
     for label, estimator in {"as it comes": own, **case.estimators}.items():

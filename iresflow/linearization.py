@@ -16,7 +16,7 @@ from torch.func import jvp, vjp, vmap
 
 from iresflow.derivatives import any_order, first_order
 from iresflow.horizon import Horizon
-from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
+from iresflow.powers import Determinant, KrylovFound, KrylovSpace, PowerSums, Series
 from iresflow.tensors import dot
 
 __all__ = [
@@ -61,6 +61,14 @@ class Jacobian(ABC):
 
     def fused_krylov(self, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
         """Krylov spaces of directions ``(K, B, *event)`` in one pass, or None for no such way."""
+        return None
+
+    def fused_determinant(self) -> Determinant | None:
+        """Determinants of I + J in one pass, or None for no such way."""
+        return None
+
+    def fused_columns(self) -> Tensor | None:
+        """J's columns ``(B, D, D)``, column i in row i, in one pass, or None for no such way."""
         return None
 
     @final

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iresflow.tensors import norms
 
-__all__ = ["KrylovFound", "KrylovSpace", "PowerSums", "Rows", "Series"]
+__all__ = ["Determinant", "KrylovFound", "KrylovSpace", "PowerSums", "Rows", "Series"]
 
 Rows = Tensor | slice
 """Which samples of a batch: their indices ``(N,)``, or a slice of them."""
@@ -97,6 +97,20 @@ class KrylovFound:
 
     numbers: Tensor
     left: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Determinant:
+    r"""What whole Jacobians tell of each sample.
+
+    Attributes:
+        value: :math:`\log\det(I + J)`, ``(B,)``; NaN where the determinant is not positive.
+        longest: The norm of the longest column of J, ``(B,)``.
+    """
+
+    value: Tensor
+    longest: Tensor
 
 
 @final

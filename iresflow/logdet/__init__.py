@@ -9,7 +9,7 @@ import torch
 from iresflow.logdet.base import LogDetEstimate, LogDetEstimator
 from iresflow.logdet.cayley import Cayley
 from iresflow.logdet.differentiable import DifferentiableSeries
-from iresflow.logdet.exact import Exact
+from iresflow.logdet.exact import Exact, ExactValue
 from iresflow.logdet.krylov import Krylov
 from iresflow.logdet.lanczos import Lanczos
 from iresflow.logdet.lengths import Geometric, LengthDistribution, Poisson
@@ -24,6 +24,7 @@ __all__ = [
     "Cayley",
     "DifferentiableSeries",
     "Exact",
+    "ExactValue",
     "ExactWhereSmall",
     "Geometric",
     "Krylov",
@@ -42,6 +43,7 @@ __all__ = [
 ESTIMATORS: dict[str, type[LogDetEstimator]] = {
     "differentiable-series": DifferentiableSeries,
     "exact": Exact,
+    "exact-value": ExactValue,
     "exact-where-small": ExactWhereSmall,
     "krylov": Krylov,
     "lanczos": Lanczos,
@@ -69,6 +71,8 @@ def estimator_to_dict(estimator: LogDetEstimator) -> dict[str, Any]:
         values["dtype"] = str(estimator.dtype).removeprefix("torch.")
     elif isinstance(estimator, ExactWhereSmall):
         values["otherwise"] = estimator_to_dict(estimator.otherwise)
+    elif isinstance(estimator, ExactValue):
+        values["gradient"] = estimator_to_dict(estimator.gradient)
     elif isinstance(estimator, RandomSeries):
         lengths = estimator.distribution
         described = {key: _plain(lengths, key, v) for key, v in _settings(lengths).items()}
@@ -94,6 +98,8 @@ def estimator_from_dict(settings: Mapping[str, Any]) -> LogDetEstimator:
         return ReducedPrecision(inner, getattr(torch, rest["dtype"]))
     elif estimator is ExactWhereSmall:
         rest["otherwise"] = estimator_from_dict(rest["otherwise"])
+    elif estimator is ExactValue:
+        rest["gradient"] = estimator_from_dict(rest["gradient"])
     elif estimator is PowerSeries:
         # As files of version 0.1.0 named them.
         names = {"distribution": "probe", "tolerance": "tol"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iresflow.linearization import Jacobian, Linearization
-from iresflow.powers import PowerSums, Series
+from iresflow.powers import Determinant, PowerSums, Series
 from iresflow.streams import KeyedStream, PartialStream, Stream, fresh_seed
 
 __all__ = ["Cayley", "Negated", "twins"]
@@ -52,6 +52,12 @@ class _Wrapped(Linearization):
 
     def fused_power_sums(self, v: Tensor, series: Series) -> PowerSums | None:
         return self.inner.fused_power_sums(v, series)
+
+    def fused_determinant(self) -> Determinant | None:
+        return self.inner.fused_determinant()
+
+    def fused_columns(self) -> Tensor | None:
+        return self.inner.fused_columns()
 
 
 @final
@@ -99,6 +105,13 @@ class Negated(_Wrapped):
         # The odd powers change their signs.
         weights = [(a, b) if k % 2 == 0 else (-a, -b) for k, (a, b) in enumerate(series.weights)]
         return self.inner.fused_power_sums(v, Series(weights, series.terms, series.enough))
+
+    def fused_determinant(self) -> None:
+        return None  # it is of I + J
+
+    def fused_columns(self) -> Tensor | None:
+        columns = self.inner.fused_columns()
+        return None if columns is None else -columns
 
 
 @final

@@ -1,6 +1,6 @@
 r"""The exact log-determinant, for small dimensions and as the oracle of all other estimators."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -9,10 +9,11 @@ from torch.func import jvp
 
 from iresflow.linearization import Linearization, Map
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
+from iresflow.powers import Determinant
 from iresflow.streams import Stream
 from iresflow.tensors import transformed
 
-__all__ = ["Exact"]
+__all__ = ["Exact", "ExactValue"]
 
 AT_A_TIME = 16
 """Columns of a Jacobian that are computed together, which limits the memory inside the branch."""
@@ -45,26 +46,20 @@ class Exact(LogDetEstimator):
                 f"an exact log-determinant in {dim} dimensions needs {memory} for the "
                 f"Jacobians of {batch} samples; raise Exact(limit=...) above {dim} if that fits"
             )
-        identity = torch.eye(dim, dtype=point.dtype, device=point.device)
-        directions = identity.view(dim, 1, *point.shape[1:]).expand(dim, *point.shape).contiguous()
-        with torch.no_grad():
-            parts = [linearization.jvp(part) for part in directions.split(AT_A_TIME)]
-            columns = torch.cat(parts).flatten(2)  # (D, B, D), column i first
-            matrix = identity + columns.permute(1, 2, 0)
-            sign, value = torch.linalg.slogdet(matrix)
-            # Where J is a contraction the determinant is positive (thesis, Lemma 5.4), and no
-            # column is longer than 1.
-            longest = columns.norm(dim=2).amax(0)
-            value = value.masked_fill((sign <= 0) | (longest > EXPANSION), torch.nan)
-        surrogate = value
         if transformed():
             value = surrogate = _recorded(linearization.evaluate, point)
         elif torch.is_grad_enabled():
-            # Without a check, for which the host would wait: a singular matrix has no value.
-            inverse, _ = torch.linalg.inv_ex(matrix)
-            weights = inverse.transpose(0, 1).reshape(directions.shape)
-            surrogate = linearization.bilinear(weights, directions).sum(0)
+            with torch.no_grad():
+                columns = _columns(linearization)
+                value = _checked(_determinant(columns))
+                # Without a check, for which the host would wait: a singular matrix has no value.
+                inverse, _ = torch.linalg.inv_ex(_shifted(columns))
+            weights = inverse.transpose(0, 1).reshape(dim, *point.shape)
+            surrogate = linearization.bilinear(weights, _directions(point)).sum(0)
             surrogate = linearization.any_order(surrogate, _recorded)
+        else:
+            found = linearization.fused_determinant()
+            value = surrogate = _checked(found or _determinant(_columns(linearization)))
         zero = torch.zeros_like(value)
         return LogDetEstimate(
             value,
@@ -74,6 +69,73 @@ class Exact(LogDetEstimator):
             gradient_truncation=zero,
             products=torch.full_like(value, dim),
         )
+
+
+@final
+@dataclass(frozen=True)
+class ExactValue(LogDetEstimator):
+    r""":math:`\log|\det(I + J)|` as `Exact` has it, with the gradient of another estimator.
+
+    The exact gradient keeps D tangents inside the branch, where an estimate keeps a few. It is
+    that estimate's, which is computed where a gradient is wanted only.
+
+    Arguments:
+        gradient: The estimator whose surrogate it is.
+        limit: Largest D that is accepted.
+    """
+
+    gradient: LogDetEstimator
+    limit: int = 4096
+    kind: ClassVar[Kind] = "biased"
+
+    def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
+        with torch.no_grad():
+            found = Exact(self.limit).estimate(linearization, generator)
+        if not torch.is_grad_enabled():
+            return found
+        other = self.gradient.at(linearization).estimate(linearization, generator)
+        return replace(
+            found,
+            surrogate=other.surrogate,
+            gradient_truncation=other.gradient_truncation,
+            products=found.products + other.products,
+        )
+
+
+def _directions(point: Tensor) -> Tensor:
+    """The basis of the space for each sample, ``(D, B, *event)``."""
+    dim = point[0].numel()
+    identity = torch.eye(dim, dtype=point.dtype, device=point.device)
+    return identity.view(dim, 1, *point.shape[1:]).expand(dim, *point.shape).contiguous()
+
+
+def _columns(linearization: Linearization) -> Tensor:
+    """The columns of J, ``(B, D, D)``, column i in row i."""
+    fused = linearization.fused_columns()
+    if fused is not None:
+        return fused
+    parts = _directions(linearization.point).split(AT_A_TIME)
+    return torch.cat([linearization.jvp(part) for part in parts]).flatten(2).movedim(0, 1)
+
+
+def _shifted(columns: Tensor) -> Tensor:
+    """I + J, ``(B, D, D)``."""
+    identity = torch.eye(columns.shape[1], dtype=columns.dtype, device=columns.device)
+    return identity + columns.mT
+
+
+def _determinant(columns: Tensor) -> Determinant:
+    sign, value = torch.linalg.slogdet(_shifted(columns))
+    return Determinant(value.masked_fill(sign <= 0, torch.nan), columns.norm(dim=2).amax(1))
+
+
+def _checked(found: Determinant) -> Tensor:
+    """The value; NaN where J is no contraction.
+
+    Of a contraction the determinant is positive (thesis, Lemma 5.4), and no column is longer
+    than 1.
+    """
+    return found.value.masked_fill(found.longest > EXPANSION, torch.nan)
 
 
 def _recorded(function: Map, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.exact import Exact
+from iresflow.logdet.exact import Exact, ExactValue
 from iresflow.streams import Stream
 
 __all__ = ["ExactWhereSmall"]
@@ -16,13 +16,18 @@ __all__ = ["ExactWhereSmall"]
 class ExactWhereSmall(LogDetEstimator):
     """`Exact` for blocks of few dimensions, another estimator for the others.
 
-    A dense Jacobian takes one product for each dimension, and a few probes take as many products
-    together before their truncation error is small. Probes have an error besides, and in few
-    dimensions their values are so few that their spread tells little of it.
+    In few dimensions a dense Jacobian takes no more than the products of a few probes, whose
+    truncation error is to be small. Probes have an error besides, and in few dimensions their
+    values are so few that their spread tells little of it.
+
+    The choice depends on the number of dimensions alone, never on the machine: a model's number
+    means the same everywhere.
 
     Arguments:
-        otherwise: The estimator in more dimensions than the limit.
-        limit: The largest dimension for exact log-determinants.
+        otherwise: The estimator in more dimensions.
+        limit: The largest dimension for exact log-determinants with exact gradients.
+        values: The largest dimension for exact log-determinants at all: between the two the
+            gradient is that of `otherwise`, see `ExactValue`.
 
     Raises:
         ValueError: a negative limit.
@@ -30,15 +35,21 @@ class ExactWhereSmall(LogDetEstimator):
 
     otherwise: LogDetEstimator
     limit: int = 32
+    values: int = 64
     kind: ClassVar[Kind] = "biased"
 
     def __post_init__(self) -> None:
-        if self.limit < 0:
-            raise ValueError(f"limit must be 0 or more, got {self.limit}")
+        for name in ("limit", "values"):
+            if (limit := getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {limit}")
 
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         return self.at(linearization).estimate(linearization, generator)
 
     def at(self, linearization: Linearization) -> LogDetEstimator:
-        small = linearization.point[0].numel() <= self.limit
-        return Exact(self.limit) if small else self.otherwise
+        dim = linearization.point[0].numel()
+        if dim <= self.limit:
+            return Exact(self.limit)
+        if dim <= self.values:
+            return ExactValue(self.otherwise, self.values)
+        return self.otherwise

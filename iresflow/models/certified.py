@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -124,11 +125,13 @@ class CertifiedModel(StoredModel):
         return z.to(torch.promote_types(z.dtype, self._dtype()))
 
     def _dtype(self) -> torch.dtype:
-        floats = (t.dtype for t in [*self.parameters(), *self.buffers()] if t.is_floating_point())
+        tensors = chain(self.parameters(), self.buffers())
+        floats = (t.dtype for t in tensors if t.is_floating_point())
         return next(floats, torch.get_default_dtype())
 
     def _device(self) -> torch.device:
-        return next((t.device for t in [*self.parameters(), *self.buffers()]), torch.device("cpu"))
+        tensors = chain(self.parameters(), self.buffers())
+        return next((t.device for t in tensors), torch.device("cpu"))
 
     @property
     def base_dim(self) -> int:

@@ -40,8 +40,8 @@ class Flow(FlowMap):
         data_map: A map in closed form that acts on x first, such as a logit; F is both.
         context_dim: Dimension of the context, or (C, H, W) of one that is an image; 0 for none.
         log_det: The estimator in training mode. In eval mode an exact one stays, and `EVALUATION`
-            takes the place of any other: exact up to 32 dimensions, and Krylov subspaces of two
-            probes above.
+            takes the place of any other: exact up to 64 dimensions (its gradient up to 32), and
+            Krylov subspaces of two probes above.
     """
 
     CLASSIFICATION: ClassVar = Krylov(tol=1e-6, probes=8)

@@ -2,13 +2,14 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from helpers import branch_shape, expand, small_branch
+from helpers import branch_shape, expand, perturb, small_branch
 from torch.autograd import forward_ad
 
-from iresflow import Krylov, PowerSeries, RandomSeries
+from iresflow import Exact, Krylov, PowerSeries, RandomSeries
 from iresflow.linearization import FunctionLinearization, Jacobian
 from iresflow.lipschitz import (
     ACTIVATIONS,
@@ -26,9 +27,11 @@ from iresflow.lipschitz import (
 )
 from iresflow.lipschitz.branch import Branch
 from iresflow.lipschitz.layers.estimates import bidiagonalization
+from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.native import library
 from iresflow.lipschitz.passes.native.passes import NativePasses, native_passes
 from iresflow.lipschitz.passes.plain import TorchPasses
+from iresflow.logdet import Cayley
 from iresflow.logdet.arnoldi import Found
 from iresflow.powers import Series
 
@@ -517,3 +520,91 @@ def test_invariant_krylov_spaces_end(compiled):
     expected = v.square().sum((2, 3, 4)) * math.log(1.5)
     torch.testing.assert_close(found.value, expected)
     torch.testing.assert_close(found.left, v / 1.5)
+
+
+DENSE = {
+    # Layers that widen, narrow and mix pixels, in all places; images smaller than the kernels.
+    "first and last": (1, 20, (6, 5), (3, 1, 3)),
+    "two layers": (2, 7, (4, 4), (3, 3)),
+    "in the middle": (2, 9, (4, 3), (3, 3, 3)),
+    "widens and narrows": (3, (2, 20, 4), (4, 3), (3, 3, 3, 1)),
+    "last of a pixel": (3, 5, (3, 4), (5, 1)),
+    "one layer": (3, 1, (3, 3), (3,)),
+    "smaller than the kernel": (2, 3, (1, 3), (7, 3)),
+}
+
+
+@pytest.mark.parametrize("activation", ["lipswish", "sine-cosine"])
+@pytest.mark.parametrize("activate_input", [False, True])
+@pytest.mark.parametrize("case", DENSE)
+def test_whole_jacobians_are_those_of_automatic_differentiation(
+    case, activate_input, activation, compiled
+):
+    channels, hidden, size, kernels = DENSE[case]
+    branch = conv_branch(
+        channels,
+        hidden,
+        size,
+        kernels=kernels,
+        activation=ACTIVATIONS[activation],
+        activate_input=activate_input,
+        coeff=0.95,
+    )
+    branch = perturb(branch.eval(), 1.0)
+    x = torch.randn(3, channels, *size)
+    dim = x[0].numel()
+    linearization = branch.linearize(x)
+    assert isinstance(linearization._passes, NativePasses)
+    columns, found = linearization.fused_columns(), linearization.fused_determinant()
+    expected = torch.func.vmap(torch.func.jacrev(lambda y: branch(y[None])[0]))(x)
+    expected = expected.reshape(3, dim, dim).detach()
+    assert float(expected.abs().max()) > 1e-3
+    torch.testing.assert_close(columns.mT, expected, rtol=1e-10, atol=1e-13)
+    value = torch.linalg.slogdet(torch.eye(dim) + expected)[1]
+    torch.testing.assert_close(found.value, value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.longest, expected.norm(dim=1).amax(1))
+    single = branch.float().linearize(x.float()).fused_determinant()
+    torch.testing.assert_close(single.value.double(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_determinants_take_pivots_and_are_not_a_number_unless_positive(compiled):
+    """Of maps of two channels at three pixels, some of which leave zeros on the diagonal."""
+    branch = conv_branch(2, 2, (3, 1), activation=LipSwish, coeff=0.9, kernels=(1,))
+    link = replace(branch.eval().chain().links[0], activation=None)
+    cases = (
+        ([[-1.0, 2.0], [-3.0, -1.0]], 3 * math.log(6)),  # I + J = ((0, 2), (-3, 0))
+        ([[-1.0, 2.0], [3.0, -1.0]], math.nan),
+        ([[-1.0, 0.0], [0.0, 2.0]], math.nan),
+        ([[math.nan, 0.0], [0.0, 2.0]], math.nan),
+    )
+    for entries, expected in cases:
+        weight = torch.tensor(entries)
+        chain = Chain((replace(link, weight=weight.view(2, 2, 1, 1)),))
+        found = chain.linearize(torch.randn(2, 2, 3, 1)).fused_determinant()
+        torch.testing.assert_close(found.value, torch.full((2,), expected), equal_nan=True)
+        longest = weight.norm(dim=0).amax().expand(2)
+        torch.testing.assert_close(found.longest, longest, equal_nan=True)
+
+
+def test_determinants_of_many_dimensions_are_left_to_others(compiled):
+    branch = perturb(conv_branch(5, 3, (8, 8), activation=LipSwish, coeff=0.9).eval())
+    x = torch.randn(2, 5, 8, 8)
+    linearization = branch.linearize(x)
+    assert linearization.fused_determinant() is None
+    v = torch.randn(1, 2, 5, 8, 8)
+    product = torch.einsum("bij,bi->bj", linearization.fused_columns(), v.flatten(2)[0])
+    torch.testing.assert_close(product, linearization.jvp(v)[0].flatten(1))
+
+
+def test_whole_jacobians_serve_monotone_blocks(compiled):
+    branch = perturb(conv_branch(1, 4, (3, 4), activation=LipSwish, coeff=0.9).eval(), 1.0)
+    x = torch.randn(3, 1, 3, 4)
+    linearization = branch.linearize(x)
+    jacobian = linearization.fused_columns().mT
+    identity = torch.eye(12)
+    expected = torch.linalg.slogdet(identity - jacobian)[1]
+    expected = expected - torch.linalg.slogdet(identity + jacobian)[1]
+    with torch.no_grad():
+        ours = Exact()(Cayley(linearization)).value
+    torch.testing.assert_close(ours, expected)
+    assert float((ours - Exact()(linearization).value).abs().min()) > 1e-3

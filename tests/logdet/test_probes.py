@@ -9,6 +9,7 @@ from helpers import MatrixLinearization, contractions
 
 from iresflow.logdet import (
     Exact,
+    ExactValue,
     ExactWhereSmall,
     Krylov,
     Lanczos,
@@ -89,18 +90,42 @@ def test_degrees_of_freedom(probes):
 
 def test_small_is_exact_and_the_rest_as_told():
     otherwise = PowerSeries(3, probes=2)
-    linearization = MatrixLinearization(contractions(0.5, dim=12), 0.51)
-    for limit, expected in ((12, Exact()), (11, otherwise)):
-        ours = ExactWhereSmall(otherwise, limit)(linearization, torch.Generator().manual_seed(0))
-        theirs = expected(linearization, torch.Generator().manual_seed(0))
-        assert torch.equal(ours.value, theirs.value)
-        assert torch.equal(ours.variance, theirs.variance)
+    matrices = contractions(0.5, dim=12).requires_grad_()
+    linearization = MatrixLinearization(matrices, 0.51)
+    exact, estimate = (
+        e(linearization, torch.Generator().manual_seed(0)) for e in (Exact(), otherwise)
+    )
+    for limits, value, gradient in (
+        ((12, 0), exact, exact),
+        ((11, 12), exact, estimate),
+        ((11, 11), estimate, estimate),
+    ):
+        ours = ExactWhereSmall(otherwise, *limits)(linearization, torch.Generator().manual_seed(0))
+        for name in ("value", "variance", "truncation"):
+            assert torch.equal(getattr(ours, name), getattr(value, name))
+        assert torch.equal(ours.gradient_truncation, gradient.gradient_truncation)
+        of_ours, of_theirs = (
+            torch.autograd.grad(e.log_det.sum(), matrices, retain_graph=True)[0]
+            for e in (ours, gradient)
+        )
+        assert torch.equal(of_ours, of_theirs)
+        with torch.no_grad():  # the value is the same, and costs no gradient
+            bare = ExactWhereSmall(otherwise, *limits)(
+                linearization, torch.Generator().manual_seed(0)
+            )
+        assert torch.equal(bare.value, value.value)
+    assert float((exact.value - estimate.value).abs().max()) > 1e-3
+    for limits in ((-1, 64), (32, -1)):
+        with pytest.raises(ValueError, match="must be 0 or more, got -1"):
+            ExactWhereSmall(otherwise, *limits)
 
 
 def test_estimators_within_others_are_stored():
     for inner, limit in itertools.product((Krylov(probes=3), PowerSeries(7)), (0, 9)):
-        estimator = ExactWhereSmall(inner, limit)
-        assert estimator_from_dict(estimator_to_dict(estimator)) == estimator
+        for estimator in (ExactWhereSmall(inner, limit, 2 * limit), ExactValue(inner, limit)):
+            assert estimator_from_dict(estimator_to_dict(estimator)) == estimator
+    old = {"name": "exact-where-small", "otherwise": {"name": "krylov"}, "limit": 16}
+    assert estimator_from_dict(old) == ExactWhereSmall(Krylov(), 16)
 
 
 @pytest.mark.parametrize("count", [1, 3, 6, 8])

@@ -22,7 +22,7 @@ from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.choice import native_passes
 from iresflow.lipschitz.passes.links import Link, evaluate
 from iresflow.lipschitz.passes.plain import Passes, TorchPasses
-from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
+from iresflow.powers import Determinant, KrylovFound, KrylovSpace, PowerSums, Series
 from iresflow.tensors import dot, transformed
 
 __all__ = ["Chain", "ChainLinearization"]
@@ -124,6 +124,12 @@ class ChainLinearization(Linearization):
 
     def fused_krylov(self, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
         return self._passes.krylov(self._slopes, v, space)
+
+    def fused_determinant(self) -> Determinant | None:
+        return self._passes.determinant(self._slopes, len(self.point))
+
+    def fused_columns(self) -> Tensor | None:
+        return self._passes.columns(self._slopes, len(self.point))
 
     def rows(self, index: Tensor) -> Self:
         return self._products_with([None if s is None else s[index] for s in self._slopes])

@@ -13,7 +13,7 @@ from torch import Tensor
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.links import Hidden, Link, evaluate
 from iresflow.lipschitz.passes.pointwise import adjoint, scale_adjoint, scale_tangent
-from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
+from iresflow.powers import Determinant, KrylovFound, KrylovSpace, PowerSums, Series
 
 __all__ = ["Passes", "Slopes", "TorchPasses"]
 
@@ -82,6 +82,14 @@ class Passes(ABC):
 
     def krylov(self, slopes: Slopes, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
         """`Jacobian.fused_krylov`."""
+        return None
+
+    def determinant(self, slopes: Slopes, batch: int) -> Determinant | None:
+        """`Jacobian.fused_determinant` of a batch of so many samples."""
+        return None
+
+    def columns(self, slopes: Slopes, batch: int) -> Tensor | None:
+        """`Jacobian.fused_columns` of a batch of so many samples."""
         return None
 
 

@@ -22,6 +22,7 @@ FUNCTIONS = {
     "vjp": 2,
     "power_sums": 9,
     "krylov": 5,
+    "dense": 2,
     "adjoint": 4,
     "bidiagonal": 2,
 }

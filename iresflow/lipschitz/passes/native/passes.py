@@ -13,73 +13,28 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.lipschitz.layers.activations import (
-    ELU,
-    Activation,
-    CLipSwish,
-    LipSwish,
-    Sine,
-    SineCosine,
-    Tanh,
-)
-from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.convolution import same_layout
-from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.passes.kernels import kernels_compile
 from iresflow.lipschitz.passes.links import Hidden, Link
-from iresflow.lipschitz.passes.native.library import SCALARS, Shape, is_plain, library, plain
+from iresflow.lipschitz.passes.native.library import SCALARS, Shape, library, plain
 from iresflow.lipschitz.passes.native.library import Link as Record
+from iresflow.lipschitz.passes.native.suits import KINDS, suits
 from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, TorchPasses
-from iresflow.powers import KrylovFound, KrylovSpace, PowerSums, Series
+from iresflow.powers import Determinant, KrylovFound, KrylovSpace, PowerSums, Series
 
 __all__ = ["NativePasses", "native_passes"]
 
 Records = ctypes.Array[Record]
 
-KINDS: dict[type[Activation], int] = {
-    ELU: 1,
-    Tanh: 2,
-    LipSwish: 3,
-    CLipSwish: 4,
-    Sine: 5,
-    SineCosine: 6,
-}
-"""``Kind`` of ``cpp/links.h``; 0 for none."""
-
-KIND_OF_LAYER: dict[int, type[NormalizedLayer]] = {2: NormalizedDense, 4: NormalizedConv2d}
-"""By the number of dimensions of a batch."""
+ELIMINATED = 256
+"""Dimensions up to which a determinant is computed here: beyond, LAPACK eliminates in blocks."""
 
 
 def native_passes(links: Sequence[Link], x: Tensor) -> "NativePasses | None":
     """The compiled passes for points like x, or None where they are not made for these."""
-    if kernels_compile() and _suits(links, x) and library() is not None:
+    if kernels_compile() and suits(links, x) and library() is not None:
         return NativePasses(links, x)
     return None
-
-
-def _suits(links: Sequence[Link], x: Tensor) -> bool:
-    tensors = [x, *(t for link in links for t in (link.weight, link.bias))]
-    if x.dtype not in SCALARS or not all(is_plain(t) for t in tensors):
-        return False
-    channels = [x.shape[1] if x.ndim > 1 else 0, *(len(link.weight) for link in links)]
-    if x.ndim not in KIND_OF_LAYER or any(
-        link.weight.shape[1] != link.width * count
-        for link, count in zip(links, channels, strict=False)
-    ):
-        return False  # PyTorch says what is wrong
-    return all(
-        isinstance(link.layer, KIND_OF_LAYER[x.ndim])
-        and link.layer.plain
-        and link.weight.dtype == x.dtype
-        and (link.bias.ndim == 1 or len(link.bias) == len(x))
-        and (link.bias.ndim < 4 or link.bias.shape[2:] == x.shape[2:])
-        and _known_activation(link)
-        for link in links
-    )
-
-
-def _known_activation(link: Link) -> bool:
-    return link.activation is None or type(link.activation) in KINDS
 
 
 @final
@@ -196,6 +151,31 @@ class NativePasses(Passes):
         ends = (v, rule, rule.new_tensor(options), left, found)
         self._run("krylov", records, count[1], count[0], *ends, terms=space.steps)
         return KrylovFound(found.movedim(-1, 0), left.view(*count, *v.shape[1:]))
+
+    def determinant(self, slopes: Slopes, batch: int) -> Determinant | None:
+        pixels = self._image.numel()
+        if pixels <= 1 or pixels * self._channels > ELIMINATED:
+            return None
+        found = self._dense(slopes, batch, None)
+        return Determinant(*found.to(self._dtype).unbind(1))
+
+    def columns(self, slopes: Slopes, batch: int) -> Tensor | None:
+        channels, pixels = self._channels, self._image.numel()
+        if pixels <= 1:  # samples of one number a channel are computed together
+            return None
+        matrices = self._weights[0].new_empty(batch, pixels, channels, pixels, channels)
+        self._dense(slopes, batch, matrices)
+        # From channels that lie last to those that lie first, on both sides.
+        return matrices.permute(0, 2, 1, 4, 3).reshape(batch, channels * pixels, -1)
+
+    def _dense(self, slopes: Slopes, batch: int, matrices: Tensor | None) -> Tensor:
+        records = self._copied()
+        count, slopes = self._with_slopes(records, slopes, batch)
+        if count != batch:
+            raise ValueError(f"expected slopes of {batch} samples, got {count}")
+        found = self._weights[0].new_empty(batch, 2, dtype=torch.float64)
+        self._run("dense", records, batch, 1, found, matrices)
+        return found
 
     def tangents(self, slopes: Slopes, v: Tensor) -> list[Tensor]:
         records = self._copied()

@@ -20,6 +20,7 @@
 #include <stdexcept>
 
 #include "adjoint.h"
+#include "dense.h"
 #include "krylov.h"
 #include "norm.h"
 #include "passes.h"
@@ -70,6 +71,9 @@ extern "C" {
                    const double* options, T* left, double* found) {                               \
         const Process<T> process{v, rule, options, left, found};                                  \
         return status_of([=] { krylov<T>(*shape, links, process); });                             \
+    }                                                                                             \
+    int dense_##T(const Shape* shape, const Link* links, double* found, T* matrices) {            \
+        return status_of([=] { dense<T>(*shape, links, found, matrices); });                      \
     }                                                                                             \
     int bidiagonal_##T(const Shape* shape, const Link* link, T* left, double* norm) {             \
         return status_of([=] {                                                                    \

@@ -1,8 +1,7 @@
 """What is common to networks on spectra as scikit-learn estimators: training and prediction."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -11,19 +10,31 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from iresflow.spectra.checks import Floats, require_grid, require_same_grid, require_spectra
-from iresflow.spectra.objective import WeightedCrossEntropy
+from iresflow.spectra.checks import (
+    Floats,
+    require_grid,
+    require_positive,
+    require_same_grid,
+    require_spectra,
+)
+from iresflow.spectra.objective import SCORED, WeightedCrossEntropy
 from iresflow.spectra.storage import Stored
 from iresflow.training.build import resolve_device
 from iresflow.training.fitting import fit
+from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.classification import predict
 
-__all__ = ["ClassifierOfSpectra", "NetworkClassifier", "labelled_spectra", "tensor_of"]
+__all__ = [
+    "ClassifierOfSpectra",
+    "NetworkClassifier",
+    "labelled_spectra",
+    "tensor_of",
+    "weights_of_classes",
+]
 
 
 def labelled_spectra(X: ArrayLike, y: ArrayLike) -> tuple[Floats, np.ndarray, np.ndarray]:
@@ -48,12 +59,43 @@ def labelled_spectra(X: ArrayLike, y: ArrayLike) -> tuple[Floats, np.ndarray, np
     return spectra, numbers, classes
 
 
+def weights_of_classes(
+    class_weight: Mapping[Any, float] | str | None, classes: np.ndarray, numbers: np.ndarray
+) -> Floats:
+    """A weight for each class ``(classes,)``, whose mean over the samples is 1.
+
+    Arguments:
+        class_weight: As scikit-learn has it: a weight for each class, 1 for those that are left
+            out; ``"balanced"`` for the same sum of weights in all classes; None for none.
+        classes: In order.
+        numbers: The class number of each sample ``(samples,)``.
+
+    Raises:
+        ValueError: it is something else, names a class that there is not, or has a weight that is
+            not above 0.
+    """
+    weights: Floats = np.ones(len(classes))
+    if isinstance(class_weight, Mapping):
+        for label, weight in class_weight.items():
+            if label not in classes:
+                raise ValueError(f"class_weight names {label!r}, and classes are {classes}")
+            require_positive(class_weight=weight)
+            weights[classes == label] = weight
+    elif class_weight == "balanced":
+        weights = 1 / np.maximum(np.bincount(numbers, minlength=len(classes)), 1)
+    elif class_weight is not None:
+        raise ValueError(
+            f"class_weight is a weight for each class, 'balanced' or None, got {class_weight!r}"
+        )
+    return weights / weights[numbers].mean()
+
+
 def tensor_of(spectra: Floats, dtype: torch.dtype) -> Tensor:
     """Spectra as a tensor of a type, on the CPU."""
     return torch.from_numpy(np.require(spectra, requirements=["C", "W"])).to(dtype)
 
 
-class ClassifierOfSpectra(Stored, ClassifierMixin, BaseEstimator):
+class ClassifierOfSpectra(Stored, ClassifierMixin, BaseEstimator, ABC):
     """A scikit-learn classifier of arrays of spectra ``(spectra, bins)``, none below 0."""
 
     classes_: np.ndarray
@@ -77,14 +119,6 @@ class ClassifierOfSpectra(Stored, ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
         return tags
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Rows to train on and rows to choose by; none of the latter where nothing is held out."""
-
-    train: np.ndarray
-    held: np.ndarray
 
 
 class NetworkClassifier(ClassifierOfSpectra):
@@ -134,25 +168,23 @@ class NetworkClassifier(ClassifierOfSpectra):
         grid = None if self.grid is None else require_grid(self.grid, spectra.shape[1])
         device = resolve_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        split = self._split(numbers, groups, seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.random.default_generator.manual_seed(seed)
             network = self._network(spectra.shape[1], len(classes), grid).to(device)
         values = tensor_of(spectra, torch.get_default_dtype())
-        labels = torch.from_numpy(numbers)
-        held = None
-        if len(split.held):
-            held = values[split.held], labels[split.held]
+        train, held = self._parts(values, torch.from_numpy(numbers), groups, seed)
+        assert train.labels is not None
+        weights = weights_of_classes(self.class_weight, classes, train.labels.numpy())
         fitted = fit(
             network,
-            values[split.train],
-            labels[split.train],
-            validation=held,
-            objective=WeightedCrossEntropy(self._weights(classes, numbers[split.train])),
+            train.values,
+            train.labels,
+            validation=None if held is None else (held.values, held.labels),
+            objective=WeightedCrossEntropy(tuple(weights.tolist())),
             seed=seed,
             bar=bool(self.verbose),
             title=type(self).__name__,
-            **self._options(len(split.train), len(split.held)),
+            **self._options(len(train), 0 if held is None else len(held)),
         )
         self.classes_, self.n_features_in_ = classes, spectra.shape[1]
         self.grid_, self.network_ = grid, network
@@ -183,7 +215,7 @@ class NetworkClassifier(ClassifierOfSpectra):
         require_same_grid(self.grid, self.grid_)
         spectra = require_spectra(X, self.n_features_in_, by=self)
         dtype = next(self.network_.parameters()).dtype
-        return predict(self.network_, tensor_of(spectra, dtype), 256).cpu()
+        return predict(self.network_, tensor_of(spectra, dtype), SCORED).cpu()
 
     def _fitted(self) -> dict[str, Any]:
         fitted = super()._fitted()
@@ -198,31 +230,17 @@ class NetworkClassifier(ClassifierOfSpectra):
         network.to(dtype).load_state_dict(state)
         self.network_ = network.eval()
 
-    def _weights(self, classes: np.ndarray, numbers: np.ndarray) -> tuple[float, ...]:
-        """Of the classes; their mean over the samples that are trained on is 1."""
-        weights = np.ones(len(classes))
-        present = np.unique(numbers)
-        named = self.class_weight
-        if isinstance(named, Mapping):
-            named = {
-                int(np.flatnonzero(classes == k)[0]): v
-                for k, v in named.items()
-                if k in classes[present]
-            }
-        weights[present] = compute_class_weight(named, classes=present, y=numbers)
-        return tuple(float(w) for w in weights / weights[numbers].mean())
-
-    def _split(self, numbers: np.ndarray, groups: ArrayLike | None, seed: int) -> _Split:
-        rows = np.arange(len(numbers))
+    def _parts(
+        self, values: Tensor, labels: Tensor, groups: ArrayLike | None, seed: int
+    ) -> tuple[Batch, Batch | None]:
+        """The spectra to train on, and those to choose by or None."""
         if not self.validation:
-            return _Split(rows, rows[:0])
+            return Batch(values, labels), None
         cut = StratifiedShuffleSplit if groups is None else GroupShuffleSplit
-        train, held = next(
-            cut(n_splits=1, test_size=self.validation, random_state=seed).split(
-                rows, numbers, groups
-            )
-        )
-        return _Split(train, held)
+        split = cut(n_splits=1, test_size=self.validation, random_state=seed)
+        train, held = next(split.split(np.zeros(len(labels)), labels.numpy(), groups))
+        whole = Batch(values, labels)
+        return Batch.of(whole, torch.from_numpy(train)), Batch.of(whole, torch.from_numpy(held))
 
     def _options(self, samples: int, held: int) -> dict[str, Any]:
         for name in ("epochs", "batch_size"):

@@ -12,7 +12,10 @@ from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Objective, Score, Terms
 from iresflow.training.objectives.classification import class_numbers, predict, score_of
 
-__all__ = ["WeightedCrossEntropy"]
+__all__ = ["SCORED", "WeightedCrossEntropy"]
+
+SCORED = 64
+"""Spectra that are scored at a time: maps of long spectra take much memory."""
 
 
 @final
@@ -41,7 +44,7 @@ class WeightedCrossEntropy(Objective):
         return Terms(self._loss(logits, labels), {"accuracy": right})
 
     def evaluate(self, model: nn.Module, split: Samples) -> Score:
-        logits = predict(model, split.values).double()
+        logits = predict(model, split.values, SCORED).double()
         labels = class_numbers(split).to(logits.device)
         loss = float(self._loss(logits, labels))
         if loss != loss:

@@ -4,7 +4,7 @@ None of them learns from the spectra that it is fitted to, so in a pipeline noth
 fold to another. Fitting checks the spectra, and remembers their number of bins.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Self, final
 
 import numpy as np
@@ -35,7 +35,7 @@ ROUNDING = 1e-12
 """By how much a quotient of masses may miss a whole number."""
 
 
-class Preprocessing(TransformerMixin, BaseEstimator):
+class Preprocessing(TransformerMixin, BaseEstimator, ABC):
     """A transformer of spectra ``(spectra, bins)``, each by itself."""
 
     n_features_in_: int

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 
 from iresflow.spectra.checks import (
@@ -16,7 +15,11 @@ from iresflow.spectra.checks import (
     require_same_grid,
     require_spectra,
 )
-from iresflow.spectra.classifier import ClassifierOfSpectra, labelled_spectra
+from iresflow.spectra.classifier import (
+    ClassifierOfSpectra,
+    labelled_spectra,
+    weights_of_classes,
+)
 
 __all__ = ["RocLda", "fit_each", "roc_areas"]
 
@@ -104,7 +107,7 @@ class RocLda(ClassifierOfSpectra):
         if self.features < 1 or self.features != int(self.features):
             raise ValueError(f"features must be a whole number of 1 or more, got {self.features}")
         self.grid_ = None if self.grid is None else require_grid(self.grid, spectra.shape[1])
-        weights = compute_class_weight(self.class_weight, classes=classes, y=classes[numbers])
+        weights = weights_of_classes(self.class_weight, classes, numbers)
         shares = weights * np.bincount(numbers)
         chosen = spectra[:, ranking[: self.features]]
         if all(np.ptp(chosen[numbers == k], axis=0).max() == 0 for k in range(len(classes))):

@@ -16,12 +16,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from iresflow.spectra.checks import Floats, require_grid, require_spectra
 from iresflow.spectra.classifier import NetworkClassifier, tensor_of
+from iresflow.spectra.objective import SCORED
 from iresflow.spectra.patterns import ISOTOPE_DISTANCE
 
 __all__ = ["SensitiveMass", "SensitivityMap", "sensitivity_map"]
-
-BATCH = 64
-"""Spectra at a time."""
 
 
 @final
@@ -140,8 +138,8 @@ def sensitivity_map(
 def _gradients(network: torch.nn.Module, spectra: Floats, place: int) -> Iterator[Floats]:
     """The gradients of a class' score at some spectra at a time, in float64."""
     weight = next(network.parameters())
-    for first in range(0, len(spectra), BATCH):
-        part = tensor_of(spectra[first : first + BATCH], weight.dtype)
+    for first in range(0, len(spectra), SCORED):
+        part = tensor_of(spectra[first : first + SCORED], weight.dtype)
         x = part.to(weight.device).requires_grad_()
         logits = network(x)
         score = (logits[:, place] - logits.mean(1)).sum()

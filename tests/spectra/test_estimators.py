@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
+from sklearn.utils.class_weight import compute_class_weight
 from small_spectra import small_spectra
 
 from iresflow.errors import CheckpointError
@@ -25,6 +26,7 @@ from iresflow.spectra import (
     load_estimator,
     receptive_field,
 )
+from iresflow.spectra.classifier import weights_of_classes
 from iresflow.spectra.objective import WeightedCrossEntropy
 from iresflow.training.loop.batches import Batch
 
@@ -205,12 +207,14 @@ def test_the_loss_is_the_weighted_mean():
     assert float(mean) == pytest.approx(float(terms.loss), rel=1e-6)
 
 
-def test_weights_of_classes_have_a_mean_of_one_over_samples(small):
-    model = IsotopeNet(class_weight={"adeno": 3.0})
-    numbers = np.array([0, 0, 0, 1])
-    weights = model._weights(np.array(["adeno", "squamous"]), numbers)
-    assert np.mean([weights[n] for n in numbers]) == pytest.approx(1)
-    assert weights[0] / weights[1] == pytest.approx(3)
+@pytest.mark.parametrize("weights", [None, "balanced", {"a": 3.0}, {0: 2, 1: 1, 2: 0.5}])
+def test_weights_of_classes_are_scikit_learns(weights):
+    classes = np.arange(3) if isinstance(weights, dict) and 0 in weights else np.array([*"abc"])
+    numbers = np.array([0, 0, 0, 1, 2, 2])
+    found = weights_of_classes(weights, classes, numbers)
+    assert found[numbers].mean() == pytest.approx(1)
+    known = compute_class_weight(weights, classes=classes, y=classes[numbers])
+    assert found / found[0] == pytest.approx(known / known[0])
 
 
 def test_cross_validation_in_a_pipeline_leaks_nothing(small):
@@ -338,7 +342,9 @@ def test_another_grid_than_at_fitting_is_refused(kind, small):
         ({"local_kernel": 2}, "odd, got 2"),
         ({"validation": 2.0}, "test_size"),
         ({"device": "abacus"}, "abacus"),
-        ({"class_weight": "fair"}, "class_weight"),
+        ({"class_weight": "fair"}, "class_weight is a weight for each class, 'balanced' or None"),
+        ({"class_weight": {"other": 2.0}}, "class_weight names 'other', and classes are"),
+        ({"class_weight": {"adeno": 0.0}}, "class_weight must be a finite number above 0"),
     ],
 )
 def test_bad_parameters_are_refused(options, words, small):

@@ -17,6 +17,7 @@ ROOM = Room(
         "comparison": "ROC/LDA, ResidualNet and IsotopeNet on simulated tissue (figure 7.5)",
         "ablations": "IsotopeNet with another receptive field, stride, grid, or filters",
         "measured": "isolates, cancer, species, serum: all methods on real spectra",
+        "densities": "classes and unknown kinds by the densities of a flow (section 5.6)",
     },
     note="Real spectra are in the directory that --spectra names, else in $IRESFLOW_DATA/spectra.",
 )

@@ -1,0 +1,74 @@
+"""The experiment on densities of spectra: its parts on data whose answers are known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from experiments.spectra.__main__ import main
+from experiments.spectra.densities import Answer, Parts, Settings, _flow, _normal, _summary
+
+
+@pytest.fixture(autouse=True)
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+def clouds(count, seed=0):
+    """Two known kinds in two dimensions, and their labels."""
+    draws = np.random.default_rng(seed)
+    labels = np.arange(count) % 3 == 0  # unequal shares
+    return draws.standard_normal((count, 2)) + np.where(labels, 3.0, -1.0)[:, None], labels
+
+
+def test_normal_densities_are_linear_discriminant_analysis():
+    z, labels = clouds(200)
+    x, _ = clouds(100, seed=1)
+    found = _normal(z, labels, x)
+    oracle = LinearDiscriminantAnalysis().fit(z, labels)
+    assert (found.predicted == oracle.predict(x)).all()
+    # The density by its definition, where the discriminant's own covariance is pooled, too.
+    means = [z[labels == k].mean(0) for k in (False, True)]
+    inner = z - np.where(labels[:, None], means[1], means[0])
+    inverse = np.linalg.inv(inner.T @ inner / 198)
+    shares = [(~labels).mean(), labels.mean()]
+    density = sum(
+        share
+        * np.exp(-np.einsum("ni,ij,nj->n", x - mean, inverse, x - mean) / 2)
+        * np.sqrt(np.linalg.det(inverse))
+        / (2 * np.pi)
+        for share, mean in zip(shares, means, strict=True)
+    )
+    assert np.exp(-found.outlying) == pytest.approx(density)
+
+
+def test_a_flow_knows_its_classes_and_what_is_far_away():
+    z, labels = clouds(300)
+    x, truth = clouds(100, seed=1)
+    far = np.array([[20.0, -20.0]])
+    settings = Settings(blocks=2, hidden=8, steps=60, learning_rate=5e-3)
+    found = _flow(z, labels, np.concatenate([x, far]), settings)
+    assert (found.predicted[:-1] == truth).mean() > 0.95
+    assert found.outlying[-1] > found.outlying[:-1].max()
+    assert found.decided.shape == (101,)
+
+
+def test_a_summary_counts_known_spectra_only():
+    parts = Parts(np.zeros((2, 1)), np.array([0, 1]), np.zeros((4, 1)), np.array([0, 1, 2, 2]), 2)
+    answer = Answer(np.array([0, 0, 0, 1]), np.array([0.1, 0.3, 0.2, 0.4]), np.array([1, 0, 0, 0]))
+    found = _summary([(answer, parts)] * 2)
+    assert found["balanced accuracy"] == 0.5 and found["decided"] == 0.5
+    assert found["unknown, area"] == 0.75  # three of four pairs are in order
+    assert found["its deviation"] == 0
+
+
+def test_the_command_on_a_small_size(tmp_path):
+    small = "--tissue.low 1990 --tissue.high 2010 --tissue.arrays 4 --tissue.patients 3 "
+    small += "--tissue.spots 2 --tissue.peptides 6 --tissue.marking 1 --steps 2 --components 2 "
+    small += "--blocks 1 --hidden 4 --training.isotope_epochs 1 --sets [tissue]"
+    assert main(["densities", *small.split(), "--into", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["densities"]
+    assert [row["method"] for row in rows][:2] == ["flow", "normal densities"]
+    assert all(0 <= row["unknown, area"] <= 1 for row in rows)

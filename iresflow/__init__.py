@@ -35,6 +35,7 @@ from iresflow.logdet import (
     ReducedPrecision,
 )
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier, StoredModel, VectorFlow
+from iresflow.models.pretrained import find as _find
 from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights
 from iresflow.solvers import Anderson, Broyden, FixedPoint
 from iresflow.training.build import resolve_device
@@ -77,6 +78,7 @@ __all__ = [
     "fit",
     "load",
     "norm_bound",
+    "pretrained",
 ]
 
 
@@ -100,3 +102,18 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> St
     model, content = read_model(path, resolve_device(str(device)))
     warn_of_other_weights(model, stored_certificate(content), path)
     return model
+
+
+def pretrained(name: str, device: str | torch.device = "cpu") -> StoredModel:
+    """A model that travels with the package, in eval mode, with its certificate checked.
+
+    `iresflow.models.pretrained.described` has its test score; ``experiments/pretrain.py`` made it.
+
+    Arguments:
+        name: Such as ``digits``; `iresflow.models.pretrained.names` lists all.
+        device: Where the model shall live.
+
+    Raises:
+        ValueError: there is none of that name, or the device can't be used here.
+    """
+    return load(_find(name), device)

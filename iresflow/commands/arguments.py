@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from iresflow.models import pretrained
+
 __all__ = ["add_run_arguments", "fail", "nearest", "new_parser", "parse"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -20,7 +22,10 @@ def new_parser(verb: str, description: str) -> ArgumentParser:
 def add_run_arguments(parser: ArgumentParser) -> None:
     """The arguments of all verbs that take a run."""
     parser.add_argument(
-        "run", help="run directory, such as runs/0000-digits, or a checkpoint file"
+        "run",
+        type=pretrained.located,
+        help="run directory, such as runs/0000-digits, or a checkpoint file, or a model that "
+        f"travels with the package: {', '.join(pretrained.names())}",
     )
     parser.add_argument(
         "--checkpoint", default="best", choices=["best", "last"], help="which one of the run"

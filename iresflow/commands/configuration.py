@@ -7,8 +7,9 @@ from typing import Any, final
 
 from iresflow.commands.arguments import fail
 from iresflow.commands.options import merged, read_options
+from iresflow.models import pretrained
 from iresflow.training import presets
-from iresflow.training.config import Config
+from iresflow.training.config import Config, DataConfig
 from iresflow.training.runs import directory
 from iresflow.training.runs.directory import RunDirectory
 from iresflow.training.runs.experiment import require_same_experiment, stored_config
@@ -62,7 +63,7 @@ def configure(arguments: Sequence[str]) -> Asked:
             # The run must find its data from any working directory.
             setattr(config.data, place, str(Path(path).absolute()))
     if config.init is not None:
-        config.init = str(Path(config.init).absolute())
+        config.init = str(Path(pretrained.located(config.init)).absolute())
     if resumed:
         require_same_experiment(resumed, config)
     return Asked(config, resumed, origin, prints)
@@ -78,9 +79,9 @@ def _below(
     if files:
         return {}, ", ".join(map(presets.described, files))
     data = given.get("data")
-    data_name = data.get("name") if isinstance(data, Mapping) else None
+    data_name = data.get("name", DataConfig.name) if isinstance(data, Mapping) else DataConfig.name
     preset = presets.of_data(data_name)
     if preset is None:
-        return {}, "the defaults, for digits"
+        return {}, "the defaults"
     origin = f"preset {preset}, as for any data.name {data_name}; --config NAME for another"
     return read_yaml(presets.find(preset)), origin

@@ -64,7 +64,8 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     split = Batch.of(split, slice(count))
     whole = options.split == "test" and options.n is None
     name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
-    file = Path(options.run) / f"{name}.json"
+    run = Path(options.run)
+    file = run / f"{name}.json" if run.is_dir() else Path(f"{run.stem}-{name}.json")
     origin: dict[str, str | int] = {
         "split": options.split,
         "checkpoint": str(path),

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 
 from iresflow.errors import CheckpointError
-from iresflow.models import Flow
+from iresflow.models import Flow, pretrained
 from iresflow.models.certificate import Certificate
 from iresflow.models.certified import CertifiedModel
 from iresflow.models.files import read_file, write_file
@@ -143,7 +143,8 @@ def find_checkpoint(run: str | Path, name: str = "best") -> Path:
             return path
     if not run.exists():
         raise CheckpointError(
-            f"{run} does not exist; pass a run directory, such as runs/0000-digits"
+            f"{run} does not exist; pass a run directory, such as runs/0000-digits, or a "
+            f"pretrained model: {', '.join(pretrained.names())}"
         )
     raise CheckpointError(
         f"no checkpoint in {run / 'checkpoints'}: {run} is no run directory, or its run has not "

@@ -275,7 +275,8 @@ class Config(Section):
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1."""
     init: str | None = None
-    """Run, checkpoint or saved flow whose weights training starts from; null for new ones."""
+    """Run, checkpoint, saved flow or packaged model whose weights training starts from; null for
+    new ones."""
     objective: Literal["likelihood", "generative", "classification", "independence", "hybrid"] = (
         "likelihood"
     )

@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 OF_DATA = {
     **dict.fromkeys(VECTOR_NAMES, "toy2d"),
+    "digits": "digits",
     "table": "table",
     "folder": "folder",
     "mnist": "mnist-small",
@@ -46,5 +47,5 @@ def described(file: Path) -> str:
 
 
 def of_data(name: object) -> str | None:
-    """The preset for a data set; None where the defaults are made for it, or there is none."""
+    """The preset for a data set; None where there is none."""
     return OF_DATA.get(name) if isinstance(name, str) else None

@@ -10,6 +10,7 @@ from warnings import warn
 from iresflow.data import OWN_DATA, Changes, Dataset, Fingerprint
 from iresflow.data.reading import Reading
 from iresflow.errors import DataError, RunError
+from iresflow.models.files import read_file
 from iresflow.training.build import as_scored, build_dataset
 from iresflow.training.config import DataConfig
 from iresflow.training.runs.directory import read_options, write_whole
@@ -108,24 +109,26 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
     """The data of a run, as they are now.
 
     Arguments:
-        run: The run directory.
+        run: The run directory; or a checkpoint file, which knows the options of data, and so the
+            sets that this package names.
         root: Where they lie, if they have moved.
         split: The split that a model of the run is to be judged on.
 
     Raises:
-        RunError: ``run`` is not a run directory, or its configuration is damaged.
+        RunError: ``run`` is not a run directory, or its configuration is damaged; or it is a file
+            of a model of one's own data.
+        CheckpointError: it is a damaged file.
         DataError: the model was trained on samples of that split, or values of all samples are
             read in another way.
 
     Warns:
         UserWarning: the split is another than it was when the run was made, or that can't be told.
     """
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
-    config, seed = stored_data_config(file)
+    config, seed = _data_options(Path(run))
     if root is not None:
         config.root = root
+    if Path(run).is_file():
+        return as_scored(build_dataset(config, seed), config)
     known = KnownData.of(run)
     dataset = build_dataset(config, seed, None if known is None else known.reading.scaling)
     if known is None:
@@ -143,6 +146,18 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
     if changes.touch(split):
         warn(f"the {split} split is another than when {run} was made: {changes}", stacklevel=2)
     return as_scored(dataset, config)
+
+
+def _data_options(run: Path) -> tuple[DataConfig, int]:
+    """The section of data of a run or of one of its checkpoints, and the seed."""
+    if (file := run / "config.yaml").is_file():
+        return stored_data_config(file)
+    options = read_file(run).get("options") if run.is_file() else None
+    config = data_config(options["data"]) if options and "data" in options else None
+    # Which samples of one's own were trained on is known to the run's directory alone.
+    if options is None or config is None or config.name in OWN_DATA:
+        raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
+    return config, converted(options.get("seed"), int, "seed")
 
 
 def require_same_training(run: str | Path, config: DataConfig, dataset: Dataset) -> None:

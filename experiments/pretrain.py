@@ -1,0 +1,96 @@
+"""The models that travel with the package: trained by ``iresflow train``, scored once, packed.
+
+    python experiments/pretrain.py digits                    train, score on the test split, pack
+    python experiments/pretrain.py mnist --root DIR
+    python experiments/pretrain.py mnist --run RUN           pack a run that is there already
+
+A packed model is the best checkpoint by validation without the state of its training, with the
+score of the test split and the command that trained it. Weights stay in float32: the certificate
+is of these very weights.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iresflow.cli import main as iresflow
+from iresflow.models.files import read_file, write_file
+from iresflow.models.pretrained import FOLDER
+from iresflow.training.checkpoint import find_checkpoint
+
+__all__ = ["RECIPES", "main", "pack"]
+
+RECIPES: dict[str, tuple[str, ...]] = {
+    "two-moons": ("--config", "toy2d"),
+    "digits": ("--config", "digits"),
+    "mnist": ("--config", "mnist-small"),
+    "fashion-mnist": ("--config", "fashion-mnist"),
+}
+"""What ``iresflow train`` is told for each model."""
+
+LARGEST = 2 * 2**20
+"""Bytes of a packed model, at most."""
+
+
+def pack(name: str, run: Path, out: Path = FOLDER) -> Path:
+    """Writes the packed model of a run, and returns its file.
+
+    Arguments:
+        name: Of the model.
+        run: The directory of a run of its recipe that has ended: it has scored its test split.
+        out: The directory to write to.
+
+    Raises:
+        ValueError: the file would be too large.
+        CheckpointError: the run has no checkpoint, or it is damaged.
+    """
+    content = read_file(find_checkpoint(run))
+    score = json.loads((run / "evaluation.json").read_text())
+    for key in ("training", "version"):
+        content.pop(key, None)
+    options: dict[str, Any] = content["options"]
+    options["data"]["root"] = None  # a directory of the machine that trained it
+    options["runs"] = "runs"
+    first = options["data"]["test"]
+    content["pretrained"] = {
+        "name": name,
+        "data": options["data"]["name"],
+        "split": f"{'the first ' if first else ''}{score['samples']} test samples",
+        "score": score["mean"],
+        "standard_error": score["standard_error"],
+        "unit": score["unit"],
+        "samples": score["samples"],
+        "minutes": content["progress"]["seconds"] / 60,
+        "command": " ".join(("iresflow train", *RECIPES[name])),
+    }
+    file = out / f"{name}.pt"
+    write_file(content, file)
+    if (size := file.stat().st_size) > LARGEST:
+        file.unlink()
+        raise ValueError(f"{name} would take {size:,} bytes, and {LARGEST:,} are allowed")
+    return file
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains and packs one model."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--root", help="directory of the data")
+    parser.add_argument("--run", type=Path, help="a run of the recipe, to pack as it is")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where to train")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    options = parser.parse_args(arguments)
+    run = options.run
+    if run is None:
+        root = ["--data.root", options.root] if options.root else []
+        told = [*RECIPES[options.name], *root, "--runs", str(options.runs)]
+        if code := iresflow(["train", *told, "--name", options.name]):
+            raise SystemExit(code)
+        run = max(options.runs.glob(f"*-{options.name}"))
+    print(f"packed      {pack(options.name, run, options.out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The models that travel with the package hold what is said of them."""
+
+import math
+import os
+import warnings
+
+import pytest
+import torch
+
+import iresflow
+from iresflow.models import pretrained
+from iresflow.models.storage import read_model, stored_certificate
+from iresflow.training.evaluation.evaluate import Precision, evaluate
+from iresflow.training.loop.batches import Batch
+from iresflow.training.runs.known_data import load_data
+
+DOWNLOADED = ("mnist", "fashion-mnist", "cifar10-subset")
+"""Those whose data are not with the libraries."""
+
+COUNT = 200
+
+
+@pytest.fixture(autouse=True)
+def single():
+    """Models as people load them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_it_is_small_and_certified_by_the_stored_bounds(name):
+    path = pretrained.find(name)
+    assert path.stat().st_size <= 2 * 2**20
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = iresflow.pretrained(name)
+    assert isinstance(model, iresflow.Flow)
+    certificate = model.certify()
+    assert certificate and certificate.largest < 1
+    stored = stored_certificate(read_model(path)[1])
+    assert stored.weights == certificate.weights
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_samples_come_back_from_their_latents(name):
+    model = iresflow.pretrained(name)
+    x = model.sample(4, generator=torch.Generator().manual_seed(0))
+    back = model.invert(model.transform(x))
+    assert float((back.value - x).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_the_recorded_score_is_that_of_test_samples(name):
+    if name in DOWNLOADED and "IRESFLOW_DATA" not in os.environ:
+        pytest.skip("IRESFLOW_DATA is not set")
+    known, model = pretrained.described(name), iresflow.pretrained(name)
+    test = load_data(pretrained.find(name)).test
+    part = Batch.of(test, slice(COUNT))
+    score = evaluate(model, part, seed=1, precision=Precision(repeated=0))
+    # The recorded error has that of the choice of the samples in it, of which these are a part.
+    error = math.hypot(known.standard_error, score.standard_error)
+    assert abs(score.mean - known.score) < 4 * error
+    # A control: another model fails.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    other = evaluate(model.eval(), part, seed=1, precision=Precision(repeated=0))
+    assert abs(other.mean - known.score) > 4 * math.hypot(error, other.standard_error)

@@ -63,12 +63,14 @@ PRESET = "preset"
 
 PAIRS = {"model.kernels": (3, 3), "model.activation": "sine-cosine"}
 
+FALL = {"training.schedule": "cosine", "training.decay_steps": 0.6}
+
 WITH_PAIRS: dict[str, dict[str, Any]] = {
     "blocks x 3/2": {"model.blocks": (6, 6)},
     "hidden 16": {"model.hidden": 16},
     "coeff 0.999": {"model.coeff": 0.999},
     "not in front": {"model.activate_input": False},
-    "decay cosine": {"training.schedule": "cosine", "training.decay_steps": 0.6},
+    "decay cosine": FALL,
     "noise variational": {"model.dequantization": "variational"},
     "noise variational, blocks x 3/2": {
         "model.dequantization": "variational",
@@ -76,6 +78,21 @@ WITH_PAIRS: dict[str, dict[str, Any]] = {
     },
     "prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
     "3-3-3": {"model.kernels": (3, 3, 3)},
+}
+
+BEST: dict[str, Any] = {**PAIRS, **FALL, "model.dequantization": "variational"}
+
+WITH_BEST: dict[str, dict[str, Any]] = {
+    "best": {},
+    "best, rate 1e-2": {"training.learning_rate": 1e-2},
+    "best, batch 32": {"training.batch_size": 32},
+    "best, tol 1e-2": {"log_det.tol": 1e-2},
+    "best, ema 0.99": {"training.ema_decay": 0.99},
+    "best, hidden 16": {"model.hidden": 16},
+    "best, coeff 0.995": {"model.coeff": 0.995},
+    "best, noise by 2 blocks": {"model.dequantization_blocks": 2},
+    "best, blocks x 3/2": {"model.blocks": (6, 6)},
+    "best, prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
 }
 
 VARIANTS: dict[str, Variant] = {
@@ -132,14 +149,14 @@ VARIANTS: dict[str, Variant] = {
         for name in ("clipswish", "elu", "sine", "sine-cosine")
     },
     **{f"pairs, {name}": Variant("pairs", {**PAIRS, **more}) for name, more in WITH_PAIRS.items()},
+    **{name: Variant("with the best", {**BEST, **more}) for name, more in WITH_BEST.items()},
     "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),
     "3-3, blocks x 3/2, decay": Variant(
         "together",
         {
             "model.kernels": (3, 3),
             "model.blocks": (6, 6),
-            "training.schedule": "cosine",
-            "training.decay_steps": 0.6,
+            **FALL,
         },
     ),
 }

@@ -1,9 +1,11 @@
 """The pictures of the documentation's gallery, drawn from runs.
 
     python experiments/gallery.py --plane RUN ... --images RUN --out docs/gallery
+    python experiments/gallery.py --pretrained
 
 The runs are those of ``train.py`` on a 2-D density and on images. Each run on the plane gives a
 row of panels in a file of its own name; the first of them and the images give ``cover.png``.
+``--pretrained`` draws samples of each model that travels with the package.
 """
 
 import argparse
@@ -14,11 +16,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iresflow.models import Flow, ImageFlow
+import iresflow
+from iresflow.models import Flow, ImageFlow, pretrained
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.runs.known_data import load_data
 
-__all__ = ["cover", "main", "plane"]
+__all__ = ["cover", "main", "plane", "temperatures"]
 
 POINTS = 3000
 """Points of a scatter plot."""
@@ -28,6 +31,9 @@ CELLS = 200
 
 LINES = 25
 """Lines of the grid that is mapped, each way."""
+
+TEMPERATURES = (0.7, 1.0)
+"""At which packaged models are sampled; 1 is the model."""
 
 DPI = 110
 
@@ -64,18 +70,38 @@ def cover(flow: Flow, data: torch.Tensor, images: ImageFlow, *, side: int = 10) 
     _density(axes[1], flow, limit, "its density, learned")
     columns = torch.arange(side * side) % side
     classes = torch.eye(images.context_dim)[columns] if conditional else None
-    x = images.sample(side * side, classes, temperature=0.8, generator=_stream()).clamp(0, 1)
-    rows = x.unflatten(0, (side, side)).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
-    axes[2].imshow(rows.numpy(), cmap="gray", vmin=0, vmax=1)
+    x = images.sample(side * side, classes, temperature=0.8, generator=_stream())
+    _tiles(axes[2], x, side)
     _bare(axes[2], "samples of images, one class a column" if conditional else "samples of images")
+    return figure
+
+
+def temperatures(flow: Flow, *, side: int = 10) -> Figure:
+    """Samples of a flow at each of the temperatures, from the same latents but for their scale.
+
+    Arguments:
+        flow: In eval mode, of images or of the plane.
+        side: Images in a row and in a column.
+    """
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained", dpi=DPI)
+    for axes, temperature in zip(figure.subplots(1, 2), TEMPERATURES, strict=True):
+        title = f"temperature {temperature:g}"
+        if isinstance(flow, ImageFlow):
+            x = flow.sample(side * side, temperature=temperature, generator=_stream())
+            _tiles(axes, x, side)
+            _bare(axes, title)
+        else:
+            points = flow.sample(POINTS, temperature=temperature, generator=_stream())
+            _scatter(axes, points, _limit(points), title)
     return figure
 
 
 def main() -> None:
     """Draws all pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--plane", nargs="+", required=True, help="runs on 2-D densities")
+    parser.add_argument("--plane", nargs="+", default=[], help="runs on 2-D densities")
     parser.add_argument("--images", help="run on images, for the cover")
+    parser.add_argument("--pretrained", action="store_true", help="draw all packaged models")
     parser.add_argument("--out", type=Path, default=Path("docs/gallery"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -85,6 +111,10 @@ def main() -> None:
         _save(plane(flow, data), options.out / f"{dataset.name}.png")
         if index == 0 and options.images:
             _save(cover(flow, data, _flow(options.images)), options.out / "cover.png")
+    for name in pretrained.names() if options.pretrained else []:
+        model = iresflow.pretrained(name)
+        assert isinstance(model, Flow)
+        _save(temperatures(model), options.out / f"pretrained-{name}.png")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -98,6 +128,12 @@ def _flow(run: str) -> Flow:
 
 def _limit(data: torch.Tensor) -> float:
     return 1.15 * float(data.abs().quantile(0.999))
+
+
+def _tiles(axes: Axes, x: torch.Tensor, side: int) -> None:
+    """Images ``(side^2, C, H, W)`` side by side, the first ones in the uppermost row."""
+    rows = x.clamp(0, 1).unflatten(0, (side, side)).permute(0, 3, 1, 4, 2)
+    axes.imshow(rows.flatten(0, 1).flatten(1, 2).numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def _scatter(axes: Axes, points: torch.Tensor, limit: float, title: str) -> None:

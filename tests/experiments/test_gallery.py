@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import iresflow
-from experiments.gallery import cover, main, plane
+from experiments.gallery import cover, main, plane, temperatures
 
 
 @pytest.fixture
@@ -50,6 +50,19 @@ def test_the_cover_has_samples_side_by_side(flow):
     shown = figure.axes[2].images[0].get_array()
     x = images.sample(9, temperature=0.8, generator=torch.Generator().manual_seed(0))
     assert np.allclose(shown[4:8, 8:12], x[5, 0].clamp(0, 1))
+
+
+def test_colder_samples_are_of_the_same_latents(flow):
+    images = iresflow.ImageFlow((1, 4, 4), (1,), 4)
+    images.initialize(torch.rand(50, 1, 4, 4))
+    figure = temperatures(images.eval(), side=2)
+    for axes, temperature in zip(figure.axes, (0.7, 1.0), strict=True):
+        stream = torch.Generator().manual_seed(0)
+        x = images.sample(4, temperature=temperature, generator=stream)
+        assert axes.get_title() == f"temperature {temperature:g}"
+        assert np.allclose(axes.images[0].get_array()[4:, :4], x[2, 0].clamp(0, 1))
+    cold, whole = (a.collections[0].get_offsets().std(0) for a in temperatures(flow).axes)
+    assert (cold < 0.9 * whole).all()
 
 
 def test_it_draws_from_runs(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,12 @@
-"""Where the bits are lost: one change of a preset a row, all for the same training time.
+"""Where the bits are lost: one change of the defaults a row, all for the same training time.
 
-Each row trains the preset of a data set with some options changed (`benchmarks/variants.py`), for
-the same seconds of training steps (or the same steps), once a seed. Seconds are those of the
-processor, summed over threads (``time.process_time``): with one thread (OMP_NUM_THREADS=1) nearly
-what a quiet core would take, whatever else the machine does. The loop is that of
-``train.py``: the best weights by validation are kept, and they are scored on the test images once.
-All rows meet the same images with the same dequantisation noise, so that differences are paired.
+Each row trains the default model of a data set with some options changed
+(`benchmarks/variants.py`), for the same seconds of training steps (or the same steps), once a
+seed. Seconds are those of the processor, summed over threads (``time.process_time``): with one
+thread (OMP_NUM_THREADS=1) nearly what a quiet core would take, whatever else the machine does. The
+loop is that of ``train.py``: the best weights by validation are kept, and they are scored on the
+test images once. All rows meet the same images with the same stream of dequantisation noise, so
+that differences are paired.
 
 For each row: what its blocks are certified to (the largest bound of Lip(g)), the range over the
 blocks of the largest norm of g's Jacobian that was measured at test points, from below, and the
@@ -33,9 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import settings_of
 from torch import Tensor
-from variants import PRESET, VARIANTS, changed
+from variants import BASE, VARIANTS, changed
 
 import iresflow
 from iresflow import Flow, ImageFlow
@@ -49,15 +49,29 @@ from iresflow.training.config import Config
 
 Record = dict[str, Any]
 
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "digits": ("digits.yaml", {}),
-    "mnist": ("mnist-small.yaml", {}),
-    "cifar10-subset": (
-        "cifar10-small.yaml",
-        {"data.name": "folder", "data.size": 32, "data.channels": 3},
-    ),
+BASES: dict[str, dict[str, Any]] = {
+    "digits": {"data.name": "digits"},
+    "mnist": {
+        "data.name": "mnist",
+        "data.test": 1000,
+        "model.blocks": (0, 8, 4),
+        "model.alpha": 1e-6,
+        "training.batch_size": 32,
+        "training.validation_samples": 500,
+    },
+    "cifar10-subset": {
+        "data.name": "folder",
+        "data.size": 32,
+        "data.flip": True,
+        "model.blocks": (0, 4, 4),
+        "model.hidden": 64,
+        "training.batch_size": 32,
+        "training.learning_rate": 3e-3,
+        "training.validation_samples": 100,
+    },
 }
-"""The preset of each data set, and what of it is changed for all rows."""
+"""What of the package's defaults is changed for all rows of a data set. The presets are no base:
+they take what was best here."""
 
 ELSEWHERE = ("compile", "recompute")  # options of training that are no matter of the loop
 POINTS = 64  # test points at which Jacobians are measured
@@ -65,10 +79,9 @@ AT_A_TIME = 250  # images that are scored together
 CHECKS = 0.1  # share of training between validations
 
 
-def preset_of(data: str, root: str | None) -> Config:
+def base_of(data: str, root: str | None) -> Config:
     """The configuration that the rows change."""
-    file, changes = PRESETS[data]
-    return changed(settings_of(file), {**changes, "data.root": root})
+    return changed(Config(), {**BASES[data], "data.root": root})
 
 
 def train(config: Config, data: Dataset, seed: int, budget: dict[str, Any]) -> Record:
@@ -134,7 +147,7 @@ def read(path: Path | None) -> list[Record]:
 
 def measure(options: argparse.Namespace) -> list[Record]:
     """Trains what is missing, row after row, and returns all results that were asked for."""
-    config = preset_of(options.data, options.root)
+    config = base_of(options.data, options.root)
     data = build_dataset(config.data, config.seed)
     budget: dict[str, Any] = {"steps": options.steps}
     if options.steps is None:
@@ -167,13 +180,13 @@ def measure(options: argparse.Namespace) -> list[Record]:
 
 
 def chosen(only: Sequence[str] | None) -> list[str]:
-    """The rows of those groups or names, and the preset."""
+    """The rows of those groups or names, and the base."""
     if not only:
         return list(VARIANTS)
     unknown = set(only) - set(VARIANTS) - {variant.group for variant in VARIANTS.values()}
     if unknown:
         raise SystemExit(f"no row or group is called {', '.join(sorted(unknown))}")
-    return [n for n, v in VARIANTS.items() if n == PRESET or n in only or v.group in only]
+    return [n for n, v in VARIANTS.items() if n == BASE or n in only or v.group in only]
 
 
 def line_of(record: Record) -> str:
@@ -187,14 +200,14 @@ def line_of(record: Record) -> str:
 
 
 def print_table(records: Sequence[Record]) -> None:
-    """The mean of each row over its seeds, and its paired difference from the preset."""
+    """The mean of each row over its seeds, and its paired difference from the base."""
     rows: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         rows[record["row"]].append(record)
-    preset = {r["seed"]: r["test"] for r in rows[PRESET] if "test" in r}
+    base = {r["seed"]: r["test"] for r in rows[BASE] if "test" in r}
     print(
         f"\n{'row':<26} {'seeds':>5} {'parameters':>10} {'steps':>6} {'certified':>9} "
-        f"{'largest |J_g|':>14} {'validation':>10} {'test':>7} {'- preset':>9} +- seeds"
+        f"{'largest |J_g|':>14} {'validation':>10} {'test':>7} {'- base':>9} +- seeds"
     )
     scored = {name: [r for r in found if "test" in r] for name, found in rows.items()}
     means = {name: mean(found, "validation") for name, found in scored.items() if found}
@@ -205,7 +218,7 @@ def print_table(records: Sequence[Record]) -> None:
             continue
         certified = max(max(r["certified"]) for r in found)
         measured = [m for r in found for m in r["measured"]]
-        differences = [r["test"] - preset[r["seed"]] for r in found if r["seed"] in preset]
+        differences = [r["test"] - base[r["seed"]] for r in found if r["seed"] in base]
         spread = math.nan
         if len(differences) > 1:
             spread = statistics.stdev(differences) / math.sqrt(len(differences))
@@ -238,9 +251,9 @@ def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 def main() -> None:
     """Trains the rows and prints their table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", choices=PRESETS, default="digits")
+    parser.add_argument("--data", choices=BASES, default="digits")
     parser.add_argument("--root", help="directory of MNIST, or of the folder of images")
-    parser.add_argument("--only", nargs="*", help="groups or rows; the preset is always there")
+    parser.add_argument("--only", nargs="*", help="groups or rows; the base is always there")
     parser.add_argument("--seconds", type=positive(float), default=60.0, help="of the processor")
     parser.add_argument("--steps", type=positive(int), help="of each training, instead of seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -11,10 +11,11 @@ What is timed takes turns, so that all meet the same machine; trainings follow o
 * log_prob: in eval mode, without gradients. Ours estimates log-determinants: with the estimator of
   eval mode, and with others. Standard errors and truncation bounds stand below the table;
 * sample: ours inverts each block to a certified error and measures the residual of the whole;
-* likelihood: each model trains for the same seconds with each learning rate, by the protocol of
+* likelihood: each model trains for the same seconds of the processor (``time.process_time``, over
+  all threads: OMP_NUM_THREADS=1 makes it fair) with each learning rate, by the protocol of
   our configurations (Adam with betas of 0.9 and 0.99, gradients clipped to norm 1, averaged
   weights), the rate rising over the first twentieth of the time. The validation part chooses rate
-  and time, the test part is scored once, all with the same dequantisation noise.
+  and time, the test part is scored once, all with the same stream of dequantisation noise.
 
 "x ours" is the speed relative to iresflow as it comes: above 1 is faster. The speeds are those of
 the trained models where models were trained, else of initialised ones. Those flatter ours: the
@@ -38,12 +39,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
-from peers import CASES, Case, Density, Ours, data_of, settings_of
+from peers import CASES, Case, Density, Ours, as_floats, data_of, settings_of
 from torch import Tensor, nn
 
 import iresflow
 from iresflow import Exact, Flow, ImageFlow
-from iresflow.bijections import dequantize
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
 from iresflow.lipschitz.passes.kernels import compile_kernels, kernels_compile
@@ -57,13 +57,6 @@ WARM_UP = 2  # calls that are not timed
 PROBES = 8  # probes for the standard error of one
 
 
-def as_floats(data: Dataset, values: Tensor, generator: torch.Generator) -> Tensor:
-    """x: images dequantised, vectors as they are."""
-    if data.levels is None:
-        return values
-    return dequantize(values, data.levels, dtype=torch.float32, generator=generator)
-
-
 def losses(data: Dataset, log_prob: Tensor) -> Tensor:
     """Bits/dim of images, nats of vectors, ``(B,)``."""
     if data.levels is None:
@@ -72,9 +65,11 @@ def losses(data: Dataset, log_prob: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score(density: Density, data: Dataset, x: Tensor) -> Tensor:
+def score(density: Density, data: Dataset, values: Tensor, seed: int) -> Tensor:
     """The loss of each sample in eval mode."""
-    return losses(data, torch.cat([density.log_prob(part) for part in x.split(500)]))
+    stream = torch.Generator().manual_seed(seed)
+    parts = values.split(500)
+    return losses(data, torch.cat([density.log_likelihood(part, data, stream) for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -100,8 +95,7 @@ def train(
 ) -> list[Trained]:
     """Trains for so many seconds; what came out at the marks, until a loss is not finite."""
     generator = torch.Generator().manual_seed(1)
-    x_validation = as_floats(data, data.validation.values[:2000], generator)
-    values = data.train.values
+    held, values = data.validation.values[:2000], data.train.values
     optimizer = torch.optim.Adam(density.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
     average = copy.deepcopy(density)
     results: list[Trained] = []
@@ -109,10 +103,10 @@ def train(
     for mark in range(1, MARKS + 1):
         density.train()
         while spent < seconds * mark / MARKS:
-            began = time.perf_counter()
+            began = time.process_time()
             optimizer.param_groups[0]["lr"] = rate * min(1, spent / (RISE * seconds))
             rows = torch.randint(len(values), (batch,), generator=generator)
-            loss = losses(data, density.log_prob(as_floats(data, values[rows], generator))).mean()
+            loss = losses(data, density.log_likelihood(values[rows], data, generator)).mean()
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(density.parameters(), 1.0)
@@ -124,8 +118,8 @@ def train(
                 old, new = list(average.parameters()), list(density.parameters())
                 torch._foreach_lerp_(old, new, 1 - decay if steps else 1.0)
             steps += 1
-            spent += time.perf_counter() - began
-        loss = float(score(averaged(average, density), data, x_validation).mean())
+            spent += time.process_time() - began
+        loss = float(score(averaged(average, density), data, held, 3).mean())
         results.append(Trained(copy.deepcopy(average), rate, spent, steps, loss))
     return results
 
@@ -138,12 +132,11 @@ def compare_likelihoods(
     options: argparse.Namespace,
 ) -> dict[str, Density]:
     """Prints the table of test losses; returns the trained models."""
-    x_test = as_floats(data, data.test.values, torch.Generator().manual_seed(2))
     unit = "nats" if data.levels is None else "bits/dim"
     print(
         f"\n{name}: {unit} after {options.seconds:g} s of training with each rate of "
         f"{', '.join(f'{r:g}' for r in options.rates)}; batch {batch}, "
-        f"{len(x_test)} test samples\n"
+        f"{len(data.test)} test samples\n"
         f"{'model':<34} {'parameters':>10} {'rate':>7} {'seconds':>8} {'steps':>6} "
         f"{'validation':>11} {'test':>8} +- sample {'- ours':>9} +- paired"
     )
@@ -160,7 +153,8 @@ def compare_likelihoods(
             print(f"{label:<34} no rate gave a finite loss", flush=True)
             continue
         chosen = min(runs, key=lambda run: run.validation)
-        best[label], scores[label] = chosen.density, score(chosen.density, data, x_test)
+        best[label] = chosen.density
+        scores[label] = score(chosen.density, data, data.test.values, 2)
         line = (
             f"{label:<34} {chosen.density.parameters_count:10,} {chosen.rate:7g} "
             f"{chosen.seconds:8.1f} {chosen.steps:6d} {chosen.validation:11.3f} "

@@ -14,19 +14,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from iresflow import Flow, Krylov, PowerSeries
-from iresflow.bijections import Bijection, Composition, Logit
+from iresflow import Flow, ImageFlow, Krylov, PowerSeries
+from iresflow.bijections import Bijection, Composition, Logit, dequantize
 from iresflow.data import Dataset, Split, load_dataset
 from iresflow.logdet import LogDetEstimator
 from iresflow.training.config import Config
 from iresflow.training.sections import section_of
 from iresflow.training.values import read_yaml
 
-__all__ = ["CASES", "Case", "Density", "Ours", "data_of", "settings_of"]
+__all__ = ["CASES", "Case", "Density", "Ours", "as_floats", "data_of", "settings_of"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 warnings.filterwarnings("ignore", "torch.lu is deprecated")  # normflows' 1 x 1 convolutions
+
+
+def as_floats(data: Dataset, values: Tensor, stream: torch.Generator) -> Tensor:
+    """x: images with uniform noise, vectors as they are."""
+    if data.levels is None:
+        return values
+    return dequantize(values, data.levels, dtype=torch.float32, generator=stream)
 
 
 class Density(nn.Module, ABC):
@@ -43,6 +50,13 @@ class Density(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int) -> Tensor:
         """x ``(n, *shape)``."""
+
+    def log_likelihood(self, values: Tensor, data: Dataset, stream: torch.Generator) -> Tensor:
+        """Log-densities of vectors ``(B,)``, or the bound of integer images' log-probabilities.
+
+        That is up to a constant: the density of pixels is in units of their range.
+        """
+        return self.log_prob(as_floats(data, values, stream))
 
     def settle(self) -> None:
         """What a trained model needs before it is used."""
@@ -68,6 +82,12 @@ class Ours(Density):
 
     def sample(self, n: int) -> Tensor:
         return self.flow.sample(n)
+
+    def log_likelihood(self, values: Tensor, data: Dataset, stream: torch.Generator) -> Tensor:
+        if not isinstance(self.flow, ImageFlow):
+            return super().log_likelihood(values, data, stream)
+        noisy = self.flow.dequantized(values, stream)
+        return self.log_prob(noisy.value) - noisy.log_density
 
     def settle(self) -> None:
         self.flow.enforce()

@@ -1,7 +1,7 @@
-"""The rows of benchmarks/ablation.py: what each changes of a preset.
+"""The rows of benchmarks/ablation.py: what each changes of the defaults.
 
 A variant is an overlay of options, by their names on the command line. Groups stand together in
-the table, each beside the preset, which is the row without a change.
+the table, each beside the base, which is the row without a change.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from iresflow.training.config import Config, DataConfig, LogDetConfig, ModelConfig, TrainingConfig
 
-__all__ = ["PRESET", "VARIANTS", "Variant", "changed"]
+__all__ = ["BASE", "VARIANTS", "Variant", "changed"]
 
 SECTIONS = {
     "data": DataConfig,
@@ -59,7 +59,7 @@ def _estimator(row: str, /, **options: object) -> dict[str, Variant]:
     return {f"estimator {row}": Variant("estimator", changes)}
 
 
-PRESET = "preset"
+BASE = "base"
 
 PAIRS = {"model.kernels": (3, 3), "model.activation": "sine-cosine"}
 
@@ -80,10 +80,9 @@ WITH_PAIRS: dict[str, dict[str, Any]] = {
     "3-3-3": {"model.kernels": (3, 3, 3)},
 }
 
-BEST: dict[str, Any] = {**PAIRS, **FALL, "model.dequantization": "variational"}
+BEST: dict[str, Any] = {**PAIRS, "model.dequantization": "variational"}
 
 WITH_BEST: dict[str, dict[str, Any]] = {
-    "best": {},
     "best, rate 1e-2": {"training.learning_rate": 1e-2},
     "best, batch 32": {"training.batch_size": 32},
     "best, tol 1e-2": {"log_det.tol": 1e-2},
@@ -91,12 +90,11 @@ WITH_BEST: dict[str, dict[str, Any]] = {
     "best, hidden 16": {"model.hidden": 16},
     "best, coeff 0.995": {"model.coeff": 0.995},
     "best, noise by 2 blocks": {"model.dequantization_blocks": 2},
-    "best, blocks x 3/2": {"model.blocks": (6, 6)},
     "best, prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
 }
 
 VARIANTS: dict[str, Variant] = {
-    PRESET: Variant(PRESET, {}),
+    BASE: Variant(BASE, {}),
     **_one("rate", "training.learning_rate", 1e-3, 2e-3, 1e-2, 2e-2),
     "decay linear 0.3": _fall("linear", 0.3),
     "decay linear 0.6": _fall("linear", 0.6),
@@ -160,13 +158,13 @@ VARIANTS: dict[str, Variant] = {
         },
     ),
 }
-"""All rows by name, the preset first."""
+"""All rows by name, the base first."""
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """A configuration with other values of some options.
 
-    Block counts are those of two scales of a preset; one that squeezes first (a count of 0) keeps
+    Block counts are those of two scales of a base; one that squeezes first (a count of 0) keeps
     doing so.
 
     Raises:

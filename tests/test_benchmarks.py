@@ -51,7 +51,7 @@ SCRIPTS = {
         "--only prior --steps 2",
         (
             r"prior fixed, seed 0: 2 steps, validation \d",
-            rf"preset +1 [\d, ]+ 2 +0\.\d+ +{NUMBER} \.\. {NUMBER} +\d\.\d+ +\d\.\d+ +0\.000",
+            rf"base +1 [\d, ]+ 2 +0\.\d+ +{NUMBER} \.\. {NUMBER} +\d\.\d+ +\d\.\d+ +0\.000",
             r"prior factor out +1 .*\n",
         ),
     ),
@@ -260,8 +260,8 @@ def test_every_row_of_the_ablation_has_a_model():
     import peers
     import variants
 
-    for name in ablation.PRESETS:
-        config = ablation.preset_of(name, None)
+    for name in ablation.BASES:
+        config = ablation.base_of(name, None)
         data = peers.data_of("mnist" if name == "mnist" else "digits", None)
         for row, variant in variants.VARIANTS.items():
             flow = build_model(variants.changed(config, variant.changes), data)
@@ -301,7 +301,7 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
     expected = [(*row, seed) for seed in (0, 1) for row in rows]
     assert [t for i, t in enumerate(trained) if i != 2] == expected
     assert len(ablation.read(file)) == len(expected)
-    assert re.search(r"preset +2 +7 +3 .* 2\.500 .* best by validation", capsys.readouterr().out)
+    assert re.search(r"base +2 +7 +3 .* 2\.500 .* best by validation", capsys.readouterr().out)
     monkeypatch.setattr(sys, "argv", [*command, "--seconds", "1"])
     ablation.main()  # another time is another row
     assert len(trained) == 1 + 2 * len(expected)

@@ -85,6 +85,8 @@ BEST: dict[str, Any] = {**PAIRS, "model.dequantization": "variational"}
 WITH_BEST: dict[str, dict[str, Any]] = {
     "best, rate 1e-2": {"training.learning_rate": 1e-2},
     "best, batch 32": {"training.batch_size": 32},
+    "best, batch 32, rate 1e-2": {"training.batch_size": 32, "training.learning_rate": 1e-2},
+    "best, batch 32, rate 2e-2": {"training.batch_size": 32, "training.learning_rate": 2e-2},
     "best, tol 1e-2": {"log_det.tol": 1e-2},
     "best, ema 0.99": {"training.ema_decay": 0.99},
     "best, hidden 16": {"model.hidden": 16},

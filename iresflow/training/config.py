@@ -1,9 +1,9 @@
 """The configuration of a run, as typed dataclasses: every option that a person can set.
 
-The defaults are made for the digits, so that a run without arguments needs no file; the presets in
-``configs`` state what differs. Where a default comes from: [thesis] Behrmann, 2019, appendix A.2;
-[RF] Residual Flows (Chen et al., 2019) and its code; [own] our measurements, in docs/numbers. The
-docstrings below the fields are the texts of ``--help``.
+The presets in ``configs`` state what differs from the defaults, for each data set; a run without
+arguments takes that of the digits. Where a default comes from: [thesis] Behrmann, 2019, appendix
+A.2; [RF] Residual Flows (Chen et al., 2019) and its code; [own] our measurements, in docs/numbers.
+The docstrings below the fields are the texts of ``--help``.
 """
 
 import math

@@ -68,6 +68,7 @@ def test_presets_are_found_in_the_package_and_in_the_checkout():
         ("folder", "folder"),
         ("table", "table"),
         ("checkerboard", "toy2d"),
+        ("digits", "digits"),
     ],
 )
 def test_a_data_set_takes_its_preset(data, preset):
@@ -77,11 +78,18 @@ def test_a_data_set_takes_its_preset(data, preset):
     expected.name = None
     assert asked.config == expected
     assert asked.origin.startswith(f"preset {preset}")
-    assert configure(["--config", "digits", "--data.name", data]).config.model == Config().model
+    asked = configure(["--config", "digits", "--data.name", data])
+    assert asked.config.model == config_of("--config", "digits").model
 
 
-def test_digits_are_the_defaults():
-    assert config_of() == config_of("--data.name", "digits") == Config()
+def test_without_arguments_digits_take_their_preset(tmp_path):
+    digits = config_of("--config", "digits")
+    digits.name = None
+    assert config_of() == config_of("--data.name", "digits") == digits
+    assert config_of("--model.hidden", "7").model.kernels == digits.model.kernels
+    file = tmp_path / "mine.yaml"
+    file.write_text("data:\n  name: digits\n")
+    assert config_of("--config", str(file)).model == Config().model  # one's own file is whole
 
 
 def test_unknown_presets_list_those_there_are(capsys, tmp_path):

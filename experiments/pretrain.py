@@ -13,12 +13,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from iresflow.cli import main as iresflow
 from iresflow.models.files import read_file, write_file
 from iresflow.models.pretrained import FOLDER
 from iresflow.training.checkpoint import find_checkpoint
+from iresflow.training.runs.directory import read_options
 
 __all__ = ["RECIPES", "main", "pack"]
 
@@ -44,13 +44,14 @@ def pack(name: str, run: Path, out: Path = FOLDER) -> Path:
 
     Raises:
         ValueError: the file would be too large.
+        RunError: the run's configuration is damaged.
         CheckpointError: the run has no checkpoint, or it is damaged.
     """
     content = read_file(find_checkpoint(run))
     score = json.loads((run / "evaluation.json").read_text())
     for key in ("training", "version"):
         content.pop(key, None)
-    options: dict[str, Any] = content["options"]
+    options = content["options"] = read_options(run / "config.yaml")
     options["data"]["root"] = None  # a directory of the machine that trained it
     options["runs"] = "runs"
     first = options["data"]["test"]
@@ -62,7 +63,7 @@ def pack(name: str, run: Path, out: Path = FOLDER) -> Path:
         "standard_error": score["standard_error"],
         "unit": score["unit"],
         "samples": score["samples"],
-        "minutes": content["progress"]["seconds"] / 60,
+        "steps": content["progress"]["step"],
         "command": " ".join(("iresflow train", *RECIPES[name])),
     }
     file = out / f"{name}.pt"

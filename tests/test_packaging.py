@@ -57,8 +57,9 @@ def test_the_wheel_holds_code_sources_configurations_and_typing(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert archive.testzip() is None
-    needed = contents({".py", ".cpp", ".h", ".hpp", ".yaml", ".typed"})
-    assert {"iresflow/py.typed", "iresflow/configs/digits.yaml"} <= needed
+    needed = contents({".py", ".cpp", ".h", ".hpp", ".yaml", ".typed", ".pt"})
+    own = {"iresflow/py.typed", "iresflow/configs/digits.yaml", "iresflow/weights/digits.pt"}
+    assert own <= needed
     assert any(name.endswith(".cpp") or "/cpp/" in name for name in needed)
     assert needed <= names
     about = {name for name in names if ".dist-info/" in name}
@@ -131,5 +132,6 @@ def test_an_installed_wheel_trains_and_samples_in_another_directory(wheel, tmp_p
     run("train", "--config", "digits", *small.split())
     out = run("sample", "runs/0000-digits", "--n", "4", "--out", "x.npz")
     assert "written" in out and (elsewhere / "x.npz").is_file()
+    assert "written" in run("sample", "digits", "--n", "4")
     # The compiled passes find their C++ sources.
     assert (packages / "iresflow" / "lipschitz" / "passes" / "native" / "cpp").is_dir()

@@ -26,7 +26,7 @@ class PretrainedModel:
         standard_error: Of the score, over samples, noise and probes.
         unit: Of both.
         samples: Test samples that were scored.
-        minutes: Of training steps.
+        steps: Of training.
         command: What trained it.
     """
 
@@ -37,13 +37,13 @@ class PretrainedModel:
     standard_error: float
     unit: str
     samples: int
-    minutes: float
+    steps: int
     command: str
 
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.score:.4f} {self.unit} +- {self.standard_error:.4f} on "
-            f"{self.split}, after {self.minutes:.0f} minutes of training"
+            f"{self.split}, after {self.steps:,} training steps"
         )
 
 

@@ -23,7 +23,10 @@ from iresflow.training.runs.directory import read_options
 __all__ = ["RECIPES", "main", "pack"]
 
 RECIPES: dict[str, tuple[str, ...]] = {
-    "two-moons": ("--config", "toy2d"),
+    "two-moons": tuple(
+        "--config toy2d --training.steps 1000 --training.decay_steps 0.3 "
+        "--training.validate_every 250 --training.log_every 25".split()
+    ),
     "digits": ("--config", "digits"),
     "mnist": ("--config", "mnist-small"),
     "fashion-mnist": ("--config", "fashion-mnist"),

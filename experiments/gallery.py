@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch.nn.functional import pad
 
 import iresflow
 from iresflow.models import Flow, ImageFlow, pretrained
@@ -87,8 +88,8 @@ def temperatures(flow: Flow, *, side: int = 10) -> Figure:
     for axes, temperature in zip(figure.subplots(1, 2), TEMPERATURES, strict=True):
         title = f"temperature {temperature:g}"
         if isinstance(flow, ImageFlow):
-            x = flow.sample(side * side, temperature=temperature, generator=_stream())
-            _tiles(axes, x, side)
+            x = flow.sample(side * side, temperature=temperature, generator=_stream()).clamp(0, 1)
+            _tiles(axes, pad(x, (1, 1, 1, 1), value=0.5), side)
             _bare(axes, title)
         else:
             points = flow.sample(POINTS, temperature=temperature, generator=_stream())

@@ -43,6 +43,7 @@ def test_it_is_small_and_certified_by_the_stored_bounds(name):
     assert stored.weights == certificate.weights
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", pretrained.names())
 def test_samples_come_back_from_their_latents(name):
     model = iresflow.pretrained(name)
@@ -65,6 +66,6 @@ def test_the_recorded_score_is_that_of_test_samples(name):
     # A control: another model fails.
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(1.3)
+            parameter.mul_(0.8)
     other = evaluate(model.eval(), part, seed=1, precision=Precision(repeated=0))
     assert abs(other.mean - known.score) > 4 * math.hypot(error, other.standard_error)

@@ -35,7 +35,8 @@ class LogDetEstimate:
             likelihood. NaN where the products have proven that :math:`\|J\| > 1`: a series then
             need not converge, and its number would only look fine.
         surrogate: ``(B,)``, whose *gradient* estimates that of the log-determinant. Its own value
-            means nothing. Derivatives of the gradient are refused, but for those of `Exact`.
+            means nothing, and with gradients off it need not be computed. Derivatives of the
+            gradient are refused, but for those of `Exact`.
         variance: ``(B,)`` squared nats: the squared standard error of `value` over its probes.
             NaN where one probe tells nothing of it, zero where there are no probes.
         truncation: ``(B,)`` nats, upper bound of what truncation changed in this very estimate,

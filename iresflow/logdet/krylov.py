@@ -115,9 +115,11 @@ class Krylov(LogDetEstimator):
                             jacobian = jacobian.rows(stays.nonzero()[:, 0])
                             index, process = index[stays], process.rows(stays)
                 process.write(result, index)
-        surrogate = linearization.bilinear(result.left, v).mean(0)
+        value = surrogate = result.value.mean(0)
+        if torch.is_grad_enabled():  # two products, and nothing would read them
+            surrogate = linearization.bilinear(result.left, v).mean(0)
         return LogDetEstimate(
-            value=result.value.mean(0),
+            value=value,
             surrogate=surrogate,
             variance=squared_standard_error(result.value),
             truncation=result.truncation.mean(0),

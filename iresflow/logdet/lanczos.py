@@ -87,9 +87,12 @@ class Lanczos(LogDetEstimator):
             left, residual = process.left()
         dtype = v.dtype
         half = (upper - lower) / 2 + slack if certified else torch.full_like(upper, torch.inf)
+        mean = surrogate = value.to(dtype).mean(0)
+        if torch.is_grad_enabled():  # two products, and nothing would read them
+            surrogate = linearization.bilinear(left, v).mean(0)
         return LogDetEstimate(
-            value=value.to(dtype).mean(0),
-            surrogate=linearization.bilinear(left, v).mean(0),
+            value=mean,
+            surrogate=surrogate,
             variance=squared_standard_error(value.to(dtype)),
             truncation=half.to(dtype).mean(0),
             gradient_truncation=residual.to(dtype).amax(0),

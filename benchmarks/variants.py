@@ -159,6 +159,13 @@ VARIANTS: dict[str, Variant] = {
             **FALL,
         },
     ),
+    **{
+        f"concatenated {'-'.join(map(str, kernels))}, {hidden}": Variant(
+            "concatenated",
+            {"model.links": "concatenated", "model.kernels": kernels, "model.hidden": hidden},
+        )
+        for kernels, hidden in (((3, 3), 32), ((3, 3, 1), 16), ((3, 3, 3), 16))
+    },
 }
 """All rows by name, the base first."""
 

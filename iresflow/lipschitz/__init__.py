@@ -3,7 +3,14 @@
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.modules import norm_bound
 from iresflow.lipschitz.branch import Branch, ContextDim
-from iresflow.lipschitz.branches import conv_branch, dense_branch
+from iresflow.lipschitz.branches import (
+    LINKS,
+    chained,
+    concatenated,
+    conv_branch,
+    dense_branch,
+    links_named,
+)
 from iresflow.lipschitz.constraint import constrain
 from iresflow.lipschitz.layers.activations import (
     ACTIVATIONS,
@@ -40,6 +47,7 @@ from iresflow.lipschitz.passes.kernels import compile_kernels, compiled_kernels
 __all__ = [
     "ACTIVATIONS",
     "ELU",
+    "LINKS",
     "NORMALIZATIONS",
     "PADDINGS",
     "Activation",
@@ -66,11 +74,14 @@ __all__ = [
     "Unlimited",
     "ZeroPadding",
     "activation_named",
+    "chained",
     "compile_kernels",
     "compiled_kernels",
+    "concatenated",
     "constrain",
     "conv_branch",
     "dense_branch",
+    "links_named",
     "norm_bound",
     "normalization_named",
 ]

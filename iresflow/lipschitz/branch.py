@@ -13,9 +13,10 @@ from iresflow.linearization import Linearization
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.induced import NORMS
 from iresflow.lipschitz.layers.activations import Activation
-from iresflow.lipschitz.layers.base import NormalizedLayer, broadcast_bias
+from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.image_context import ImageShift
 from iresflow.lipschitz.layers.linear import NormalizedConv2d
+from iresflow.lipschitz.layers.operator import broadcast_bias
 from iresflow.lipschitz.layers.watch import version
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.links import Link
@@ -145,7 +146,7 @@ class Branch(nn.Module, LipschitzMap):
         return replace(chain, lipschitz=self.bound().upper)
 
     def bound(self, norm: float = 2.0) -> Bound:
-        """The smallest product of the layers' and activations' constants (thesis, eq. 4.6).
+        """The smallest product of the links' constants (thesis, eq. 4.6).
 
         Each layer may map from one p-norm to another. Over all choices of the norms in between,
         the smallest product is that of a shortest path.
@@ -165,11 +166,8 @@ class Branch(nn.Module, LipschitzMap):
             return Bound(math.inf, math.inf, "not finite")
         paths = {norm: Bound(1.0, 1.0, "")}
         for activation, layer in zip(self.activations, self.layers, strict=True):
-            steps = layer.bounds()
-            if isinstance(activation, Activation):
-                for p in paths:
-                    constant = activation.lipschitz_in(p)
-                    paths[p] = paths[p].then(Bound(constant, constant, ""))
+            pointwise = activation if isinstance(activation, Activation) else None
+            steps = layer.bounds_after(pointwise)
             paths = {
                 q: min((path.then(steps[p, q]) for p, path in paths.items()), key=_upper)
                 for q in NORMS

@@ -5,11 +5,25 @@ from collections.abc import Callable, Sequence
 from iresflow.lipschitz.branch import Branch, ContextDim
 from iresflow.lipschitz.layers.activations import Activation
 from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.concatenation import Concatenated, beside
+from iresflow.lipschitz.layers.form import Alone, Form
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.padding import Padding
 
-__all__ = ["conv_branch", "dense_branch", "hidden_widths"]
+__all__ = [
+    "LINKS",
+    "chained",
+    "concatenated",
+    "conv_branch",
+    "dense_branch",
+    "hidden_widths",
+    "links_named",
+]
+
+MakeLayer = Callable[[int, int, int, Form], NormalizedLayer]
+Links = tuple[list[NormalizedLayer], Sequence[Activation | None]]
+Linking = Callable[[MakeLayer, tuple[int, int], Sequence[int], type[Activation], bool], Links]
 
 
 def conv_branch(
@@ -25,6 +39,7 @@ def conv_branch(
     activate_input: bool = True,
     context_dim: ContextDim = 0,
     outputs: int | None = None,
+    links: Linking | None = None,
 ) -> Branch:
     """A branch of convolutions, by default 3 x 3, 1 x 1 and 3 x 3 (thesis, appendix A.2).
 
@@ -41,12 +56,13 @@ def conv_branch(
             the first of a model.
         context_dim: Dimension of the context, or (C, H, W) of one that is an image; 0 for none.
         outputs: Channels of the image that goes out; None for those that come in.
+        links: How the layers make up the branch; `chained` by default, or `concatenated`.
 
     Raises:
         ValueError: no kernel, an even one, or another number of widths than of gaps.
     """
 
-    def layer(inputs: int, outgoing: int, depth: int) -> NormalizedConv2d:
+    def layer(inputs: int, outgoing: int, depth: int, form: Form) -> NormalizedConv2d:
         return NormalizedConv2d(
             inputs,
             outgoing,
@@ -55,11 +71,13 @@ def conv_branch(
             padding=padding,
             coeff=coeff,
             normalization=normalization,
+            form=form,
         )
 
     widths = hidden_widths(hidden, len(kernels))
     ends = (channels, outputs or channels)
-    return _branch(layer, ends, widths, activation, activate_input, context_dim)
+    made = (links or chained)(layer, ends, widths, activation, activate_input)
+    return Branch(*made, context_dim=context_dim)
 
 
 def dense_branch(
@@ -71,6 +89,7 @@ def dense_branch(
     normalization: Normalization | None = None,
     activate_input: bool = True,
     context_dim: int = 0,
+    links: Linking | None = None,
 ) -> Branch:
     """A branch of dense layers on vectors ``(B, dim)``.
 
@@ -79,12 +98,16 @@ def dense_branch(
             three layers. The others are those of `conv_branch`.
     """
 
-    def layer(inputs: int, outputs: int, depth: int) -> NormalizedDense:
-        return NormalizedDense(inputs, outputs, coeff=coeff, normalization=normalization)
+    def layer(inputs: int, outputs: int, depth: int, form: Form) -> NormalizedDense:
+        del depth
+        return NormalizedDense(
+            inputs, outputs, coeff=coeff, normalization=normalization, form=form
+        )
 
     layers = 3 if isinstance(hidden, int) else len(hidden) + 1
     widths = hidden_widths(hidden, layers)
-    return _branch(layer, (dim, dim), widths, activation, activate_input, context_dim)
+    made = (links or chained)(layer, (dim, dim), widths, activation, activate_input)
+    return Branch(*made, context_dim=context_dim)
 
 
 def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
@@ -104,22 +127,67 @@ def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
     return widths
 
 
-def _branch(
-    layer: Callable[[int, int, int], NormalizedLayer],
+def chained(
+    layer: MakeLayer,
     ends: tuple[int, int],
     widths: Sequence[int],
     activation: type[Activation],
     activate_input: bool,
-    context_dim: ContextDim,
-) -> Branch:
-    """A branch of layers, each made from its inputs, its outputs and its depth."""
+) -> Links:
+    """Layers and activations, each after the other.
+
+    Arguments:
+        layer: Makes each layer from its inputs, its outputs, its depth and its form.
+        ends: Channels that come in and that go out.
+        widths: Channels between the layers.
+        activation: The class of the activations.
+        activate_input: Whether one stands in front of the first layer.
+    """
     outputs = [*widths, ends[1]]
     inputs = [activation.width * n for n in (ends[0], *widths)]
     if not activate_input:
         inputs[0] = ends[0]
     layers = [
-        layer(*sizes, depth) for depth, sizes in enumerate(zip(inputs, outputs, strict=True))
+        layer(*sizes, depth, Alone())
+        for depth, sizes in enumerate(zip(inputs, outputs, strict=True))
     ]
     activations = [activation() for _ in layers]
-    first = activations if activate_input else [None, *activations[1:]]
-    return Branch(layers, first, context_dim=context_dim)
+    return layers, activations if activate_input else [None, *activations[1:]]
+
+
+def concatenated(
+    layer: MakeLayer,
+    ends: tuple[int, int],
+    widths: Sequence[int],
+    activation: type[Activation],
+    activate_input: bool,
+) -> Links:
+    """Each layer but the last one keeps what came in, and adds its ``widths`` of channels to it.
+
+    See `iresflow.lipschitz.layers.concatenation`. Arguments as of `chained`.
+    """
+    layers: list[NormalizedLayer] = []
+    activations: list[Activation | None] = []
+    channels = ends[0]
+    for depth, width in enumerate(widths):
+        phi = activation if activate_input or depth else None
+        inputs = channels * (phi.width if phi else 1)
+        layers.append(layer(inputs, width, depth, Concatenated(channels)))
+        activations.append(beside(phi)())
+        channels += width
+    last = activate_input or bool(widths)
+    inputs = channels * (activation.width if last else 1)
+    layers.append(layer(inputs, ends[1], len(widths), Alone()))
+    activations.append(activation() if last else None)
+    return layers, activations
+
+
+LINKS: dict[str, Linking] = {"chained": chained, "concatenated": concatenated}
+"""How layers make up a branch, by the names that configurations use."""
+
+
+def links_named(name: str) -> Linking:
+    """One of `LINKS`, or a ValueError that names them all."""
+    if name not in LINKS:
+        raise ValueError(f"unknown links {name!r}; choose one of {', '.join(LINKS)}")
+    return LINKS[name]

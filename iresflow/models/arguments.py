@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from iresflow.bijections import block_named
-from iresflow.lipschitz import PADDINGS, activation_named, normalization_named
+from iresflow.lipschitz import PADDINGS, activation_named, links_named, normalization_named
 from iresflow.models.contexts import context_of_spec
 from iresflow.models.dequantization import NOISES
 from iresflow.models.plain import integer, integers, number, switch, widths, word
@@ -50,6 +50,7 @@ ARGUMENTS: dict[str, Plain] = {
     "learned_prior": switch,
     "conditional_prior": switch,
     "block": _named(block_named),
+    "links": _named(links_named),
     "dequantization": partial(_choice, allowed=tuple(NOISES)),
     "dequantization_blocks": partial(integer, least=1),
     "dequantization_deviation": number,

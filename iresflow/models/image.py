@@ -64,6 +64,8 @@ class ImageFlow(Flow):
         conditional_prior: Whether mean and scale of what is factored out come from what stays, see
             `iresflow.bijections.ConditionalPrior`.
         block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
+        links: How layers make up a branch: chained, or concatenated, where each but the last adds
+            ``hidden`` channels to what came in, see `iresflow.lipschitz.concatenated`.
         dequantization: Name of the noise that makes floats of integers: uniform, truncated-normal,
             or variational, see `iresflow.models.dequantization`.
         dequantization_blocks: Residual blocks of the flow that makes variational noise.
@@ -106,6 +108,7 @@ class ImageFlow(Flow):
         learned_prior: bool = True,
         conditional_prior: bool = False,
         block: str = "residual",
+        links: str = "chained",
         dequantization: str = "uniform",
         dequantization_blocks: int = 4,
         dequantization_deviation: float = 1 / 6,
@@ -130,6 +133,7 @@ class ImageFlow(Flow):
                 "learned_prior": learned_prior,
                 "conditional_prior": conditional_prior,
                 "block": block,
+                "links": links,
                 "dequantization": dequantization,
                 "dequantization_blocks": dequantization_blocks,
                 "dequantization_deviation": dequantization_deviation,

@@ -22,6 +22,7 @@ from iresflow.lipschitz import (
     ContextDim,
     activation_named,
     conv_branch,
+    links_named,
     normalization_named,
 )
 from iresflow.models.arguments import described
@@ -41,6 +42,7 @@ SILENT: dict[str, Any] = {
     "given": None,
     "conditional_prior": False,
     "block": "residual",
+    "links": "chained",
 }
 """What an argument is in a file that does not name it."""
 
@@ -117,6 +119,7 @@ class ImageParts:
             normalization=self.normalization,
             activate_input=self.plain["activate_input"] and not first,
             context_dim=self.context,
+            links=links_named(self.plain["links"]),
         )
         return [ActNorm(channels), block_named(self.plain["block"])(branch)]
 

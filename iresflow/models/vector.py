@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, final
 
 from iresflow.bijections import ActNorm, Bijection, Composition, Standardize, block_named
-from iresflow.lipschitz import activation_named, dense_branch, normalization_named
+from iresflow.lipschitz import activation_named, dense_branch, links_named, normalization_named
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
 from iresflow.models.arguments import described, plain_arguments
 from iresflow.models.densities import DiagonalNormal
@@ -17,7 +17,7 @@ __all__ = ["VectorFlow"]
 EXACT_UP_TO = 8
 """Up to this dimension the exact log-determinant costs no more than a series: the default."""
 
-SILENT: dict[str, Any] = {"activate_input": True, "block": "residual"}
+SILENT: dict[str, Any] = {"activate_input": True, "block": "residual", "links": "chained"}
 """What an argument is in a file that does not name it."""
 
 
@@ -44,6 +44,8 @@ class VectorFlow(Flow):
         learned_prior: Whether mean and variance of the latent are trained; a context then moves
             them too.
         block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
+        links: How layers make up a branch: chained, or concatenated, where each but the last adds
+            ``hidden`` units to what came in, see `iresflow.lipschitz.concatenated`.
         log_det: The estimator in training mode; None for the exact one in small dimensions and a
             power series above.
 
@@ -74,6 +76,7 @@ class VectorFlow(Flow):
         normalization: str = "bidiagonalization",
         learned_prior: bool = False,
         block: str = "residual",
+        links: str = "chained",
         log_det: LogDetEstimator | None = None,
     ) -> None:
         plain = plain_arguments(
@@ -88,6 +91,7 @@ class VectorFlow(Flow):
                 "normalization": normalization,
                 "learned_prior": learned_prior,
                 "block": block,
+                "links": links,
             },
             blocks=partial(integer, least=0),
             context_dim=partial(integer, least=0),
@@ -105,6 +109,7 @@ class VectorFlow(Flow):
                 normalization=normalization_named(plain["normalization"]),
                 activate_input=plain["activate_input"] and index > 0,
                 context_dim=context_dim,
+                links=links_named(plain["links"]),
             )
             maps += [ActNorm(dim), block_named(plain["block"])(branch)]
         super().__init__(

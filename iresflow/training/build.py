@@ -162,6 +162,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
             normalization=model.normalization,
             learned_prior=model.learned_prior,
             block=model.block,
+            links=model.links,
             log_det=build_estimator(config),
         )
     return ImageFlow(
@@ -181,6 +182,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
         alpha=model.alpha,
         learned_prior=model.learned_prior,
         block=model.block,
+        links=model.links,
         conditional_prior=model.conditional_prior,
         dequantization=model.dequantization,
         dequantization_blocks=model.dequantization_blocks,

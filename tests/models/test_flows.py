@@ -38,7 +38,11 @@ FLOWS = {
         blocks=(1, 1), factor_out=True, conditional_prior=True, context_dim=2
     ),
     "image-monotone": lambda: small_image_flow(blocks=(1, 1), block="monotone"),
+    "image-concatenated": lambda: small_image_flow(links="concatenated", kernels=(3, 3)),
     "vector": small_vector_flow,
+    "vector-concatenated": lambda: small_vector_flow(
+        4, links="concatenated", context_dim=1, activation="clipswish", activate_input=False
+    ),
     "vector-monotone": lambda: small_vector_flow(5, block="monotone", context_dim=2),
     "vector-conditional": lambda: small_vector_flow(context_dim=2, learned_prior=True),
     "vector-wide": lambda: small_vector_flow(12),

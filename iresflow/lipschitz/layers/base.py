@@ -22,13 +22,15 @@ from iresflow.derivatives import first_order
 from iresflow.errors import DerivativeError, NotContractiveError
 from iresflow.lipschitz.bounds.base import Bound, LipschitzMap
 from iresflow.lipschitz.bounds.induced import induced_bounds
+from iresflow.lipschitz.layers.activations import Activation
 from iresflow.lipschitz.layers.estimates import normalized
+from iresflow.lipschitz.layers.form import Bounds, Form
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.operator import OperatorFamily
 from iresflow.lipschitz.layers.watch import OnHost, Watch, outside_transforms, version
 from iresflow.tensors import transformed
 
-__all__ = ["NormalizedLayer", "broadcast_bias"]
+__all__ = ["NormalizedLayer"]
 
 SECOND = (
     "in training mode the gradient of a weight goes through an estimate of its norm, whose own "
@@ -51,6 +53,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         left_shape: Shape of one vector of the operator's range, for the power iteration.
         coeff: The norm's upper limit c, in (0, 1).
         normalization: What training divides the weight by.
+        form: What acts of the normalised weight.
 
     Raises:
         ValueError: coeff is not in (0, 1).
@@ -65,6 +68,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         left_shape: tuple[int, ...],
         coeff: float,
         normalization: Normalization,
+        form: Form,
     ) -> None:
         super().__init__()
         if not 0 < coeff < 1:
@@ -75,7 +79,8 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         self.coeff = coeff
         self.normalization = normalization
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.form = form
+        self.bias = nn.Parameter(torch.zeros(form.outputs(outputs)))
         self.left: Tensor
         self.sigma: Tensor
         self.register_buffer("left", _start(left_shape))
@@ -87,7 +92,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         self._frozen: Tensor | None = None  # what eval mode divides by since it was first asked
         self._raw: tuple[Bound, Watch] | None = None
         self._on_host = OnHost()  # the norm in action
-        self._bounds: tuple[Bound, float, dict[tuple[float, float], Bound]] | None = None
+        self._bounds: tuple[Bound, float, Bounds] | None = None
 
     @abstractmethod
     def taps(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +116,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         self._step = (norm.detach(), version(self.weight))
         if not transformed():
             norm = first_order(norm, DerivativeError(SECOND))
-        return self.weight * self._scale(norm)
+        return self.form.acting(self.weight * self._scale(norm))
 
     def normalized_weight(self) -> Tensor:
         """The weight that acts; attached to the graph of the raw one, its norm a constant.
@@ -119,7 +124,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         In training mode with gradients on, that is the weight of the last step; everywhere else,
         and where the raw weight has changed since, the one that eval mode applies.
         """
-        return self.weight * self._scale(self._norm())
+        return self.form.acting(self.weight * self._scale(self._norm()))
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -172,12 +177,17 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         """
         return self.bounds()[domain, codomain]
 
-    def bounds(self) -> dict[tuple[float, float], Bound]:
-        """Certified bounds of the layer with `normalized_weight`, by norms of domain and range.
+    def bounds(self) -> Bounds:
+        """Certified bounds of the layer with `normalized_weight`, by norms of domain and range."""
+        return self.form.bounds(self._scaled_bounds())
 
-        The same dictionary until the layer changes.
-        """
-        scale = float(self._scale(self._on_host.copy(self._norm())))
+    def bounds_after(self, activation: Activation | None) -> Bounds:
+        """The same for an activation and the layer after it, as one map."""
+        return self.form.bounds_after(self._scaled_bounds(), activation)
+
+    def _scaled_bounds(self) -> Bounds:
+        """Of the weight that was scaled: the same dictionary until the layer changes."""
+        scale = float(self._scale(self._on_host.copy(self._norm())).detach())
         raw = self._raw_bound()
         if self._bounds is None or self._bounds[0] is not raw or self._bounds[1] != scale:
             upper = (raw.upper + self._rounding(scale)) * scale * (1 + 1e-15)
@@ -261,7 +271,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         return self
 
     def _scale(self, sigma: Tensor) -> Tensor:
-        return self.coeff / sigma.clamp_min(self.coeff)
+        return self.form.scaled(self.coeff / sigma.clamp_min(self.coeff))
 
     def _errors(self, scale: float) -> tuple[float, float]:
         """By what an entry of the raw weight is off, at most, where rounding scales it.
@@ -286,12 +296,6 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, coeff={self.coeff}, {self.normalization}"
-
-
-def broadcast_bias(bias: Tensor, ndim: int) -> Tensor:
-    """A bias ``(C,)``, or one for each sample ``(B, C)`` or pixel ``(B, C, H, W)``, shaped to add
-    to ``ndim`` dimensions."""
-    return bias if bias.ndim > 2 else bias.reshape(*bias.shape, *[1] * (ndim - 2))
 
 
 def _start(shape: tuple[int, ...]) -> Tensor:

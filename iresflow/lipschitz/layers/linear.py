@@ -13,6 +13,7 @@ from iresflow.lipschitz.bounds.symbol import symbol_norm
 from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.convolution import convolve_and_back, gram_of_windows
 from iresflow.lipschitz.layers.estimates import lanczos, power_iteration
+from iresflow.lipschitz.layers.form import Alone, Form
 from iresflow.lipschitz.layers.normalization import Bidiagonalization, Normalization
 from iresflow.lipschitz.layers.operator import Operator
 from iresflow.lipschitz.layers.padding import CircularPadding, Grid, Padding, ZeroPadding
@@ -47,6 +48,7 @@ class NormalizedDense(NormalizedLayer):
         inputs, outputs: n and m.
         coeff: The norm's upper limit, in (0, 1).
         normalization: What training divides the weight by; `Bidiagonalization` by default.
+        form: What acts of the normalised weight; `Alone` by default.
     """
 
     plain = True
@@ -58,10 +60,12 @@ class NormalizedDense(NormalizedLayer):
         *,
         coeff: float,
         normalization: Normalization | None = None,
+        form: Form | None = None,
     ) -> None:
         weight = torch.empty(outputs, inputs)
         nn.init.kaiming_uniform_(weight, a=5**0.5)
-        super().__init__(weight, outputs, (outputs,), coeff, normalization or Bidiagonalization())
+        normalization = normalization or Bidiagonalization()
+        super().__init__(weight, outputs, (outputs,), coeff, normalization, form or Alone())
 
     def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
         return partial(linear, weight=weight, bias=bias)
@@ -100,6 +104,7 @@ class NormalizedConv2d(NormalizedLayer):
         padding: What it reads beyond the border; `ZeroPadding` by default.
         coeff: The norm's upper limit, in (0, 1).
         normalization: What training divides the weight by; `Bidiagonalization` by default.
+        form: What acts of the normalised weight; `Alone` by default.
 
     Raises:
         ValueError: the kernel size is even, coeff is not in (0, 1), or the image is too small for
@@ -117,6 +122,7 @@ class NormalizedConv2d(NormalizedLayer):
         padding: Padding | None = None,
         coeff: float,
         normalization: Normalization | None = None,
+        form: Form | None = None,
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
@@ -134,7 +140,8 @@ class NormalizedConv2d(NormalizedLayer):
         self.iteration_size = (1, 1) if self.pointwise else image_size
         range_size = tuple((n - 1) // stride + 1 for n in self.iteration_size)
         left_shape = (outputs, *range_size)
-        super().__init__(weight, outputs, left_shape, coeff, normalization or Bidiagonalization())
+        normalization = normalization or Bidiagonalization()
+        super().__init__(weight, outputs, left_shape, coeff, normalization, form or Alone())
 
     def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:
         return self.padding.operator(weight, self.stride, bias)
@@ -160,7 +167,8 @@ class NormalizedConv2d(NormalizedLayer):
         return super().gram(weight, domain)
 
     def weight_gradient(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.padding.weight_gradient(x, u, self.weight.shape, self.stride)
+        shape = torch.Size((u.shape[1], x.shape[1], *self.weight.shape[2:]))
+        return self.padding.weight_gradient(x, u, shape, self.stride)
 
     def smooth_bound(self, weight: Tensor) -> Tensor:
         if self.pointwise:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from iresflow.lipschitz.bounds.base import Bound
 
-__all__ = ["Operator", "OperatorFamily"]
+__all__ = ["Operator", "OperatorFamily", "broadcast_bias"]
 
 Operator = Callable[[Tensor], Tensor]
 """A linear (or affine) map of batches."""
@@ -51,3 +51,9 @@ class OperatorFamily(ABC):
             weight: Of the family's shape.
             left: A guess of the largest left singular vector; the bound holds for any.
         """
+
+
+def broadcast_bias(bias: Tensor, ndim: int) -> Tensor:
+    """A bias ``(C,)``, or one for each sample ``(B, C)`` or pixel ``(B, C, H, W)``, shaped to add
+    to ``ndim`` dimensions."""
+    return bias if bias.ndim > 2 else bias.reshape(*bias.shape, *[1] * (ndim - 2))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from iresflow.lipschitz.layers.activations import Activation
-from iresflow.lipschitz.layers.base import NormalizedLayer, broadcast_bias
+from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.convolution import same_layout
-from iresflow.lipschitz.layers.operator import Operator
+from iresflow.lipschitz.layers.operator import Operator, broadcast_bias
 from iresflow.lipschitz.passes.pointwise import activate
 
 __all__ = ["Hidden", "Link", "evaluate"]

@@ -18,7 +18,7 @@ from iresflow.lipschitz.passes.kernels import kernels_compile
 from iresflow.lipschitz.passes.links import Hidden, Link
 from iresflow.lipschitz.passes.native.library import SCALARS, Shape, library, plain
 from iresflow.lipschitz.passes.native.library import Link as Record
-from iresflow.lipschitz.passes.native.suits import KINDS, suits
+from iresflow.lipschitz.passes.native.suits import kind_of, suits
 from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, TorchPasses
 from iresflow.powers import Determinant, KrylovFound, KrylovSpace, PowerSums, Series
 
@@ -62,7 +62,7 @@ class NativePasses(Passes):
         for record, link, (weight, bias) in zip(self._records, self.links, pairs, strict=True):
             record.outputs, record.inputs = weight.shape[:2]
             record.side = weight.shape[2] if weight.ndim == 4 else 1
-            record.activation = 0 if link.activation is None else KINDS[type(link.activation)]
+            record.activation = kind_of(link.activation)
             record.width = link.width
             record.beta = 0.0 if link.beta is None else float(link.beta)
             record.weight, record.bias = weight.data_ptr(), bias.data_ptr()

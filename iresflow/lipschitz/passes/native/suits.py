@@ -14,11 +14,12 @@ from iresflow.lipschitz.layers.activations import (
     Tanh,
 )
 from iresflow.lipschitz.layers.base import NormalizedLayer
+from iresflow.lipschitz.layers.concatenation import Beside, Identity
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.passes.links import Link
 from iresflow.lipschitz.passes.native.library import SCALARS, is_plain
 
-__all__ = ["KINDS", "suits"]
+__all__ = ["kind_of", "suits"]
 
 KINDS: dict[type[Activation], int] = {
     ELU: 1,
@@ -29,6 +30,9 @@ KINDS: dict[type[Activation], int] = {
     SineCosine: 6,
 }
 """``Kind`` of ``cpp/links.h``; 0 for none."""
+
+BESIDE = 16
+"""Added to the kind of an activation that stands beside its argument."""
 
 KIND_OF_LAYER: dict[int, type[NormalizedLayer]] = {2: NormalizedDense, 4: NormalizedConv2d}
 """By the number of dimensions of a batch."""
@@ -51,10 +55,18 @@ def suits(links: Sequence[Link], x: Tensor) -> bool:
         and link.weight.dtype == x.dtype
         and (link.bias.ndim == 1 or len(link.bias) == len(x))
         and (link.bias.ndim < 4 or link.bias.shape[2:] == x.shape[2:])
-        and _known_activation(link)
+        and kind_of(link.activation) is not None
         for link in links
     )
 
 
-def _known_activation(link: Link) -> bool:
-    return link.activation is None or type(link.activation) in KINDS
+def kind_of(activation: Activation | None) -> int | None:
+    """The ``Kind`` of an activation; None for one that is not compiled."""
+    if activation is None:
+        return 0
+    if isinstance(activation, Beside):
+        if type(activation.inner) is Identity:
+            return BESIDE
+        inner = KINDS.get(type(activation.inner))
+        return None if inner is None else BESIDE + inner
+    return KINDS.get(type(activation))

@@ -173,10 +173,30 @@ template <class T> struct SinePair {
     }
 };
 
-// Calls body with the activation of a link, as a type; not for NONE.
-template <class T, class Body> inline void with_activation(const Link& link, Body body) {
-    const T beta = T(link.beta);
-    switch (link.activation) {
+template <class T> struct Same {
+    static constexpr int WIDTH = 1;
+    Jets<T, 1> operator()(Vector<T> h) const {
+        const Vector<T> zero = {};
+        return {{{h, zero + 1, zero}}};
+    }
+};
+
+// h itself, then the values of another activation.
+template <class T, class Phi> struct Beside {
+    static constexpr int WIDTH = 1 + Phi::WIDTH;
+    Phi phi;
+    Jets<T, WIDTH> operator()(Vector<T> h) const {
+        const auto jets = phi(h);
+        Jets<T, WIDTH> all{Same<T>{}(h)[0]};
+        std::copy(jets.begin(), jets.end(), all.begin() + 1);
+        return all;
+    }
+};
+
+// Calls body with an activation, as a type.
+template <class T, class Body> inline void with_kind(int64_t kind, T beta, Body body) {
+    switch (kind) {
+        case NONE: return body(Same<T>{});
         case ELU: return body(Elu<T>{beta});
         case TANH: return body(Tanh<T>{beta});
         case LIPSWISH: return body(LipSwish<T>{beta});
@@ -184,6 +204,15 @@ template <class T, class Body> inline void with_activation(const Link& link, Bod
         case SINE: return body(Sine<T>{beta});
         default: return body(SinePair<T>{beta});
     }
+}
+
+// Calls body with the activation of a link, as a type; not for NONE.
+template <class T, class Body> inline void with_activation(const Link& link, Body body) {
+    const bool beside = link.activation >= BESIDE;
+    with_kind<T>(link.activation - (beside ? BESIDE : 0), T(link.beta), [&](auto phi) {
+        if (beside) body(Beside<T, decltype(phi)>{phi});
+        else body(phi);
+    });
 }
 
 // Rows of channels as an activation of so many values takes them: all are one where it has one.

@@ -110,7 +110,9 @@ template <class T>
 double activation_adjoint(const Link& link, long rows, long directions, const T* h,
                           const T* value, const T* slope, const T* curvature, const T* const* t,
                           T* const* q) {
-    const auto pass = link.width > 1 ? activation_adjoint<T, 2> : activation_adjoint<T, 1>;
+    const auto pass = link.width == 1   ? activation_adjoint<T, 1>
+                      : link.width == 2 ? activation_adjoint<T, 2>
+                                        : activation_adjoint<T, 3>;
     return pass(Rows(link, rows), directions, h, value, slope, curvature, t, q);
 }
 

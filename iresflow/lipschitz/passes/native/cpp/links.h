@@ -33,4 +33,7 @@ struct Shape {
 
 enum Kind : int64_t { NONE, ELU, TANH, LIPSWISH, CLIPSWISH, SINE, SINE_COSINE };
 
+// Added to a kind where h stands in front of its values.
+enum : int64_t { BESIDE = 16 };
+
 }  // extern "C"

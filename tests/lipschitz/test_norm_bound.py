@@ -98,10 +98,10 @@ def test_a_circle_that_is_shorter_bounds_nothing():
 
 
 def test_a_large_image_says_that_its_bound_is_loose():
-    module = nn.Conv2d(64, 64, 3, padding=1, padding_mode="replicate", bias=False).float()
+    module = nn.Conv2d(64, 64, 5, padding=2, padding_mode="replicate", bias=False).float()
     bound = norm_bound(module, 40)
-    assert bound.method == "extended" and bound.estimate < bound.upper <= 2.1 * bound.estimate
-    module.padding_mode = "zeros"
+    assert bound.method == "extended" and bound.estimate < bound.upper <= 3.1 * bound.estimate
+    module = nn.Conv2d(64, 64, 3, padding=1, bias=False).float()
     bound = norm_bound(module, 40)
     assert bound.method == "fourier" and bound.estimate < bound.upper <= 1.01 * bound.estimate
 

@@ -9,6 +9,8 @@ allowance for the rounding of their own arithmetic:
 - `iresflow.lipschitz.bounds.symbol`: k x k convolutions of any size, by their Fourier transform.
 - `iresflow.lipschitz.bounds.banded`: k x k convolutions of up to some thousand dimensions, to four
   digits, by a Cholesky factorisation.
+- `iresflow.lipschitz.bounds.localized`: convolutions on large images that are mirrored or
+  continued, from their norms on smaller ones.
 
 The first two are differentiable in the weight, so that training can normalise with them.
 """

@@ -34,10 +34,11 @@ def norm_bound(module: nn.Module, image_size: int | Iterable[int] | None = None)
         A `Bound`. Its method is ``gram`` where the matrix was written out (rounding above the
         norm), ``banded`` for a factorisation of the banded Gram matrix (below 0.1 % in most
         cases), and ``fourier`` for the maximum of the symbol: exact for circular padding that
-        keeps the size, and a percent or less on large images. ``extended`` is that of an image
-        extended by its own pixels, times the norm of the extension: up to twice the norm for a
-        margin of one pixel, and more for wider ones. The estimate, from below, tells how loose
-        it is.
+        keeps the size, and a percent or less on large images. Large images that are extended by
+        their own pixels have ``localized`` bounds, from smaller images of the same kind: some
+        percent above the norm. Where even those are too large, ``extended`` is the symbol's
+        maximum times the norm of the extension: up to twice the norm for a margin of one pixel,
+        and more for wider ones. The estimate, from below, tells how loose it is.
 
     Raises:
         ValueError: a module of another kind; no or a wrong image size; weights that are not

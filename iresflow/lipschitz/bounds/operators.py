@@ -16,6 +16,7 @@ from iresflow.ambient import own_arithmetic
 from iresflow.lipschitz.bounds.axes import Reading, Spectrum, tap_matrices
 from iresflow.lipschitz.bounds.banded import taps_bound, taps_cost
 from iresflow.lipschitz.bounds.base import EPS, Bound, scaled
+from iresflow.lipschitz.bounds.localized import localized_norm
 from iresflow.lipschitz.bounds.matrix import matrix_norm
 from iresflow.lipschitz.bounds.symbol import symbol_norm
 from iresflow.lipschitz.layers.estimates import lanczos, normalized
@@ -170,9 +171,19 @@ class ModuleOperator(OperatorFamily):
                 kernel, rows, columns, upper, lower
             )
             if bound is None:
+                near = self._localized(kernel) if method == "extended" else None
+                if near is not None and near < upper:
+                    return Bound(near, lower(), "localized")
                 return Bound(upper, lower(), method)
             best = _larger(best, bound)
         return best if best.upper <= upper else Bound(upper, best.estimate, method)
+
+    def _localized(self, kernel: Tensor) -> float | None:
+        """The bound of a group from a smaller image, or None where there is no such bound."""
+        axes = (self.rows, self.columns)
+        if any(a.mode == "circular" or a.stride > 1 or a.dilation > 1 for a in axes):
+            return None
+        return localized_norm(kernel, self.rows, self.columns, BANDED_LIMIT, LOOSE_LIMIT)
 
     @cached_property
     def blocks(self) -> list[tuple[np.ndarray, np.ndarray]]:

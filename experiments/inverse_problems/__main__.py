@@ -14,6 +14,8 @@ ROOM = Room(
     "python -m experiments.inverse_problems",
     {
         "learned": "learned operators: errors by noise and Lipschitz limit",
+        "restoration": "the most probable image by flows, total variation and PatchNR",
+        "posterior": "samples of a posterior by Hamiltonian Monte Carlo in the latent",
     },
 )
 

@@ -69,8 +69,8 @@ class Potential(nn.Module, ABC):
         """The parabola of images x whose nearest ones of the domain are ``inside``, ``(B,)``."""
         return self.outside / 2 * sum_per_sample((x - inside).square())
 
-    def forward(self, x: Tensor, g_param: object = None) -> Tensor:
-        """The same as `fn`."""
+    def forward(self, x: Tensor, g_param: object = None, *, reduce: object = None) -> Tensor:
+        """The same as `fn`; some of deepinv's optimisers ask with ``reduce=``, left alone too."""
         return self.fn(x, g_param)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,322 @@
+"""Denoising, inpainting, deblurring and superresolution by the most probable image, with flows of
+images and of patches, beside total variation, plain inversion, and deepinv's PatchNR."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import process_time
+from typing import Any, final
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.inverse_problems.flows import (
+    SIDE,
+    image_flow,
+    in_unit_range,
+    patch_flow,
+    random_patches,
+)
+from experiments.inverse_problems.priors import (
+    PatchNR,
+    TotalVariation,
+    train_patchnr,
+)
+from iresflow.commands.report import Report
+from iresflow.data import Dataset
+from iresflow.errors import MissingLibraryError
+from iresflow.inverse_problems import (
+    Domain,
+    FlowPrior,
+    LinearOperator,
+    PatchPrior,
+    Potential,
+    ProjectedGradient,
+    average_pooling,
+    blur,
+    identity,
+    map_estimate,
+    masking,
+)
+from iresflow.inverse_problems.estimation import first_guess
+from iresflow.logdet import DifferentiableSeries
+from iresflow.training.sections import Section
+
+__all__ = ["DATA", "Settings", "problems", "psnr", "quick", "run"]
+
+DATA: dict[str, dict[str, object]] = {"images": {"name": "mnist"}}
+
+ROUGH = ProjectedGradient(iterations=60)
+"""How total variation's weight is tried."""
+
+
+@dataclass(kw_only=True)
+class Settings(Section):
+    """Restoration."""
+
+    seed: int = 0
+    """Seed of weights, order, patches, masks and noise."""
+    blocks: tuple[int, ...] = (0, 6, 4)
+    """Residual blocks of the flow of images, on each scale."""
+    hidden: int = 64
+    """Channels in their branches."""
+    levels: int = 16
+    """Grey levels that this flow is trained on: fewer make a smoother density."""
+    steps: int = 2500
+    """Of its training."""
+    patches: int = 200_000
+    """Patches that the flows of patches see."""
+    deviation: float = 0.02
+    """Deviation of the noise in these, in images in [0, 1]."""
+    patch_blocks: int = 8
+    """Residual blocks of the flow of patches."""
+    patch_steps: int = 3000
+    """Of its training."""
+    patchnr_steps: int = 6000
+    """Of the training of PatchNR."""
+    stride: int = 3
+    """Pixels between neighbouring patches of an image to restore."""
+    terms: int = 5
+    """Terms of the series of log-determinants in a search."""
+    test: int = 6
+    """Test images."""
+    latent: int = 2
+    """Of these, so many are searched in the latent as well."""
+    noise: float = 0.1
+    """Deviation of the noise in measurements; three times as much to denoise."""
+    iterations: int = 80
+    """Steps of a search at most."""
+
+
+def quick(settings: Settings) -> Settings:
+    return replace(
+        settings,
+        blocks=(0, 1, 1),
+        hidden=8,
+        steps=20,
+        patches=2000,
+        patch_blocks=2,
+        patch_steps=20,
+        patchnr_steps=20,
+        stride=6,
+        terms=2,
+        test=2,
+        latent=1,
+        iterations=5,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """What was measured, and with what noise."""
+
+    operator: LinearOperator
+    noise: float
+
+
+def problems(shape: tuple[int, ...], noise: float, seed: int) -> dict[str, Problem]:
+    """The four of them, by name, for images of a shape."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(1, *shape[1:], generator=generator) < 0.4).float().expand(*shape)
+    axis = torch.arange(-3.0, 4.0)
+    bell = (-axis.square() / (2 * 1.5**2)).exp()
+    kernel = bell[:, None] * bell
+    return {
+        "denoising": Problem(identity(shape), 3 * noise),
+        "inpainting": Problem(masking(mask), noise),
+        "deblurring": Problem(blur(kernel / kernel.sum(), shape), noise / 2),
+        "superresolution": Problem(average_pooling(2, shape), noise / 2),
+    }
+
+
+def psnr(found: Tensor, truth: Tensor) -> Tensor:
+    """Decibels ``(B,)`` of images in [0, 1], what is outside of it cut off."""
+    error = (found.clamp(0, 1) - truth).square().flatten(1).mean(1)
+    return -10 * error.log10()
+
+
+def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None:
+    """Trains the flows, and restores test images by each prior."""
+    dataset = data["images"]
+    truth = in_unit_range(dataset.test.values[: settings.test], dataset)
+    priors = _priors(settings, dataset, report)
+    descent = ProjectedGradient(iterations=settings.iterations)
+    rows: list[dict[str, Any]] = []
+    pictures: dict[str, dict[str, Tensor]] = {}
+    for name, problem in problems(dataset.shape, settings.noise, settings.seed).items():
+        generator = torch.Generator().manual_seed(settings.seed + 1)
+        clean = problem.operator(truth)
+        y = clean + problem.noise * torch.randn(clean.shape, generator=generator)
+        guess = first_guess(problem.operator, y, TotalVariation(1.0))
+        shown = {"truth": truth, "plain inversion": guess}
+        rows.append(_row(name, "plain inversion", psnr(guess, truth)))
+        total = TotalVariation(
+            _best_weight(problem, in_unit_range(dataset.train.values[:4], dataset))
+        )
+        for method, prior in {"total variation": total, **priors}.items():
+            began = process_time()
+            found = map_estimate(
+                problem.operator, y, prior, problem.noise, start=guess, descent=descent
+            )
+            shown[method] = found.images
+            rows.append(
+                _row(name, method, psnr(found.images, truth))
+                | {
+                    "misfit": float(found.misfit.mean()),
+                    "criterion": float(found.criterion.max()),
+                    "evaluations": float(found.evaluations.double().mean()),
+                    "process seconds an image": (process_time() - began) / len(truth),
+                }
+            )
+            print(f"{name}, {method}: {rows[-1]['PSNR']:.2f} dB", flush=True)
+        pictures[name] = shown
+        report.table("restoration", rows, _caption(dataset, settings))
+        report.figure(name, _figure(shown), f"{name}: from the truth to all methods")
+    if settings.latent:
+        _in_latents(settings, dataset, priors["flow of images"], report, descent)
+
+
+def _priors(settings: Settings, dataset: Dataset, report: Report) -> dict[str, Potential]:
+    """The priors that are learned, and what they make of new images and patches."""
+    series = DifferentiableSeries(settings.terms)
+    whole = image_flow(
+        dataset,
+        report.path / "image-flow",
+        blocks=settings.blocks,
+        hidden=settings.hidden,
+        levels=settings.levels,
+        steps=settings.steps,
+        seed=settings.seed,
+    )
+    images = in_unit_range(dataset.train.values[:2000], dataset)
+    drawn = random_patches(images, settings.patches, settings.deviation, settings.seed)
+    patches = patch_flow(
+        drawn,
+        report.path / "patch-flow",
+        blocks=settings.patch_blocks,
+        hidden=128,
+        steps=settings.patch_steps,
+        seed=settings.seed,
+    )
+    size = (dataset.shape[0], SIDE, SIDE)
+    unit = Domain(0.0, 1.0)
+    ours = PatchPrior(
+        FlowPrior(patches, domain=unit, log_det=series), size, stride=settings.stride
+    )
+    found: dict[str, Potential] = {
+        "flow of images": FlowPrior(whole, log_det=series),
+        "flow of patches": ours,
+    }
+    test = in_unit_range(dataset.test.values[:500], dataset)
+    unseen = random_patches(test, 2000, settings.deviation, settings.seed + 1)
+    with torch.no_grad():
+        scores = {"flow of patches": float(-patches.log_prob(unseen).mean())}
+    try:
+        theirs = _patchnr(settings, drawn, report.path / "patchnr.pt", dataset.shape[0])
+    except MissingLibraryError as error:
+        print(f"without PatchNR: {error}", flush=True)
+    else:
+        found["PatchNR"] = PatchNR(theirs, ours)
+        constant = unseen.shape[1] / 2 * math.log(2 * math.pi)
+        with torch.no_grad():
+            scores["PatchNR"] = float(theirs.fn(unseen[None]).mean()) + constant
+    report.numbers("patches", scores, "Nats of 2000 patches of test images, less is better.")
+    return found
+
+
+def _patchnr(settings: Settings, patches: Tensor, file: Path, channels: int) -> Any:  # noqa: ANN401
+    steps = 0 if file.is_file() else settings.patchnr_steps
+    theirs = train_patchnr(patches, channels, SIDE, steps, settings.seed)
+    if file.is_file():
+        theirs.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        torch.save(theirs.state_dict(), file)
+    return theirs
+
+
+def _best_weight(problem: Problem, truth: Tensor) -> float:
+    """The weight of total variation that restores some training images best."""
+    generator = torch.Generator().manual_seed(7)
+    clean = problem.operator(truth)
+    y = clean + problem.noise * torch.randn(clean.shape, generator=generator)
+    weights = [2.0**k for k in range(1, 10)]
+    scores = [
+        float(
+            psnr(
+                map_estimate(
+                    problem.operator, y, TotalVariation(weight), problem.noise, descent=ROUGH
+                ).images,
+                truth,
+            ).mean()
+        )
+        for weight in weights
+    ]
+    return weights[scores.index(max(scores))]
+
+
+def _in_latents(
+    settings: Settings,
+    dataset: Dataset,
+    prior: Potential,
+    report: Report,
+    descent: ProjectedGradient,
+) -> None:
+    """The most probable latents of some images, beside the most probable images."""
+    truth = in_unit_range(dataset.test.values[: settings.latent], dataset)
+    problem = problems(dataset.shape, settings.noise, settings.seed)["superresolution"]
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    clean = problem.operator(truth)
+    y = clean + problem.noise * torch.randn(clean.shape, generator=generator)
+    rows, shown = [], {"truth": truth}
+    for where in ("image", "latent"):
+        found = map_estimate(problem.operator, y, prior, problem.noise, where, descent=descent)
+        shown[where] = found.images
+        rows.append(
+            {
+                "where": where,
+                "PSNR": float(psnr(found.images, truth).mean()),
+                "misfit": float(found.misfit.mean()),
+                "criterion": float(found.criterion.max()),
+                "evaluations": float(found.evaluations.double().mean()),
+            }
+        )
+    report.table("latents", rows, f"Superresolution of {len(truth)} images, both searches.")
+    report.figure("latents", _figure(shown), "The most probable images and latents")
+
+
+def _row(problem: str, method: str, decibels: Tensor) -> dict[str, Any]:
+    spread = float(decibels.std()) / len(decibels) ** 0.5 if len(decibels) > 1 else None
+    return {
+        "problem": problem,
+        "method": method,
+        "PSNR": float(decibels.mean()),
+        "standard error": spread,
+        "misfit": None,
+        "criterion": None,
+        "evaluations": None,
+        "process seconds an image": None,
+    }
+
+
+def _caption(dataset: Dataset, settings: Settings) -> str:
+    return (
+        f"{dataset.name}, {settings.test} test images: decibels, the misfit in units of the "
+        f"noise, the largest criterion after {settings.iterations} steps at most."
+    )
+
+
+def _figure(shown: Mapping[str, Tensor]) -> Figure:
+    count = len(next(iter(shown.values())))
+    figure = Figure(figsize=(1.1 * count + 1.6, 1.15 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), count, squeeze=False)
+    for line, (name, images) in zip(axes, shown.items(), strict=True):
+        for place, image in zip(line, images, strict=True):
+            pixels = image.clamp(0, 1).movedim(0, -1).squeeze(-1).numpy()
+            place.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+            place.set_xticks([])
+            place.set_yticks([])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure

@@ -15,7 +15,7 @@ from iresflow.models import Flow
 
 __all__ = ["FlowPrior"]
 
-SERIES = ExactWhereSmall(DifferentiableSeries(terms=10, probes=2))
+SERIES = ExactWhereSmall(DifferentiableSeries(terms=10, probes=2), limit=32, values=32)
 """The log-determinants of a prior: one function of x, whose gradient is its own."""
 
 PROX = ProjectedGradient(tol=1e-5, iterations=300)

@@ -80,14 +80,20 @@ class Settings(Section):
     """Pixels between neighbouring patches of an image to restore."""
     terms: int = 5
     """Terms of the series of log-determinants in a search."""
+    problems: tuple[str, ...] = ("denoising", "inpainting", "deblurring", "superresolution")
+    """Which of the problems."""
     test: int = 6
     """Test images."""
     latent: int = 2
     """Of these, so many are searched in the latent as well."""
     noise: float = 0.1
     """Deviation of the noise in measurements; three times as much to denoise."""
-    iterations: int = 80
+    iterations: int = 250
     """Steps of a search at most."""
+
+    def _check(self) -> None:
+        if unknown := set(self.problems) - set(problems((1, 8, 8), 1.0, 0)):
+            raise ValueError(f"unknown problem {unknown.pop()!r}")
 
 
 def quick(settings: Settings) -> Settings:
@@ -145,8 +151,9 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
     priors = _priors(settings, dataset, report)
     descent = ProjectedGradient(iterations=settings.iterations)
     rows: list[dict[str, Any]] = []
-    pictures: dict[str, dict[str, Tensor]] = {}
-    for name, problem in problems(dataset.shape, settings.noise, settings.seed).items():
+    known = problems(dataset.shape, settings.noise, settings.seed)
+    for name in settings.problems:
+        problem = known[name]
         generator = torch.Generator().manual_seed(settings.seed + 1)
         clean = problem.operator(truth)
         y = clean + problem.noise * torch.randn(clean.shape, generator=generator)
@@ -172,7 +179,6 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
                 }
             )
             print(f"{name}, {method}: {rows[-1]['PSNR']:.2f} dB", flush=True)
-        pictures[name] = shown
         report.table("restoration", rows, _caption(dataset, settings))
         report.figure(name, _figure(shown), f"{name}: from the truth to all methods")
     if settings.latent:

@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
+from iresflow.errors import NonFiniteError
 from iresflow.spectra.checks import (
     Floats,
     require_grid,
@@ -197,6 +198,7 @@ class NetworkClassifier(ClassifierOfSpectra):
         Raises:
             ValueError: spectra of another number of bins, or as `require_spectra`; or ``grid`` is
                 another one than at fitting.
+            NonFiniteError: the network gives NaN or infinity.
         """
         logits = self._logits(X).numpy()
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
@@ -206,6 +208,7 @@ class NetworkClassifier(ClassifierOfSpectra):
 
         Raises:
             ValueError: as `decision_function`.
+            NonFiniteError: as `decision_function`.
         """
         found: Floats = self._logits(X).softmax(1).numpy()
         return found
@@ -215,7 +218,13 @@ class NetworkClassifier(ClassifierOfSpectra):
         require_same_grid(self.grid, self.grid_)
         spectra = require_spectra(X, self.n_features_in_, by=self)
         dtype = next(self.network_.parameters()).dtype
-        return predict(self.network_, tensor_of(spectra, dtype), SCORED).cpu()
+        logits = predict(self.network_, tensor_of(spectra, dtype), SCORED).cpu()
+        if not bool(logits.isfinite().all()):
+            raise NonFiniteError(
+                "the network gives NaN or infinity: its weights are damaged, or the intensities "
+                f"are far from those of fitting, up to {spectra.max():g}"
+            )
+        return logits
 
     def _fitted(self) -> dict[str, Any]:
         fitted = super()._fitted()

@@ -12,7 +12,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.class_weight import compute_class_weight
 from small_spectra import small_spectra
 
-from iresflow.errors import CheckpointError
+from iresflow.errors import CheckpointError, NonFiniteError
 from iresflow.spectra import (
     BinFilters,
     IsotopeNet,
@@ -313,6 +313,16 @@ def test_bad_input_is_one_clear_error(kind, small):
     ):
         with pytest.raises(ValueError, match=words):
             kind(grid=grid, **quick).fit(small.X, small.y)
+
+
+def test_nan_is_never_a_class(small):
+    model = IsotopeNet(**QUICK | {"epochs": 1}).fit(small.X, small.y)
+    with pytest.raises(NonFiniteError, match="far from those of fitting, up to 1e\\+300"):
+        model.predict(np.full((1, 60), 1e300))
+    with torch.no_grad():
+        model.network_.read_out.bias[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="the network gives NaN"):
+        model.predict(small.X)
 
 
 @pytest.mark.parametrize("kind", [IsotopeNet, RocLda])

@@ -39,6 +39,9 @@ def test_isotope_net_has_the_parameters_of_the_thesis():
     local, read_out = 5 * length + 2, 2 * length + 2
     whole = sum(convolutions.values()) + normalised + local + read_out
     assert count_parameters(IsotopeNetwork(BINS, 2)) == whole == 13_935
+    # Filters in daltons are as many, with the mean width of a bin and the same mean stride.
+    daltons = IsotopeNetwork(BINS, 2, thesis_grid(), PhysicalFilters())
+    assert count_parameters(daltons) == 13_935
     # With table 7.2's kernel of 3, each of the 1,820 places has two weights less.
     smaller = IsotopeNetwork(BINS, 2, local_kernel=3)
     assert count_parameters(smaller) == 13_935 - 2 * length

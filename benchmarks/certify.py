@@ -57,7 +57,12 @@ class Sizes:
     steps: int = 30
     trained: int = 150
     raced: tuple[tuple[int, int, int], ...] = ((3, 32, 16), (16, 16, 8), (16, 16, 14))
-    bordered: tuple[tuple[int, int, int], ...] = ((16, 3, 96), (32, 3, 96), (16, 5, 96))
+    bordered: tuple[tuple[int, int, int], ...] = (
+        (16, 3, 96),
+        (32, 3, 96),
+        (16, 5, 96),
+        (64, 3, 64),
+    )
 
 
 QUICK = Sizes(

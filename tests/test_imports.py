@@ -34,6 +34,7 @@ RANKS = {
     "training": 6,
     "inverse_problems": 6.2,
     "spectra": 6.2,
+    "ood": 6.2,
     "__init__": 6.5,
     "commands": 7,
     "cli": 8,

@@ -65,6 +65,11 @@ class DiagonalNormal(BaseDensity):
         scaled = (z - mean) * (-log_std).exp()
         return sum_per_sample(-0.5 * (scaled.square() + math.log(2 * math.pi)) - log_std)
 
+    def standardized(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents ``(B, D)`` less the mean, in units of the deviations."""
+        mean, log_std = self._moments(context)
+        return (z - mean) * (-log_std).exp()
+
     def sample(
         self,
         n: int,

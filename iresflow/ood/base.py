@@ -1,0 +1,276 @@
+"""What a score of outliers is: fitted to samples that are inside, larger the more outlying."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from iresflow.ambient import full_precision
+from iresflow.errors import NonFiniteError
+from iresflow.models import Flow, ImageFlow
+from iresflow.models.images import require_integers
+from iresflow.models.likelihood import student_quantile
+from iresflow.tensors import widest
+from iresflow.training.loop.inputs import Array
+from iresflow.training.objectives.contexts import context_of
+
+__all__ = [
+    "Decisions",
+    "FittedScore",
+    "Measure",
+    "Score",
+    "Scores",
+    "batches",
+    "measured",
+    "narrowed",
+    "rounding_of",
+]
+
+BATCH = 250
+"""Samples that are scored at a time, which limits the memory."""
+
+REACH = 0.25
+"""Beyond the largest number of a type of float to this power, squares and products of a flow may
+overflow: such samples are scored in the widest type."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of B samples with their error bars.
+
+    Attributes:
+        values: ``(B,)`` float64, larger the more outlying; infinite where the density is 0.
+        errors: ``(B,)``: the exact score lies between ``values - errors`` and ``values + errors``,
+            with the probability that was asked for. 0 where the score is infinite.
+    """
+
+    values: Tensor
+    errors: Tensor
+
+    @staticmethod
+    def of_draws(draws: Tensor, bounds: Tensor | float, level: float) -> "Scores":
+        """Means over independent draws, with Student's t for their spread.
+
+        Arguments:
+            draws: ``(R, B)``; one draw is of what has no randomness.
+            bounds: ``(B,)``, what truncation and rounding may have changed on top.
+            level: Of the error bars, in (0, 1).
+        """
+        draws = draws.double()
+        values, count = draws.mean(0), len(draws)
+        errors = torch.zeros_like(values) + bounds
+        if count > 1:
+            degrees = torch.full_like(values, count - 1)
+            errors = errors + student_quantile(level, degrees) * draws.std(0) / count**0.5
+        return Scores(values, torch.where(values.isinf(), 0.0, errors))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """What can be said of B samples and a threshold, with the scores' errors.
+
+    Attributes:
+        outlying: ``(B,)`` booleans: the whole error bar is above the threshold.
+        inside: ``(B,)`` booleans: the whole error bar is at or below it.
+    """
+
+    outlying: Tensor
+    inside: Tensor
+
+    @property
+    def undecided(self) -> Tensor:
+        """``(B,)`` booleans: the threshold lies within the error bar; more draws would tell."""
+        return ~(self.outlying | self.inside)
+
+
+Measure = Callable[[Flow, Tensor, Tensor | None], Scores]
+"""Scores of a batch under a flow: of checked samples, and their contexts or None."""
+
+
+class Score(ABC):
+    """A score that can be fitted. A subclass is a frozen dataclass of its settings."""
+
+    @final
+    def fit(self, flow: Flow, x: Array, context: Array | None = None) -> "FittedScore":
+        """The score of a flow, fitted to samples that are inside, best ones it was not trained on.
+
+        Arguments:
+            flow: In eval mode.
+            x: ``(N, *shape)``, integers 0 .. levels - 1 for an `ImageFlow`, floats for others.
+            context: Of a conditional flow: ``(N, context_dim)``, or class numbers ``(N,)``.
+
+        Raises:
+            ValueError: the flow is in training mode, samples are none, of another size or range or
+                not finite, contexts don't fit, or the samples are too few or too alike to be
+                fitted to.
+            NonFiniteError: the flow gives NaN.
+        """
+        if flow.training:
+            raise ValueError("scores are of a flow in eval mode: call flow.eval() first")
+        values, known = checked(flow, x, context)
+        return FittedScore(flow, self.prepare(flow, values, known))
+
+    @abstractmethod
+    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
+        """What measures samples, given those that are inside.
+
+        Arguments:
+            flow: In eval mode.
+            x: ``(N, *shape)``, checked.
+            context: ``(N, *context_shape)`` or None.
+        """
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FittedScore:
+    """A score of a flow's samples: fitted, with an error bar for each.
+
+    The random numbers of a sample (its probes, the noise of an image) are a function of the
+    score's seed and of the sample. So it has the same score in any batch, and errors are
+    independent between different samples.
+
+    Attributes:
+        flow: In eval mode.
+        measure: Scores a batch.
+    """
+
+    flow: Flow
+    measure: Measure
+
+    def scores(self, x: Array, context: Array | None = None) -> Scores:
+        """Scores of samples, and their errors.
+
+        Arguments:
+            x: ``(B, *shape)``, integers 0 .. levels - 1 for an `ImageFlow`, floats for others.
+            context: Of a conditional flow: ``(B, context_dim)``, or class numbers ``(B,)``.
+
+        Raises:
+            ValueError: no samples, those of another size or range or not finite, or contexts that
+                don't fit.
+            NonFiniteError: the flow gives NaN.
+            NotContractiveError: a block has no certified Lipschitz bound below 1.
+        """
+        return measured(self.measure, self.flow, *checked(self.flow, x, context))
+
+    def score(self, x: Array, context: Array | None = None) -> Tensor:
+        """``(B,)`` float64, larger the more outlying; arguments and errors as of `scores`."""
+        return self.scores(x, context).values
+
+    def errors(self, x: Array, context: Array | None = None) -> Tensor:
+        """Half the widths of the scores' error bars ``(B,)``; arguments as of `scores`."""
+        return self.scores(x, context).errors
+
+    def decide(self, x: Array, threshold: float, context: Array | None = None) -> Decisions:
+        """Which samples are outlying, which are inside, and which are within their error bars.
+
+        Arguments:
+            x: Samples, as of `scores`.
+            threshold: Scores above it are of outliers.
+            context: As of `scores`.
+        """
+        scores = self.scores(x, context)
+        return Decisions(
+            scores.values - scores.errors > threshold, scores.values + scores.errors <= threshold
+        )
+
+
+@full_precision()
+def measured(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
+    """Scores of checked samples, batch by batch.
+
+    Raises:
+        NonFiniteError: a score is NaN.
+    """
+    parts = [_of_batch(measure, flow, *batch) for batch in batches(x, context)]
+    scores = Scores(
+        torch.cat([part.values for part in parts]), torch.cat([part.errors for part in parts])
+    )
+    wrong = int(scores.values.isnan().sum())
+    if wrong:
+        raise NonFiniteError(
+            f"{wrong} of {len(x)} scores are NaN: the weights of the flow are damaged, or the "
+            f"samples are beyond the numbers of {x.dtype}"
+        )
+    return scores
+
+
+def batches(x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Samples and contexts in parts that fit in memory."""
+    for first in range(0, len(x), BATCH):
+        rows = slice(first, first + BATCH)
+        yield x[rows], None if context is None else context[rows]
+
+
+def narrowed(flow: Flow, x: Tensor) -> Tensor:
+    """Samples in the type of the flow's weights; integer images as they are."""
+    return x.to(next(flow.parameters()).dtype) if x.is_floating_point() else x
+
+
+def rounding_of(flow: Flow) -> float:
+    """What is allowed for the arithmetic of a flow, relative to its numbers."""
+    return 8 * torch.finfo(next(flow.parameters()).dtype).eps
+
+
+def _of_batch(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
+    if isinstance(flow, ImageFlow):
+        return measure(flow, x, context)
+    narrow = narrowed(flow, x)
+    largest = flow.data_map.transform(narrow).flatten(1).abs().amax(1)
+    near = largest <= torch.finfo(narrow.dtype).max ** REACH
+    if bool(near.all()):
+        return measure(flow, narrow, context)
+    wide = copy.deepcopy(flow).to(widest(x.device))
+    values = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    errors = torch.empty_like(values)
+    # Each row by itself decides its type, so that its score is the same in any batch.
+    for rows, model in ((near, flow), (~near, wide)):
+        if bool(rows.any()):
+            part_x = narrowed(model, x[rows])
+            known = None if context is None else context[rows].to(part_x.dtype)
+            part = measure(model, part_x, known)
+            values[rows], errors[rows] = part.values, part.errors
+    return Scores(values, errors)
+
+
+def checked(flow: Flow, x: Array, context: Array | None) -> tuple[Tensor, Tensor | None]:
+    """Samples ``(B, *shape)`` on the flow's device, and their contexts; see `Score.fit`."""
+    like = next(flow.parameters())
+    values = torch.as_tensor(x, device=like.device)
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError("there are no samples to be scored or fitted to")
+    if isinstance(flow, ImageFlow):
+        require_integers(values, flow.shape, flow.levels)
+        return values, _contexts(flow, values, context)
+    if tuple(values.shape[1:]) != flow.shape:
+        raise ValueError(
+            f"this flow takes samples of shape (B, {', '.join(map(str, flow.shape))}), got "
+            f"{tuple(values.shape)}"
+        )
+    values = values.to(widest(like.device))
+    if not bool(values.isfinite().all()):
+        raise ValueError("the samples hold NaN or infinity")
+    return values, _contexts(flow, values, context)
+
+
+def _contexts(flow: Flow, x: Tensor, context: Array | None) -> Tensor | None:
+    like = next(flow.parameters())
+    if isinstance(flow, ImageFlow) and flow.given is not None and context is None:
+        return flow.given(x).to(like.dtype)
+    if not flow.context_shape:
+        if context is not None:
+            raise ValueError("this flow takes no context: it was built with context_dim=0")
+        return None
+    given = None if context is None else torch.as_tensor(context)
+    known = context_of(given, flow.context_dim, like)
+    wanted = (len(x), *flow.context_shape)
+    if known is None or tuple(known.shape) != wanted or not bool(known.isfinite().all()):
+        got = "none" if known is None else f"{tuple(known.shape)}"
+        raise ValueError(f"this flow needs finite contexts of shape {wanted}, got {got}")
+    return known

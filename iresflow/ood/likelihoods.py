@@ -1,0 +1,103 @@
+"""Scores that are functions of the log-likelihood."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import final
+
+import torch
+from torch import Tensor
+
+from iresflow.models import Flow
+from iresflow.ood.base import Measure, Score, Scores, measured
+from iresflow.ood.draws import likelihood_of, seeds_of
+from iresflow.ood.png import png_nats
+from iresflow.training.evaluation.single import Scoring
+
+__all__ = ["Complexity", "LogProb", "Typicality"]
+
+
+@final
+@dataclass(frozen=True)
+class LogProb(Score):
+    """:math:`-\\log p(x)` in nats; of images, of the integers, in the mean over the noise.
+
+    The score that fails where simple images are likely under any flow (Nalisnick et al., 2019).
+
+    Arguments:
+        scoring: Draws, probes, level of the error bars, and seed.
+
+    References:
+        Do Deep Generative Models Know What They Don't Know? (Nalisnick et al., 2019).
+        https://arxiv.org/abs/1810.09136
+    """
+
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
+        return partial(surprisal, self.scoring)
+
+
+@final
+@dataclass(frozen=True)
+class Typicality(Score):
+    r""":math:`|\log p(x) - m|` in nats, with the mean m over the samples that are inside.
+
+    Arguments:
+        scoring: Draws, probes, level of the error bars, and seed.
+
+    References:
+        Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality (Nalisnick
+        et al., 2019), the test of one sample. https://arxiv.org/abs/1906.02994
+    """
+
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
+        inside = measured(partial(surprisal, self.scoring), flow, x, context)
+        mean = float(inside.values.mean())
+        if not abs(mean) < torch.inf:
+            raise ValueError("the density is 0 at a sample that shall be inside: there is no mean")
+        return partial(_distance, self.scoring, mean)
+
+
+@final
+@dataclass(frozen=True)
+class Complexity(Score):
+    r""":math:`-\log p(x) - L(x)` in nats, with the length L of the image as a PNG file.
+
+    How many nats a code of all images spares where the flow's code needs them: an image that is
+    simple, and so likely under any flow, has a short file.
+
+    Arguments:
+        scoring: Draws, probes, level of the error bars, and seed.
+
+    References:
+        Input Complexity and Out-of-distribution Detection with Likelihood-based Generative Models
+        (Serrà et al., 2020), equation 1. https://arxiv.org/abs/1909.11480
+    """
+
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
+        png_nats(flow, x[:1])  # says what has no such code before anything is scored
+        return partial(_beyond_code, self.scoring)
+
+
+def surprisal(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
+    """:math:`-\\log p(x)` in nats, ``(B,)``."""
+    found = [likelihood_of(flow, x, context, scoring, s) for s in seeds_of(flow, scoring)]
+    bounds = torch.stack([row.truncation_bound + row.rounding for row in found]).double().mean(0)
+    return Scores.of_draws(-torch.stack([row.log_prob for row in found]), bounds, scoring.level)
+
+
+def _distance(
+    scoring: Scoring, mean: float, flow: Flow, x: Tensor, context: Tensor | None
+) -> Scores:
+    # A distance moves no more than what it is the distance of: the errors stay.
+    found = surprisal(scoring, flow, x, context)
+    return replace(found, values=(found.values - mean).abs())
+
+
+def _beyond_code(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
+    found = surprisal(scoring, flow, x, context)
+    return replace(found, values=found.values - png_nats(flow, x))

@@ -1,0 +1,138 @@
+"""The density of several scores together, at samples that are inside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iresflow.models import Flow
+from iresflow.ood.base import FittedScore, Measure, Score, Scores
+from iresflow.ood.latent_fit import LatentFit
+from iresflow.ood.likelihoods import LogProb
+from iresflow.ood.score_norm import ScoreNorm
+
+__all__ = ["Density", "DensityOfStates", "StateDensity"]
+
+
+class Density(Protocol):
+    """A density estimator of scikit-learn, such as ``KernelDensity`` or ``GaussianMixture``."""
+
+    def fit(self, X: np.ndarray) -> Any: ...  # noqa: ANN401 (scikit-learn's own)
+
+    def score_samples(self, X: np.ndarray) -> np.ndarray: ...
+
+
+@final
+@dataclass(frozen=True)
+class DensityOfStates(Score):
+    """Minus the log-density of several scores together, in units of their deviations.
+
+    It finds what is rare among the samples that are inside, in whatever direction.
+
+    Arguments:
+        statistics: The scores.
+        density: Estimates their density, from scikit-learn; None for a ``KernelDensity`` with
+            normal kernels of Scott's width.
+
+    Raises:
+        ValueError: no statistics.
+
+    References:
+        Density of States Estimation for Out-of-Distribution Detection (Morningstar et al., 2021).
+        https://arxiv.org/abs/2006.09273
+    """
+
+    statistics: Sequence[Score] = field(
+        default_factory=lambda: (LogProb(), LatentFit(), ScoreNorm())
+    )
+    density: Density | None = None
+
+    def __post_init__(self) -> None:
+        if not self.statistics:
+            raise ValueError("statistics must name one score or more, got none")
+
+    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
+        fitted = [statistic.fit(flow, x, context) for statistic in self.statistics]
+        inside = [part.scores(x, context) for part in fitted]
+        return _Joint(fitted, StateDensity.fit([part.values for part in inside], self.density))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Joint:
+    """Measures statistics one by one, and then their density."""
+
+    statistics: Sequence[FittedScore]
+    density: "StateDensity"
+
+    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
+        return self.density.scores([part.scores(x, context) for part in self.statistics])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StateDensity:
+    """A fitted density of K statistics.
+
+    Attributes:
+        mean, deviation: Of the statistics inside, ``(K,)``.
+        estimator: Of their density, in units of the deviations.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    estimator: Density
+
+    @classmethod
+    def fit(cls, inside: Sequence[Tensor], density: Density | None = None) -> "StateDensity":
+        """Of K statistics ``(N,)`` each.
+
+        Raises:
+            ValueError: a statistic has no spread, such as that of a single sample, or is infinite.
+        """
+        from sklearn.base import clone  # slow to import
+        from sklearn.neighbors import KernelDensity
+
+        table = _table(inside)
+        if not np.isfinite(table).all():
+            raise ValueError("a statistic is infinite at a sample that shall be inside")
+        mean, deviation = table.mean(0), table.std(0)
+        if not (deviation > 0).all():
+            raise ValueError(
+                f"{len(table)} samples show no spread of statistic {int(deviation.argmin())}: a "
+                "density is fitted to two or more that differ"
+            )
+        estimator = clone(density or KernelDensity(bandwidth="scott"))
+        return cls(mean, deviation, estimator.fit((table - mean) / deviation))
+
+    def scores(self, statistics: Sequence[Scores]) -> Scores:
+        """Minus log-densities, of K statistics with their errors.
+
+        Each statistic is moved to both ends of its error bar, with the others in their places, and
+        what changes adds up. Where a statistic is infinite, so is the score.
+        """
+        values, errors = (
+            _table([getattr(part, name) for part in statistics]) for name in ("values", "errors")
+        )
+        known = np.isfinite(values).all(1)
+        middle = np.full(len(values), np.inf)
+        spread = np.zeros(len(values))
+        if known.any():
+            middle[known] = self._surprisal(values[known])
+            for column in range(values.shape[1]):
+                step = np.zeros_like(values[known])
+                step[:, column] = errors[known, column]
+                ends = [self._surprisal(values[known] + sign * step) for sign in (-1, 1)]
+                spread[known] += np.abs(np.stack(ends) - middle[known]).max(0)
+        device = statistics[0].values.device
+        return Scores(torch.from_numpy(middle).to(device), torch.from_numpy(spread).to(device))
+
+    def _surprisal(self, table: np.ndarray) -> np.ndarray:
+        return -self.estimator.score_samples((table - self.mean) / self.deviation)
+
+
+def _table(columns: Sequence[Tensor]) -> np.ndarray:
+    return np.stack([column.double().cpu().numpy() for column in columns], axis=1)

@@ -28,6 +28,7 @@ __all__ = [
     "measured",
     "narrowed",
     "rounding_of",
+    "weight_of",
 ]
 
 BATCH = 250
@@ -208,14 +209,20 @@ def batches(x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor 
         yield x[rows], None if context is None else context[rows]
 
 
+def weight_of(flow: Flow) -> Tensor:
+    """A tensor of the flow's type and device."""
+    floats = (t for t in [*flow.parameters(), *flow.buffers()] if t.is_floating_point())
+    return next(floats, torch.empty(0))
+
+
 def narrowed(flow: Flow, x: Tensor) -> Tensor:
     """Samples in the type of the flow's weights; integer images as they are."""
-    return x.to(next(flow.parameters()).dtype) if x.is_floating_point() else x
+    return x.to(weight_of(flow).dtype) if x.is_floating_point() else x
 
 
 def rounding_of(flow: Flow) -> float:
     """What is allowed for the arithmetic of a flow, relative to its numbers."""
-    return 8 * torch.finfo(next(flow.parameters()).dtype).eps
+    return 8 * torch.finfo(weight_of(flow).dtype).eps
 
 
 def _of_batch(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
@@ -241,7 +248,7 @@ def _of_batch(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -
 
 def checked(flow: Flow, x: Array, context: Array | None) -> tuple[Tensor, Tensor | None]:
     """Samples ``(B, *shape)`` on the flow's device, and their contexts; see `Score.fit`."""
-    like = next(flow.parameters())
+    like = weight_of(flow)
     values = torch.as_tensor(x, device=like.device)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError("there are no samples to be scored or fitted to")
@@ -260,7 +267,7 @@ def checked(flow: Flow, x: Array, context: Array | None) -> tuple[Tensor, Tensor
 
 
 def _contexts(flow: Flow, x: Tensor, context: Array | None) -> Tensor | None:
-    like = next(flow.parameters())
+    like = weight_of(flow)
     if isinstance(flow, ImageFlow) and flow.given is not None and context is None:
         return flow.given(x).to(like.dtype)
     if not flow.context_shape:

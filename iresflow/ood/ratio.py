@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow, ImageFlow
-from iresflow.ood.base import Measure, Score, Scores, narrowed
+from iresflow.ood.base import Measure, Score, Scores, narrowed, weight_of
 from iresflow.ood.draws import likelihood_of, seeds_of
 from iresflow.training.evaluation.single import Scoring
 from iresflow.training.fitting import fit
@@ -104,8 +104,8 @@ class LikelihoodRatio(Score):
         return partial(self._ratios, background)
 
     def _ratios(self, background: Flow, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-        like = next(flow.parameters()).dtype
-        if next(background.parameters()).dtype != like:
+        like = weight_of(flow).dtype
+        if weight_of(background).dtype != like:
             background = copy.deepcopy(background).to(like)
         rows, bounds = [], []
         for seed in seeds_of(flow, self.scoring):

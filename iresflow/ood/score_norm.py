@@ -85,4 +85,6 @@ def _gradient(
     with torch.enable_grad():
         z, log_det = flow.bijection(y, context, partial(estimator, generator=stream))
         log_prob = flow.base.log_prob(z, context) + log_det
+    if not log_prob.requires_grad:  # a density that is constant where it is not 0
+        return torch.zeros_like(y).flatten(1)
     return torch.autograd.grad(log_prob.sum(), y)[0].flatten(1)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from scipy.stats import rankdata
 from torch import Tensor
 
 __all__ = ["Separation", "evaluate"]
@@ -14,6 +13,9 @@ Interval = tuple[float, float]
 
 DETECTED = 0.95
 """The share of outliers that the false positive rate is told for."""
+
+ROUNDING = 1e-12
+"""Of a share of counts."""
 
 
 @final
@@ -67,22 +69,16 @@ def evaluate(
             f"level must lie in (0, 1) and resamples be at least 1, got {level} and {resamples}"
         )
     scores = [_array(values, name) for values, name in ((inside, "inside"), (outside, "outside"))]
-    counts = [len(values) for values in scores]
-    # Order alone matters, and ranks are finite where scores are not.
-    ranks = rankdata(np.concatenate(scores), "dense").astype(float)
-    outlying = np.repeat([0, 1], counts)
     generator = np.random.default_rng(seed)
+    # How often each sample is drawn; in the first row once each.
     drawn = [
-        _metrics(
-            outlying,
-            ranks,
-            np.concatenate([generator.multinomial(n, np.full(n, 1 / n)) for n in counts]),
-        )
-        for _ in range(resamples)
+        np.vstack([np.ones(n), generator.multinomial(n, np.full(n, 1 / n), resamples)])
+        for n in (len(values) for values in scores)
     ]
-    ends = np.quantile(np.array(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0).T
+    found = _metrics(np.concatenate(scores), *drawn)
+    ends = np.quantile(found[:, 1:], [(1 - level) / 2, (1 + level) / 2], axis=1).T
     auroc, aupr, fpr95 = ((float(low), float(high)) for low, high in ends)
-    return Separation(*_metrics(outlying, ranks, np.ones(sum(counts))), auroc, aupr, fpr95, level)
+    return Separation(*map(float, found[:, 0]), auroc, aupr, fpr95, level)
 
 
 def _array(values: Tensor | np.ndarray | Sequence[float], name: str) -> np.ndarray:
@@ -96,16 +92,25 @@ def _array(values: Tensor | np.ndarray | Sequence[float], name: str) -> np.ndarr
     return array
 
 
-def _metrics(
-    outlying: np.ndarray, ranks: np.ndarray, weights: np.ndarray
-) -> tuple[float, float, float]:
-    """Area under the ROC curve, average precision, and the false positive rate at `DETECTED`."""
-    from sklearn.metrics import auc, average_precision_score, roc_curve  # slow to import
+def _metrics(scores: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve, average precision, false positive rate at `DETECTED`: ``(3, R)``.
 
-    kept = weights > 0
-    truth, score, weight = outlying[kept], ranks[kept], weights[kept]
-    false, true, _ = roc_curve(truth, score, sample_weight=weight, drop_intermediate=False)
-    precision = average_precision_score(truth, score, sample_weight=weight)
-    # The curve steps: at a rate between two thresholds, the lower of them finds enough.
-    first = int((true >= DETECTED - 1e-12).argmax())
-    return float(auc(false, true)), float(precision), float(false[first])
+    Arguments:
+        scores: ``(N + M,)``, those inside first; order alone matters.
+        inside, outside: How often each counts, ``(R, N)`` and ``(R, M)``.
+    """
+    falling = np.argsort(-scores, kind="stable")
+    ranked = scores[falling]
+    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # of those with equal scores
+    nothing = np.zeros_like(inside), np.zeros_like(outside)
+    true = np.hstack([nothing[0], outside])[:, falling]
+    false = np.hstack([inside, nothing[1]])[:, falling]
+    # Of all with such a score or a larger one, the shares of outliers and of those inside.
+    hits, wrong = (np.add.reduceat(part, first, axis=1).cumsum(1) for part in (true, false))
+    precision = hits / np.maximum(hits + wrong, 1)
+    recall, rate = hits / hits[:, -1:], wrong / wrong[:, -1:]
+    steps = np.diff(recall, axis=1, prepend=0)
+    above = np.diff(rate, axis=1, prepend=0) * (recall - steps / 2)
+    enough = (recall >= DETECTED - ROUNDING).argmax(1)
+    at = np.take_along_axis(rate, enough[:, None], 1)[:, 0]
+    return np.stack([above.sum(1), (steps * precision).sum(1), at])

@@ -1,0 +1,257 @@
+"""What the error bars of scores hold, counted; and that a sample's score is its own."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import dense_jacobian, perturb, small_image_flow, small_vector_flow
+
+from iresflow import Exact, ImageFlow, VectorFlow
+from iresflow.ood import (
+    Complexity,
+    DensityOfStates,
+    LatentFit,
+    LikelihoodRatio,
+    LocalDimension,
+    LogProb,
+    ScoreNorm,
+    Scoring,
+    Typicality,
+)
+from iresflow.ood.jacobian import FlowJacobian
+from iresflow.ood.quadrature import resolvent_bounds
+from iresflow.ood.score_norm import _unbiased
+from iresflow.tensors import rademacher
+
+LEVEL = 0.8
+SCORING = Scoring(draws=4, probes=2, level=LEVEL)
+COUNT = 150
+
+
+def wide_vector_flow(dim=40):
+    """More dimensions than are treated exactly."""
+    flow = VectorFlow(dim, blocks=3, hidden=16)
+    flow.initialize(torch.randn(200, dim))
+    return perturb(flow, 0.3)
+
+
+def tiny_image_flow():
+    """Few dimensions, where the dequantisation noise alone is random."""
+    flow = ImageFlow((1, 2, 2), (2,), 6, levels=5)
+    flow.initialize(flow.dequantize(torch.randint(0, 5, (64, 1, 2, 2))))
+    return perturb(flow, 0.2)
+
+
+def held(scores, truth, share=1.0):
+    """How often error bars of a share of their size hold the truth."""
+    return float(((scores.values - truth).abs() <= share * scores.errors).double().mean())
+
+
+def require_coverage(scores, truth, allowance=0.0, narrow=0.4):
+    """At least the level, up to 4 standard errors; bars that are too narrow are found out."""
+    slack = 4 * (LEVEL * (1 - LEVEL) / len(truth)) ** 0.5
+    assert held(scores, truth) >= LEVEL - slack - allowance
+    assert held(scores, truth, narrow) < LEVEL - slack
+
+
+def distinct_images(flow, count):
+    """Images that differ, whose errors are independent, so that they can be counted."""
+    top = flow.levels
+    numbers = torch.randperm(top**4)[:count]
+    return torch.stack([numbers // top**k % top for k in range(4)], 1).view(-1, 1, 2, 2)
+
+
+def mean_over_noise(function, flow, images, draws=500):
+    """Means ``(N,)`` over the noise of a function of floats, and their standard errors."""
+    with torch.no_grad():
+        values = function(flow.dequantize(images.repeat_interleave(draws, 0)))
+    values = values.view(len(images), draws)
+    return values.mean(1), values.std(1) / draws**0.5
+
+
+def test_error_bars_of_log_prob_hold_it_where_probes_are_random():
+    flow, x = wide_vector_flow(), torch.randn(COUNT, 40)
+    with torch.no_grad():
+        truth = -flow.log_prob(x, log_det=Exact())
+    for score in (LogProb(SCORING), Typicality(SCORING)):
+        fitted = score.fit(flow, x[:50])
+        exact = truth
+        if isinstance(score, Typicality):
+            exact = (truth - LogProb(SCORING).fit(flow, x).score(x[:50]).mean()).abs()
+        require_coverage(fitted.scores(x), exact)
+
+
+def test_error_bars_of_an_image_hold_the_mean_over_its_noise():
+    flow = tiny_image_flow()
+    images = distinct_images(flow, 120)
+    surprisal, error = mean_over_noise(lambda x: -flow.log_prob(x) + 4 * np.log(5), flow, images)
+    found = LogProb(SCORING).fit(flow, images).scores(images)
+    assert float((error / found.errors).median()) < 0.15  # of the oracle
+    require_coverage(found, surprisal)
+    biased = replace(found, values=found.values + 2 * found.errors)
+    assert held(biased, surprisal) < LEVEL / 2
+    background = perturb(tiny_image_flow(), 0.2)
+    ratio, _ = mean_over_noise(lambda x: background.log_prob(x) - flow.log_prob(x), flow, images)
+    fitted = LikelihoodRatio(background, scoring=SCORING).fit(flow, images)
+    require_coverage(fitted.scores(images), ratio)
+
+
+def test_the_noise_of_a_ratio_cancels():
+    flow = tiny_image_flow()
+    images = distinct_images(flow, 50)
+    alone = LogProb(SCORING).fit(flow, images).errors(images)
+    same = LikelihoodRatio(flow, scoring=SCORING).fit(flow, images).scores(images)
+    assert float(same.values.abs().max()) < 1e-9
+    assert float(same.errors.max()) < 1e-9 < float(alone.min())
+
+
+def test_error_bars_of_the_score_norm_hold_it_and_the_naive_norm_is_too_large():
+    flow, x = wide_vector_flow(), 0.3 * torch.randn(COUNT, 40)
+    y = flow.data_map.transform(x).requires_grad_()
+    z, log_det = flow.bijection(y, None, Exact())
+    gradient = torch.autograd.grad((flow.base.log_prob(z) + log_det).sum(), y)[0]
+    truth = gradient.norm(dim=1)
+    found = ScoreNorm(SCORING).fit(flow, x).scores(x)
+    require_coverage(found, truth)
+    difference = found.values - truth
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / COUNT**0.5
+
+
+def test_the_squared_norm_of_a_noisy_gradient_is_not_biased():
+    truth = torch.randn(7)
+    draws = truth + 2 * torch.randn(4, 20_000, 7)
+    found, naive = _unbiased(draws), draws.mean(0).square().sum(1)
+    for values, fair in ((found, True), (naive, False)):
+        away = abs(float(values.mean() - truth.square().sum()))
+        assert (away < 4 * float(values.std()) / 20_000**0.5) is fair
+
+
+def test_error_bars_of_the_score_norm_of_images():
+    flow = tiny_image_flow()
+    images = distinct_images(flow, 100)
+    many = flow.dequantize(images.repeat_interleave(500, 0))
+    y = flow.data_map.transform(many).requires_grad_()
+    z, log_det = flow.bijection(y, None, Exact())
+    gradient = torch.autograd.grad((flow.base.log_prob(z) + log_det).sum(), y)[0]
+    truth = gradient.view(len(images), 500, -1).mean(1).norm(dim=1)
+    require_coverage(ScoreNorm(SCORING).fit(flow, images).scores(images), truth)
+
+
+def test_error_bars_of_the_fit_of_latents_hold_the_mean_over_the_noise():
+    flow = tiny_image_flow()
+    images = distinct_images(flow, 150)
+    fitted = LatentFit(SCORING).fit(flow, images)
+    # The oracle: the same distance with many other draws.
+    many = Scoring(draws=400, level=LEVEL, seed=1)
+    again = partial(fitted.measure.func, many, *fitted.measure.args[1:])
+    require_coverage(fitted.scores(images), replace(fitted, measure=again).score(images))
+
+
+def test_both_quadratures_bracket_the_form_and_meet():
+    flow, x = wide_vector_flow(), torch.randn(5, 40)
+    jacobian = FlowJacobian(flow, x, None)
+    dense = dense_jacobian(flow.bijection.transform, flow.data_map.transform(x))
+    probes = rademacher(3, jacobian.point)
+    shift = 2.0
+    inverse = torch.linalg.inv(torch.eye(40) + dense.mT @ dense / shift)
+    exact = torch.einsum("kbi,bij,kbj->kb", probes, inverse, probes).mean(0)
+    gaps = []
+    for steps in (1, 2, 4, 8, 40):
+        low, high = resolvent_bounds(jacobian, probes, shift, steps)
+        assert bool((low <= exact + 1e-9).all()) and bool((high >= exact - 1e-9).all())
+        gaps.append(float((high - low).max()))
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 1 and gaps[-1] < 1e-9
+
+
+@pytest.mark.parametrize("block", ["residual", "monotone"])
+@pytest.mark.parametrize("make", [small_vector_flow, small_image_flow])
+def test_products_are_those_of_the_dense_jacobian(make, block):
+    flow = make(block=block)
+    x = torch.rand(3, *flow.shape)
+    jacobian = FlowJacobian(flow, x, None)
+    dense = dense_jacobian(flow.bijection.transform, flow.data_map.transform(x))
+    v = torch.randn(2, *jacobian.point.shape)
+    for product, formula in ((jacobian.jvp, "bij,kbj->kbi"), (jacobian.vjp, "bij,kbi->kbj")):
+        torch.testing.assert_close(
+            product(v).flatten(2), torch.einsum(formula, dense, v.flatten(2))
+        )
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(jacobian.rows(rows).jvp(v[:, rows]), jacobian.jvp(v)[:, rows])
+
+
+def test_error_bars_of_the_local_dimension():
+    flow, x = wide_vector_flow(), torch.randn(COUNT, 40)
+    fitted = LocalDimension(SCORING, steps=20).fit(flow, x[:50])
+    width = fitted.measure.args[0]
+    dense = dense_jacobian(flow.bijection.transform, flow.data_map.transform(x))
+    values = torch.linalg.svdvals(dense)
+    truth = -(1 / (1 + (values / width).square())).sum(1)
+    require_coverage(fitted.scores(x), truth)
+    # A few steps widen the bars by what the brackets leave open.
+    coarse = LocalDimension(SCORING, steps=1).fit(flow, x[:50]).scores(x)
+    assert held(coarse, truth) > LEVEL
+    assert bool((coarse.errors > fitted.errors(x).mean()).all())
+
+
+def test_error_bars_of_a_density_of_states():
+    flow, x = wide_vector_flow(), torch.randn(COUNT, 40)
+    with torch.no_grad():
+        exact = -flow.log_prob(x, log_det=Exact())
+    fitted = DensityOfStates((LogProb(SCORING), LatentFit(SCORING))).fit(flow, x[:100])
+    joint = fitted.measure
+    latents = joint.statistics[1].scores(x)
+    zero = torch.zeros_like(exact)
+    scores = type(latents)
+    truth = joint.density.scores([scores(exact, zero), scores(latents.values, zero)]).values
+    require_coverage(fitted.scores(x), truth)
+
+
+SCORES = [
+    LogProb(SCORING),
+    Typicality(SCORING),
+    Complexity(SCORING),
+    ScoreNorm(SCORING),
+    LatentFit(SCORING),
+    LocalDimension(SCORING, steps=3),
+    DensityOfStates((LogProb(SCORING), LatentFit(SCORING))),
+]
+
+
+@pytest.mark.parametrize("score", SCORES, ids=lambda score: type(score).__name__)
+def test_a_sample_has_the_same_score_in_any_batch(score):
+    flow = small_image_flow(levels=17)
+    images = torch.randint(0, 17, (8, 2, 4, 4))
+    state = torch.random.get_rng_state()
+    fitted = score.fit(flow, images)
+    whole = fitted.scores(images)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for rows in (torch.arange(8).flip(0), torch.tensor([3]), torch.tensor([0, 6, 5])):
+        part = fitted.scores(images[rows])
+        torch.testing.assert_close(part.values, whole.values[rows], rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(part.errors, whole.errors[rows], rtol=1e-3, atol=1e-4)
+
+
+def test_draws_of_another_seed_are_others():
+    flow = small_image_flow(levels=17)
+    images = torch.randint(0, 17, (4, 2, 4, 4))
+    first, second = (
+        LogProb(Scoring(seed=seed)).fit(flow, images).score(images) for seed in (0, 1)
+    )
+    assert not bool(((first - second).abs() < 1e-6).any())
+
+
+def test_a_decision_within_the_error_bar_is_none():
+    flow = small_image_flow(levels=17)
+    images = torch.randint(0, 17, (30, 2, 4, 4))
+    fitted = LogProb().fit(flow, images)
+    found = fitted.scores(images)
+    threshold = float(found.values.median())
+    said = fitted.decide(images, threshold)
+    outcomes = torch.stack([said.outlying, said.inside, said.undecided])
+    assert bool((outcomes.sum(0) == 1).all()) and bool(outcomes.any(1).all())
+    assert torch.equal(said.undecided, (found.values - threshold).abs() <= found.errors)
+    assert bool((found.values[said.outlying] > threshold).all())
+    assert bool((found.values[said.inside] < threshold).all())

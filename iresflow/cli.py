@@ -33,6 +33,7 @@ VERBS = {
     "train": "train a flow",
     "sample": "draw samples, reconstructions or interpolations",
     "evaluate": "score a trained model on its test split",
+    "ood": "tell outliers from a run's data by all scores",
     "certify": "print the certified Lipschitz bounds; exit code 0 only if certified",
     "relu": "what an ordinary network throws away: analyse one's own, or a paper's experiment",
 }

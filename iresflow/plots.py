@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 __all__ = [
     "density_figure",
     "estimator_figure",
+    "histogram_figure",
     "inversion_figure",
     "layer_norm_figure",
     "save_figure",
@@ -165,6 +166,51 @@ def estimator_figure(
         axes.legend(fontsize=9)
         axes.grid(alpha=0.3)
     figure.suptitle("Estimators of the log-determinant" + (f"\n{note}" if note else ""), size=11)
+    return figure
+
+
+def histogram_figure(
+    labels: Sequence[str],
+    inside: Sequence[np.ndarray],
+    outside: Sequence[np.ndarray],
+    name: str,
+) -> Figure:
+    """Histograms of S scores of samples that are inside and of others.
+
+    The axis spans all scores but the largest and smallest hundredth of each set; what lies beyond
+    is counted at its end.
+
+    Arguments:
+        labels: Names of the scores, ``(S,)``.
+        inside, outside: Their values, ``(N,)`` and ``(M,)`` each.
+        name: Of the samples from elsewhere.
+    """
+    columns = min(3, len(labels))
+    rows = -(-len(labels) // columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(labels) :]:
+        axes.set_axis_off()
+    for axes, label, *pair in zip(grid, labels, inside, outside, strict=False):
+        known = [values[np.isfinite(values)] for values in pair]
+        ends = [np.quantile(v, [0.01, 0.99]) for v in known if v.size] or [np.array([0.0, 1.0])]
+        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+        edges = np.linspace(low, high if high > low else low + 1, 41)
+        for values, title, color in zip(pair, ("inside", name), ("C0", "C3"), strict=True):
+            shares = np.full(len(values), 1 / max(1, len(values)))
+            axes.hist(
+                values.clip(edges[0], edges[-1]),
+                edges,
+                weights=shares,
+                color=color,
+                alpha=0.55,
+                label=title,
+            )
+        axes.set_title(label, fontsize=10)
+        axes.tick_params(labelsize=8)
+    grid[0].legend(fontsize=8)
+    figure.supxlabel("score, larger the more outlying", fontsize=9)
+    figure.supylabel("share of the samples", fontsize=9)
     return figure
 
 

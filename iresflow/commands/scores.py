@@ -12,7 +12,8 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from iresflow.commands.output import Output
-from iresflow.data.queries import Event, Queries, Query, open_queries
+from iresflow.commands.own_samples import open_samples
+from iresflow.data.queries import Queries, Query
 from iresflow.data.reading import Reading
 from iresflow.errors import few
 from iresflow.lipschitz import compile_kernels
@@ -68,18 +69,7 @@ def score_own_samples(options: Namespace) -> int:
 def _open(options: Namespace, model: Flow, reading: Reading) -> Queries:
     if len(model.context_shape) > 1:
         raise ValueError("this model is conditional on images: ask flow.likelihood for densities")
-    if options.label is not None:
-        if model.context_dim == 0 or reading.contexts:
-            raise ValueError("--label is for models that are conditional on a class")
-        if not 0 <= options.label < model.context_dim:
-            raise ValueError(f"--label must be one of 0 .. {model.context_dim - 1}")
-    if options.resize:
-        if not isinstance(model, ImageFlow):
-            raise ValueError("--resize is for images; this model is of vectors")
-        reading = Reading(classes=reading.classes, bits=reading.bits, resize=True)
-    levels = model.levels if isinstance(model, ImageFlow) else None
-    event = Event(model.shape, levels, model.context_dim)
-    return open_queries(options.data, event, reading, options.label)
+    return open_samples(options.data, options, model, reading)
 
 
 def _score(scoring: Scoring, model: Flow, query: Query) -> SingleScores:

@@ -6,6 +6,7 @@ error bars too. ``decide`` says which samples a threshold can't tell for their e
 """
 
 from iresflow.ood.base import Decisions, FittedScore, Score, Scores
+from iresflow.ood.composite import Composite, Panel
 from iresflow.ood.latent_fit import LatentFit
 from iresflow.ood.likelihoods import Complexity, LogProb, Typicality
 from iresflow.ood.local_dimension import LocalDimension
@@ -17,6 +18,7 @@ from iresflow.training.evaluation.single import Scoring
 
 __all__ = [
     "Complexity",
+    "Composite",
     "Decisions",
     "Density",
     "DensityOfStates",
@@ -26,6 +28,7 @@ __all__ = [
     "LocalDimension",
     "LogProb",
     "Mutation",
+    "Panel",
     "Score",
     "ScoreNorm",
     "Scores",

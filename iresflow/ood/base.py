@@ -25,8 +25,10 @@ __all__ = [
     "Score",
     "Scores",
     "batches",
+    "checked",
     "measured",
     "narrowed",
+    "require_numbers",
     "rounding_of",
     "weight_of",
 ]
@@ -190,14 +192,17 @@ def measured(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) ->
         NonFiniteError: a score is NaN.
     """
     parts = [_of_batch(measure, flow, *batch) for batch in batches(x, context)]
-    scores = Scores(
-        torch.cat([part.values for part in parts]), torch.cat([part.errors for part in parts])
-    )
+    values, errors = zip(*((part.values, part.errors) for part in parts), strict=True)
+    return require_numbers(Scores(torch.cat(values), torch.cat(errors)))
+
+
+def require_numbers(scores: Scores) -> Scores:
+    """The scores, or a NonFiniteError where one is NaN."""
     wrong = int(scores.values.isnan().sum())
     if wrong:
         raise NonFiniteError(
-            f"{wrong} of {len(x)} scores are NaN: the weights of the flow are damaged, or the "
-            f"samples are beyond the numbers of {x.dtype}"
+            f"{wrong} of {len(scores.values)} scores are NaN: the flow's weights are damaged, or "
+            "samples are beyond what floats can hold"
         )
     return scores
 

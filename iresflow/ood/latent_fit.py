@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
+from iresflow.errors import NonFiniteError
 from iresflow.models import DiagonalNormal, Flow, ImageFlow
 from iresflow.ood.base import Measure, Score, Scores, batches, narrowed, rounding_of
 from iresflow.ood.draws import drawn, seeds_of
@@ -49,6 +50,8 @@ class LatentFit(Score):
         parts = [_statistics(flow, *batch, seed) for batch in taken]
         inside = np.concatenate(parts)
         deviation = inside.std(0)
+        if not np.isfinite(inside).all():
+            raise NonFiniteError("statistics of the latents are not finite: the flow is damaged")
         if not (deviation > 0).all():
             raise ValueError("the samples are too alike: a statistic of their latents is constant")
         fitted = LedoitWolf().fit(inside / deviation)
@@ -82,7 +85,8 @@ def _statistics(flow: Flow, x: Tensor, context: Tensor | None, seed: int) -> np.
     values, _ = drawn(flow, x, context, seed)
     z = flow.base.standardized(flow.transform(values, context), context)
     scales = flow.latents(z) if isinstance(flow, ImageFlow) else (z,)
-    columns = [column for scale in scales for column in latent_statistics(scale.double())]
+    full = (scale.double() for scale in scales if scale.numel())  # some factor nothing out
+    columns = [column for scale in full for column in latent_statistics(scale)]
     return torch.stack(columns, dim=1).cpu().numpy()
 
 

@@ -1,5 +1,6 @@
 """Scores that are functions of the log-likelihood."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import final
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Measure, Score, Scores, measured
+from iresflow.ood.base import Measure, Score, Scores
+from iresflow.ood.composite import Combine, Composite
 from iresflow.ood.draws import likelihood_of, seeds_of
 from iresflow.ood.png import png_nats
 from iresflow.training.evaluation.single import Scoring
@@ -19,9 +21,9 @@ __all__ = ["Complexity", "LogProb", "Typicality"]
 @final
 @dataclass(frozen=True)
 class LogProb(Score):
-    """:math:`-\\log p(x)` in nats; of images, of the integers, in the mean over the noise.
+    r""":math:`-\log p(x)` in nats; of images, of the integers, in the mean over the noise.
 
-    The score that fails where simple images are likely under any flow (Nalisnick et al., 2019).
+    It fails where simple images are likely under a flow that has never seen their like.
 
     Arguments:
         scoring: Draws, probes, level of the error bars, and seed.
@@ -34,12 +36,12 @@ class LogProb(Score):
     scoring: Scoring = field(default_factory=Scoring)
 
     def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
-        return partial(surprisal, self.scoring)
+        return partial(_surprisal, self.scoring)
 
 
 @final
 @dataclass(frozen=True)
-class Typicality(Score):
+class Typicality(Composite):
     r""":math:`|\log p(x) - m|` in nats, with the mean m over the samples that are inside.
 
     Arguments:
@@ -52,21 +54,24 @@ class Typicality(Score):
 
     scoring: Scoring = field(default_factory=Scoring)
 
-    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
-        inside = measured(partial(surprisal, self.scoring), flow, x, context)
-        mean = float(inside.values.mean())
+    @property
+    def parts(self) -> tuple[Score, ...]:
+        return (LogProb(self.scoring),)
+
+    def combine(self, flow: Flow, x: Tensor, inside: Sequence[Scores]) -> Combine:
+        mean = float(inside[0].values.mean())
         if not abs(mean) < torch.inf:
             raise ValueError("the density is 0 at a sample that shall be inside: there is no mean")
-        return partial(_distance, self.scoring, mean)
+        return partial(_distance, mean)
 
 
 @final
 @dataclass(frozen=True)
-class Complexity(Score):
+class Complexity(Composite):
     r""":math:`-\log p(x) - L(x)` in nats, with the length L of the image as a PNG file.
 
-    How many nats a code of all images spares where the flow's code needs them: an image that is
-    simple, and so likely under any flow, has a short file.
+    How many nats the flow's code of the image is longer than a code that knows no data. An image
+    that is simple, and so likely under any flow, has a short file.
 
     Arguments:
         scoring: Draws, probes, level of the error bars, and seed.
@@ -78,26 +83,25 @@ class Complexity(Score):
 
     scoring: Scoring = field(default_factory=Scoring)
 
-    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
-        png_nats(flow, x[:1])  # says what has no such code before anything is scored
-        return partial(_beyond_code, self.scoring)
+    @property
+    def parts(self) -> tuple[Score, ...]:
+        return (LogProb(self.scoring),)
+
+    def combine(self, flow: Flow, x: Tensor, inside: Sequence[Scores]) -> Combine:
+        png_nats(flow, x[:1])  # says what has no such code
+        return _beyond_code
 
 
-def surprisal(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-    """:math:`-\\log p(x)` in nats, ``(B,)``."""
+def _surprisal(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
     found = [likelihood_of(flow, x, context, scoring, s) for s in seeds_of(flow, scoring)]
     bounds = torch.stack([row.truncation_bound + row.rounding for row in found]).double().mean(0)
     return Scores.of_draws(-torch.stack([row.log_prob for row in found]), bounds, scoring.level)
 
 
-def _distance(
-    scoring: Scoring, mean: float, flow: Flow, x: Tensor, context: Tensor | None
-) -> Scores:
+def _distance(mean: float, flow: Flow, x: Tensor, parts: Sequence[Scores]) -> Scores:
     # A distance moves no more than what it is the distance of: the errors stay.
-    found = surprisal(scoring, flow, x, context)
-    return replace(found, values=(found.values - mean).abs())
+    return replace(parts[0], values=(parts[0].values - mean).abs())
 
 
-def _beyond_code(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-    found = surprisal(scoring, flow, x, context)
-    return replace(found, values=found.values - png_nats(flow, x))
+def _beyond_code(flow: Flow, x: Tensor, parts: Sequence[Scores]) -> Scores:
+    return replace(parts[0], values=parts[0].values - png_nats(flow, x))

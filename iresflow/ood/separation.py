@@ -77,8 +77,9 @@ def evaluate(
     ]
     found = _metrics(np.concatenate(scores), *drawn)
     ends = np.quantile(found[:, 1:], [(1 - level) / 2, (1 + level) / 2], axis=1).T
-    auroc, aupr, fpr95 = ((float(low), float(high)) for low, high in ends)
-    return Separation(*map(float, found[:, 0]), auroc, aupr, fpr95, level)
+    intervals = [(float(low), float(high)) for low, high in ends]
+    auroc, aupr, fpr95 = (float(value) for value in found[:, 0])
+    return Separation(auroc, aupr, fpr95, intervals[0], intervals[1], intervals[2], level)
 
 
 def _array(values: Tensor | np.ndarray | Sequence[float], name: str) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import FittedScore, Measure, Score, Scores
+from iresflow.ood.base import Score, Scores
+from iresflow.ood.composite import Combine, Composite
 from iresflow.ood.latent_fit import LatentFit
 from iresflow.ood.likelihoods import LogProb
 from iresflow.ood.score_norm import ScoreNorm
@@ -27,7 +28,7 @@ class Density(Protocol):
 
 @final
 @dataclass(frozen=True)
-class DensityOfStates(Score):
+class DensityOfStates(Composite):
     """Minus the log-density of several scores together, in units of their deviations.
 
     It finds what is rare among the samples that are inside, in whatever direction.
@@ -45,7 +46,7 @@ class DensityOfStates(Score):
         https://arxiv.org/abs/2006.09273
     """
 
-    statistics: Sequence[Score] = field(
+    statistics: tuple[Score, ...] = field(
         default_factory=lambda: (LogProb(), LatentFit(), ScoreNorm())
     )
     density: Density | None = None
@@ -54,22 +55,12 @@ class DensityOfStates(Score):
         if not self.statistics:
             raise ValueError("statistics must name one score or more, got none")
 
-    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
-        fitted = [statistic.fit(flow, x, context) for statistic in self.statistics]
-        inside = [part.scores(x, context) for part in fitted]
-        return _Joint(fitted, StateDensity.fit([part.values for part in inside], self.density))
+    @property
+    def parts(self) -> tuple[Score, ...]:
+        return self.statistics
 
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Joint:
-    """Measures statistics one by one, and then their density."""
-
-    statistics: Sequence[FittedScore]
-    density: "StateDensity"
-
-    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-        return self.density.scores([part.scores(x, context) for part in self.statistics])
+    def combine(self, flow: Flow, x: Tensor, inside: Sequence[Scores]) -> Combine:
+        return StateDensity.fit([part.values for part in inside], self.density)
 
 
 @final
@@ -108,7 +99,7 @@ class StateDensity:
         estimator = clone(density or KernelDensity(bandwidth="scott"))
         return cls(mean, deviation, estimator.fit((table - mean) / deviation))
 
-    def scores(self, statistics: Sequence[Scores]) -> Scores:
+    def __call__(self, flow: Flow, x: Tensor, statistics: Sequence[Scores]) -> Scores:
         """Minus log-densities, of K statistics with their errors.
 
         Each statistic is moved to both ends of its error bar, with the others in their places, and

@@ -112,7 +112,8 @@ def test_an_infinite_statistic_gives_an_infinite_state():
 
     density = StateDensity.fit([torch.randn(50), torch.randn(50)])
     values = [torch.tensor([0.0, torch.inf]), torch.zeros(2)]
-    found = density.scores([Scores(column, torch.full((2,), 0.1)) for column in values])
+    scores = [Scores(column, torch.full((2,), 0.1)) for column in values]
+    found = density(small_vector_flow(), torch.zeros(2, 3), scores)
     assert bool(found.values[0].isfinite()) and found.values[1] == torch.inf
     assert found.errors[0] > 0 and found.errors[1] == 0
 
@@ -123,6 +124,8 @@ def test_a_damaged_flow_says_so():
     flow.base.mean[:] = torch.nan
     with pytest.raises(NonFiniteError, match="damaged"):
         fitted.score(torch.randn(4, 3))
+    with pytest.raises(NonFiniteError, match="damaged"):
+        LatentFit().fit(flow, torch.randn(5, 3))
 
 
 def test_scores_that_are_fitted_to_one_sample():
@@ -180,6 +183,13 @@ def test_contexts_are_class_numbers_or_numbers_and_fit():
         LogProb().fit(small_vector_flow(), x, classes)
     for score in (ScoreNorm(), LatentFit(), LocalDimension()):
         assert score.fit(flow, x, classes).score(x, classes).shape == (6,)
+
+
+@pytest.mark.parametrize("factor_out", [False, True])
+def test_scales_without_entries_have_no_statistics(factor_out):
+    flow = small_image_flow(blocks=(0, 1, 1), factor_out=factor_out)
+    images = torch.randint(0, 256, (12, 2, 4, 4))
+    assert bool(LatentFit().fit(flow, images).score(images).isfinite().all())
 
 
 def test_numpy_arrays_are_taken():

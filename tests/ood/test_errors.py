@@ -16,6 +16,7 @@ from iresflow.ood import (
     LikelihoodRatio,
     LocalDimension,
     LogProb,
+    Panel,
     ScoreNorm,
     Scoring,
     Typicality,
@@ -63,7 +64,7 @@ def distinct_images(flow, count):
     return torch.stack([numbers // top**k % top for k in range(4)], 1).view(-1, 1, 2, 2)
 
 
-def mean_over_noise(function, flow, images, draws=500):
+def mean_over_noise(function, flow, images, draws=250):
     """Means ``(N,)`` over the noise of a function of floats, and their standard errors."""
     with torch.no_grad():
         values = function(flow.dequantize(images.repeat_interleave(draws, 0)))
@@ -88,7 +89,7 @@ def test_error_bars_of_an_image_hold_the_mean_over_its_noise():
     images = distinct_images(flow, 120)
     surprisal, error = mean_over_noise(lambda x: -flow.log_prob(x) + 4 * np.log(5), flow, images)
     found = LogProb(SCORING).fit(flow, images).scores(images)
-    assert float((error / found.errors).median()) < 0.15  # of the oracle
+    assert float((error / found.errors).median()) < 0.2  # of the oracle
     require_coverage(found, surprisal)
     biased = replace(found, values=found.values + 2 * found.errors)
     assert held(biased, surprisal) < LEVEL / 2
@@ -131,11 +132,11 @@ def test_the_squared_norm_of_a_noisy_gradient_is_not_biased():
 def test_error_bars_of_the_score_norm_of_images():
     flow = tiny_image_flow()
     images = distinct_images(flow, 100)
-    many = flow.dequantize(images.repeat_interleave(500, 0))
+    many = flow.dequantize(images.repeat_interleave(250, 0))
     y = flow.data_map.transform(many).requires_grad_()
     z, log_det = flow.bijection(y, None, Exact())
     gradient = torch.autograd.grad((flow.base.log_prob(z) + log_det).sum(), y)[0]
-    truth = gradient.view(len(images), 500, -1).mean(1).norm(dim=1)
+    truth = gradient.view(len(images), 250, -1).mean(1).norm(dim=1)
     require_coverage(ScoreNorm(SCORING).fit(flow, images).scores(images), truth)
 
 
@@ -201,11 +202,11 @@ def test_error_bars_of_a_density_of_states():
     with torch.no_grad():
         exact = -flow.log_prob(x, log_det=Exact())
     fitted = DensityOfStates((LogProb(SCORING), LatentFit(SCORING))).fit(flow, x[:100])
-    joint = fitted.measure
-    latents = joint.statistics[1].scores(x)
+    latents = LatentFit(SCORING).fit(flow, x[:100]).scores(x)
     zero = torch.zeros_like(exact)
     scores = type(latents)
-    truth = joint.density.scores([scores(exact, zero), scores(latents.values, zero)]).values
+    parts = [scores(exact, zero), scores(latents.values, zero)]
+    truth = fitted.measure.combine(flow, x, parts).values
     require_coverage(fitted.scores(x), truth)
 
 
@@ -232,6 +233,30 @@ def test_a_sample_has_the_same_score_in_any_batch(score):
         part = fitted.scores(images[rows])
         torch.testing.assert_close(part.values, whole.values[rows], rtol=1e-6, atol=1e-4)
         torch.testing.assert_close(part.errors, whole.errors[rows], rtol=1e-3, atol=1e-4)
+
+
+def test_a_panel_gives_what_its_scores_give_by_themselves():
+    flow = small_image_flow(levels=17)
+    images = torch.randint(0, 17, (12, 2, 4, 4))
+    found = Panel(flow, SCORES, images).scores(images[:5])
+    for score, part in zip(SCORES, found, strict=True):
+        alone = score.fit(flow, images).scores(images[:5])
+        torch.testing.assert_close(part.values, alone.values, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(part.errors, alone.errors, rtol=1e-3, atol=1e-4)
+
+
+def test_a_panel_computes_common_parts_once(monkeypatch):
+    flow = small_image_flow(levels=17)
+    images, calls = torch.randint(0, 17, (3, 2, 4, 4)), []
+    original = ImageFlow.bits_per_dim
+    monkeypatch.setattr(
+        ImageFlow,
+        "bits_per_dim",
+        lambda self, *given, **named: calls.append(1) or original(self, *given, **named),
+    )
+    panel = Panel(flow, (LogProb(SCORING), Typicality(SCORING), Complexity(SCORING)), images)
+    panel.scores(images)
+    assert len(calls) == 2 * SCORING.draws
 
 
 def test_draws_of_another_seed_are_others():

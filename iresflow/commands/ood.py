@@ -41,11 +41,11 @@ from iresflow.training.runs.known_data import load_data
 __all__ = ["main"]
 
 DESCRIPTION = """\
-Scores the test samples of a run and samples from elsewhere by all scores of iresflow.ood, fitted to
-the run's validation samples, and says how well each score tells them apart. --outside is the name
-of a data set (brought to the size and grey levels of the run's), a directory of images, or a file
-as of iresflow evaluate --data. Writes a table, a figure of histograms, and with --scores the scores
-of all samples with their error bars."""
+Scores the test samples of a run and samples from elsewhere by all scores of iresflow.ood, fitted
+to the run's validation samples, and says how well each score tells them apart. --outside is the
+name of a data set (brought to the size and grey levels of the run's), a directory of images, or a
+file as of iresflow evaluate --data. Writes a table, a figure of histograms, and with --scores the
+scores of all samples with their error bars."""
 
 NAMES = (
     "LogProb",
@@ -205,7 +205,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--outside", required=True, help="name, directory or file of samples")
     parser.add_argument("--scores", help="file for all samples' scores and errors, .csv")
     parser.add_argument("--out", help="directory of table and figure; RUN/ood unless given")
-    parser.add_argument("--n", type=int, default=500, help="samples of each set at most")
+    parser.add_argument("--n", type=int, default=500, help="samples of each set to score")
     parser.add_argument(
         "--fit", type=int, default=500, help="validation samples to fit to at most"
     )

@@ -60,8 +60,8 @@ class Settings(Section):
     trained: str | None = None
     """Directory of runs of these presets; what is missing there is trained into it. None for one
     in the run of the experiment."""
-    options: str = "--training.steps null --training.minutes 20"
-    """Of these trainings, as iresflow train takes them."""
+    options: tuple[str, ...] = ("training.steps=null", "training.minutes=20")
+    """Of these trainings, as iresflow train takes them after two dashes."""
     scores: tuple[str, ...] = (
         "LogProb",
         "Typicality",
@@ -92,8 +92,7 @@ def quick(settings: Settings) -> Settings:
     return replace(
         settings,
         pairs=("digits:inverted,constant",),
-        options="--training.steps 30 --training.minutes null --model.hidden 8 "
-        "--training.validate_every 30",
+        options=("training.steps=10", "model.hidden=4", "training.validate_every=10"),
         test=40,
         fit=60,
         background_steps=5,
@@ -140,7 +139,8 @@ def _trained(preset: str, settings: Settings, report: Report) -> tuple[ImageFlow
     runs = Path(settings.trained) if settings.trained else report.path / "runs"
     found = sorted(runs.glob(f"*-{preset}"))
     if not found:
-        options = ["--config", preset, "--seed", str(settings.seed), *settings.options.split()]
+        given = [f"--{option}" for option in settings.options]
+        options = ["--config", preset, "--seed", str(settings.seed), *given]
         if train.main([*options, "--runs", str(runs), "--name", preset]):
             raise KeyboardInterrupt
         found = sorted(runs.glob(f"*-{preset}"))

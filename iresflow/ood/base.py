@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -12,29 +12,12 @@ from torch import Tensor
 from iresflow.ambient import full_precision
 from iresflow.errors import NonFiniteError
 from iresflow.models import Flow, ImageFlow
-from iresflow.models.images import require_integers
 from iresflow.models.likelihood import student_quantile
+from iresflow.ood.samples import batches, checked, narrowed
 from iresflow.tensors import widest
 from iresflow.training.loop.inputs import Array
-from iresflow.training.objectives.contexts import context_of
 
-__all__ = [
-    "Decisions",
-    "FittedScore",
-    "Measure",
-    "Score",
-    "Scores",
-    "batches",
-    "checked",
-    "measured",
-    "narrowed",
-    "require_numbers",
-    "rounding_of",
-    "weight_of",
-]
-
-BATCH = 250
-"""Samples that are scored at a time, which limits the memory."""
+__all__ = ["Decisions", "FittedScore", "Measure", "Score", "Scores", "measured", "require_numbers"]
 
 REACH = 0.25
 """Beyond the largest number of a type of float to this power, squares and products of a flow may
@@ -114,8 +97,6 @@ class Score(ABC):
                 fitted to.
             NonFiniteError: the flow gives NaN.
         """
-        if flow.training:
-            raise ValueError("scores are of a flow in eval mode: call flow.eval() first")
         values, known = checked(flow, x, context)
         return FittedScore(flow, self.prepare(flow, values, known))
 
@@ -207,29 +188,6 @@ def require_numbers(scores: Scores) -> Scores:
     return scores
 
 
-def batches(x: Tensor, context: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Samples and contexts in parts that fit in memory."""
-    for first in range(0, len(x), BATCH):
-        rows = slice(first, first + BATCH)
-        yield x[rows], None if context is None else context[rows]
-
-
-def weight_of(flow: Flow) -> Tensor:
-    """A tensor of the flow's type and device."""
-    floats = (t for t in [*flow.parameters(), *flow.buffers()] if t.is_floating_point())
-    return next(floats, torch.empty(0))
-
-
-def narrowed(flow: Flow, x: Tensor) -> Tensor:
-    """Samples in the type of the flow's weights; integer images as they are."""
-    return x.to(weight_of(flow).dtype) if x.is_floating_point() else x
-
-
-def rounding_of(flow: Flow) -> float:
-    """What is allowed for the arithmetic of a flow, relative to its numbers."""
-    return 8 * torch.finfo(weight_of(flow).dtype).eps
-
-
 def _of_batch(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
     if isinstance(flow, ImageFlow):
         return measure(flow, x, context)
@@ -249,40 +207,3 @@ def _of_batch(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -
             part = measure(model, part_x, known)
             values[rows], errors[rows] = part.values, part.errors
     return Scores(values, errors)
-
-
-def checked(flow: Flow, x: Array, context: Array | None) -> tuple[Tensor, Tensor | None]:
-    """Samples ``(B, *shape)`` on the flow's device, and their contexts; see `Score.fit`."""
-    like = weight_of(flow)
-    values = torch.as_tensor(x, device=like.device)
-    if values.ndim == 0 or len(values) == 0:
-        raise ValueError("there are no samples to be scored or fitted to")
-    if isinstance(flow, ImageFlow):
-        require_integers(values, flow.shape, flow.levels)
-        return values, _contexts(flow, values, context)
-    if tuple(values.shape[1:]) != flow.shape:
-        raise ValueError(
-            f"this flow takes samples of shape (B, {', '.join(map(str, flow.shape))}), got "
-            f"{tuple(values.shape)}"
-        )
-    values = values.to(widest(like.device))
-    if not bool(values.isfinite().all()):
-        raise ValueError("the samples hold NaN or infinity")
-    return values, _contexts(flow, values, context)
-
-
-def _contexts(flow: Flow, x: Tensor, context: Array | None) -> Tensor | None:
-    like = weight_of(flow)
-    if isinstance(flow, ImageFlow) and flow.given is not None and context is None:
-        return flow.given(x).to(like.dtype)
-    if not flow.context_shape:
-        if context is not None:
-            raise ValueError("this flow takes no context: it was built with context_dim=0")
-        return None
-    given = None if context is None else torch.as_tensor(context)
-    known = context_of(given, flow.context_dim, like)
-    wanted = (len(x), *flow.context_shape)
-    if known is None or tuple(known.shape) != wanted or not bool(known.isfinite().all()):
-        got = "none" if known is None else f"{tuple(known.shape)}"
-        raise ValueError(f"this flow needs finite contexts of shape {wanted}, got {got}")
-    return known

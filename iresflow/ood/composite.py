@@ -8,7 +8,8 @@ from typing import final
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Measure, Score, Scores, checked, measured, require_numbers
+from iresflow.ood.base import Measure, Score, Scores, measured, require_numbers
+from iresflow.ood.samples import checked
 from iresflow.training.loop.inputs import Array
 
 __all__ = ["Combine", "Composite", "Panel"]

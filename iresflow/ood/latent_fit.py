@@ -11,8 +11,9 @@ from torch.special import log_ndtr
 
 from iresflow.errors import NonFiniteError
 from iresflow.models import DiagonalNormal, Flow, ImageFlow
-from iresflow.ood.base import Measure, Score, Scores, batches, narrowed, rounding_of
+from iresflow.ood.base import Measure, Score, Scores
 from iresflow.ood.draws import drawn, seeds_of
+from iresflow.ood.samples import batches, narrowed, rounding_of
 from iresflow.training.evaluation.single import Scoring
 
 __all__ = ["LatentFit", "anderson_darling", "latent_statistics"]

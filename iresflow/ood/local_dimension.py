@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Measure, Score, Scores, batches, narrowed, rounding_of
+from iresflow.ood.base import Measure, Score, Scores
 from iresflow.ood.draws import drawn, estimator_of, seeds_of
 from iresflow.ood.jacobian import FlowJacobian
 from iresflow.ood.quadrature import resolvent_bounds
+from iresflow.ood.samples import batches, narrowed, rounding_of
 from iresflow.tensors import rademacher
 from iresflow.training.evaluation.single import Scoring
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow, ImageFlow
-from iresflow.ood.base import Measure, Score, Scores, narrowed, weight_of
+from iresflow.ood.base import Measure, Score, Scores
 from iresflow.ood.draws import likelihood_of, seeds_of
+from iresflow.ood.samples import narrowed, weight_of
 from iresflow.training.evaluation.single import Scoring
 from iresflow.training.fitting import fit
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from iresflow.models import Flow
 from iresflow.models.likelihood import student_quantile
-from iresflow.ood.base import Measure, Score, Scores, rounding_of
+from iresflow.ood.base import Measure, Score, Scores
 from iresflow.ood.draws import drawn, estimator_of, seeds_of
+from iresflow.ood.samples import rounding_of
 from iresflow.training.evaluation.single import Scoring
 
 __all__ = ["ScoreNorm"]

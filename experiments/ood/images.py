@@ -7,7 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.neighbors import KernelDensity
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor
 
 from experiments.ood.outliers import outside_images
@@ -43,6 +47,11 @@ DATA: dict[str, dict[str, Any]] = {}
 CHUNK = 50
 """Images whose scores are kept at a time, so that what was stopped goes on."""
 
+LOGARITHMS = make_pipeline(
+    FunctionTransformer(np.log1p), StandardScaler(), KernelDensity(bandwidth="scott")
+)
+"""Of a norm, which is positive and spreads over orders of magnitude: its density in logarithms."""
+
 
 @dataclass(kw_only=True)
 class Settings(Section):
@@ -71,6 +80,7 @@ class Settings(Section):
         "LocalDimension",
         "DensityOfStates",
         "States with complexity",
+        "State of the score norm",
         "LikelihoodRatio",
     )
     """Which ones; images are scored by each of them."""
@@ -162,6 +172,7 @@ def _scores(settings: Settings) -> dict[str, Score]:
         "LocalDimension": LocalDimension(scoring, settings.krylov),
         "DensityOfStates": DensityOfStates(states),
         "States with complexity": DensityOfStates((*states, Complexity(scoring))),
+        "State of the score norm": DensityOfStates((ScoreNorm(scoring),), LOGARITHMS),
         "LikelihoodRatio": LikelihoodRatio(steps=settings.background_steps, scoring=scoring),
     }
     unknown = [name for name in settings.scores if name not in known]

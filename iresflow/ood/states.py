@@ -19,7 +19,8 @@ __all__ = ["Density", "DensityOfStates", "StateDensity"]
 
 
 class Density(Protocol):
-    """A density estimator of scikit-learn, such as ``KernelDensity`` or ``GaussianMixture``."""
+    """A density estimator of scikit-learn: ``KernelDensity``, ``GaussianMixture``, or a pipeline
+    that ends in one."""
 
     def fit(self, X: np.ndarray) -> Any: ...  # noqa: ANN401 (scikit-learn's own)
 
@@ -29,14 +30,15 @@ class Density(Protocol):
 @final
 @dataclass(frozen=True)
 class DensityOfStates(Composite):
-    """Minus the log-density of several scores together, in units of their deviations.
+    """Minus the log-density of several scores together: their state.
 
     It finds what is rare among the samples that are inside, in whatever direction.
 
     Arguments:
         statistics: The scores.
-        density: Estimates their density, from scikit-learn; None for a ``KernelDensity`` with
-            normal kernels of Scott's width.
+        density: Estimates their density, from scikit-learn, such as a pipeline that first takes
+            logarithms; None for a ``KernelDensity`` with normal kernels of Scott's width, in
+            units of the statistics' deviations.
 
     Raises:
         ValueError: no statistics.
@@ -66,15 +68,8 @@ class DensityOfStates(Composite):
 @final
 @dataclass(frozen=True, eq=False)
 class StateDensity:
-    """A fitted density of K statistics.
+    """A fitted density of K statistics, as an estimator of scikit-learn has it."""
 
-    Attributes:
-        mean, deviation: Of the statistics inside, ``(K,)``.
-        estimator: Of their density, in units of the deviations.
-    """
-
-    mean: np.ndarray
-    deviation: np.ndarray
     estimator: Density
 
     @classmethod
@@ -86,18 +81,20 @@ class StateDensity:
         """
         from sklearn.base import clone  # slow to import
         from sklearn.neighbors import KernelDensity
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
         table = _table(inside)
         if not np.isfinite(table).all():
             raise ValueError("a statistic is infinite at a sample that shall be inside")
-        mean, deviation = table.mean(0), table.std(0)
+        deviation = table.std(0)
         if not (deviation > 0).all():
             raise ValueError(
                 f"{len(table)} samples show no spread of statistic {int(deviation.argmin())}: a "
                 "density is fitted to two or more that differ"
             )
-        estimator = clone(density or KernelDensity(bandwidth="scott"))
-        return cls(mean, deviation, estimator.fit((table - mean) / deviation))
+        usual = make_pipeline(StandardScaler(), KernelDensity(bandwidth="scott"))
+        return cls(clone(usual if density is None else density).fit(table))
 
     def __call__(self, flow: Flow, x: Tensor, statistics: Sequence[Scores]) -> Scores:
         """Minus log-densities, of K statistics with their errors.
@@ -122,7 +119,7 @@ class StateDensity:
         return Scores(torch.from_numpy(middle).to(device), torch.from_numpy(spread).to(device))
 
     def _surprisal(self, table: np.ndarray) -> np.ndarray:
-        return -self.estimator.score_samples((table - self.mean) / self.deviation)
+        return -self.estimator.score_samples(table)
 
 
 def _table(columns: Sequence[Tensor]) -> np.ndarray:

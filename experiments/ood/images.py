@@ -47,8 +47,14 @@ DATA: dict[str, dict[str, Any]] = {}
 CHUNK = 50
 """Images whose scores are kept at a time, so that what was stopped goes on."""
 
+
+def _log(norms: np.ndarray) -> np.ndarray:
+    """Of one more than norms; the lower ends of error bars may be below 0."""
+    return np.log1p(np.maximum(norms, 0))
+
+
 LOGARITHMS = make_pipeline(
-    FunctionTransformer(np.log1p), StandardScaler(), KernelDensity(bandwidth="scott")
+    FunctionTransformer(_log), StandardScaler(), KernelDensity(bandwidth="scott")
 )
 """Of a norm, which is positive and spreads over orders of magnitude: its density in logarithms."""
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from iresflow.streams import KeyedStream
 from iresflow.training.evaluation.evaluate import Precision, round_seed, scoring_estimator
 from iresflow.training.evaluation.single import Scoring
 
-__all__ = ["drawn", "estimator_of", "likelihood_of", "seeds_of"]
+__all__ = ["Limits", "drawn", "estimator_of", "likelihood_of", "limits_of", "seeds_of"]
 
 
 def estimator_of(flow: Flow, scoring: Scoring) -> LogDetEstimator | None:
@@ -23,20 +24,34 @@ def estimator_of(flow: Flow, scoring: Scoring) -> LogDetEstimator | None:
     return scoring_estimator(flow, Precision(probes=scoring.probes))
 
 
-def seeds_of(flow: Flow, scoring: Scoring, *, probed: bool = True) -> Sequence[int]:
+@final
+class Limits(NamedTuple):
+    """Dimensions up to which nothing is estimated; infinite where nothing ever is."""
+
+    values: float
+    gradients: float
+
+
+def limits_of(flow: Flow, scoring: Scoring) -> Limits:
+    """Up to how many dimensions log-determinants are exact, and their gradients."""
+    estimator = estimator_of(flow, scoring)
+    if estimator is None:
+        return Limits(math.inf, math.inf)
+    if not isinstance(estimator, ExactWhereSmall):
+        return Limits(0, 0)
+    return Limits(max(estimator.limit, estimator.values), estimator.limit)
+
+
+def seeds_of(flow: Flow, scoring: Scoring, exact: float) -> Sequence[int]:
     """The seeds of the draws; a single one where nothing is random.
 
     Arguments:
         flow: Images are random by their noise.
         scoring: How many draws.
-        probed: Whether log-determinants are estimated, which is random in many dimensions.
+        exact: Dimensions up to which nothing else is random.
     """
-    estimator = estimator_of(flow, scoring) if probed else None
-    exact = estimator is None or (
-        isinstance(estimator, ExactWhereSmall) and flow.base_dim <= estimator.limit
-    )
-    count = 1 if exact and not isinstance(flow, ImageFlow) else scoring.draws
-    return [round_seed(scoring.seed, row) for row in range(count)]
+    random = isinstance(flow, ImageFlow) or flow.base_dim > exact
+    return [round_seed(scoring.seed, row) for row in range(scoring.draws if random else 1)]
 
 
 def drawn(flow: Flow, x: Tensor, context: Tensor | None, seed: int) -> tuple[Tensor, KeyedStream]:

@@ -1,5 +1,6 @@
 """How well a latent fits the base density, scale by scale."""
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import final
@@ -46,7 +47,7 @@ class LatentFit(Score):
 
         if len(x) < 2:
             raise ValueError("a spread is fitted to two samples or more, got 1")
-        seed = seeds_of(flow, self.scoring, probed=False)[0]
+        seed = seeds_of(flow, self.scoring, math.inf)[0]
         taken = batches(narrowed(flow, x), context)
         parts = [_statistics(flow, *batch, seed) for batch in taken]
         inside = np.concatenate(parts)
@@ -70,7 +71,7 @@ def _distances(
     context: Tensor | None,
 ) -> Scores:
     draws = []
-    for seed in seeds_of(flow, scoring, probed=False):
+    for seed in seeds_of(flow, scoring, math.inf):
         away = (_statistics(flow, x, context, seed) - mean) / deviation
         draws.append(torch.from_numpy(np.einsum("bi,ij,bj->b", away, precision, away)))
     stacked = torch.stack(draws).to(x.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from iresflow.models import Flow
 from iresflow.ood.base import Measure, Score, Scores
 from iresflow.ood.composite import Combine, Composite
-from iresflow.ood.draws import likelihood_of, seeds_of
+from iresflow.ood.draws import likelihood_of, limits_of, seeds_of
 from iresflow.ood.png import png_nats
 from iresflow.training.evaluation.single import Scoring
 
@@ -93,7 +93,8 @@ class Complexity(Composite):
 
 
 def _surprisal(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-    found = [likelihood_of(flow, x, context, scoring, s) for s in seeds_of(flow, scoring)]
+    seeds = seeds_of(flow, scoring, limits_of(flow, scoring).values)
+    found = [likelihood_of(flow, x, context, scoring, seed) for seed in seeds]
     bounds = torch.stack([row.truncation_bound + row.rounding for row in found]).double().mean(0)
     return Scores.of_draws(-torch.stack([row.log_prob for row in found]), bounds, scoring.level)
 

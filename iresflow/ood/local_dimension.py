@@ -64,7 +64,7 @@ class LocalDimension(Score):
 
     def _count(self, width: float, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
         draws, gaps = [], []
-        for seed in seeds_of(flow, self.scoring):
+        for seed in seeds_of(flow, self.scoring, EXACT_UP_TO):
             values, stream = drawn(flow, x, context, seed)
             jacobian = FlowJacobian(flow, values, context)
             if flow.base_dim <= EXACT_UP_TO:
@@ -92,7 +92,7 @@ def _exact(jacobian: FlowJacobian, width: float) -> Tensor:
 @torch.no_grad()
 def _mean_logs(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
     """The means of the logarithms of the singular values, ``(B,)``: log |det J| / D."""
-    values, stream = drawn(flow, x, context, seeds_of(flow, scoring)[0])
+    values, stream = drawn(flow, x, context, seeds_of(flow, scoring, EXACT_UP_TO)[0])
     estimator = estimator_of(flow, scoring) or flow.log_det
     y = flow.data_map.transform(values)
     _, log_det = flow.bijection(y, context, partial(estimator, generator=stream))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iresflow.models import Flow, ImageFlow
 from iresflow.ood.base import Measure, Score, Scores
-from iresflow.ood.draws import likelihood_of, seeds_of
+from iresflow.ood.draws import likelihood_of, limits_of, seeds_of
 from iresflow.ood.samples import narrowed, weight_of
 from iresflow.training.evaluation.single import Scoring
 from iresflow.training.fitting import fit
@@ -109,7 +109,8 @@ class LikelihoodRatio(Score):
         if weight_of(background).dtype != like:
             background = copy.deepcopy(background).to(like)
         rows, bounds = [], []
-        for seed in seeds_of(flow, self.scoring):
+        exact = min(limits_of(model, self.scoring).values for model in (background, flow))
+        for seed in seeds_of(flow, self.scoring, exact):
             pair = [
                 likelihood_of(model, x, context, self.scoring, seed)
                 for model in (background, flow)

@@ -10,7 +10,7 @@ from torch import Tensor
 from iresflow.models import Flow
 from iresflow.models.likelihood import student_quantile
 from iresflow.ood.base import Measure, Score, Scores
-from iresflow.ood.draws import drawn, estimator_of, seeds_of
+from iresflow.ood.draws import drawn, estimator_of, limits_of, seeds_of
 from iresflow.ood.samples import rounding_of
 from iresflow.training.evaluation.single import Scoring
 
@@ -52,9 +52,8 @@ class ScoreNorm(Score):
 
 
 def _norms(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-    gradients = torch.stack(
-        [_gradient(scoring, flow, x, context, seed) for seed in seeds_of(flow, scoring)]
-    )
+    seeds = seeds_of(flow, scoring, limits_of(flow, scoring).gradients)
+    gradients = torch.stack([_gradient(scoring, flow, x, context, seed) for seed in seeds])
     count, gradients = len(gradients), gradients.double()
     if count == 1:
         norms = gradients[0].norm(dim=1)

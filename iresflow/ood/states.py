@@ -38,7 +38,7 @@ class DensityOfStates(Composite):
         statistics: The scores.
         density: Estimates their density, from scikit-learn, such as a pipeline that first takes
             logarithms; None for a ``KernelDensity`` with normal kernels of Scott's width, in
-            units of the statistics' deviations.
+            units of the statistics' deviations. It is asked at both ends of error bars, too.
 
     Raises:
         ValueError: no statistics.

@@ -21,6 +21,7 @@ from iresflow.ood import (
     Scoring,
     Typicality,
 )
+from iresflow.ood.draws import limits_of, seeds_of
 from iresflow.ood.jacobian import FlowJacobian
 from iresflow.ood.quadrature import resolvent_bounds
 from iresflow.ood.score_norm import _unbiased
@@ -73,7 +74,7 @@ def mean_over_noise(function, flow, images, draws=250):
 
 
 def test_error_bars_of_log_prob_hold_it_where_probes_are_random():
-    flow, x = wide_vector_flow(), torch.randn(COUNT, 40)
+    flow, x = wide_vector_flow(70), torch.randn(COUNT, 70)
     with torch.no_grad():
         truth = -flow.log_prob(x, log_det=Exact())
     for score in (LogProb(SCORING), Typicality(SCORING)):
@@ -82,6 +83,18 @@ def test_error_bars_of_log_prob_hold_it_where_probes_are_random():
         if isinstance(score, Typicality):
             exact = (truth - LogProb(SCORING).fit(flow, x).score(x[:50]).mean()).abs()
         require_coverage(fitted.scores(x), exact)
+
+
+def test_what_is_exact_is_drawn_once():
+    for dim, values, gradients in ((3, 1, 1), (40, 1, 4), (70, 4, 4)):
+        flow = VectorFlow(dim, blocks=1, hidden=4)
+        limits = limits_of(flow, SCORING)
+        assert len(seeds_of(flow, SCORING, limits.values)) == values
+        assert len(seeds_of(flow, SCORING, limits.gradients)) == gradients
+    flow = VectorFlow(70, blocks=1, hidden=4, log_det=Exact())
+    assert len(seeds_of(flow, SCORING, limits_of(flow, SCORING).gradients)) == 1
+    images = tiny_image_flow()
+    assert len(seeds_of(images, SCORING, limits_of(images, SCORING).values)) == 4
 
 
 def test_error_bars_of_an_image_hold_the_mean_over_its_noise():
@@ -198,7 +211,7 @@ def test_error_bars_of_the_local_dimension():
 
 
 def test_error_bars_of_a_density_of_states():
-    flow, x = wide_vector_flow(), torch.randn(COUNT, 40)
+    flow, x = wide_vector_flow(70), torch.randn(COUNT, 70)
     with torch.no_grad():
         exact = -flow.log_prob(x, log_det=Exact())
     fitted = DensityOfStates((LogProb(SCORING), LatentFit(SCORING))).fit(flow, x[:100])

@@ -15,6 +15,7 @@ ROOM = Room(
     {
         "extents": "isotope patterns and bin widths over the mass range (figures 7.3, 7.4)",
         "comparison": "ROC/LDA, ResidualNet and IsotopeNet on simulated tissue (figure 7.5)",
+        "learning": "how many spectra each method needs",
         "ablations": "IsotopeNet with another receptive field, stride, grid, or filters",
         "measured": "isolates, cancer, species, serum: all methods on real spectra",
         "densities": "classes and unknown kinds by the densities of a flow (section 5.6)",

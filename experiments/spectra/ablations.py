@@ -47,7 +47,7 @@ class Settings(Section):
 
 
 def quick(settings: Settings) -> Settings:
-    tissue = replace(settings.tissue, low=1980.0, high=2020.0, spots=2, peptides=16, marking=4)
+    tissue = replace(settings.tissue, low=1980.0, high=2020.0, patients=6, peptides=16, marking=4)
     return replace(settings, tissue=tissue, training=replace(settings.training, isotope_epochs=2))
 
 

@@ -55,7 +55,7 @@ class Settings(Section):
 
 
 def quick(settings: Settings) -> Settings:
-    tissue = replace(settings.tissue, low=1980.0, high=2040.0, spots=3, peptides=16, marking=4)
+    tissue = replace(settings.tissue, low=1980.0, high=2040.0, patients=10, peptides=16, marking=4)
     training = replace(settings.training, isotope_epochs=6, residual_epochs=2)
     return replace(settings, runs=1, tissue=tissue, training=training)
 

@@ -24,19 +24,21 @@ def cross_predict(
     Arguments:
         make: A new model.
         spectra: With labels.
-        folds: Which cover all spectra.
+        folds: Spectra that are in no test are not predicted: their entries mean nothing.
         file: Where predictions are kept; what it has is not computed again.
     """
     if file.is_file():
         print(f"read from   {file}", flush=True)
         return np.load(file)
     assert spectra.labels is not None
-    found = np.empty_like(spectra.labels)
+    found = np.zeros_like(spectra.labels)
     for train, test in folds:
         model = make().fit(spectra.X[train], spectra.labels[train])
         found[test] = model.predict(spectra.X[test])
     np.save(file, found)
-    print(f"{balanced_accuracy(spectra.labels, found):<11.3f} {file.stem}", flush=True)
+    tested = np.concatenate([test for _, test in folds])
+    accuracy = balanced_accuracy(spectra.labels[tested], found[tested])
+    print(f"{accuracy:<11.3f} {file.stem}", flush=True)
     return found
 
 

@@ -18,6 +18,7 @@ from experiments.spectra.crossvalidation import (
     fold_scores,
     scores,
 )
+from experiments.spectra.learning import some_patients
 from experiments.spectra.methods import Training
 from experiments.spectra.sets import DATA_SETS, load_set
 from experiments.spectra.tissue import Tissue, array_folds, tissue_spectra
@@ -161,6 +162,31 @@ def test_the_comparison_by_the_command(tmp_path, capsys):
     assert main(["comparison", *options]) == 0
     assert results(tmp_path)["comparison"] == rows
     assert capsys.readouterr().out.count("read from") == 2 * 3
+
+
+def test_fewer_patients_are_some_of_more_from_all_arrays_and_classes():
+    tissue = Tissue(low=1990, high=2010, arrays=4, patients=6, peptides=4, marking=1)
+    spectra = tissue_spectra(tissue, "heights")
+    train, _ = array_folds(spectra, 0)[0]
+    few, more, all_of_them = (some_patients(spectra, train, count) for count in (2, 4, 6))
+    assert set(few) < set(more) < set(all_of_them) == set(train)
+    for some, count in ((few, 2), (more, 4)):
+        for array in np.unique(spectra.arrays[train]):
+            inside = some[spectra.arrays[some] == array]
+            assert len(np.unique(spectra.patients[inside])) == count
+            assert np.bincount(spectra.labels[inside]).tolist() == 2 * [len(inside) // 2]
+
+
+def test_learning_curves_by_the_command(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    options = [*SMALL.split()[:-4], "--patients", "2,4", "--isotope_spectra", "30"]
+    assert main(["learning", *options, "--tasks", "heights", "--into", str(tmp_path)]) == 0
+    rows = results(tmp_path)["learning"]
+    assert [row["spectra"] for row in rows] == 3 * [12] + 3 * [24]
+    assert [row["method"] for row in rows[:3]] == ["ROC/LDA", "linear", "IsotopeNet"]
+    assert (tmp_path / "learning.png").is_file()
+    with pytest.raises(SystemExit):
+        main(["learning", "--patients", "3", "--into", str(tmp_path)])
 
 
 def test_the_ablations_by_the_command(tmp_path):

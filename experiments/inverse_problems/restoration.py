@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
-from typing import Any, final
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.inverse_problems.flows import (
@@ -24,27 +23,23 @@ from experiments.inverse_problems.priors import (
     TotalVariation,
     train_patchnr,
 )
+from experiments.inverse_problems.problems import Problem, picture, problems, psnr
 from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.errors import MissingLibraryError
 from iresflow.inverse_problems import (
     Domain,
     FlowPrior,
-    LinearOperator,
     PatchPrior,
     Potential,
     ProjectedGradient,
-    average_pooling,
-    blur,
-    identity,
     map_estimate,
-    masking,
 )
 from iresflow.inverse_problems.estimation import first_guess
 from iresflow.logdet import DifferentiableSeries
 from iresflow.training.sections import Section
 
-__all__ = ["DATA", "Settings", "problems", "psnr", "quick", "run"]
+__all__ = ["DATA", "Settings", "quick", "run"]
 
 DATA: dict[str, dict[str, object]] = {"images": {"name": "mnist"}}
 
@@ -114,36 +109,6 @@ def quick(settings: Settings) -> Settings:
     )
 
 
-@final
-@dataclass(frozen=True)
-class Problem:
-    """What was measured, and with what noise."""
-
-    operator: LinearOperator
-    noise: float
-
-
-def problems(shape: tuple[int, ...], noise: float, seed: int) -> dict[str, Problem]:
-    """The four of them, by name, for images of a shape."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = (torch.rand(1, *shape[1:], generator=generator) < 0.4).float().expand(*shape)
-    axis = torch.arange(-3.0, 4.0)
-    bell = (-axis.square() / (2 * 1.5**2)).exp()
-    kernel = bell[:, None] * bell
-    return {
-        "denoising": Problem(identity(shape), 3 * noise),
-        "inpainting": Problem(masking(mask), noise),
-        "deblurring": Problem(blur(kernel / kernel.sum(), shape), noise / 2),
-        "superresolution": Problem(average_pooling(2, shape), noise / 2),
-    }
-
-
-def psnr(found: Tensor, truth: Tensor) -> Tensor:
-    """Decibels ``(B,)`` of images in [0, 1], what is outside of it cut off."""
-    error = (found.clamp(0, 1) - truth).square().flatten(1).mean(1)
-    return -10 * error.log10()
-
-
 def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None:
     """Trains the flows, and restores test images by each prior."""
     dataset = data["images"]
@@ -180,7 +145,7 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
             )
             print(f"{name}, {method}: {rows[-1]['PSNR']:.2f} dB", flush=True)
         report.table("restoration", rows, _caption(dataset, settings))
-        report.figure(name, _figure(shown), f"{name}: from the truth to all methods")
+        report.figure(name, picture(shown), f"{name}: from the truth to all methods")
     if settings.latent:
         _in_latents(settings, dataset, priors["flow of images"], report, descent)
 
@@ -290,7 +255,7 @@ def _in_latents(
             }
         )
     report.table("latents", rows, f"Superresolution of {len(truth)} images, both searches.")
-    report.figure("latents", _figure(shown), "The most probable images and latents")
+    report.figure("latents", picture(shown), "The most probable images and latents")
 
 
 def _row(problem: str, method: str, decibels: Tensor) -> dict[str, Any]:
@@ -312,17 +277,3 @@ def _caption(dataset: Dataset, settings: Settings) -> str:
         f"{dataset.name}, {settings.test} test images: decibels, the misfit in units of the "
         f"noise, the largest criterion after {settings.iterations} steps at most."
     )
-
-
-def _figure(shown: Mapping[str, Tensor]) -> Figure:
-    count = len(next(iter(shown.values())))
-    figure = Figure(figsize=(1.1 * count + 1.6, 1.15 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), count, squeeze=False)
-    for line, (name, images) in zip(axes, shown.items(), strict=True):
-        for place, image in zip(line, images, strict=True):
-            pixels = image.clamp(0, 1).movedim(0, -1).squeeze(-1).numpy()
-            place.imshow(pixels, cmap="gray", vmin=0, vmax=1)
-            place.set_xticks([])
-            place.set_yticks([])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    return figure

@@ -12,6 +12,7 @@ from experiments.inverse_problems.hmc import effective_sample_size, hamiltonian,
 from experiments.inverse_problems.posterior import Settings as PosteriorSettings
 from experiments.inverse_problems.posterior import run as run_posterior
 from experiments.inverse_problems.priors import SMOOTH, TotalVariation
+from experiments.inverse_problems.problems import problems, psnr
 from iresflow.commands.report import Report
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
@@ -130,7 +131,7 @@ def test_the_restoration_goes_through_and_goes_on(digits, tmp_path):
     restoration.run(settings, {"images": digits}, Report(tmp_path, "title"))
     results = json.loads((tmp_path / "results.json").read_text())
     rows = results["restoration"]
-    assert {row["problem"] for row in rows} == set(restoration.problems((1, 8, 8), 0.1, 0))
+    assert {row["problem"] for row in rows} == set(problems((1, 8, 8), 0.1, 0))
     assert {"plain inversion", "total variation", "flow of images", "flow of patches"} <= {
         row["method"] for row in rows
     }
@@ -151,6 +152,6 @@ def test_the_posterior_goes_through(digits, tmp_path):
 def test_decibels_are_those_of_the_mean_square():
     truth = torch.zeros(2, 1, 2, 2)
     found = torch.stack([torch.full((1, 2, 2), 0.1), torch.full((1, 2, 2), -5.0)])
-    decibels = restoration.psnr(found, truth)
+    decibels = psnr(found, truth)
     assert float(decibels[0]) == pytest.approx(20)
     assert bool(decibels[1].isinf())

@@ -99,13 +99,13 @@ class Answer:
     """What a method says of the spectra that are left out.
 
     Arguments:
-        predicted: Their classes, among the known ones.
         outlying: A score that is larger for what looks like no known class.
+        predicted: Their classes, among the known ones; None from what knows no classes.
         decided: Which classes the errors of the likelihoods can't change.
     """
 
-    predicted: np.ndarray
     outlying: np.ndarray
+    predicted: np.ndarray | None = None
     decided: np.ndarray | None = None
 
 
@@ -177,7 +177,7 @@ def _answers(parts: Parts, settings: Settings) -> dict[str, Answer]:
     return {
         "flow": flow,
         "normal densities": _normal(z, parts.labels, tested),
-        "distance to the components": Answer(flow.predicted, (left**2).sum(1)),
+        "distance to the components": Answer((left**2).sum(1)),
         "ROC/LDA": _classifier(RocLda(features=40), parts),
         "IsotopeNet": _classifier(isotope_net(settings.training, settings.seed), parts),
     }
@@ -203,7 +203,7 @@ def _flow(z: np.ndarray, labels: np.ndarray, tested: np.ndarray, settings: Setti
     x = torch.from_numpy(tested.astype(np.float32))
     found = flow.classify(x, torch.from_numpy(shares), Krylov(probes=8), seed=settings.seed)
     densities = (found.log_prob + torch.from_numpy(shares).log()).logsumexp(1)
-    return Answer(classes[found.classes.numpy()], -densities.numpy(), found.decided.numpy())
+    return Answer(-densities.numpy(), classes[found.classes.numpy()], found.decided.numpy())
 
 
 def _normal(z: np.ndarray, labels: np.ndarray, tested: np.ndarray) -> Answer:
@@ -220,22 +220,26 @@ def _normal(z: np.ndarray, labels: np.ndarray, tested: np.ndarray) -> Answer:
         ],
         axis=1,
     )
-    return Answer(classes[joint.argmax(1)], -logsumexp(joint, axis=1))
+    return Answer(-logsumexp(joint, axis=1), classes[joint.argmax(1)])
 
 
 def _classifier(model: Any, parts: Parts) -> Answer:  # noqa: ANN401 (any of scikit-learn)
     """A classifier; what it is not sure of is outlying."""
     probabilities = model.fit(parts.X, parts.labels).predict_proba(parts.tested)
-    return Answer(model.classes_[probabilities.argmax(1)], -probabilities.max(1))
+    return Answer(-probabilities.max(1), model.classes_[probabilities.argmax(1)])
 
 
 def _summary(found: list[tuple[Answer, Parts]]) -> dict[str, Any]:
-    accuracies = [balanced_accuracy(p.truth[p.known], a.predicted[p.known]) for a, p in found]
+    accuracies = [
+        balanced_accuracy(p.truth[p.known], a.predicted[p.known])
+        for a, p in found
+        if a.predicted is not None
+    ]
     areas = [roc_auc_score(~p.known, a.outlying) for a, p in found]
     decided = [float(a.decided[p.known].mean()) for a, p in found if a.decided is not None]
     return {
-        "balanced accuracy": float(np.mean(accuracies)),
-        "its deviation": float(np.std(accuracies, ddof=1)),
+        "balanced accuracy": float(np.mean(accuracies)) if accuracies else float("nan"),
+        "its deviation": float(np.std(accuracies, ddof=1)) if accuracies else float("nan"),
         "unknown, area": float(np.mean(areas)),
         "area's deviation": float(np.std(areas, ddof=1)),
         "decided": float(np.mean(decided)) if decided else float("nan"),

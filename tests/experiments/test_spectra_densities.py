@@ -57,11 +57,13 @@ def test_a_flow_knows_its_classes_and_what_is_far_away():
 
 def test_a_summary_counts_known_spectra_only():
     parts = Parts(np.zeros((2, 1)), np.array([0, 1]), np.zeros((4, 1)), np.array([0, 1, 2, 2]), 2)
-    answer = Answer(np.array([0, 0, 0, 1]), np.array([0.1, 0.3, 0.2, 0.4]), np.array([1, 0, 0, 0]))
+    answer = Answer(np.array([0.1, 0.3, 0.2, 0.4]), np.array([0, 0, 0, 1]), np.array([1, 0, 0, 0]))
     found = _summary([(answer, parts)] * 2)
     assert found["balanced accuracy"] == 0.5 and found["decided"] == 0.5
     assert found["unknown, area"] == 0.75  # three of four pairs are in order
     assert found["its deviation"] == 0
+    without = _summary([(Answer(answer.outlying), parts)] * 2)
+    assert np.isnan(without["balanced accuracy"]) and without["unknown, area"] == 0.75
 
 
 def test_the_command_on_a_small_size(tmp_path):

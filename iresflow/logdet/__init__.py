@@ -71,8 +71,6 @@ def estimator_to_dict(estimator: LogDetEstimator) -> dict[str, Any]:
         values["dtype"] = str(estimator.dtype).removeprefix("torch.")
     elif isinstance(estimator, ExactWhereSmall):
         values["otherwise"] = estimator_to_dict(estimator.otherwise)
-    elif isinstance(estimator, ExactValue):
-        values["gradient"] = estimator_to_dict(estimator.gradient)
     elif isinstance(estimator, RandomSeries):
         lengths = estimator.distribution
         described = {key: _plain(lengths, key, v) for key, v in _settings(lengths).items()}
@@ -98,8 +96,6 @@ def estimator_from_dict(settings: Mapping[str, Any]) -> LogDetEstimator:
         return ReducedPrecision(inner, getattr(torch, rest["dtype"]))
     elif estimator is ExactWhereSmall:
         rest["otherwise"] = estimator_from_dict(rest["otherwise"])
-    elif estimator is ExactValue:
-        rest["gradient"] = estimator_from_dict(rest["gradient"])
     elif estimator is PowerSeries:
         # As files of version 0.1.0 named them.
         names = {"distribution": "probe", "tolerance": "tol"}

@@ -1,6 +1,6 @@
 r"""The exact log-determinant, for small dimensions and as the oracle of all other estimators."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -9,6 +9,7 @@ from torch.func import jvp
 
 from iresflow.linearization import Linearization, Map
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
+from iresflow.logdet.probes import check_settings, draw_probes
 from iresflow.powers import Determinant
 from iresflow.streams import Stream
 from iresflow.tensors import transformed
@@ -38,14 +39,8 @@ class Exact(LogDetEstimator):
 
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         point = linearization.point
-        batch, dim = point.shape[0], point[0].numel()
-        if dim > self.limit:
-            size = batch * dim**2 * point.element_size()
-            memory = f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.2g} MiB"
-            raise ValueError(
-                f"an exact log-determinant in {dim} dimensions needs {memory} for the "
-                f"Jacobians of {batch} samples; raise Exact(limit=...) above {dim} if that fits"
-            )
+        _require_few(point, self.limit)
+        dim = point[0].numel()
         if transformed():
             value = surrogate = _recorded(linearization.evaluate, point)
         elif torch.is_grad_enabled():
@@ -60,45 +55,70 @@ class Exact(LogDetEstimator):
         else:
             found = linearization.fused_determinant()
             value = surrogate = _checked(found or _determinant(_columns(linearization)))
-        zero = torch.zeros_like(value)
-        return LogDetEstimate(
-            value,
-            surrogate,
-            variance=zero,
-            truncation=zero,
-            gradient_truncation=zero,
-            products=torch.full_like(value, dim),
-        )
+        return _exactly(value, surrogate, dim)
 
 
 @final
 @dataclass(frozen=True)
 class ExactValue(LogDetEstimator):
-    r""":math:`\log|\det(I + J)|` as `Exact` has it, with the gradient of another estimator.
+    r""":math:`\log|\det(I + J)|` as `Exact` has it, with an unbiased estimate of its gradient.
 
-    The exact gradient keeps D tangents inside the branch, where an estimate keeps a few. It is
-    that estimate's, which is computed where a gradient is wanted only.
+    The exact gradient keeps D tangents inside the branch. This one keeps those of K probes v:
+    :math:`(I+J)^{-\top} v` is solved for with the factors of the determinant, and the surrogate is
+    its form with v.
 
     Arguments:
-        gradient: The estimator whose surrogate it is.
+        probes: K.
+        probe: Name of their distribution, ``rademacher``, ``gaussian`` or ``orthogonal``.
         limit: Largest D that is accepted.
+
+    Raises:
+        ValueError: probes below 1, or an unknown distribution.
     """
 
-    gradient: LogDetEstimator
+    probes: int = 2
+    probe: str = "rademacher"
     limit: int = 4096
-    kind: ClassVar[Kind] = "biased"
+    kind: ClassVar[Kind] = "unbiased"
+
+    def __post_init__(self) -> None:
+        check_settings(self.probes, self.probe)
 
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
-        with torch.no_grad():
-            found = Exact(self.limit).estimate(linearization, generator)
         if not torch.is_grad_enabled():
-            return found
-        other = self.gradient.at(linearization).estimate(linearization, generator)
-        return replace(
-            found,
-            surrogate=other.surrogate,
-            gradient_truncation=other.gradient_truncation,
-            products=found.products + other.products,
+            return Exact(self.limit).estimate(linearization, generator)
+        _require_few(linearization.point, self.limit)
+        v = draw_probes(self.probe, self.probes, linearization.point, generator)
+        with torch.no_grad():
+            columns = _columns(linearization)
+            factors, pivots, _ = torch.linalg.lu_factor_ex(_shifted(columns))
+            value = _checked(_of_factors(factors, pivots, columns))
+            right = v.flatten(2).movedim(0, 2)
+            left = torch.linalg.lu_solve(factors, pivots, right, adjoint=True)
+        surrogate = linearization.bilinear(left.movedim(2, 0).reshape(v.shape), v).mean(0)
+        return _exactly(value, surrogate, columns.shape[1])
+
+
+def _exactly(value: Tensor, surrogate: Tensor, dim: int) -> LogDetEstimate:
+    zero = torch.zeros_like(value)
+    return LogDetEstimate(
+        value,
+        surrogate,
+        variance=zero,
+        truncation=zero,
+        gradient_truncation=zero,
+        products=torch.full_like(value, dim),
+    )
+
+
+def _require_few(point: Tensor, limit: int) -> None:
+    batch, dim = point.shape[0], point[0].numel()
+    if dim > limit:
+        size = batch * dim**2 * point.element_size()
+        memory = f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.2g} MiB"
+        raise ValueError(
+            f"an exact log-determinant in {dim} dimensions needs {memory} for the "
+            f"Jacobians of {batch} samples; raise Exact(limit=...) above {dim} if that fits"
         )
 
 
@@ -127,6 +147,16 @@ def _shifted(columns: Tensor) -> Tensor:
 def _determinant(columns: Tensor) -> Determinant:
     sign, value = torch.linalg.slogdet(_shifted(columns))
     return Determinant(value.masked_fill(sign <= 0, torch.nan), columns.norm(dim=2).amax(1))
+
+
+def _of_factors(factors: Tensor, pivots: Tensor, columns: Tensor) -> Determinant:
+    """The determinant from an LU factorisation of I + J."""
+    diagonal = factors.diagonal(dim1=1, dim2=2)
+    rows = torch.arange(1, pivots.shape[1] + 1, device=pivots.device)
+    odd = ((pivots != rows).sum(1) + (diagonal < 0).sum(1)) % 2 == 1
+    value = diagonal.abs().log().sum(1)
+    value = value.masked_fill(odd | (diagonal == 0).any(1), torch.nan)
+    return Determinant(value, columns.norm(dim=2).amax(1))
 
 
 def _checked(found: Determinant) -> Tensor:

@@ -27,7 +27,7 @@ class ExactWhereSmall(LogDetEstimator):
         otherwise: The estimator in more dimensions.
         limit: The largest dimension for exact log-determinants with exact gradients.
         values: The largest dimension for exact log-determinants at all: between the two the
-            gradient is that of `otherwise`, see `ExactValue`.
+            gradient is estimated with two probes, see `ExactValue`.
 
     Raises:
         ValueError: a negative limit.
@@ -51,5 +51,5 @@ class ExactWhereSmall(LogDetEstimator):
         if dim <= self.limit:
             return Exact(self.limit)
         if dim <= self.values:
-            return ExactValue(self.otherwise, self.values)
+            return ExactValue(limit=self.values)
         return self.otherwise

@@ -92,12 +92,13 @@ def test_small_is_exact_and_the_rest_as_told():
     otherwise = PowerSeries(3, probes=2)
     matrices = contractions(0.5, dim=12).requires_grad_()
     linearization = MatrixLinearization(matrices, 0.51)
-    exact, estimate = (
-        e(linearization, torch.Generator().manual_seed(0)) for e in (Exact(), otherwise)
+    exact, probed, estimate = (
+        e(linearization, torch.Generator().manual_seed(0))
+        for e in (Exact(), ExactValue(), otherwise)
     )
     for limits, value, gradient in (
         ((12, 0), exact, exact),
-        ((11, 12), exact, estimate),
+        ((11, 12), probed, probed),
         ((11, 11), estimate, estimate),
     ):
         ours = ExactWhereSmall(otherwise, *limits)(linearization, torch.Generator().manual_seed(0))
@@ -113,16 +114,44 @@ def test_small_is_exact_and_the_rest_as_told():
             bare = ExactWhereSmall(otherwise, *limits)(
                 linearization, torch.Generator().manual_seed(0)
             )
-        assert torch.equal(bare.value, value.value)
+        assert torch.allclose(bare.value, value.value, rtol=1e-12)
+    torch.testing.assert_close(probed.value, exact.value)
     assert float((exact.value - estimate.value).abs().max()) > 1e-3
     for limits in ((-1, 64), (32, -1)):
         with pytest.raises(ValueError, match="must be 0 or more, got -1"):
             ExactWhereSmall(otherwise, *limits)
 
 
+def test_gradients_of_exact_values_are_unbiased():
+    """Over 4,000 probes; the control leaves out the inverse."""
+    matrices = contractions(0.9, batch=1, dim=6).requires_grad_()
+    linearization = MatrixLinearization(matrices.expand(4000, 6, 6), 0.95)
+    found = ExactValue(1)(linearization, torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(found.surrogate.sum() / 4000, matrices)
+    expected = torch.linalg.inv(torch.eye(6) + matrices.detach()).mT
+    weights = expected @ expected.mT  # an entry of w v^T has at most the variance of w
+    error = (weights.diagonal(dim1=1, dim2=2).amax() / 4000).sqrt()
+    assert float((gradient - expected).abs().max()) < 4.5 * float(error)
+    assert float((gradient - torch.eye(6)).abs().max()) > 9 * float(error)
+    assert float(found.gradient_truncation.max()) == 0
+
+
+def test_exact_values_of_what_is_no_contraction_are_not_a_number():
+    """Negative, singular, expanding, NaN, and a map whose factors need rows swapped."""
+    swap = torch.tensor([[-1.0, 0.9], [-0.9, -1.0]])
+    cases = [torch.diag(torch.tensor([-1.9, 0.5])), torch.diag(torch.tensor([-1.0, 0.5]))]
+    cases += [torch.diag(torch.tensor([2.0, 2.0])), torch.full((2, 2), torch.nan), 0.7 * swap]
+    linearization = MatrixLinearization(torch.stack(cases).requires_grad_())
+    for estimator in (Exact(), ExactValue()):
+        value = estimator(linearization).value
+        assert value.isnan().tolist() == [True, True, True, True, False]
+        expected = torch.linalg.slogdet(torch.eye(2) + 0.7 * swap)[1]
+        torch.testing.assert_close(value[-1], expected)
+
+
 def test_estimators_within_others_are_stored():
     for inner, limit in itertools.product((Krylov(probes=3), PowerSeries(7)), (0, 9)):
-        for estimator in (ExactWhereSmall(inner, limit, 2 * limit), ExactValue(inner, limit)):
+        for estimator in (ExactWhereSmall(inner, limit, 2 * limit), ExactValue(3, "gaussian")):
             assert estimator_from_dict(estimator_to_dict(estimator)) == estimator
     old = {"name": "exact-where-small", "otherwise": {"name": "krylov"}, "limit": 16}
     assert estimator_from_dict(old) == ExactWhereSmall(Krylov(), 16)

@@ -143,7 +143,7 @@ def test_values_are_exact_up_to_64_dimensions_and_gradients_those_of_probes(shap
     ours, theirs = (
         torch.autograd.grad(flow.log_prob(x, log_det=e).sum(), x)[0] for e in (None, probes)
     )
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(flow.log_prob(x), exact, rtol=0, atol=1e-9)
 

@@ -161,8 +161,7 @@ def _measured(
         for part, mine, theirs in zip(("Zs", "Zn"), seen, asked, strict=True):
             known = probe(mine, theirs, net.classes, steps=settings.probe_steps)
             found[f"I(Y; {part}){words}"] = known.nats
-            if part == "Zn":
-                found[f"accuracy on Zn{words}"] = known.accuracy
+            found[f"accuracy on {part}{words}"] = known.accuracy
     return found
 
 

@@ -197,7 +197,7 @@ def _figure(grids: Mapping[str, list[Tensor]]) -> Figure:
     for axes, (kind, rows) in zip(figure.subplots(1, len(grids)), grids.items(), strict=True):
         picture = torch.cat([torch.cat(list(row.clamp(0, 1)), dim=2) for row in rows], dim=1)
         picture = picture.permute(1, 2, 0).float()
-        axes.imshow(picture.squeeze(2) if picture.shape[2] == 1 else picture, cmap="gray")
+        axes.imshow(picture.squeeze(2).numpy(), cmap="gray")
         height = picture.shape[0] / len(rows)
         names = [f"{share:g}" for share in SHARES] + ["reference"]
         axes.set_yticks([height * (i + 0.5) for i in range(len(rows))], names)

@@ -146,6 +146,24 @@ def test_paths_of_the_invertible_network_never_cross_and_a_run_goes_on(tmp_path,
     assert (run / "dynamics.png").is_file() and "goes on in" in (run / "log.txt").read_text()
 
 
+def test_reconstructions_come_back_at_the_rate_of_the_limit(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    options = """--images.name digits --others false --coeffs [0.5] --blocks [0,1,1] --hidden 8
+    --steps 3 --train 200 --test 40 --inverted 10 --shift 0""".split()
+    assert main(["limits", *options, "--runs", str(tmp_path)]) == 0
+    found = results(tmp_path)
+    (row,), (curve,), (cost,) = found["errors"], found["iterations"], found["costs"]
+    assert row["guaranteed inverse"] == "yes" and row["came back"] == 1
+    assert row["largest bound of a block"] <= 0.5**3  # of three layers
+    assert curve["k = 0"] > 1e-2 and curve["k = 100"] < 1e-6
+    for few, more in ((0, 1), (1, 2), (2, 3)):  # two blocks, which add their errors
+        assert curve[f"k = {more}"] <= 0.5 * curve[f"k = {few}"]
+    assert all(value is None or value > 0 for name, value in cost.items() if name != "network")
+    (run,) = tmp_path.iterdir()
+    assert main(["limits", *options, "--into", str(run)]) == 0
+    assert results(tmp_path)["errors"] == [row]
+
+
 def test_spheres_by_the_command(tmp_path):
     torch.set_default_dtype(torch.float32)
     options = "--train 400 --test 400 --steps 5 --trained_train 200 --seeds 1 --blocks 2"

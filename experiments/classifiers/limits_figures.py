@@ -37,9 +37,8 @@ def draw_reconstructions(shown: Mapping[str, Tensor]) -> Figure:
     for axes, (name, row) in zip(grid, shown.items(), strict=True):
         picture = torch.cat(list(row.double().clamp(0, 1)), dim=2).permute(1, 2, 0).float()
         axes.imshow(picture.squeeze(2).numpy(), cmap="gray")
-        axes.set_ylabel(name, fontsize=7, rotation=0, ha="right")
         axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set_yticks([len(picture) / 2], [name])
     return figure
 
 

@@ -194,5 +194,5 @@ def _figure(rows: Sequence[Mapping[str, Any]], cue: str) -> Figure:
         axes.axhline(np.log(10), color="0.5", ls="--", label="log 10")
         axes.set_xticks(np.arange(2) + 0.17, quantities)
         axes.set_title(f"{cue}: {'after the shift' if words else 'as in training'}", fontsize=11)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=9, loc="lower right")
     return figure

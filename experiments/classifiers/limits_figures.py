@@ -32,13 +32,14 @@ def draw_reconstructions(shown: Mapping[str, Tensor]) -> Figure:
     """Rows of images ``(N, C, H, W)``, such as the originals and what 100 iterations made of the
     latents of each network (figure 4.3)."""
     width = max(len(images) for images in shown.values())
-    figure = Figure(figsize=(1.1 * width, 1.1 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(1.1 * width, 1.35 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axes, (name, row) in zip(grid, shown.items(), strict=True):
         picture = torch.cat(list(row.double().clamp(0, 1)), dim=2).permute(1, 2, 0).float()
         axes.imshow(picture.squeeze(2).numpy(), cmap="gray")
         axes.set_xticks([])
-        axes.set_yticks([len(picture) / 2], [name])
+        axes.set_yticks([])
+        axes.set_title(name, loc="left", fontsize=9)
     return figure
 
 

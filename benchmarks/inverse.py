@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iresflow import (
     Anderson,
@@ -42,6 +42,7 @@ from iresflow.bijections import Accuracy, ResidualBlock
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import load_dataset
 from iresflow.linearization import Jacobian
+from iresflow.lipschitz import LipSwish
 from iresflow.lipschitz.passes.rounding import RoundedChain
 from iresflow.training.checkpoint import find_checkpoint, load_model
 
@@ -173,6 +174,11 @@ def race(name: str, flow: Flow, z: Tensor, repeats: int) -> None:
         return invert
 
     blocks = [block for _, block in flow.blocks()]
+    if not all(
+        isinstance(a, LipSwish | nn.Identity) for b in blocks for a in b.branch.activations
+    ):
+        print(f"\n{name}: normflows has LipSwish alone; train with --model.activation lipswish")
+        return
     for block in blocks:
         block.invert = recorded(block)
     ours = flow.invert(z)

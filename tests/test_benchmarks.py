@@ -83,6 +83,9 @@ SCRIPTS = {
             r"2 channels, 3 x 3, replicate +1\.00\d +[12]\.\d+ +gram",
         ),
     ),
+    "class_probes": Script(
+        "--steps 2 --n 2 --draws 2", (r"8  each class' own +\d", r"8  common +\d.\d+ +0\.\d")
+    ),
     "coverage": Script(
         "--samples 64 --steps 2",
         (r"2 dimensions\ndefault +100\.0", r"2 x 4 x 4 images\ndefault", r"random series, 2 +\d"),
@@ -163,6 +166,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.set_default_dtype(torch.float32)
     folder = tmp_path_factory.mktemp("runs")
     small = ["--model.blocks", "[0,1,1]", "--training.steps", "2", "--training.minutes", "1"]
+    small += ["--model.activation", "lipswish"]  # which peers have, too
     assert main(["train", *small, "--runs", str(folder), "--name", "digits"]) == 0
     torch.set_default_dtype(before)
     return str(folder / "0000-digits")

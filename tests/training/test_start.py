@@ -46,7 +46,7 @@ def still(tmp_path, init, *more):
 @pytest.mark.parametrize("source", ["run", "checkpoint", "flow"])
 def test_training_starts_from_the_weights_it_is_given(run, source, tmp_path, capsys):
     sources = {"run": run, "checkpoint": run / "checkpoints/last.pt", "flow": tmp_path / "f.pt"}
-    flow = VectorFlow(2, 2, 6, coeff=0.98, learned_prior=False)
+    flow = VectorFlow(2, 2, 6, coeff=0.98, learned_prior=False, activation="sine-cosine")
     flow.load_state_dict(weights(run))
     flow.save(sources["flow"])
     new = still(tmp_path, sources[source])

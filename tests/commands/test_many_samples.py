@@ -48,9 +48,15 @@ def sampled(tmp_path, name, *options, n=600, model="flow.pt"):
     return out
 
 
+def unpacked(path):
+    """The arrays of an ``.npz`` file, by name."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 def test_every_format_of_images_holds_the_same(images, tmp_path, capsys):
-    npz = np.load(sampled(tmp_path, "x.npz"))
-    assert sorted(npz.files) == ["labels", "samples"] and npz["samples"].dtype == np.uint8
+    npz = unpacked(sampled(tmp_path, "x.npz"))
+    assert sorted(npz) == ["labels", "samples"] and npz["samples"].dtype == np.uint8
     assert npz["labels"].tolist() == [i % 3 for i in range(600)]
     assert npz["samples"].shape == (600, 1, 2, 2) and npz["samples"].max() < 17
     assert np.array_equal(np.load(sampled(tmp_path, "x.npy")), npz["samples"])
@@ -85,7 +91,7 @@ def test_samples_are_of_the_density(points, tmp_path):
 
 
 def test_one_class_can_be_asked_for(images, tmp_path):
-    file = np.load(sampled(tmp_path, "x.npz", "--label", "1", n=5))
+    file = unpacked(sampled(tmp_path, "x.npz", "--label", "1", n=5))
     assert file["labels"].tolist() == [1] * 5
 
 
@@ -114,7 +120,7 @@ def test_rows_have_names_contexts_and_the_units_of_the_data(table_run, name, tmp
             columns, *cells = csv.reader(file)
         rows = np.array(cells, dtype=float)
     else:
-        stored = np.load(out)
+        stored = unpacked(out)
         columns, rows = stored["columns"].tolist(), stored["samples"]
     assert columns == ["b", "a", "when"] and rows.shape == (5000, 3)
     # Contexts are those of test rows, up to the rounding of single precision.
@@ -157,7 +163,7 @@ def test_what_is_stopped_never_looks_finished(points, tmp_path, monkeypatch):
         assert ended.value.code == 130 and not out.exists()
     monkeypatch.undo()
     (tmp_path / "x.npy.partial").unlink()
-    stored = np.load(sampled(tmp_path, "x.npz"))  # what was left is replaced
+    stored = unpacked(sampled(tmp_path, "x.npz"))  # what was left is replaced
     assert len(stored["samples"]) == 600
 
 

@@ -14,6 +14,7 @@ from experiments.flows.likelihood import losses_of, train_density
 from iresflow import Flow, VectorFlow
 from iresflow.commands.report import Report
 from iresflow.data import Dataset, load_dataset
+from iresflow.errors import NonFiniteError
 from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "run"]
@@ -33,7 +34,7 @@ class Settings(Section):
 
     seed: int = 0
     """Seed of data, weights and batches."""
-    densities: tuple[str, ...] = ("eight-gaussians", "checkerboard", "two-spirals")
+    densities: tuple[str, ...] = ("eight-gaussians", "checkerboard", "pinwheel")
     """Names of densities in the plane."""
     blocks: int = 20
     """Residual blocks of ours."""
@@ -63,19 +64,22 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
         for kind, rate in (("Glow", 1e-3), ("i-ResNet", 1e-2)):
             torch.manual_seed(settings.seed)
             models[kind] = (
-                VectorFlow(2, settings.blocks, settings.hidden)
+                VectorFlow(2, settings.blocks, settings.hidden, activation="sine-cosine")
                 if kind == "i-ResNet"
                 else real_nvp(settings.couplings, settings.hidden)
             )
-            train_density(
-                models[kind],
-                points,
-                report.path / f"{name}-{kind}",
-                minutes=settings.minutes,
-                batch_size=settings.batch_size,
-                learning_rate=rate,
-                seed=settings.seed,
-            )
+            try:
+                train_density(
+                    models[kind],
+                    points,
+                    report.path / f"{name}-{kind}",
+                    minutes=settings.minutes,
+                    batch_size=settings.batch_size,
+                    learning_rate=rate,
+                    seed=settings.seed,
+                )
+            except NonFiniteError as error:  # it leaves the best weights so far
+                print(f"{name}, {kind}: {error}", flush=True)
             losses = losses_of(models[kind], points, points.test).double()
             row |= {
                 f"{kind}, nats": float(losses.mean()),

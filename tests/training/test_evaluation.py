@@ -173,6 +173,12 @@ def test_state_of_another_evaluation_is_not_used(digits_flow, tmp_path):
     assert evaluate(flow, split, batch_size=5, state=state) == evaluate(flow, split, batch_size=5)
 
 
+def test_evaluations_are_equal_by_their_numbers():
+    one = Evaluation("nats", 1.0, 0.1, 0.1, math.nan, 0.0, 0.0, 5, 1)
+    assert one == replace(one, noise_error=float("nan")) and one != replace(one, mean=2.0)
+    assert one != replace(one, noise_error=0.0) and one != 1.0
+
+
 def test_same_seed_same_numbers_and_another_seed_others(digits_flow):
     flow, split = digits_flow
     assert evaluate(flow, split, seed=3) == evaluate(flow, split, seed=3)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, final
@@ -58,6 +58,14 @@ class Evaluation:
     importance_mean: float = math.nan
     importance_error: float = math.nan
     importance_bias: float = math.nan
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all numbers are equal; what neither has computed, NaN, counts as equal."""
+        if not isinstance(other, Evaluation):
+            return NotImplemented
+        # Of dataclasses Python compares so up to 3.12, where NaN is the same object.
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return all(mine == theirs or (mine != mine and theirs != theirs) for mine, theirs in pairs)
 
     @property
     def numerical_error(self) -> float:

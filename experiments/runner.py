@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from threadpoolctl import threadpool_limits
 
+from iresflow.cli import EXPECTED
 from iresflow.commands.arguments import fail, new_parser
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.commands.options import read_options
@@ -28,7 +29,7 @@ from iresflow.training.runs.directory import new_directory
 from iresflow.training.sections import option_kinds, section_of
 from iresflow.training.values import converted
 
-__all__ = ["Room", "options_of", "run_experiment"]
+__all__ = ["Room", "options_of", "run_experiment", "run_room"]
 
 
 @final
@@ -108,6 +109,16 @@ def run_experiment(
         print(f"took        {minutes:.1f} minutes, {of_cpu:.1f} of processor time")
         print(f"results     {path / 'results.md'}, results.json, and the figures beside them")
     return 0
+
+
+def run_room(room: Room, arguments: Sequence[str]) -> int:
+    """Runs an experiment on data as they are; returns the exit code, and says errors in a line."""
+    try:
+        return run_experiment(room, arguments, lambda dataset: dataset)
+    except KeyboardInterrupt:
+        fail("interrupted; --into the same directory goes on", code=130)
+    except (*EXPECTED, ModuleNotFoundError) as error:  # the latter of a library for comparisons
+        fail(str(error))
 
 
 def _load(section: str, config: DataConfig, seed: int) -> Dataset:

@@ -3,9 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.runner import Room, run_experiment
-from iresflow.cli import EXPECTED
-from iresflow.commands.arguments import fail
+from experiments.runner import Room, run_room
 
 __all__ = ["main"]
 
@@ -21,12 +19,7 @@ ROOM = Room(
 
 def main(arguments: Sequence[str]) -> int:
     """Runs an experiment; returns the exit code."""
-    try:
-        return run_experiment(ROOM, arguments, lambda dataset: dataset)
-    except KeyboardInterrupt:
-        fail("interrupted; --into the same directory goes on", code=130)
-    except EXPECTED as error:
-        fail(str(error))
+    return run_room(ROOM, arguments)
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def _table_row(
         "reconstructed %": 100 * float(determined.mean()),
         "uncertain": int(sum(int(bound.uncertain.sum()) for _, bound in found)),
         "accuracy %": 100 * float(np.mean([trained.accuracy[-1] for trained in networks])),
-        "A_0": min(bound.a0 for _, bound in found),
-        "B_0": max(bound.b0 for _, bound in found),
+        "A_0": min(float(bound.lower.min()) for _, bound in found),
+        "B_0": max(float(bound.upper.max()) for _, bound in found),
         "median lower": float(torch.stack([bound.lower for _, bound in found]).median()),
         "median upper": float(torch.stack([bound.upper for _, bound in found]).median()),
     }

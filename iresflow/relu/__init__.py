@@ -6,7 +6,7 @@ chain of affine maps and piecewise linear activations, or the chain that it begi
 experiments, which do, are in `experiments/relu` of the source checkout.
 """
 
-from iresflow.relu.frames.active_rows import active_frame, active_rows, frame_bounds, frame_on_box
+from iresflow.relu.frames.active_rows import active_rows, frame_bounds, frame_on_box
 from iresflow.relu.frames.bias_estimation import InjectivityPenalty, estimate_bias, maximal_bias
 from iresflow.relu.frames.reconstruction import reconstruct
 from iresflow.relu.inversion.error_bounds import error_bounds
@@ -48,7 +48,6 @@ __all__ = [
     "Relaxed",
     "Spectrum",
     "StageSpectra",
-    "active_frame",
     "active_rows",
     "classify_preimage",
     "dense_layer",

@@ -6,7 +6,7 @@ the outputs enters, since it would multiply all singular values alike.
 """
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from iresflow.relu.networks.affine import Matrix
 
 __all__ = [
     "CLEAR",
+    "VERDICTS",
     "ZERO",
     "Decomposition",
     "Spectrum",
@@ -28,8 +29,11 @@ __all__ = [
     "singular_values",
 ]
 
-Verdict = Literal["yes", "no", "uncertain"]
+Verdict = Literal["no", "uncertain", "yes"]
 """An answer to a question about a rank."""
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""From the worst to the best."""
 
 ZERO = 1e-12
 """Relative singular value up to which one is zero: about the rounding of a decomposition."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from iresflow.relu.networks.network import Layer
 from iresflow.relu.ranks import Spectrum, singular_values
 
-__all__ = ["FrameBounds", "active_frame", "active_rows", "frame_bounds", "frame_on_box"]
+__all__ = ["FrameBounds", "active_rows", "frame_bounds", "frame_on_box"]
 
 ROUNDING = 4.0
 """Times n + 1, the precision, and the norms of row and point: how far a pre-activation may be off.
@@ -37,8 +37,8 @@ class FrameBounds:
         ties: Number of ties, ``(B,)`` int64.
         lower: Smallest singular value of the active rows as a map of the whole space, ``(B,)``;
             0 where there are fewer rows than dimensions. Square roots of the paper's frame bounds
-            in eq. (1), as in its Theorem 4.1.
-        upper: Largest singular value, ``(B,)``.
+            in eq. (1); the smallest of all points is A_0 of its Theorem 4.1.
+        upper: Largest singular value, ``(B,)``; the largest of all points is B_0.
         rectifying: Where the active rows are a frame beyond doubt (Definition 2.6), ``(B,)`` bool.
         uncertain: Where rounding decides whether they are: on a rank, or on ties, ``(B,)`` bool.
     """
@@ -49,16 +49,6 @@ class FrameBounds:
     upper: Tensor
     rectifying: Tensor
     uncertain: Tensor
-
-    @property
-    def a0(self) -> float:
-        """A_0 of Theorem 4.1 over these points: their smallest lower bound."""
-        return float(self.lower.min())
-
-    @property
-    def b0(self) -> float:
-        """B_0 of Theorem 4.1 over these points: their largest upper bound."""
-        return float(self.upper.max())
 
 
 def checked_weight(layer: Layer) -> Tensor:
@@ -102,17 +92,6 @@ def active_rows(layer: Layer, x: Tensor) -> Tensor:
     """
     weight = checked_weight(layer)
     return checked_points(x, weight.shape[1]) @ weight.mT >= -layer.affine.bias
-
-
-def active_frame(layer: Layer, x: Tensor) -> Tensor:
-    """The active rows at one point x ``(n,)``, ``(|I|, n)``. Errors: `active_rows`.
-
-    >>> from iresflow.relu import dense_layer
-    >>> w = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
-    >>> active_frame(dense_layer(w), torch.tensor([2.0, -1.0])).tolist()
-    [[1.0, 0.0]]
-    """
-    return checked_weight(layer)[active_rows(layer, x[None])[0]]
 
 
 def frame_bounds(layer: Layer, x: Tensor) -> FrameBounds:

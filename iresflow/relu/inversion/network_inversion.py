@@ -23,7 +23,7 @@ from iresflow.relu.inversion.layer_inversion import (
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod
 from iresflow.relu.networks.network import Network
 from iresflow.relu.programs import Status
-from iresflow.relu.ranks import Verdict
+from iresflow.relu.ranks import VERDICTS, Verdict
 
 __all__ = ["NetworkInversion", "invert_network"]
 
@@ -111,7 +111,7 @@ def invert_network(
         last.status,
         last.z,
         error,
-        _together([inversion.determined for inversion in found]),
+        min((inversion.determined for inversion in found), key=VERDICTS.index),
         tuple(found),
         tuple(observations),
     )
@@ -136,9 +136,3 @@ def _thresholds(network: Network, epsilon: float | Sequence[float] | None) -> li
     if len(epsilon) != count:
         raise ValueError(f"{len(epsilon)} thresholds for {count} layers; allowed is one for each")
     return list(epsilon)
-
-
-def _together(verdicts: list[Verdict]) -> Verdict:
-    if "no" in verdicts:
-        return "no"
-    return "uncertain" if "uncertain" in verdicts else "yes"

@@ -2,7 +2,8 @@
 
 Trains a small flow of classes on the digits, and compares log-densities given each class with
 exact ones (by dense Jacobians): with probes of its own for each class, as `likelihood` draws them,
-and with common ones, as `classify` does.
+and with common ones, as `classify` does. Then the intervals of what decides: from the terms of the
+probes in pairs, as `classify` has them, and from the intervals of each class by itself.
 
     python benchmarks/class_probes.py
 """
@@ -17,6 +18,7 @@ from iresflow.data import load_dataset
 from iresflow.training.objectives.generative import Generative
 
 PROBES = (1, 8)
+LEVEL = 0.95
 
 
 def trained(steps: int, seed: int) -> ImageFlow:
@@ -56,6 +58,35 @@ def of_classes(
     return torch.stack(columns, dim=1)
 
 
+def intervals(
+    flow: ImageFlow, x: Tensor, exact: Tensor, estimator: Krylov, draws: int
+) -> dict[str, Tensor]:
+    """Of intervals of the differences to the best class: median half, decided, share that hold."""
+    rows = torch.eye(10, dtype=x.dtype)
+    told: dict[str, list[Tensor]] = {"in pairs": [], "each class by itself": []}
+    for seed in range(draws):
+        found = flow.classify(x, log_det=estimator, seed=seed, level=LEVEL)
+        best = found.classes[:, None]
+        others = torch.ones_like(exact, dtype=torch.bool).scatter(1, best, False)
+        off = (found.log_odds - (exact - exact.gather(1, best))).abs()
+        alone = torch.stack(
+            [
+                flow.likelihood(x, row[None], estimator, seed=seed).half_width(
+                    1 - (1 - LEVEL) / 10
+                )
+                for row in rows
+            ],
+            dim=1,
+        )
+        halves = found.log_odds_error, alone + alone.gather(1, best)
+        for numbers, half in zip(told.values(), halves, strict=True):
+            decided = (found.log_odds + half < 0) | ~others
+            held = (off <= half) | ~others
+            shares = [mask.all(1).double().mean() for mask in (decided, held)]
+            numbers.append(torch.stack([half[others].median(), *shares]))
+    return {name: torch.stack(numbers).mean(0) for name, numbers in told.items()}
+
+
 def root_mean_square(errors: Tensor) -> float:
     return float(errors.square().mean().sqrt())
 
@@ -89,6 +120,14 @@ def main() -> None:
             kind = "common" if common else "each class' own"
             apart = root_mean_square(pair[..., 0] - pair[..., 1])
             print(f"{probes:6d}  {kind:<16} {root_mean_square(off):13.3f} {apart:15.3f}")
+    print(
+        f"\n{PROBES[-1]} probes: intervals at level {LEVEL} of the differences to the best class\n"
+    )
+    print(f"{'from the errors':<20} {'half, median':>12} {'decided':>8} {'hold':>7}")
+    several = Krylov(tol=1e-6, probes=PROBES[-1])
+    for name, numbers in intervals(flow, x, exact, several, options.draws).items():
+        half, decided, held = numbers.tolist()
+        print(f"{name:<20} {half:12.3f} {decided:8.1%} {held:7.1%}")
 
 
 if __name__ == "__main__":

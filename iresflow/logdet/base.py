@@ -12,6 +12,7 @@ from iresflow.derivatives import first_order
 from iresflow.errors import DerivativeError, NotContractiveError
 from iresflow.linearization import Linearization
 from iresflow.logdet.cayley import Cayley, Negated, twins
+from iresflow.logdet.probes import squared_standard_error
 from iresflow.streams import Stream
 from iresflow.tensors import transformed
 
@@ -49,6 +50,9 @@ class LogDetEstimate:
         products: ``(B,)``, products with J or its transpose that the value took, for each probe.
         degrees: Degrees of freedom of `variance`, which K probes estimate with K - 1; infinite
             where it is known.
+        terms: ``(K, B)`` nats, what each probe gives, whose mean is `value`; None where there are
+            no probes, or where nobody keeps their terms. Estimates by the same probes are compared
+            probe by probe.
     """
 
     value: Tensor
@@ -58,6 +62,58 @@ class LogDetEstimate:
     gradient_truncation: Tensor
     products: Tensor
     degrees: float = math.inf
+    terms: Tensor | None = None
+
+    @staticmethod
+    def of_probes(
+        terms: Tensor,
+        *,
+        truncation: Tensor,
+        gradient_truncation: Tensor,
+        products: Tensor,
+        surrogate: Tensor | None = None,
+    ) -> "LogDetEstimate":
+        """The mean of terms ``(K, B)`` of independent probes, with their spread.
+
+        Arguments:
+            terms: One of each probe.
+            truncation, gradient_truncation, products: Of the mean.
+            surrogate: None where gradients are off.
+        """
+        value = terms.mean(0)
+        return LogDetEstimate(
+            value=value,
+            surrogate=value if surrogate is None else surrogate,
+            variance=squared_standard_error(terms),
+            truncation=truncation,
+            gradient_truncation=gradient_truncation,
+            products=products,
+            degrees=len(terms) - 1,
+            terms=terms,
+        )
+
+    def minus(self, other: "LogDetEstimate") -> "LogDetEstimate":
+        """The difference to an estimate of another Jacobian by the same probes.
+
+        Its error is told by the differences of what the probes give, one by one: what is common
+        to both cancels. Where an estimator keeps no terms, the standard errors add up, which is
+        an upper bound: a standard error is a seminorm of what the probes give.
+        """
+        variance = (self.variance.sqrt() + other.variance.sqrt()).square()
+        terms = None
+        if self.terms is not None and other.terms is not None:
+            terms = self.terms - other.terms
+            variance = squared_standard_error(terms)
+        return LogDetEstimate(
+            self.value - other.value,
+            self.surrogate - other.surrogate,
+            variance=variance,
+            truncation=self.truncation + other.truncation,
+            gradient_truncation=torch.maximum(self.gradient_truncation, other.gradient_truncation),
+            products=self.products + other.products,
+            degrees=min(self.degrees, other.degrees),
+            terms=terms,
+        )
 
     @property
     def log_det(self) -> Tensor:
@@ -115,22 +171,10 @@ class LogDetEstimator(ABC):
 
     @final
     def _difference(self, g: Linearization, generator: Stream | None) -> LogDetEstimate:
-        """Of log det(I - J) - log det(I + J), with the same probes and lengths for both.
-
-        The standard error of a difference is at most the sum of both: it is a seminorm of what
-        the probes give.
-        """
+        """Of log det(I - J) - log det(I + J), with the same probes and lengths for both."""
         first, second = twins(generator, g.point.device)
         minus, plus = self.estimate(Negated(g), first), self.estimate(g, second)
-        return LogDetEstimate(
-            minus.value - plus.value,
-            minus.surrogate - plus.surrogate,
-            variance=(minus.variance.sqrt() + plus.variance.sqrt()).square(),
-            truncation=minus.truncation + plus.truncation,
-            gradient_truncation=torch.maximum(minus.gradient_truncation, plus.gradient_truncation),
-            products=minus.products + plus.products,
-            degrees=min(minus.degrees, plus.degrees),
-        )
+        return minus.minus(plus)
 
     def at(self, linearization: Linearization) -> "LogDetEstimator":
         """The estimator at a linearization, where that depends on it."""

@@ -7,7 +7,7 @@ import torch
 
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes
 from iresflow.logdet.series import expands, tail_sum
 from iresflow.streams import Stream
 from iresflow.tensors import dot, norms
@@ -74,12 +74,10 @@ class DifferentiableSeries(LogDetEstimator):
         bound = linearization.lipschitz
         remainder = norms(left[-1]) * norms(right[1])
         tail = torch.inf if bound is None else tail_sum(bound, self.terms)
-        return LogDetEstimate(
-            value=values.mean(0),
+        return LogDetEstimate.of_probes(
+            values,
             surrogate=forms.sum(0) / self.probes,
-            variance=squared_standard_error(values),
             truncation=torch.where(remainder == 0, 0.0, remainder * tail).mean(0),
             gradient_truncation=torch.full_like(values[0], torch.inf),
             products=torch.full_like(values[0], len(left) + len(right) - 2),
-            degrees=self.probes - 1,
         )

@@ -35,7 +35,7 @@ from iresflow.horizon import Horizon
 from iresflow.linearization import Jacobian, Linearization
 from iresflow.logdet.arnoldi import Arnoldi, Found
 from iresflow.logdet.base import Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes
 from iresflow.streams import Stream
 
 __all__ = ["Krylov"]
@@ -115,15 +115,13 @@ class Krylov(LogDetEstimator):
                             jacobian = jacobian.rows(stays.nonzero()[:, 0])
                             index, process = index[stays], process.rows(stays)
                 process.write(result, index)
-        value = surrogate = result.value.mean(0)
+        surrogate = None
         if torch.is_grad_enabled():  # two products, and nothing would read them
             surrogate = linearization.bilinear(result.left, v).mean(0)
-        return LogDetEstimate(
-            value=value,
+        return LogDetEstimate.of_probes(
+            result.value,
             surrogate=surrogate,
-            variance=squared_standard_error(result.value),
             truncation=result.truncation.mean(0),
             gradient_truncation=result.gradient_truncation.amax(0),
             products=result.products.mean(0),
-            degrees=self.probes - 1,
         )

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from iresflow.linearization import Jacobian, Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes
 from iresflow.streams import Stream
 from iresflow.tensors import dot, spread
 
@@ -87,17 +87,15 @@ class Lanczos(LogDetEstimator):
             left, residual = process.left()
         dtype = v.dtype
         half = (upper - lower) / 2 + slack if certified else torch.full_like(upper, torch.inf)
-        mean = surrogate = value.to(dtype).mean(0)
+        surrogate = None
         if torch.is_grad_enabled():  # two products, and nothing would read them
             surrogate = linearization.bilinear(left, v).mean(0)
-        return LogDetEstimate(
-            value=mean,
+        return LogDetEstimate.of_probes(
+            value.to(dtype),
             surrogate=surrogate,
-            variance=squared_standard_error(value.to(dtype)),
             truncation=half.to(dtype).mean(0),
             gradient_truncation=residual.to(dtype).amax(0),
             products=torch.full_like(v[0].flatten(1)[:, 0], 2 * len(process.diagonal)),
-            degrees=self.probes - 1,
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
 from iresflow.logdet.lengths import LengthDistribution, Poisson
-from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes
 from iresflow.logdet.series import expands
 from iresflow.powers import Series
 from iresflow.streams import Stream
@@ -64,14 +64,12 @@ class RandomSeries(LogDetEstimator):
         # Without a contraction the series need not converge, and nothing is unbiased.
         known = 0.0 if linearization.lipschitz is not None else torch.inf
         truncation = torch.full_like(values[0], known)
-        return LogDetEstimate(
-            value=values.mean(0),
+        return LogDetEstimate.of_probes(
+            values,
             surrogate=linearization.bilinear(sums.neumann, v).mean(0),
-            variance=squared_standard_error(values),
             truncation=truncation,
             gradient_truncation=truncation,
             products=(self.exact_terms + lengths).to(v.dtype).mean(0),
-            degrees=self.probes - 1,
         )
 
 

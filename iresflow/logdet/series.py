@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iresflow.linearization import Linearization
 from iresflow.logdet.base import EXPANSION, Kind, LogDetEstimate, LogDetEstimator
-from iresflow.logdet.probes import check_settings, draw_probes, squared_standard_error
+from iresflow.logdet.probes import check_settings, draw_probes
 from iresflow.powers import Series
 from iresflow.streams import Stream
 from iresflow.tensors import dot, norms
@@ -73,14 +73,12 @@ class PowerSeries(LogDetEstimator):
             values = dot(sums.weighted, image).masked_fill(invalid, torch.nan)  # (K, B)
         bound = linearization.lipschitz
         rest = torch.inf if bound is None else bound / (1 - bound)
-        return LogDetEstimate(
-            value=values.mean(0),
+        return LogDetEstimate.of_probes(
+            values,
             surrogate=linearization.bilinear(sums.neumann, v).mean(0),
-            variance=squared_standard_error(values),
             truncation=_times(sums.size * slope, _tails(bound, sums.taken, self.terms)).mean(0),
             gradient_truncation=_times(sums.size / size, rest).amax(0),
             products=sums.taken.mean(0),
-            degrees=self.probes - 1,
         )
 
 

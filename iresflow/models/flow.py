@@ -18,7 +18,7 @@ from iresflow.models.distribution import FlowDistribution
 from iresflow.models.flow_map import FlowMap
 from iresflow.models.generative import ClassProbabilities, by_bayes, log_prior_of
 from iresflow.models.inversion import invert_flow
-from iresflow.models.likelihood import Likelihood, sample_stream
+from iresflow.models.likelihood import BlockLikelihood, Likelihood, sample_stream
 from iresflow.models.plain import integer, number
 from iresflow.streams import Stream, fresh_seed
 
@@ -120,7 +120,7 @@ class Flow(FlowMap):
         with own_arithmetic():
             x, context = self._checked(x, context)
             stream = sample_stream((x, context), generator, seed)
-            return self._likelihood(x, context, log_det, stream)
+            return self._in_blocks(x, context, log_det, stream).total()
 
     @torch.no_grad()
     def classify(
@@ -136,8 +136,8 @@ class Flow(FlowMap):
         """Class probabilities by Bayes' rule, of a flow whose contexts are classes, one-hot.
 
         All classes of a sample share their probes, so most of the error is common to them and
-        cancels in what decides, the differences of their log-densities. The intervals don't use
-        that: they are those of each class by itself.
+        cancels in what decides, the differences of their log-densities. The intervals are of
+        these differences, from what each probe gives for one class and for the other.
 
         Arguments:
             x: ``(B, *shape)``; for images floats in [0, 1), such as dequantised ones.
@@ -145,7 +145,7 @@ class Flow(FlowMap):
             log_det: The estimator of the residual blocks' log-determinants; None in eval mode for
                 that of `likelihood` with eight probes, whose spread tells the classes apart.
             generator: Where the seed is drawn from; None for torch's global stream.
-            level: That the intervals of all classes of a sample hold at once.
+            level: That all intervals of a sample hold at once.
             seed: Any integer.
 
         Raises:
@@ -160,11 +160,11 @@ class Flow(FlowMap):
         log_prior = log_prior_of(prior, self.context_dim, x)
         classes = torch.eye(self.context_dim, device=x.device)
 
-        def likelihood_of(number: int) -> Likelihood:
+        def likelihood_of(number: int) -> BlockLikelihood:
             with own_arithmetic():
                 point, context = self._checked(x, classes[number : number + 1])
                 stream = sample_stream((point,), None, seed)  # without the class
-                return self._likelihood(point, context, log_det, stream)
+                return self._in_blocks(point, context, log_det, stream)
 
         return by_bayes(likelihood_of, log_prior, level)
 
@@ -251,7 +251,7 @@ class Flow(FlowMap):
             return FlowDistribution(self, checked.reshape(context.shape))
         return FlowDistribution(self, self._checked_context(context, 1))
 
-    def _likelihood(
+    def _in_blocks(
         self,
         x: Tensor,
         context: Tensor | None,
@@ -259,7 +259,7 @@ class Flow(FlowMap):
         stream: Stream,
         noise: Tensor | None = None,
         of_noise: Sequence[LogDetEstimate] = (),
-    ) -> Likelihood:
+    ) -> BlockLikelihood:
         """The likelihood, less the log-density of noise in x, with the estimates in that."""
         estimator = self._bound_estimator(log_det, stream)
         estimates: list[LogDetEstimate] = []
@@ -275,4 +275,4 @@ class Flow(FlowMap):
         log_prob = self.base.log_prob(z, context) + term - noise
         eps = torch.finfo(log_prob.dtype).eps
         rounding = ROUNDING * eps * (self.base_dim + log_prob.abs() + noise.abs())
-        return Likelihood.of_blocks(log_prob, [*of_noise, *estimates], rounding)
+        return BlockLikelihood(log_prob, [*of_noise, *estimates], rounding)

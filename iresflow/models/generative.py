@@ -1,14 +1,15 @@
 """Classification by densities: Bayes' rule with the errors of the likelihoods (thesis, 5.6)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import final
 
 import torch
 from torch import Tensor
 
-from iresflow.models.likelihood import Likelihood
+from iresflow.models.likelihood import BlockLikelihood
 
 __all__ = ["ClassProbabilities", "by_bayes", "log_prior_of"]
 
@@ -16,19 +17,23 @@ __all__ = ["ClassProbabilities", "by_bayes", "log_prior_of"]
 @final
 @dataclass(frozen=True)
 class ClassProbabilities:
-    """Probabilities of C classes for B samples, with what the likelihoods' errors leave open.
+    r"""Probabilities of C classes for B samples, with what the likelihoods' errors leave open.
 
     Attributes:
         probabilities: ``(B, C)``, of the estimated likelihoods.
-        lower, upper: ``(B, C)``: with a probability of ``level`` for each sample, they hold the
-            probabilities of the exact likelihoods, all classes at once.
+        lower, upper: ``(B, C)``: they hold the probabilities of the exact likelihoods.
+        log_odds: ``(B, C)`` nats, :math:`\log p(c | x) - \log p(b | x)` with the most probable
+            class b.
+        log_odds_error: ``(B, C)`` nats: half of the intervals around these.
         log_prob: ``(B, C)`` nats, the log-density of a sample given each class.
-        level: Of the intervals.
+        level: With this probability, for each sample, all of its intervals hold at once.
     """
 
     probabilities: Tensor
     lower: Tensor
     upper: Tensor
+    log_odds: Tensor
+    log_odds_error: Tensor
     log_prob: Tensor
     level: float
 
@@ -43,9 +48,8 @@ class ClassProbabilities:
 
         Where it is not, more probes tell: ``log_det=Krylov(probes=16)``.
         """
-        best = self.classes[:, None]
-        others = self.upper.scatter(1, best, 0.0)
-        return self.lower.gather(1, best)[:, 0] > others.amax(1)
+        behind = self.log_odds + self.log_odds_error < 0
+        return behind.scatter(1, self.classes[:, None], True).all(1)
 
 
 def log_prior_of(prior: Tensor | None, classes: int, like: Tensor) -> Tensor:
@@ -66,16 +70,19 @@ def log_prior_of(prior: Tensor | None, classes: int, like: Tensor) -> Tensor:
 
 
 def by_bayes(
-    likelihood_of: Callable[[int], Likelihood], log_prior: Tensor, level: float
+    likelihood_of: Callable[[int], BlockLikelihood], log_prior: Tensor, level: float
 ) -> ClassProbabilities:
     r"""Class probabilities :math:`p(c | x) \propto p(c) p(x | c)`, with their intervals.
 
-    The interval of each class' likelihood holds with a probability of 1 - (1 - level) / C, so all
-    of them hold at once with at least ``level``. A class is then as probable at most as with its
-    own upper end and the lower ends of all others, and the other way round.
+    What decides are differences of two classes' log-likelihoods. Each of the n = C (C - 1) / 2 has
+    an interval that holds with a probability of 1 - (1 - level) / n, so all of them hold at once
+    with at least ``level``, and so do those of the class that comes out best. Then
+    :math:`p(c | x) = 1 / \sum_k \exp(d_{kc})` lies between the values with all differences
+    :math:`d_{kc}` of class k to c at their upper ends, and all at their lower ends.
 
     Arguments:
-        likelihood_of: The likelihoods of all samples, given a class number.
+        likelihood_of: The likelihoods of all samples, given a class number; by the same probes
+            for all classes.
         log_prior: ``(C,)``.
         level: In (0, 1).
 
@@ -85,29 +92,33 @@ def by_bayes(
     count = len(log_prior)
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}")
-    each = 1 - (1 - level) / count
     found = [likelihood_of(c) for c in range(count)]
-    ends = [likelihood.interval(each) for likelihood in found]
     log_prob = torch.stack([likelihood.log_prob for likelihood in found], 1).double()
-    low, high = (torch.stack(end, 1).double() for end in zip(*ends, strict=True))
     # A class of probability 0 stays impossible, however wide its interval.
     possible = log_prior > -torch.inf
-    joint, low, high = (
-        torch.where(possible, log_prior + part, -torch.inf) for part in (log_prob, low, high)
-    )
+    joint = torch.where(possible, log_prior + log_prob, -torch.inf)
+    half = _half_widths(found, 1 - (1 - level) / max(1, count * (count - 1) / 2))
+    half = torch.where(possible[:, None] & possible, half, 0.0)
+    log_odds = joint[:, :, None] - joint[:, None, :]  # (B, C, C), of the first to the second
+    probabilities = joint.softmax(1)
+    best = probabilities.argmax(1)
+    rows = torch.arange(len(best), device=best.device)
     return ClassProbabilities(
-        joint.softmax(1), _extreme(low, high), _extreme(high, low), log_prob, level
+        probabilities,
+        lower=torch.where(possible, 1 / (log_odds + half).exp().sum(1), 0.0),
+        upper=torch.where(possible, 1 / (log_odds - half).exp().sum(1), 0.0),
+        log_odds=log_odds[rows, :, best],
+        log_odds_error=half[rows, :, best],
+        log_prob=log_prob,
+        level=level,
     )
 
 
-def _extreme(own: Tensor, others: Tensor) -> Tensor:
-    """Probabilities ``(B, C)`` of each class with one end of its own and another of the others."""
-    count = own.shape[1]
-    mine = torch.eye(count, dtype=torch.bool, device=own.device)
-    tables = torch.where(mine, own[:, :, None], others[:, None, :])  # (B, class, all classes)
-    # An end at infinity decides by itself: infinite intervals leave 0 to 1.
-    peak = tables.amax(2, keepdim=True).nan_to_num(posinf=0.0, neginf=0.0)
-    weights = (tables - peak).exp()
-    total = weights.sum(2)
-    share = weights.diagonal(dim1=1, dim2=2) / torch.where(total > 0, total, 1)
-    return torch.where(own == torch.inf, 1.0, torch.where(total > 0, share, total))
+def _half_widths(found: Sequence[BlockLikelihood], level: float) -> Tensor:
+    """Half of the intervals ``(B, C, C)`` of the differences of C log-likelihoods, in nats."""
+    first = found[0].log_prob
+    half = first.new_zeros(len(first), len(found), len(found), dtype=torch.float64)
+    for a, c in combinations(range(len(found)), 2):
+        ratio = found[a].ratio_to(found[c])
+        half[:, a, c] = half[:, c, a] = ratio.half_width(level).double()
+    return half

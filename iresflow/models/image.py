@@ -258,8 +258,8 @@ class ImageFlow(Flow):
 
         noisy = self.dequantized(images, stream, recording)
         x, context = self._checked(noisy.value, context)
-        likelihood = self._likelihood(x, context, log_det, stream, noisy.log_density, estimates)
-        return BitsPerDim(likelihood, self.base_dim, self.levels)
+        found = self._in_blocks(x, context, log_det, stream, noisy.log_density, estimates)
+        return BitsPerDim(found.total(), self.base_dim, self.levels)
 
     def _check_range(self, x: Tensor) -> None:
         pixels = cast(Center | Logit, self.data_map)

@@ -13,7 +13,7 @@ from iresflow.logdet import LogDetEstimate
 from iresflow.streams import KeyedStream, fresh_seed
 from iresflow.tensors import widest
 
-__all__ = ["Likelihood", "pooled_degrees", "sample_stream", "student_quantile"]
+__all__ = ["BlockLikelihood", "Likelihood", "pooled_degrees", "sample_stream", "student_quantile"]
 
 
 @final
@@ -53,9 +53,16 @@ class Likelihood:
         Raises:
             ValueError: the level is not strictly between 0 and 1.
         """
-        drawn = student_quantile(level, self.degrees) * self.standard_error
-        half = drawn.nan_to_num(nan=math.inf) + self.truncation_bound + self.rounding
+        half = self.half_width(level)
         return self.log_prob - half, self.log_prob + half
+
+    def half_width(self, level: float = 0.95) -> Tensor:
+        """Half of the width ``(B,)`` of such an interval, in nats.
+
+        Errors: as `interval`.
+        """
+        drawn = student_quantile(level, self.degrees) * self.standard_error
+        return drawn.nan_to_num(nan=math.inf) + self.truncation_bound + self.rounding
 
     def mean(self) -> "Likelihood":
         """The mean over the samples, as a batch of one: an estimate of these samples' exact mean.
@@ -72,17 +79,45 @@ class Likelihood:
             self.rounding.mean(0, keepdim=True),
         )
 
-    @staticmethod
-    def of_blocks(
-        log_prob: Tensor, estimates: Sequence[LogDetEstimate], rounding: Tensor
-    ) -> "Likelihood":
-        """The likelihood that contains the log-determinants of some blocks.
+
+@final
+@dataclass(frozen=True)
+class BlockLikelihood:
+    """Log-likelihoods of B samples with the estimates of log-determinants that they contain.
+
+    Attributes:
+        log_prob: ``(B,)`` nats.
+        estimates: Of the blocks, by independent probes.
+        rounding: ``(B,)`` nats, as of `Likelihood`.
+    """
+
+    log_prob: Tensor
+    estimates: Sequence[LogDetEstimate]
+    rounding: Tensor
+
+    def total(self) -> Likelihood:
+        """The log-likelihoods with the errors of all blocks together."""
+        return self._summed(self.log_prob, self.estimates, self.rounding)
+
+    def ratio_to(self, other: "BlockLikelihood") -> Likelihood:
+        """The logarithm of the ratio to the likelihoods of the same samples, by the same probes.
+
+        What is common to the errors of both cancels, see `LogDetEstimate.minus`.
 
         Arguments:
-            log_prob: ``(B,)`` nats.
-            estimates: Of the blocks, by independent probes.
-            rounding: ``(B,)`` nats.
+            other: With the same blocks and probes.
         """
+        pairs = zip(self.estimates, other.estimates, strict=True)
+        return self._summed(
+            self.log_prob - other.log_prob,
+            [mine.minus(theirs) for mine, theirs in pairs],
+            self.rounding + other.rounding,
+        )
+
+    @staticmethod
+    def _summed(
+        log_prob: Tensor, estimates: Sequence[LogDetEstimate], rounding: Tensor
+    ) -> Likelihood:
         nothing = torch.zeros_like(log_prob)[None]
         variances = torch.cat([nothing, *(e.variance[None] for e in estimates)])
         degrees = torch.full_like(variances, math.inf)

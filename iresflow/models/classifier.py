@@ -190,13 +190,15 @@ class InvertibleClassifier(CertifiedModel):
         Arguments:
             x: ``(B, *shape)``.
             reference: Likewise, as many or one for all.
-            clip: Whether entries are clipped to [0, 1] before all is measured.
+            clip: Whether pixels are clipped to [0, 1] before all is measured.
 
         Raises:
-            ValueError: as `split`, or other numbers of samples.
+            ValueError: as `split`, other numbers of samples, or vectors are to be clipped.
 
         Other errors: as `invert`.
         """
+        if clip and len(self.shape) == 1:
+            raise ValueError("vectors have no range to be clipped to: pass clip=False")
         semantic, own = self.split(x)
         _, nuisance = self.split(reference)
         if len(nuisance) not in (1, len(own)):

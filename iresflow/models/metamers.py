@@ -71,7 +71,8 @@ class Metamers:
             measured in the widest type of float.
         logit_error: The largest difference ``(B,)`` of any of their logits from the wanted one.
         same_decision: Whether their largest logit is the wanted one's, ``(B,)`` booleans.
-        outside: By how much their entries leave [0, 1] at most, ``(B,)``; 0 where they don't.
+        outside: By how much their pixels leave [0, 1] at most, ``(B,)``; 0 where they don't, and
+            of vectors, which have no range.
         distance: As of `ClassifierInverse`; above 0 with padding alone, and then the reason of the
             residual.
     """
@@ -104,6 +105,8 @@ def measured_metamers(
     images = inverse.value
     flat = images.flatten(1)
     outside = torch.maximum(-flat, flat - 1).amax(1).clamp_min(0)
+    if images.ndim == 2:
+        outside = torch.zeros_like(outside)
     if clip:
         images = images.clamp(0, 1)
     target = wanted.double()

@@ -383,6 +383,49 @@ def test_information_bounds_against_exact_values():
     assert abs(loose.nats - exact) > 4 * loose.standard_error  # the control
 
 
+def exact_information(table):
+    """I(Y; Z) in nats from joint probabilities ``(Z, Y)``, which the bound of its posterior is."""
+    z, y = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, table.shape)))
+    exact = table / (table.sum(1, keepdim=True) * table.sum(0))
+    copies = (table.flatten() * 10_000).round().long()  # each pair as often as it is probable
+    posterior = (table / table.sum(1, keepdim=True)).log().nan_to_num(nan=-50.0, neginf=-50.0)
+    bound = information_bound(
+        posterior[z].repeat_interleave(copies, 0), y.repeat_interleave(copies), table.sum(0)
+    )
+    total = float(torch.special.xlogy(table, exact.nan_to_num(nan=1.0)).sum())
+    assert bound.nats == pytest.approx(total, abs=1e-9)
+    return total
+
+
+def test_independence_does_not_tell_a_cue_from_a_shape():
+    """Two maps that look the same to independence cross entropy, and differ under a shift.
+
+    In training shape and cue both are the class, under the shift the cue is any. The map to
+    (shape, shape - cue) and that to (cue, shape - cue) are bijections with nuisances that know
+    nothing of the class in either distribution.
+    """
+    count = 4
+    y, cue = (axis.flatten() for axis in torch.meshgrid(torch.arange(count), torch.arange(count)))
+    nuisance = (y - cue) % count
+    trained = (y == cue).double() / count
+    shifted = torch.ones(count * count) / count**2
+
+    def information(symbol, weights):
+        table = torch.zeros(count * count, count)
+        return exact_information(table.index_put((symbol, y), weights, accumulate=True))
+
+    everything = math.log(count)
+    for semantic, kept in ((y, everything), (cue, 0.0)):
+        both = count * semantic + nuisance
+        for weights, of_semantic in ((trained, everything), (shifted, kept)):
+            assert information(semantic, weights) == pytest.approx(of_semantic, abs=1e-9)
+            assert information(nuisance, weights) == pytest.approx(0.0, abs=1e-9)
+            assert information(both, weights) == pytest.approx(everything)
+    # Theorem 6.18 supposes I(Y; Zs | Zn) <= I(Y; Zs) under the shift: true of the first map alone.
+    conditional = information(count * cue + nuisance, shifted) - information(nuisance, shifted)
+    assert conditional > information(cue, shifted) + 1
+
+
 def test_information_of_bad_input():
     with pytest.raises(ValueError, match="N at least 1"):
         information_bound(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))

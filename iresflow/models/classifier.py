@@ -8,6 +8,7 @@ from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Accuracy, FirstChannels, LogDet, Standardize
+from iresflow.errors import NotContractiveError
 from iresflow.models.certified import CertifiedModel
 from iresflow.models.classifier_parts import network_of, plain_spec
 from iresflow.models.images import require_integers
@@ -18,6 +19,11 @@ from iresflow.models.read_outs import SimplifiedReadOut
 from iresflow.tensors import at_least_float32, transformed, widest
 
 __all__ = ["InvertibleClassifier"]
+
+UNLIMITED = (
+    " where they have a limit. This classifier was built with vanilla=True and has none; "
+    "iresflow.models.iterate_inverse iterates whatever the bounds, and says whether it converged"
+)
 
 
 @final
@@ -181,7 +187,12 @@ class InvertibleClassifier(CertifiedModel):
         """
         with own_arithmetic():
             z = self._checked_latents(z)
-            whole = invert_flow(self.bijection, self.data_map, z, None, accuracy or Accuracy())
+            try:
+                whole = invert_flow(self.bijection, self.data_map, z, None, accuracy or Accuracy())
+            except NotContractiveError as error:
+                if self.limited:
+                    raise
+                raise NotContractiveError(f"{error}{UNLIMITED}") from None
             return ClassifierInverse.of_padded(whole, self.shape[0])
 
     def metamer(self, x: Tensor, reference: Tensor, *, clip: bool = False) -> Metamers:

@@ -248,7 +248,7 @@ def test_without_a_limit_nothing_is_called_invertible(tmp_path):
         assert exact <= bound <= exact * 1.001  # of the weights as they are
     assert not net.certify() and "NOT certified" in str(net.certify())
     z = net.transform(x).detach()
-    with pytest.raises(NotContractiveError):
+    with pytest.raises(NotContractiveError, match="iterate_inverse iterates whatever"):
         net.invert(z)
     tried = iterate_inverse(net, z)
     assert not bool(tried.converged.any()) and bool((tried.residual > 1).all())

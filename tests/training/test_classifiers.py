@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -323,7 +324,7 @@ def test_a_network_without_a_limit_trains(tmp_path):
         (None, "and got none"),
         (torch.full((40,), 3), "0 .. 2, got 3 .. 3"),
         (torch.full((40,), -1), "0 .. 2, got -1"),
-        (torch.full((40,), 1), "all 40 samples are of class 1"),
+        (torch.full((40,), 1), "samples are of class 1: a classifier learns from two"),
         (torch.rand(40), "class numbers are integers"),
         (torch.zeros(40, 3, dtype=torch.long), "class numbers are integers"),
         (torch.zeros(39, dtype=torch.long), "40 samples and labels"),
@@ -336,8 +337,17 @@ def test_labels_that_teach_nothing_are_refused(labels, message):
 
 def test_other_bad_input_is_refused():
     x, labels = blobs(40)
-    with pytest.warns(UserWarning, match="no sample is of class 2"):
+    with pytest.warns(UserWarning, match="no training sample is of class 2"):
         fit(new_classifier(), x, labels.clamp_max(1), steps=1, validation=None, **QUICK)
+    with warnings.catch_warnings():  # what chooses the weights may be of one class
+        warnings.simplefilter("error")
+        fit(new_classifier(), x, labels, steps=1, validation=(x[:1], labels[:1]), **QUICK)
+        fit(new_classifier(), x, labels, steps=1, validation=np.int64(4), **QUICK)
+    with pytest.raises(ValueError, match=r"or \(x, labels\), got a Tensor"):
+        fit(new_classifier(), x, labels, steps=1, validation=x[:5], **QUICK)
+    flow = iresflow.VectorFlow(6, blocks=1, hidden=4, context_dim=3)
+    with pytest.raises(ValueError, match="samples are of class 0: a classifier learns from two"):
+        fit(flow, x, 0 * labels, objective=Generative(), steps=1, **QUICK)
     with pytest.raises(ValueError, match="takes samples of shape"):
         fit(new_classifier(), x[:, 1:], labels, steps=1, **QUICK)
     images = torch.full((40, 2, 4, 4), 300)
@@ -352,6 +362,10 @@ def test_other_bad_input_is_refused():
         Independence.of(new_classifier(3))
     with pytest.raises(ValueError, match="0 or more"):
         Hybrid.of(new_classifier(), -1.0)
+    with pytest.raises(ValueError, match="finite number, got 'heavy'"):
+        Hybrid.of(new_classifier(), "heavy")
+    with pytest.raises(ValueError, match="hidden must be a whole number of 1 or more"):
+        Independence.of(new_classifier(), hidden=0)
     with pytest.raises(ValueError, match="got a VectorFlow"):
         Hybrid.of(small_vector_flow())
 
@@ -385,7 +399,7 @@ def test_information_bounds_against_exact_values():
 
 def exact_information(table):
     """I(Y; Z) in nats from joint probabilities ``(Z, Y)``, which the bound of its posterior is."""
-    z, y = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, table.shape)))
+    z, y = torch.cartesian_prod(*map(torch.arange, table.shape)).unbind(1)
     exact = table / (table.sum(1, keepdim=True) * table.sum(0))
     copies = (table.flatten() * 10_000).round().long()  # each pair as often as it is probable
     posterior = (table / table.sum(1, keepdim=True)).log().nan_to_num(nan=-50.0, neginf=-50.0)
@@ -405,7 +419,8 @@ def test_independence_does_not_tell_a_cue_from_a_shape():
     nothing of the class in either distribution.
     """
     count = 4
-    y, cue = (axis.flatten() for axis in torch.meshgrid(torch.arange(count), torch.arange(count)))
+    pairs = torch.cartesian_prod(torch.arange(count), torch.arange(count))
+    y, cue = pairs.unbind(1)
     nuisance = (y - cue) % count
     trained = (y == cue).double() / count
     shifted = torch.ones(count * count) / count**2

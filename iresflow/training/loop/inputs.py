@@ -17,7 +17,7 @@ from iresflow.models.images import require_integers
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.loop.processes import Processes
 
-__all__ = ["Array", "divided", "require_good_data", "samples_of"]
+__all__ = ["Array", "divided", "require_classes", "require_good_data", "samples_of"]
 
 Array = Tensor | np.ndarray | Sequence[Any]
 """What can be made a tensor."""
@@ -123,13 +123,10 @@ def _classifiable(net: InvertibleClassifier, values: Tensor) -> Tensor:
 
 
 def _class_numbers(net: InvertibleClassifier, labels: Tensor | None) -> Tensor:
-    """Class numbers ``(N,)`` that a classifier can learn from.
-
-    Warns:
-        UserWarning: a class has no sample.
+    """Class numbers ``(N,)`` of a classifier.
 
     Raises:
-        ValueError: there are none, or others, or all are of one class.
+        ValueError: there are none, or others.
     """
     if labels is None:
         raise ValueError("a classifier is trained on labels, class numbers (N,), and got none")
@@ -143,9 +140,21 @@ def _class_numbers(net: InvertibleClassifier, labels: Tensor | None) -> Tensor:
             f"class numbers of this classifier are 0 .. {net.classes - 1}, got "
             f"{int(labels.min())} .. {int(labels.max())}"
         )
-    counts = torch.bincount(labels, minlength=net.classes)
+    return labels
+
+
+def require_classes(labels: Tensor, classes: int) -> None:
+    """Checks that class numbers ``(N,)`` of training samples tell classes apart.
+
+    Warns:
+        UserWarning: a class has no sample.
+
+    Raises:
+        ValueError: all are of one class.
+    """
+    counts = torch.bincount(labels, minlength=classes)
     missing = (counts == 0).nonzero().flatten().tolist()
-    if len(missing) == net.classes - 1:
+    if len(missing) == classes - 1:
         raise ValueError(
             f"all {len(labels)} samples are of class {int(labels[0])}: a classifier learns from "
             "two classes at least"
@@ -153,10 +162,9 @@ def _class_numbers(net: InvertibleClassifier, labels: Tensor | None) -> Tensor:
     if missing:
         names = ", ".join(map(str, missing[:10]))
         warn(
-            f"no sample is of class {names}: what it looks like is not learnt",
+            f"no training sample is of class {names}: what it looks like is not learnt",
             stacklevel=callers_level(),
         )
-    return labels
 
 
 def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
@@ -207,14 +215,34 @@ def divided(
         changes: The random changes that the samples to train on will go through.
 
     Raises:
-        ValueError: it is none of these, or leaves nothing to train on.
+        ValueError: it is none of these, or leaves nothing to train on, or one class.
     """
+    parts = _parts(model, samples, validation, seed, changes)
+    if isinstance(model, InvertibleClassifier):
+        assert parts[0].labels is not None
+        require_classes(parts[0].labels, model.classes)
+    return parts
+
+
+def _parts(
+    model: nn.Module,
+    samples: Batch,
+    validation: float | int | tuple[Array, Array | None] | None,
+    seed: int,
+    changes: Sequence[Augmentation],
+) -> tuple[Batch, Batch | None]:
+    if isinstance(validation, np.generic):
+        validation = validation.item()
     if validation is None or (isinstance(validation, float | int) and validation == 0):
         return samples, None
     if isinstance(validation, tuple):
         if len(validation) != 2:
             raise ValueError(f"validation is (x, labels), got a tuple of {len(validation)}")
         return samples, _unchanged(samples_of(model, *validation, changes), changes)
+    if not isinstance(validation, float | int):
+        raise ValueError(
+            f"validation is a count, a fraction, or (x, labels), got a {type(validation).__name__}"
+        )
     count = part_size(validation, len(samples), name="validation")
     if count >= len(samples):
         raise ValueError(f"validation={validation} leaves none of {len(samples)} to train on")

@@ -11,6 +11,7 @@ from iresflow.models import Flow, ImageFlow
 from iresflow.models.likelihood import sample_stream
 from iresflow.streams import UNIFORM, KeyedStream, Stream, draw
 from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.loop.inputs import require_classes
 from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms
 from iresflow.training.objectives.classification import class_numbers
 from iresflow.training.objectives.likelihood import MaximumLikelihood
@@ -43,7 +44,10 @@ class Generative(Objective):
         return Score(score.value, {**score.logged, "accuracy": _accuracy(model, split)})
 
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
-        self.likelihood.initialize(_conditional(model), split, seed)
+        flow = _conditional(model)
+        if split.labels is not None and split.labels.ndim == 1:
+            require_classes(split.labels, flow.context_dim)
+        self.likelihood.initialize(flow, split, seed)
 
     def make_ready(self, model: nn.Module) -> Ready:
         return self.likelihood.make_ready(model)

@@ -1,6 +1,5 @@
 """The objective of hybrid models: class and density from one network."""
 
-import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import final
@@ -13,6 +12,7 @@ from iresflow.bijections import dequantize
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.models.densities import DiagonalNormal
+from iresflow.models.plain import number
 from iresflow.streams import KeyedStream, Stream
 from iresflow.tensors import widest
 from iresflow.training.loop.batches import Batch, Samples
@@ -110,7 +110,7 @@ class Hybrid(Objective):
 def require_weights(net: nn.Module, *weights: float) -> None:
     """Raises a ValueError where a model is no invertible classifier, or a weight out of range."""
     classifier_of(net)
-    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+    if not all(number("each weight", weight) >= 0 for weight in weights):
         raise ValueError(f"weights must be 0 or more, got {', '.join(map(str, weights))}")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models import InvertibleClassifier
 from iresflow.models.densities import DiagonalNormal
+from iresflow.models.plain import integer
 from iresflow.models.read_outs import SimplifiedReadOut
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
@@ -114,7 +115,8 @@ class Independence(Objective):
             hidden: Width of the nuisance classifier.
 
         Raises:
-            ValueError: the classifier is none of these, or a weight is negative.
+            ValueError: the classifier is none of these, a weight is negative, or the width no
+                positive whole number.
         """
         require_weights(net, weight, nuisance_weight)
         if weight:
@@ -127,7 +129,7 @@ class Independence(Objective):
         dim = net.base_dim - net.classes
         if dim == 0:
             raise ValueError("all entries of the latent are logits, and none is left as nuisance")
-        opponent = Opponent(dim, net.classes, hidden)
+        opponent = Opponent(dim, net.classes, integer("hidden", hidden, 1))
         return Independence(opponent, weight, nuisance_weight, log_det or PowerSeries())
 
     @property

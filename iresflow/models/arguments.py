@@ -55,7 +55,7 @@ ARGUMENTS: dict[str, Plain] = {
     "dequantization_blocks": partial(integer, least=1),
     "dequantization_deviation": number,
     "pad": partial(integer, least=0),
-    "read_out": partial(_choice, allowed=("pooled", "simplified")),
+    "read_out": partial(_choice, allowed=("pooled", "flat", "simplified")),
     "vanilla": switch,
 }
 """What each argument is; a name means one thing in all models."""

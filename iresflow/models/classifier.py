@@ -35,7 +35,9 @@ class InvertibleClassifier(CertifiedModel):
     read-out ``"simplified"`` (Definition 6.7) the first C entries of the latent *are* the logits,
     the *semantic* part, and all others are the *nuisance*; of images, the first entries are the
     means of the last scale's channels. ``"pooled"`` (A.1) is BatchNorm, activation, mean over the
-    pixels and a linear layer: then no entries of the latent are the logits.
+    pixels and a linear layer: then no entries of the latent are the logits. ``"flat"`` is the same
+    without the mean, so the linear layer has weights for each pixel: for data whose places mean
+    something, such as the masses of spectra.
 
     Arguments:
         shape: (C, H, W) of an image, or (D,) of a vector.
@@ -44,7 +46,7 @@ class InvertibleClassifier(CertifiedModel):
         hidden: Width inside the branches: one number, or one for each gap between layers.
         pad: Channels (or entries of a vector) of zeros that are appended, 0 or more.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
-        read_out: ``"pooled"`` or ``"simplified"``.
+        read_out: ``"pooled"``, ``"flat"`` or ``"simplified"``.
         kernels: Sides of the kernels of a branch's convolutions, odd: one a layer (images).
         padding: What they read beyond the border: zeros, circular or reflect.
         activation: Name of the activations: clipswish, elu, lipswish, softplus or tanh.

@@ -77,8 +77,9 @@ def network_of(spec: Mapping[str, Any]) -> tuple[Bijection, ReadOut, int]:
         settings |= {"kernels": spec["kernels"], "padding": PADDINGS[spec["padding"]]}
         bijection, last = _convolutional_network(shape, spec["blocks"], spec["hidden"], settings)
     dim = math.prod(last)
-    if spec["read_out"] == "pooled":
-        return bijection, PooledReadOut(last, classes, activation()), dim
+    if spec["read_out"] != "simplified":
+        shape = last if spec["read_out"] == "pooled" else (dim,)
+        return bijection, PooledReadOut(shape, classes, activation()), dim
     if classes > dim:
         raise ValueError(
             f"the first {classes} entries of the latent are to be the logits, and it has {dim}: "

@@ -60,7 +60,7 @@ class PooledReadOut(ReadOut):
     gradients than the whole one: its statistics are those of each part.
 
     Arguments:
-        shape: (C, H, W) of the latent as an image; (D,) of a vector, whose only pixel it is.
+        shape: (C, H, W) of the latent as an image; (D,) to take it as a vector, of one pixel.
         classes: Of the logits.
         activation: Between the BatchNorm and the mean.
     """

@@ -127,8 +127,9 @@ class ModelConfig(Section):
     for its detail at twice the size, surroundings for a hole in the middle; null for nothing."""
     pad: int = 0
     """Channels of zeros that a classifier appends to its input."""
-    read_out: Literal["pooled", "simplified"] = "pooled"
-    """How a classifier reads logits: a pooled linear layer, or the first entries of the latent."""
+    read_out: Literal["pooled", "flat", "simplified"] = "pooled"
+    """How a classifier reads logits: a linear layer on means over the pixels, or on all entries of
+    the latent, or the latent's first entries."""
     vanilla: bool = False
     """Whether a classifier's layers have no limit, for comparisons; nothing is certified then."""
 

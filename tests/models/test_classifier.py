@@ -23,6 +23,7 @@ CLASSIFIERS = {
         (1, 4, 4), blocks=(1, 0, 1), read_out="simplified"
     ),
     "image-pooled": lambda: small_classifier(pad=1),
+    "image-flat": lambda: small_classifier(pad=1, read_out="flat"),
     "image-circular": lambda: small_classifier(
         read_out="simplified", padding="circular", activation="lipswish", kernels=(3, 3)
     ),
@@ -30,7 +31,7 @@ CLASSIFIERS = {
     "vector-padded": lambda: small_classifier((5,), read_out="simplified", pad=3),
     "vector-pooled": lambda: small_classifier((5,), pad=2),
 }
-SPLIT = [name for name in sorted(CLASSIFIERS) if "pooled" not in name]
+SPLIT = [name for name in sorted(CLASSIFIERS) if not name.endswith(("pooled", "flat"))]
 
 
 @pytest.fixture(params=sorted(CLASSIFIERS))

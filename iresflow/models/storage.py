@@ -31,6 +31,9 @@ VERSION = 1
 ROOMS = {"LearnedOperator": "iresflow.inverse_problems"}
 """Kinds of models that rooms above this one have, which a file that names one imports."""
 
+READERS = {"estimator": "iresflow.spectra.load_estimator"}
+"""What else than models lies in files of this format, and what reads it."""
+
 DRAWS_PER_TENSOR = 20  # constructors draw a weight once, or a few times over
 
 
@@ -172,6 +175,9 @@ def read_model(
         CertificateWarning: a certificate belongs to such a model, and there is none.
     """
     content = read_file(path)
+    for kind, reader in READERS.items():
+        if kind in content:
+            raise CheckpointError(f"{path} holds an {kind}, which {reader} reads, and no model")
     if "model" not in content:
         raise CheckpointError(f"{path} holds no model: its run has not validated yet")
     try:

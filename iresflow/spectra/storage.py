@@ -77,7 +77,10 @@ def load_estimator(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 (of any
     Raises:
         CheckpointError: the file is missing, damaged, or holds no estimator of this room.
     """
-    content = read_file(path).get(KEY)
+    whole = read_file(path)
+    content = whole.get(KEY)
+    if content is None and "model" in whole:
+        raise CheckpointError(f"{path} holds a model, which iresflow.load reads, and no estimator")
     if not isinstance(content, dict) or content.get("kind") not in Stored.kinds:
         raise CheckpointError(f"{path} holds no estimator of iresflow.spectra")
     try:

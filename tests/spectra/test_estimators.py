@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.model_selection import GroupKFold, cross_val_predict, cross_val_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 from sklearn.utils.class_weight import compute_class_weight
-from small_spectra import small_spectra
+from small_spectra import QUICK, small_spectra
 
-from iresflow.errors import CheckpointError, NonFiniteError
 from iresflow.spectra import (
     BinFilters,
     IsotopeNet,
@@ -23,26 +22,13 @@ from iresflow.spectra import (
     SquareRoot,
     TopHatBaseline,
     TotalIonCount,
-    load_estimator,
     receptive_field,
 )
 from iresflow.spectra.classifier import weights_of_classes
 from iresflow.spectra.objective import WeightedCrossEntropy
 from iresflow.training.loop.batches import Batch
 
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    """What people train in, and where convolutions are quick; predictions are compared exactly."""
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture
-def small():
-    return small_spectra()
-
-
-QUICK = {"epochs": 15, "batch_size": 16, "learning_rate": 5e-3, "random_state": 0}
+pytestmark = pytest.mark.usefixtures("float32")
 
 NEGATIVE = "the check passes negative intensities, which are refused"
 UNLEARNT = "two features are no spectrum, and the check expects an accuracy of 0.83 on them"
@@ -66,8 +52,8 @@ EXPECTED_FAILURES = {
 
 CHECKED = [
     RocLda(features=5),
-    IsotopeNet(epochs=1, batch_size=64),
-    ResidualNet(epochs=1, batch_size=64),
+    IsotopeNet(epochs=1),
+    ResidualNet(epochs=1, batch_size=256),
     SquareRoot(),
     TopHatBaseline(3),
     SnipBaseline(3),
@@ -129,11 +115,6 @@ def test_variants_learn(model):
     assert clone(model).fit(train.X, train.y).score(test.X, test.y) > 0.9
 
 
-def test_physical_filters_need_a_grid(small):
-    with pytest.raises(ValueError, match="need the masses of the bins: grid="):
-        IsotopeNet(filters=PhysicalFilters(), **QUICK).fit(small.X, small.y)
-
-
 def test_seeds_repeat_and_leave_the_global_stream_alone(small):
     before = torch.get_rng_state()
     quick = QUICK | {"epochs": 2}
@@ -186,7 +167,7 @@ def test_groups_are_held_out_whole(small, monkeypatch):
 def test_class_weights_move_the_decision():
     X = np.random.default_rng(0).poisson(3, (120, 15))  # nothing to learn
     y = np.where(np.arange(120) % 6 == 0, "rare", "usual")
-    quick = QUICK | {"epochs": 8, "learning_rate": 0.05}
+    quick = QUICK | {"epochs": 4, "learning_rate": 0.05}
     said = [
         IsotopeNet(class_weight=weights, **quick).fit(X, y).predict_proba(X)[:, 0].mean()
         for weights in (None, "balanced", {"rare": 5, "usual": 1})
@@ -221,148 +202,18 @@ def test_weights_of_classes_are_scikit_learns(weights):
 
 
 def test_cross_validation_in_a_pipeline_leaks_nothing(small):
-    model = make_pipeline(SnipBaseline(5), SquareRoot(), IsotopeNet(**QUICK))
+    model = make_pipeline(SnipBaseline(5), SquareRoot(), IsotopeNet(**QUICK | {"epochs": 6}))
     cut = GroupKFold(3)
-    scores = cross_val_score(model, small.X, small.y, groups=small.cores, cv=cut)
-    assert scores.mean() > 0.7  # chance is 0.5, with a standard error of 0.05
-    # By hand, with spectra of the other folds alone: the same to the last digit.
     found = cross_val_predict(
         model, small.X, small.y, groups=small.cores, cv=cut, method="predict_proba"
     )
+    right = np.unique(small.y)[found.argmax(1)] == small.y
+    assert right.mean() > 0.7  # chance is 0.5, with a standard error of 0.05
+    # By hand, with spectra of the other folds alone: the same to the last digit.
     for train, test in cut.split(small.X, small.y, small.cores):
         assert not set(small.cores[train]) & set(small.cores[test])
         own = clone(model).fit(small.X[train], small.y[train])
         assert np.array_equal(own.predict_proba(small.X[test]), found[test])
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        IsotopeNet(validation=0.2, class_weight={"adeno": 2.0}, **QUICK | {"epochs": 2}),
-        IsotopeNet(
-            grid=small_spectra().grid,
-            filters=PhysicalFilters(0.5, 1.0),
-            **QUICK | {"epochs": 2},
-        ),
-        ResidualNet(**QUICK | {"epochs": 1}),
-        RocLda(features=7, grid=small_spectra().grid, class_weight="balanced"),
-    ],
-    ids=["isotope", "physical", "residual", "roclda"],
-)
-def test_files_hold_all_of_an_estimator(model, small, tmp_path):
-    fitted = clone(model).fit(small.X, small.y)
-    fitted.save(tmp_path / "model.pt")
-    before = torch.get_rng_state()
-    for found in (type(model).load(tmp_path / "model.pt"), load_estimator(tmp_path / "model.pt")):
-        assert np.array_equal(found.predict_proba(small.X), fitted.predict_proba(small.X))
-        assert (found.predict(small.X) == fitted.predict(small.X)).all()
-        assert repr(found) == repr(fitted)
-        assert (found.classes_ == fitted.classes_).all()
-        assert found.classes_.dtype == fitted.classes_.dtype
-        clone(found).fit(small.X, small.y)
-    after = torch.get_rng_state()
-    assert torch.equal(before, after)
-    other = RocLda if isinstance(model, IsotopeNet) else IsotopeNet
-    with pytest.raises(CheckpointError, match=f"holds a {type(model).__name__}, not a"):
-        other.load(tmp_path / "model.pt")
-
-
-def test_damaged_and_other_files_are_refused(small, tmp_path):
-    file = tmp_path / "model.pt"
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        load_estimator(file)
-    with pytest.raises(ValueError, match="this RocLda is not fitted yet"):
-        RocLda().save(file)
-    model = RocLda(features=3).fit(small.X, small.y)
-    model.save(file)
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="was cut off"):
-        load_estimator(file)
-    from iresflow.models.files import write_file
-
-    write_file({"model": {}}, file)
-    with pytest.raises(CheckpointError, match="holds no estimator of iresflow.spectra"):
-        load_estimator(file)
-    write_file({"estimator": {"kind": "RocLda", "parameters": {"k": 3}, "fitted": {}}}, file)
-    with pytest.raises(CheckpointError, match="can't be rebuilt: .*unexpected keyword"):
-        load_estimator(file)
-    seeded = IsotopeNet(random_state=np.random.RandomState(0), epochs=1).fit(small.X, small.y)
-    with pytest.raises(ValueError, match="random_state is a RandomState, which can't be stored"):
-        seeded.save(file)
-
-
-@pytest.mark.parametrize("kind", [IsotopeNet, ResidualNet, RocLda])
-def test_bad_input_is_one_clear_error(kind, small):
-    quick = {} if kind is RocLda else QUICK | {"epochs": 1}
-    for value, words in (
-        (-0.5, "Negative values in data passed to X: .* got -0.5 in spectrum 3"),
-        (np.nan, "contains NaN"),
-        (np.inf, "contains infinity"),
-    ):
-        wrong = small.X.copy()
-        wrong[3, 5] = value
-        with pytest.raises(ValueError, match=words):
-            kind(**quick).fit(wrong, small.y)
-        fitted = kind(**quick).fit(small.X, small.y)
-        with pytest.raises(ValueError, match=words):
-            fitted.predict(wrong)
-    with pytest.raises(ValueError, match="all 60 spectra are of one class, adeno"):
-        kind(**quick).fit(small.X[::2], small.y[::2])
-    for grid, words in (
-        (small.grid[::-1], "masses rise strictly, got unsorted"),
-        (np.round(small.grid), "masses rise strictly, got twice"),
-        (small.grid[:-1], "the grid has 59 masses, and the spectra 60 bins"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            kind(grid=grid, **quick).fit(small.X, small.y)
-
-
-def test_nan_is_never_a_class(small):
-    model = IsotopeNet(**QUICK | {"epochs": 1}).fit(small.X, small.y)
-    with pytest.raises(NonFiniteError, match="far from those of fitting, up to 1e\\+300"):
-        model.predict(np.full((1, 60), 1e300))
-    with torch.no_grad():
-        model.network_.read_out.bias[0] = torch.nan
-    with pytest.raises(NonFiniteError, match="the network gives NaN"):
-        model.predict(small.X)
-
-
-@pytest.mark.parametrize("kind", [IsotopeNet, RocLda])
-def test_another_grid_than_at_fitting_is_refused(kind, small):
-    quick = {} if kind is RocLda else QUICK | {"epochs": 1}
-    model = kind(grid=small.grid, **quick).fit(small.X, small.y)
-    with pytest.raises(ValueError, match=f"X has 59 features, but {kind.__name__} is expecting"):
-        model.predict(small.X[:, 1:])
-    model.set_params(grid=small.grid + 0.1)
-    with pytest.raises(ValueError, match="now the grid is another one, of 60, 1000.1 to"):
-        model.predict(small.X)
-    model.set_params(grid=None)
-    with pytest.raises(ValueError, match="fitted with one grid, and now there is none"):
-        model.predict(small.X)
-    model.set_params(grid=small.grid.tolist())
-    model.predict(small.X)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"epochs": 0}, "epochs must be a whole number of 1 or more, got 0"),
-        ({"batch_size": 2.5}, "batch_size must be a whole number of 1 or more, got 2.5"),
-        ({"learning_rate": -1.0}, "learning_rate"),
-        ({"weight_decay": -1.0}, "weight_decay must be 0 or more"),
-        ({"dropout": 1.0}, "dropout must be"),
-        ({"local_kernel": 2}, "odd, got 2"),
-        ({"validation": 2.0}, "test_size"),
-        ({"device": "abacus"}, "abacus"),
-        ({"class_weight": "fair"}, "class_weight is a weight for each class, 'balanced' or None"),
-        ({"class_weight": {"other": 2.0}}, "class_weight names 'other', and classes are"),
-        ({"class_weight": {"adeno": 0.0}}, "class_weight must be a finite number above 0"),
-    ],
-)
-def test_bad_parameters_are_refused(options, words, small):
-    with pytest.raises(ValueError, match=words):
-        IsotopeNet(**options).fit(small.X, small.y)
 
 
 def test_receptive_fields_of_estimators(small):

@@ -1,13 +1,22 @@
 """What spectra and grids must be: one place, so that every part refuses the same with one word."""
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
-__all__ = ["require_grid", "require_positive", "require_same_grid", "require_spectra"]
+__all__ = [
+    "require_count",
+    "require_grid",
+    "require_members",
+    "require_not_negative",
+    "require_positive",
+    "require_same_grid",
+    "require_share",
+    "require_spectra",
+]
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -71,27 +80,82 @@ def require_grid(grid: ArrayLike, bins: int | None = None) -> Floats:
     return masses
 
 
-def require_same_grid(grid: ArrayLike | None, fitted: Floats | None) -> None:
+def require_same_grid(masses: Floats | None, fitted: Floats | None) -> None:
     """Raises a ValueError where a grid is not the one of fitting."""
-    if grid is None or fitted is None:
-        if (grid is None) != (fitted is None):
-            said = {True: "none", False: "one"}
-            raise ValueError(
-                f"fitted with {said[fitted is None]} grid, and now there is {said[grid is None]}"
-            )
+    if masses is None or fitted is None:
+        if (masses is None) != (fitted is None):
+            said = "with a grid, and now there is none"
+            if fitted is None:
+                said = "without a grid, and now there is one"
+            raise ValueError(f"fitted {said}: Spectra bring theirs along, and arrays don't")
         return
-    masses = require_grid(grid)
-    if masses.shape != fitted.shape or not np.array_equal(masses, fitted):
+    if not np.array_equal(masses, fitted):
         raise ValueError(
             f"fitted on a grid of {len(fitted)} masses, {fitted[0]:g} to {fitted[-1]:g}, and now "
             f"the grid is another one, of {len(masses)}, {masses[0]:g} to {masses[-1]:g}: bring "
-            "the spectra to the grid of fitting, by Resampling"
+            "the spectra to the grid of fitting, by Spectra.on or Resampling"
         )
 
 
 def require_positive(**values: object) -> None:
     """Raises a ValueError where one of some named values is no finite number above 0."""
     for name, value in values.items():
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not 0 < float(value) < np.inf:  # type: ignore[arg-type]
+        if not 0 < _number(value) < np.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def require_not_negative(**values: object) -> None:
+    """Raises a ValueError where one of some named values is no finite number of 0 or more."""
+    for name, value in values.items():
+        if not 0 <= _number(value) < np.inf:
+            raise ValueError(f"{name} must be a finite number of 0 or more, got {value!r}")
+
+
+def require_share(**values: object) -> None:
+    """Raises a ValueError where one of some named values is no number from 0 to less than 1."""
+    for name, value in values.items():
+        if not 0 <= _number(value) < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+
+
+def _number(value: object) -> float:
+    """A real number as a float, and NaN of anything else."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return float(value) if number else np.nan  # type: ignore[arg-type]
+
+
+def require_count(**values: object) -> None:
+    """Raises a ValueError where one of some named values is no whole number of 1 or more."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+
+
+def require_members(spectra: int | None = None, **values: ArrayLike) -> list[NDArray]:
+    """What each spectrum belongs to, by arrays ``(spectra,)`` of names or numbers.
+
+    Arguments:
+        spectra: How many there are; None for as many as the first array says.
+        values: Such as labels or cores.
+
+    Raises:
+        ValueError: one has another shape, or something in it is no name: None, NaN, infinity, or
+            words beside numbers.
+    """
+    found = []
+    for name, value in values.items():
+        members = np.asarray(value)
+        spectra = len(members) if spectra is None and members.ndim == 1 else spectra
+        if members.shape != (spectra,):
+            wanted = "one for each spectrum" if spectra is None else f"({spectra},) is needed"
+            raise ValueError(f"{name} has the shape {members.shape}; {wanted}")
+        if np.issubdtype(members.dtype, np.inexact) and not np.isfinite(members).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+        if members.dtype == object and not _of_one_kind(members):
+            raise ValueError(f"{name} holds None or values of several kinds, not words or numbers")
+        found.append(members)
+    return found
+
+
+def _of_one_kind(members: NDArray) -> bool:
+    return any(all(isinstance(member, kind) for member in members) for kind in (str, Integral))

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from iresflow.errors import NonFiniteError
 from iresflow.spectra.checks import (
     Floats,
-    require_grid,
+    require_count,
+    require_members,
+    require_not_negative,
     require_positive,
     require_same_grid,
     require_spectra,
 )
+from iresflow.spectra.collection import grid_of
 from iresflow.spectra.objective import SCORED, WeightedCrossEntropy
 from iresflow.spectra.storage import Stored
 from iresflow.training.build import resolve_device
@@ -141,6 +144,7 @@ class NetworkClassifier(ClassifierOfSpectra):
     batch_size: int
     learning_rate: float
     weight_decay: float
+    shift: float
     validation: float | int | None
     patience: int | None
     class_weight: Mapping[Any, float] | str | None
@@ -156,7 +160,7 @@ class NetworkClassifier(ClassifierOfSpectra):
         """Trains a new network.
 
         Arguments:
-            X: ``(spectra, bins)``, 0 or more.
+            X: ``(spectra, bins)``, 0 or more: an array, or `Spectra`, whose grid is remembered.
             y: Labels ``(spectra,)``.
             groups: Which core, patient or array each spectrum is of ``(spectra,)``: those of one
                 are held out together or not at all. Without it, single spectra are held out.
@@ -166,7 +170,11 @@ class NetworkClassifier(ClassifierOfSpectra):
             NonFiniteError: a loss or gradient is not finite.
         """
         spectra, numbers, classes = labelled_spectra(X, y)
-        grid = None if self.grid is None else require_grid(self.grid, spectra.shape[1])
+        if groups is not None:
+            (groups,) = require_members(len(spectra), groups=groups)
+        require_count(epochs=self.epochs, batch_size=self.batch_size)
+        require_not_negative(shift=self.shift)
+        grid = grid_of(X, self.grid, spectra.shape[1])
         device = resolve_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[]):
@@ -175,13 +183,18 @@ class NetworkClassifier(ClassifierOfSpectra):
         values = tensor_of(spectra, torch.get_default_dtype())
         train, held = self._parts(values, torch.from_numpy(numbers), groups, seed)
         assert train.labels is not None
+        if len(lost := np.setdiff1d(numbers, train.labels.numpy())):
+            raise ValueError(
+                f"all spectra of class {classes[lost[0]]} are held out: hold fewer out, or make "
+                "smaller groups"
+            )
         weights = weights_of_classes(self.class_weight, classes, train.labels.numpy())
         fitted = fit(
             network,
             train.values,
             train.labels,
             validation=None if held is None else (held.values, held.labels),
-            objective=WeightedCrossEntropy(tuple(weights.tolist())),
+            objective=WeightedCrossEntropy(tuple(weights.tolist()), float(self.shift)),
             seed=seed,
             bar=bool(self.verbose),
             title=type(self).__name__,
@@ -196,8 +209,8 @@ class NetworkClassifier(ClassifierOfSpectra):
         """Logits ``(spectra, classes)``; of two classes, the second's less the first's.
 
         Raises:
-            ValueError: spectra of another number of bins, or as `require_spectra`; or ``grid`` is
-                another one than at fitting.
+            ValueError: spectra of another number of bins or on another grid than at fitting, or as
+                `require_spectra`.
             NonFiniteError: the network gives NaN or infinity.
         """
         logits = self._logits(X).numpy()
@@ -215,8 +228,8 @@ class NetworkClassifier(ClassifierOfSpectra):
 
     def _logits(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self)
-        require_same_grid(self.grid, self.grid_)
         spectra = require_spectra(X, self.n_features_in_, by=self)
+        require_same_grid(grid_of(X, self.grid), self.grid_)
         dtype = next(self.network_.parameters()).dtype
         logits = predict(self.network_, tensor_of(spectra, dtype), SCORED).cpu()
         if not bool(logits.isfinite().all()):
@@ -252,10 +265,6 @@ class NetworkClassifier(ClassifierOfSpectra):
         return Batch.of(whole, torch.from_numpy(train)), Batch.of(whole, torch.from_numpy(held))
 
     def _options(self, samples: int, held: int) -> dict[str, Any]:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if value < 1 or value != int(value):
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
         if self.patience is not None and not held:
             raise ValueError("patience counts validations: pass validation=0.1 or so as well")
         batch_size = min(int(self.batch_size), samples)

@@ -5,18 +5,22 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self, final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from iresflow.spectra.checks import Floats, require_grid, require_spectra
+from iresflow.spectra.checks import Floats, require_grid, require_members, require_spectra
 from iresflow.spectra.grids import common_grid, resample
 
-__all__ = ["Spectra", "gather"]
+__all__ = ["Spectra", "gather", "grid_of"]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Spectra:
     """Spectra on one grid of mass bins; entry i of each array belongs to spectrum i.
+
+    The estimators and transformers of this room take them in the place of ``X``, remember the
+    grid that they were fitted on, and refuse spectra on another one. For all others, such as
+    scikit-learn's own, they are the array ``X``.
 
     Arguments:
         X: Intensities ``(spectra, bins)``, floating, finite and not negative.
@@ -50,6 +54,18 @@ class Spectra:
 
     def __len__(self) -> int:
         return len(self.X)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of spectra and of bins."""
+        spectra, bins = self.X.shape
+        return spectra, bins
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Floats:
+        """The intensities, for functions that take arrays."""
+        if copy is None:
+            return np.asarray(self.X, dtype)
+        return np.array(self.X, dtype, copy=copy)
 
     def __getitem__(self, which: NDArray | slice) -> Self:
         """Some of the spectra, by places or a mask ``(spectra,)``."""
@@ -91,6 +107,11 @@ def gather(
             intensities, masses that are unsorted or occur twice, intensities that are negative
             or not finite, or grids that don't overlap.
     """
+    masses, intensities = list(masses), list(intensities)
+    if len(masses) != len(intensities):
+        raise ValueError(
+            f"each spectrum has masses and intensities, got {len(masses)} and {len(intensities)}"
+        )
     own: list[Floats] = []
     values: list[Floats] = []
     for place, (mass, intensity) in enumerate(zip(masses, intensities, strict=True)):
@@ -112,11 +133,35 @@ def gather(
     return Spectra(np.stack(rows), target, **known)
 
 
+def grid_of(X: object, named: ArrayLike | None = None, bins: int | None = None) -> Floats | None:
+    """The masses that spectra bring along, else those that are named; None where there are none.
+
+    Arguments:
+        X: `Spectra`, or an array, which has no masses.
+        named: Masses of the bins ``(bins,)`` in daltons, or None.
+        bins: How many there must be of those; None for any number.
+
+    Raises:
+        ValueError: the masses that are named are no grid, or not that of the spectra.
+    """
+    known = None if named is None else require_grid(named, bins)
+    if not isinstance(X, Spectra):
+        return known
+    if known is not None and not np.array_equal(known, X.grid):
+        raise ValueError(
+            f"the spectra are on a grid of {len(X.grid)} masses, {X.grid[0]:g} to "
+            f"{X.grid[-1]:g}, and grid= names another one, of {len(known)}, {known[0]:g} to "
+            f"{known[-1]:g}"
+        )
+    return X.grid
+
+
 def _entries(entries: ArrayLike, name: str, spectra: int) -> NDArray:
+    if name != "coordinates":
+        return require_members(spectra, **{name: entries})[0]
     found = np.asarray(entries)
-    wanted = (spectra, 3) if name == "coordinates" else (spectra,)
-    if found.shape != wanted:
-        raise ValueError(f"{name} has the shape {found.shape}; {wanted} is needed")
+    if found.shape != (spectra, 3):
+        raise ValueError(f"{name} has the shape {found.shape}; {(spectra, 3)} is needed")
     if np.issubdtype(found.dtype, np.floating) and not np.isfinite(found).all():
         raise ValueError(f"{name} holds NaN or infinity")
     return found

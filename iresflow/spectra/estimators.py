@@ -23,8 +23,8 @@ class IsotopeNet(NetworkClassifier):
     `iresflow.spectra.networks` for the kernel of the locally connected layer.
 
     Arguments:
-        grid: Masses of the bins ``(bins,)`` in daltons. Filters in daltons and names of masses
-            need them; with them, spectra on another grid are refused.
+        grid: Masses of the bins ``(bins,)`` in daltons, for arrays, which don't have them. Filters
+            in daltons and names of masses need them.
         filters: The convolutional part: `BinFilters`, the default, or `PhysicalFilters`.
         local_kernel: Kernel size of the locally connected layer, odd; 0 for no such layer.
         dropout: Share of features that are lost before it, in training.
@@ -32,6 +32,8 @@ class IsotopeNet(NetworkClassifier):
         batch_size: Spectra in a step of training.
         learning_rate: Of Adam; it rises at first, and falls over the last three tenths.
         weight_decay: The factor of the weights that is added to their gradient.
+        shift: Standard deviation, in bins, of random shifts along the bins that each spectrum gets
+            each time it is seen in training, as by errors of the mass scale.
         validation: Spectra that are held out of those of ``fit``, a count or a share: the weights
             with the best score on them are left. None for none, and the last weights.
         patience: Epochs without a better score after which training ends; None for never.
@@ -52,6 +54,7 @@ class IsotopeNet(NetworkClassifier):
         batch_size: int = 256,
         learning_rate: float = 5e-4,
         weight_decay: float = 0.01,
+        shift: float = 0.0,
         validation: float | int | None = None,
         patience: int | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
@@ -67,6 +70,7 @@ class IsotopeNet(NetworkClassifier):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.shift = shift
         self.validation = validation
         self.patience = patience
         self.class_weight = class_weight
@@ -83,12 +87,12 @@ class ResidualNet(NetworkClassifier):
     """A deep residual network as for images (thesis, table A.1): what IsotopeNet is compared with.
 
     Arguments:
-        grid: Masses of the bins ``(bins,)`` in daltons; with them, spectra on another grid are
-            refused.
+        grid: Masses of the bins ``(bins,)`` in daltons, for arrays, which don't have them.
         epochs: Passes over the training spectra.
         batch_size: Spectra in a step of training.
         learning_rate: Of Adam; it rises at first, and falls over the last three tenths.
         weight_decay: The factor of the weights that is added to their gradient.
+        shift: As of `IsotopeNet`.
         validation: As of `IsotopeNet`.
         patience: As of `IsotopeNet`.
         class_weight: As of `IsotopeNet`.
@@ -105,6 +109,7 @@ class ResidualNet(NetworkClassifier):
         batch_size: int = 64,
         learning_rate: float = 5e-4,
         weight_decay: float = 0.001,
+        shift: float = 0.0,
         validation: float | int | None = None,
         patience: int | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
@@ -117,6 +122,7 @@ class ResidualNet(NetworkClassifier):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.shift = shift
         self.validation = validation
         self.patience = patience
         self.class_weight = class_weight

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold
 
+from iresflow.spectra.checks import require_members
+
 __all__ = ["group_folds"]
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -32,16 +34,14 @@ def group_folds(
             a core that belongs to several groups, or a fold without test spectra or whose
             training spectra lack a class.
     """
-    label, group = np.asarray(labels), np.asarray(groups)
-    if label.ndim != 1 or label.shape != group.shape:
-        raise ValueError(f"labels {label.shape} and groups {group.shape}: one for each spectrum")
+    label, group = require_members(labels=labels, groups=groups)
     classes, members = np.unique(label), np.unique(group)
     if len(classes) < 2:
         raise ValueError(f"there is one class, {classes[0]}" if len(classes) else "no spectrum")
     if len(members) < 2:
         raise ValueError(f"there is one group, {members[0]}: nothing can be left out")
     if cores is not None:
-        _check_cores(np.asarray(cores), group)
+        _check_cores(require_members(len(label), cores=cores)[0], group)
     splitter = splitter or StratifiedGroupKFold(4)
     rows = np.zeros((len(label), 1))
     if (folds := splitter.get_n_splits(rows, label, group)) > len(members):
@@ -65,8 +65,6 @@ def group_folds(
 
 
 def _check_cores(core: NDArray, group: NDArray) -> None:
-    if core.shape != group.shape:
-        raise ValueError(f"cores {core.shape} and groups {group.shape}: one for each spectrum")
     first: dict[object, object] = {}
     for one, its in zip(core.tolist(), group.tolist(), strict=True):
         if first.setdefault(one, its) != its:

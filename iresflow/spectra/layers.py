@@ -6,9 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresflow.streams import UNIFORM, Stream, draw
+from iresflow.streams import NORMAL, UNIFORM, Stream, draw
 
-__all__ = ["LocallyConnected", "ResidualLayer", "Standardized", "convolution", "dropped"]
+__all__ = [
+    "LocallyConnected",
+    "ResidualLayer",
+    "Standardized",
+    "convolution",
+    "dropped",
+    "shifted",
+]
 
 
 def convolution(inputs: int, maps: int, kernel_size: int, stride: int = 1) -> nn.Conv1d:
@@ -103,3 +110,23 @@ def dropped(x: Tensor, share: float, stream: Stream | None) -> Tensor:
         return x
     drawn = draw(UNIFORM, x.shape, stream, batch=0, device=x.device, dtype=x.dtype)
     return torch.where(drawn < share, 0.0, x / (1 - share))
+
+
+def shifted(x: Tensor, deviation: float, stream: Stream) -> Tensor:
+    """Spectra ``(B, bins)``, each moved along the bins: what an error of the mass scale does.
+
+    Between bins values are linear, and beyond the ends as at the ends.
+
+    Arguments:
+        x: The spectra.
+        deviation: Of the normal numbers by which they are moved, in bins; 0 to leave all in place.
+        stream: What the numbers are drawn from.
+    """
+    if deviation == 0:
+        return x
+    bins = x.shape[1]
+    by = deviation * draw(NORMAL, (len(x), 1), stream, batch=0, device=x.device, dtype=x.dtype)
+    places = (torch.arange(bins, device=x.device) + by).clamp(0, bins - 1)
+    left = places.floor()
+    right = (left + 1).clamp(max=bins - 1)
+    return torch.lerp(x.gather(1, left.long()), x.gather(1, right.long()), places - left)

@@ -16,7 +16,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from iresflow.spectra.checks import Floats
+from iresflow.spectra.checks import Floats, require_count, require_share
 from iresflow.spectra.filters import BinFilters, Filters
 from iresflow.spectra.layers import (
     LocallyConnected,
@@ -64,8 +64,11 @@ class IsotopeNetwork(nn.Module):
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+        require_share(dropout=dropout)
+        if not isinstance(filters, Filters | None):
+            raise ValueError(f"filters are BinFilters, PhysicalFilters or None, got {filters!r}")
+        if local_kernel != 0:
+            require_count(local_kernel=local_kernel)
         self.dropout = float(dropout)
         self.standardized = Standardized()
         self.convolutions, length = (filters or BinFilters()).convolutions(bins, grid)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresflow.errors import NonFiniteError
+from iresflow.spectra.layers import shifted
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Objective, Score, Terms
@@ -23,13 +24,15 @@ SCORED = 64
 class WeightedCrossEntropy(Objective):
     """The mean over samples of the weight of their class times their cross entropy, in nats.
 
-    Dropout draws from the stream of the step, so training repeats.
+    Shifts and dropout draw from the stream of the step, so training repeats.
 
     Arguments:
         weights: One for each class.
+        shift: Standard deviation, in bins, by which each spectrum is moved in each step.
     """
 
     weights: tuple[float, ...]
+    shift: float = 0.0
 
     def unit(self, model: nn.Module) -> str:
         return "cross_entropy"
@@ -39,7 +42,8 @@ class WeightedCrossEntropy(Objective):
         return ("accuracy",)
 
     def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
-        logits, labels = model(batch.values, stream), class_numbers(batch)
+        values = shifted(batch.values, self.shift, stream)
+        logits, labels = model(values, stream), class_numbers(batch)
         right = (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
         return Terms(self._loss(logits, labels), {"accuracy": right})
 

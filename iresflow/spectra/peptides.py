@@ -122,8 +122,10 @@ def draw_peptides(
             f"{count} peptides, of which {marking} mark each of {classes} classes: at least 2 "
             "classes and as many peptides as mark any are needed"
         )
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"masses are finite, above 0 and ascending, got {low} to {high} Da")
     nucleons = np.arange(np.ceil(low / MASS_PER_NUCLEON), high / MASS_PER_NUCLEON)
-    if not 0 < low < high < np.inf or len(nucleons) < count:
+    if len(nucleons) < count:
         raise ValueError(f"{count} peptides don't find masses of their own in {low} to {high} Da")
     generator = np.random.default_rng(seed)
     chosen = generator.choice(nucleons, count, replace=False)

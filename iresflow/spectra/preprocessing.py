@@ -1,11 +1,13 @@
 """What is done to spectra before they are classified, as scikit-learn transformers.
 
 None of them learns from the spectra that it is fitted to, so in a pipeline nothing leaks from one
-fold to another. Fitting checks the spectra, and remembers their number of bins.
+fold to another. Fitting checks the spectra, and remembers their number of bins and, of `Spectra`,
+their grid. What comes out is of the kind of what went in: arrays, or `Spectra` with their grid.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Self, final
+from dataclasses import replace
+from typing import Any, Self, final, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,10 +17,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from iresflow.spectra.checks import (
     Floats,
+    require_count,
     require_grid,
     require_positive,
+    require_same_grid,
     require_spectra,
 )
+from iresflow.spectra.collection import Spectra, grid_of
 from iresflow.spectra.grids import bin_edges, resample
 
 __all__ = [
@@ -36,36 +41,60 @@ ROUNDING = 1e-12
 
 
 class Preprocessing(TransformerMixin, BaseEstimator, ABC):
-    """A transformer of spectra ``(spectra, bins)``, each by itself."""
+    """A transformer of spectra ``(spectra, bins)``, each by itself.
 
+    Attributes:
+        n_features_in_: Bins of the spectra.
+        grid_in_: Masses of the bins ``(bins,)`` in daltons, or None where they are not known.
+        grid_: Masses of the bins that come out ``(bins',)``, likewise.
+    """
+
+    grid: ArrayLike | None = None
     n_features_in_: int
+    grid_in_: Floats | None
+    grid_: Floats | None
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Checks spectra and parameters.
 
         Arguments:
-            X: ``(spectra, bins)``, 0 or more.
+            X: ``(spectra, bins)``, 0 or more: an array, or `Spectra`, whose grid is remembered.
             y: Nothing is learnt from labels.
 
         Raises:
             ValueError: as `require_spectra`, or a parameter is out of range.
         """
-        spectra = require_spectra(X)
-        self._prepare(spectra.shape[1])
-        self.n_features_in_ = spectra.shape[1]
+        bins = require_spectra(X).shape[1]
+        grid = grid_of(X, self.grid, bins)
+        self.grid_ = self._prepare(bins, grid)
+        self.n_features_in_, self.grid_in_ = bins, grid
         return self
 
-    def transform(self, X: ArrayLike) -> Floats:
-        """The transformed spectra ``(spectra, bins')``.
+    # Spectra are arrays, too, to those who take arrays: the first that fits is meant.
+    @overload
+    def transform(self, X: Spectra) -> Spectra: ...
+
+    @overload
+    def transform(self, X: ArrayLike) -> Floats: ...
+
+    def transform(self, X: ArrayLike) -> Floats | Spectra:
+        """The transformed spectra ``(spectra, bins')``; of `Spectra`, with all that was known.
 
         Raises:
-            ValueError: as `require_spectra`, or another number of bins than at fitting.
+            ValueError: as `require_spectra`, or another number of bins or another grid than at
+                fitting.
         """
         check_is_fitted(self)
-        return self._apply(require_spectra(X, self.n_features_in_, by=self))
+        spectra = require_spectra(X, self.n_features_in_, by=self)
+        require_same_grid(grid_of(X, self.grid), self.grid_in_)
+        found = self._apply(spectra)
+        if not isinstance(X, Spectra):
+            return found
+        return replace(X, X=found, grid=_known(self.grid_))
 
-    def _prepare(self, bins: int) -> None:
-        """Checks parameters against the number of bins, and computes what follows from them."""
+    def _prepare(self, bins: int, grid: Floats | None) -> Floats | None:
+        """Checks parameters against bins and grid, and gives the grid of what comes out."""
+        return grid
 
     @abstractmethod
     def _apply(self, spectra: Floats) -> Floats:
@@ -88,8 +117,9 @@ class TopHatBaseline(Preprocessing):
     def __init__(self, half_width: int = 100) -> None:
         self.half_width = half_width
 
-    def _prepare(self, bins: int) -> None:
-        _require_count("half_width", self.half_width)
+    def _prepare(self, bins: int, grid: Floats | None) -> Floats | None:
+        require_count(half_width=self.half_width)
+        return grid
 
     def _apply(self, spectra: Floats) -> Floats:
         opened: Floats = grey_opening(spectra, size=(1, 2 * int(self.half_width) + 1))
@@ -111,8 +141,9 @@ class SnipBaseline(Preprocessing):
     def __init__(self, iterations: int = 100) -> None:
         self.iterations = iterations
 
-    def _prepare(self, bins: int) -> None:
-        _require_count("iterations", self.iterations)
+    def _prepare(self, bins: int, grid: Floats | None) -> Floats | None:
+        require_count(iterations=self.iterations)
+        return grid
 
     def _apply(self, spectra: Floats) -> Floats:
         baseline, bins = spectra.copy(), spectra.shape[1]
@@ -155,29 +186,27 @@ class Resampling(Preprocessing):
     Each new bin gets the mean of the linear interpolant of a spectrum over the bin.
 
     Arguments:
-        grid: Masses of the bins ``(bins,)``, in daltons.
+        grid: Masses of the bins ``(bins,)`` in daltons, for arrays, which don't have them.
         masses: Those of the new ones ``(bins',)``, within the grid; None for an equidistant grid
             of as many from the first to the last one.
-
-    Attributes:
-        grid_: The masses of the new bins ``(bins',)``, in daltons.
 
     Raises:
         ValueError: in `fit`, also where the new masses leave the grid, or don't meet it at all.
     """
 
-    def __init__(self, grid: ArrayLike, masses: ArrayLike | None = None) -> None:
+    def __init__(self, grid: ArrayLike | None = None, masses: ArrayLike | None = None) -> None:
         self.grid = grid
         self.masses = masses
 
-    def _prepare(self, bins: int) -> None:
-        old = require_grid(self.grid, bins)
+    def _prepare(self, bins: int, grid: Floats | None) -> Floats | None:
+        old = _known(grid)
         new = np.linspace(old[0], old[-1], bins) if self.masses is None else self.masses
-        self.grid_ = require_grid(new)
-        resample(np.zeros(bins), old, self.grid_)  # says what does not fit
+        found = require_grid(new)
+        resample(np.zeros(bins), old, found)  # says what does not fit
+        return found
 
     def _apply(self, spectra: Floats) -> Floats:
-        return resample(spectra, self.grid, self.grid_)
+        return resample(spectra, _known(self.grid_in_), _known(self.grid_))
 
 
 @final
@@ -187,23 +216,20 @@ class Binning(Preprocessing):
     A bin that lies in several new ones is divided in proportion to its share of each.
 
     Arguments:
-        grid: Masses of the bins ``(bins,)``, in daltons.
+        grid: Masses of the bins ``(bins,)`` in daltons, for arrays, which don't have them.
         width: Of the new bins, in daltons, not below that of the widest old one.
-
-    Attributes:
-        grid_: The masses of the new bins ``(bins',)``, in daltons.
 
     Raises:
         ValueError: in `fit`.
     """
 
-    def __init__(self, grid: ArrayLike, width: float) -> None:
+    def __init__(self, grid: ArrayLike | None = None, width: float = 1.0) -> None:
         self.grid = grid
         self.width = width
 
-    def _prepare(self, bins: int) -> None:
+    def _prepare(self, bins: int, grid: Floats | None) -> Floats | None:
         require_positive(width=self.width)
-        edges = bin_edges(require_grid(self.grid, bins))
+        edges = bin_edges(_known(grid))
         widest = float(np.diff(edges).max())
         if self.width < widest * (1 - ROUNDING):
             raise ValueError(
@@ -212,7 +238,7 @@ class Binning(Preprocessing):
             )
         count = int(np.ceil((edges[-1] - edges[0]) / self.width * (1 - ROUNDING)))
         self._edges, self._ends = edges, edges[0] + self.width * np.arange(count + 1)
-        self.grid_ = (self._ends[1:] + self._ends[:-1]) / 2
+        return (self._ends[1:] + self._ends[:-1]) / 2
 
     def _apply(self, spectra: Floats) -> Floats:
         upto = np.concatenate([np.zeros((len(spectra), 1)), spectra.cumsum(1)], axis=1)
@@ -220,6 +246,8 @@ class Binning(Preprocessing):
         return np.maximum(np.diff(np.stack(sums), axis=1), 0.0)  # a sum of sums rounds
 
 
-def _require_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number of bins, 1 or more, got {value!r}")
+def _known(grid: Floats | None) -> Floats:
+    """The grid, where one is needed."""
+    if grid is None:
+        raise ValueError("arrays have no masses: pass them by grid=..., or Spectra, which do")
+    return grid

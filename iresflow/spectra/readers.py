@@ -60,14 +60,14 @@ def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
     return _gathered(file, masses, intensities, grid, coordinates=coordinates)
 
 
-def read_text(paths: Iterable[File], grid: ArrayLike | None = None) -> Spectra:
+def read_text(paths: File | Iterable[File], grid: ArrayLike | None = None) -> Spectra:
     """Spectra in text files, one in each: a line is a mass and an intensity.
 
     Numbers are separated by white space, commas or semicolons. Lines that are empty or begin with
     ``#`` are passed over, and so is a first line of two words, the names of the columns.
 
     Arguments:
-        paths: The files.
+        paths: The files, or one.
         grid: Masses to bring all spectra to; None as for `read_imzml`.
 
     Raises:
@@ -75,7 +75,8 @@ def read_text(paths: Iterable[File], grid: ArrayLike | None = None) -> Spectra:
             `iresflow.spectra.collection.gather` needs them.
         ValueError: no file, or the grid is none.
     """
-    files = [Path(path) for path in paths]
+    given = [paths] if isinstance(paths, str | PathLike) else paths
+    files = [Path(path) for path in given]
     if not files:
         raise ValueError("there is no file to read")
     columns = [_columns(file) for file in files]

@@ -9,17 +9,13 @@ from scipy.stats import rankdata
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils.validation import check_is_fitted
 
-from iresflow.spectra.checks import (
-    Floats,
-    require_grid,
-    require_same_grid,
-    require_spectra,
-)
+from iresflow.spectra.checks import Floats, require_count, require_same_grid, require_spectra
 from iresflow.spectra.classifier import (
     ClassifierOfSpectra,
     labelled_spectra,
     weights_of_classes,
 )
+from iresflow.spectra.collection import grid_of
 
 __all__ = ["RocLda", "fit_each", "roc_areas"]
 
@@ -65,8 +61,7 @@ class RocLda(ClassifierOfSpectra):
 
     Arguments:
         features: K, how many bins; all, if there are fewer.
-        grid: Masses of the bins ``(bins,)`` in daltons; with them, spectra on another grid are
-            refused.
+        grid: Masses of the bins ``(bins,)`` in daltons, for arrays, which don't have them.
         class_weight: A weight for each class, ``"balanced"``, or None, as in scikit-learn: the
             prior probabilities are in proportion to the weights times the classes' sizes.
 
@@ -94,7 +89,7 @@ class RocLda(ClassifierOfSpectra):
         """Ranks the bins and fits the discriminants.
 
         Arguments:
-            X: ``(spectra, bins)``, 0 or more.
+            X: ``(spectra, bins)``, 0 or more: an array, or `Spectra`, whose grid is remembered.
             y: Labels ``(spectra,)``.
 
         Raises:
@@ -104,9 +99,8 @@ class RocLda(ClassifierOfSpectra):
 
     def _fit(self, X: ArrayLike, y: ArrayLike, ranking: np.ndarray) -> Self:
         spectra, numbers, classes = labelled_spectra(X, y)
-        if self.features < 1 or self.features != int(self.features):
-            raise ValueError(f"features must be a whole number of 1 or more, got {self.features}")
-        self.grid_ = None if self.grid is None else require_grid(self.grid, spectra.shape[1])
+        require_count(features=self.features)
+        self.grid_ = grid_of(X, self.grid, spectra.shape[1])
         weights = weights_of_classes(self.class_weight, classes, numbers)
         shares = weights * np.bincount(numbers)
         chosen = spectra[:, ranking[: self.features]]
@@ -126,12 +120,12 @@ class RocLda(ClassifierOfSpectra):
         """Discriminants ``(spectra, classes)``; of two classes ``(spectra,)``, for the second.
 
         Raises:
-            ValueError: spectra of another number of bins, or as `require_spectra`; or ``grid`` is
-                another one than at fitting.
+            ValueError: spectra of another number of bins or on another grid than at fitting, or as
+                `require_spectra`.
         """
         check_is_fitted(self)
-        require_same_grid(self.grid, self.grid_)
         spectra = require_spectra(X, self.n_features_in_, by=self)
+        require_same_grid(grid_of(X, self.grid), self.grid_)
         found = spectra[:, self.selected_] @ self.coefficients_.T + self.intercepts_
         return found[:, 0] if len(self.classes_) == 2 else found
 

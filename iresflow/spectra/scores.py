@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import recall_score
 
+from iresflow.spectra.checks import require_members
+
 __all__ = ["balanced_accuracy", "core_balanced_accuracy", "majority_vote"]
 
 
@@ -34,11 +36,9 @@ def majority_vote(predicted: ArrayLike, cores: ArrayLike) -> tuple[np.ndarray, n
     Raises:
         ValueError: different lengths, or no spectra.
     """
-    predicted, cores = np.asarray(predicted), np.asarray(cores)
-    if predicted.ndim != 1 or predicted.shape != cores.shape or not len(cores):
-        raise ValueError(
-            f"predictions and cores have shape (spectra,), got {predicted.shape} and {cores.shape}"
-        )
+    predicted, cores = require_members(predicted=predicted, cores=cores)
+    if not len(cores):
+        raise ValueError("there is no spectrum")
     classes, numbers = np.unique(predicted, return_inverse=True)
     known, places = np.unique(cores, return_inverse=True)
     votes = np.zeros((len(known), len(classes)), dtype=int)

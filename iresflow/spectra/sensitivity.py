@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 from scipy.signal import find_peaks
 from sklearn.utils.validation import check_is_fitted
 
-from iresflow.spectra.checks import Floats, require_grid, require_spectra
+from iresflow.spectra.checks import Floats, require_grid, require_same_grid, require_spectra
 from iresflow.spectra.classifier import NetworkClassifier, tensor_of
+from iresflow.spectra.collection import grid_of
 from iresflow.spectra.objective import SCORED
 from iresflow.spectra.patterns import ISOTOPE_DISTANCE
 
@@ -115,6 +116,7 @@ def sensitivity_map(
     """
     check_is_fitted(model)
     spectra = require_spectra(X, model.n_features_in_, by=model)
+    require_same_grid(grid_of(X, model.grid), model.grid_)
     grid = model.grid_ if grid is None else grid
     if grid is None:
         raise ValueError("a map needs the masses of the bins, and the model has none: grid=...")

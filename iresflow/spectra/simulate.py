@@ -13,14 +13,20 @@ of the averagine isotope pattern, with Gaussian peaks; a bin counts a Poisson nu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr
 
-from iresflow.spectra.checks import Floats, require_grid
+from iresflow.spectra.checks import (
+    Floats,
+    require_count,
+    require_grid,
+    require_not_negative,
+    require_positive,
+)
 from iresflow.spectra.collection import Spectra
 from iresflow.spectra.grids import bin_edges, tof_grid
 from iresflow.spectra.peptides import DEAMIDATION, Peptide, classes_of, form_pattern
@@ -49,9 +55,7 @@ class Layout:
     spots: int = 8
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if (number := getattr(self, field.name)) < 1 or int(number) != number:
-                raise ValueError(f"{field.name} is {number}; a positive whole number is needed")
+        require_count(**vars(self))
 
 
 @final
@@ -76,11 +80,8 @@ class Instrument:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", require_grid(self.grid))
-        if not (self.resolution > 0 and self.baseline >= 0 and self.decay > 0):
-            raise ValueError(
-                f"resolution {self.resolution}, baseline {self.baseline}, decay {self.decay}: "
-                "positive numbers are needed, and a baseline that is not negative"
-            )
+        require_positive(resolution=self.resolution, decay=self.decay)
+        require_not_negative(baseline=self.baseline)
 
 
 @final
@@ -114,12 +115,7 @@ class Variation:
     array_shift: float = 50.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) < np.inf:
-                raise ValueError(
-                    f"{field.name} is {getattr(self, field.name)}; a deviation must be finite "
-                    "and not negative"
-                )
+        require_not_negative(**vars(self))
 
 
 def simulate(

@@ -57,11 +57,21 @@ def test_splits_that_can_t_be_or_would_leak_are_refused():
         group_folds(LABELS, one)
     with pytest.raises(ValueError, match="no spectrum"):
         group_folds([], [])
-    with pytest.raises(ValueError, match="one for each"):
+    with pytest.raises(ValueError, match=r"groups has the shape \(47,\)"):
         group_folds(LABELS, ARRAYS[1:])
+    with pytest.raises(ValueError, match="one for each spectrum"):
+        group_folds(LABELS[:, None], ARRAYS)
+    # Of two groups without a name nobody can say whether they are one.
+    nameless = np.where(ARRAYS == 3, np.nan, ARRAYS)
+    for arguments in ((LABELS, nameless), (nameless, ARRAYS), (LABELS, ARRAYS, None, nameless)):
+        with pytest.raises(ValueError, match="holds NaN"):
+            group_folds(*arguments[:3], cores=arguments[3] if len(arguments) > 3 else None)
+    for groups in (np.where(ARRAYS == 3, None, ARRAYS), np.where(ARRAYS == 3, "a", None)):
+        with pytest.raises(ValueError, match="groups holds None or values of several kinds"):
+            group_folds(LABELS, groups)
     with pytest.raises(ValueError, match="core 0 belongs to the groups 0 and 1"):
         group_folds(LABELS, ARRAYS, cores=CORES % 4)
-    with pytest.raises(ValueError, match="one for each"):
+    with pytest.raises(ValueError, match=r"cores has the shape \(47,\)"):
         group_folds(LABELS, ARRAYS, cores=CORES[1:])
     with pytest.raises(ValueError, match="KFold puts a group on both sides"):
         group_folds(LABELS, ARRAYS, KFold(5, shuffle=True, random_state=0))

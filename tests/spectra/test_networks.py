@@ -15,7 +15,13 @@ from iresflow.spectra import (
     receptive_field,
     suggest_architecture,
 )
-from iresflow.spectra.layers import LocallyConnected, ResidualLayer, convolution, dropped
+from iresflow.spectra.layers import (
+    LocallyConnected,
+    ResidualLayer,
+    convolution,
+    dropped,
+    shifted,
+)
 from iresflow.spectra.networks import residual_plan
 from iresflow.streams import PartialStream
 
@@ -200,6 +206,26 @@ def test_dropout_keeps_the_mean_and_repeats_in_parts():
     ]
     assert torch.equal(torch.cat(parts), found)
     assert dropped(x, 0.3, None) is x
+
+
+def test_shifts_are_normal_and_interpolate_and_repeat_in_parts():
+    ramp = torch.arange(200.0).expand(500, 200)
+    stream = torch.Generator().manual_seed(1)
+    by = shifted(ramp, 2.0, stream)[:, 100] - 100  # a ramp says where it was read
+    error = 2 / (2 * len(by)) ** 0.5
+    assert abs(by.mean()) < 4 * 2 / len(by) ** 0.5
+    assert abs(by.std() - 2) < 4 * error < abs(by.std() - 1.6)  # and the control
+    x = torch.rand(500, 200)
+    found = shifted(x, 2.0, torch.Generator().manual_seed(1))
+    places = np.arange(200)
+    expected = [np.interp(places + b, places, row) for b, row in zip(by.tolist(), x, strict=True)]
+    assert found.numpy() == pytest.approx(np.stack(expected), abs=1e-9)
+    parts = [
+        shifted(x[a:b], 2.0, PartialStream(torch.Generator().manual_seed(1), 500, a))
+        for a, b in ((0, 150), (150, 500))
+    ]
+    assert torch.equal(torch.cat(parts), found)
+    assert shifted(x, 0.0, stream) is x
 
 
 def test_wrong_numbers_are_refused():

@@ -142,8 +142,8 @@ def test_in_a_pipeline_a_classifier_gets_the_new_grid(small):
 @pytest.mark.parametrize(
     ("transformer", "words"),
     [
-        (TopHatBaseline(0), "half_width must be a whole number of bins, 1 or more, got 0"),
-        (SnipBaseline(2.5), "iterations must be a whole number of bins, 1 or more, got 2.5"),
+        (TopHatBaseline(0), "half_width must be a whole number of 1 or more, got 0"),
+        (SnipBaseline(2.5), "iterations must be a whole number of 1 or more, got 2.5"),
         (Resampling(np.arange(1.0, 60.0)), "the grid has 59 masses, and the spectra 60 bins"),
         (Resampling(np.arange(1.0, 61.0)[::-1]), "got unsorted"),
         (

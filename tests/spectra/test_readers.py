@@ -142,6 +142,7 @@ def test_text_of_two_columns_is_read_back(tmp_path, separator, head):
     found = read_text(files)
     np.testing.assert_array_equal(found.X, rows)
     np.testing.assert_array_equal(found.grid, GRID)
+    np.testing.assert_array_equal(read_text(str(files[1])).X, rows[1:2])  # one by its name
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,7 @@ def test_gathered_arrays_and_what_is_refused():
     np.testing.assert_array_equal(part.X, rows[[0, 2]])
     for masses, values, message in (
         ([], [], "no spectrum"),
+        ([GRID, GRID], rows[:1], "got 2 and 1"),
         ([[]], [[]], "spectrum 0.*0 feature"),
         ([GRID], [rows[0, :5]], "spectrum 0.*41 masses, and the spectra 5 bins"),
         ([GRID], [rows[:1]], "dim"),

@@ -37,9 +37,11 @@ def test_of_equal_votes_the_first_class_counts():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         balanced_accuracy([0, 1], [0])
-    with pytest.raises(ValueError, match="predictions and cores have shape"):
+    with pytest.raises(ValueError, match=r"cores has the shape \(1,\)"):
         majority_vote(np.array([1, 0]), np.array([1]))
-    with pytest.raises(ValueError, match="predictions and cores have shape"):
+    with pytest.raises(ValueError, match="cores holds NaN"):
+        majority_vote([1, 0], [np.nan, np.nan])
+    with pytest.raises(ValueError, match="there is no spectrum"):
         majority_vote(np.array([]), np.array([]))
     with pytest.raises(ValueError, match="2 spectra have cores, and 1 have labels"):
         core_balanced_accuracy([0], [0, 1], [0, 1])

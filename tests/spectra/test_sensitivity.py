@@ -99,7 +99,7 @@ def test_bad_input_is_refused(fitted):
         sensitivity_map(model, data.X, "other")
     with pytest.raises(ValueError, match="X has 59 features"):
         sensitivity_map(model, data.X[:, 1:], "adeno")
-    model.grid_ = None
+    model.set_params(grid=None).grid_ = None
     with pytest.raises(ValueError, match="needs the masses of the bins"):
         sensitivity_map(model, data.X, "adeno")
     with pytest.raises(ValueError, match="the grid has 59 masses"):

@@ -27,6 +27,8 @@ class Training(Section):
     """Spectra in a step."""
     learning_rate: float = 2e-3
     """Of Adam."""
+    shift: float = 0.0
+    """Standard deviation in bins of random shifts of the spectra, anew in each step."""
 
 
 def isotope_net(training: Training, seed: int, **changed: object) -> IsotopeNet:
@@ -35,6 +37,7 @@ def isotope_net(training: Training, seed: int, **changed: object) -> IsotopeNet:
         epochs=training.isotope_epochs,
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
+        shift=training.shift,
         random_state=seed,
         **changed,
     )
@@ -46,6 +49,7 @@ def residual_net(training: Training, seed: int) -> ResidualNet:
         epochs=training.residual_epochs,
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
+        shift=training.shift,
         random_state=seed,
     )
 

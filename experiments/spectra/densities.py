@@ -2,7 +2,8 @@
 
 A conditional flow on the principal components of known kinds says which class a spectrum is of, by
 Bayes' rule with the errors of its likelihoods, and how little it looks like any of them, by its
-density. Normal densities on the same components, ROC/LDA and IsotopeNet stand beside it.
+density. An invertible network on the bins themselves does both by one training (`InvertibleNet`).
+Normal densities on the same components, ROC/LDA and IsotopeNet stand beside them.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
+from experiments.spectra.invertible import InvertibleNet, InvertibleTraining
 from experiments.spectra.methods import Training, isotope_net
 from experiments.spectra.sets import load_set
 from experiments.spectra.tissue import Tissue, array_folds, prepared
@@ -57,6 +59,7 @@ class Settings(Section):
     """Of its training."""
     tissue: Tissue = field(default_factory=lambda: Tissue(patients=12, spots=3))
     training: Training = field(default_factory=lambda: Training(isotope_epochs=8))
+    invertible: InvertibleTraining = field(default_factory=InvertibleTraining)
 
 
 def quick(settings: Settings) -> Settings:
@@ -65,7 +68,13 @@ def quick(settings: Settings) -> Settings:
     )
     training = replace(settings.training, isotope_epochs=2)
     return replace(
-        settings, sets=("tissue",), steps=30, components=4, tissue=tissue, training=training
+        settings,
+        sets=("tissue",),
+        steps=30,
+        components=4,
+        tissue=tissue,
+        training=training,
+        invertible=replace(settings.invertible, steps=20),
     )
 
 
@@ -102,11 +111,13 @@ class Answer:
         outlying: A score that is larger for what looks like no known class.
         predicted: Their classes, among the known ones; None from what knows no classes.
         decided: Which classes the errors of the likelihoods can't change.
+        certified: Whether there is a proof that the network is invertible.
     """
 
     outlying: np.ndarray
     predicted: np.ndarray | None = None
     decided: np.ndarray | None = None
+    certified: bool | None = None
 
 
 def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
@@ -130,7 +141,7 @@ _CAPTION = (
     "Balanced accuracy on spectra of known kinds, and the area under the ROC curve of spectra of "
     "an unknown kind against them: means over folds and kinds left out, with their standard "
     "deviation. Decided: the share of spectra whose class the errors of the likelihoods can't "
-    "change."
+    "change. Certified: the share of networks with a proof that they are invertible."
 )
 
 
@@ -180,6 +191,7 @@ def _answers(parts: Parts, settings: Settings) -> dict[str, Answer]:
         "distance to the components": Answer((left**2).sum(1)),
         "ROC/LDA": _classifier(RocLda(features=40), parts),
         "IsotopeNet": _classifier(isotope_net(settings.training, settings.seed), parts),
+        **_invertible(parts, settings),
     }
 
 
@@ -223,9 +235,24 @@ def _normal(z: np.ndarray, labels: np.ndarray, tested: np.ndarray) -> Answer:
     return Answer(-logsumexp(joint, axis=1), classes[joint.argmax(1)])
 
 
+def _invertible(parts: Parts, settings: Settings) -> dict[str, Answer]:
+    """The invertible network on bins: what its density and its classes say."""
+    model = InvertibleNet(settings.invertible, settings.seed).fit(parts.X, parts.labels)
+    found = _classifier_answer(model, parts)
+    by_classes = replace(found, certified=bool(model.network_.certify()))
+    return {
+        "i-ResNet, density": Answer(-model.log_prob(parts.tested), by_classes.predicted),
+        "i-ResNet, classes": by_classes,
+    }
+
+
 def _classifier(model: Any, parts: Parts) -> Answer:  # noqa: ANN401 (any of scikit-learn)
     """A classifier; what it is not sure of is outlying."""
-    probabilities = model.fit(parts.X, parts.labels).predict_proba(parts.tested)
+    return _classifier_answer(model.fit(parts.X, parts.labels), parts)
+
+
+def _classifier_answer(model: Any, parts: Parts) -> Answer:  # noqa: ANN401 (any of scikit-learn)
+    probabilities = model.predict_proba(parts.tested)
     return Answer(-probabilities.max(1), model.classes_[probabilities.argmax(1)])
 
 
@@ -237,10 +264,12 @@ def _summary(found: list[tuple[Answer, Parts]]) -> dict[str, Any]:
     ]
     areas = [roc_auc_score(~p.known, a.outlying) for a, p in found]
     decided = [float(a.decided[p.known].mean()) for a, p in found if a.decided is not None]
+    proven = [a.certified for a, _ in found if a.certified is not None]
     return {
         "balanced accuracy": float(np.mean(accuracies)) if accuracies else float("nan"),
         "its deviation": float(np.std(accuracies, ddof=1)) if accuracies else float("nan"),
         "unknown, area": float(np.mean(areas)),
         "area's deviation": float(np.std(areas, ddof=1)),
         "decided": float(np.mean(decided)) if decided else float("nan"),
+        "certified": float(np.mean(proven)) if proven else float("nan"),
     }

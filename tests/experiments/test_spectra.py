@@ -149,19 +149,21 @@ def test_predictions_are_made_by_other_folds_and_read_again(tmp_path):
 
 def test_the_comparison_by_the_command(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
-    options = [*SMALL.split(), "--runs", "1", "--into", str(tmp_path)]
+    quick = "--runs 2 --residual_runs 1 --invertible.steps 2"
+    options = [*SMALL.split(), *quick.split(), "--into", str(tmp_path)]
     assert main(["comparison", *options]) == 0
     rows = results(tmp_path)["comparison"]
     assert [(row["task"], row["method"]) for row in rows] == [
         (task, method)
         for task in ("heights", "isotopes")
-        for method in ("ROC/LDA", "ResidualNet", "IsotopeNet")
+        for method in ("ROC/LDA", "ResidualNet", "IsotopeNet", "i-ResNet")
     ]
+    assert [row["runs"] for row in rows] == [1, 1, 2, 2] * 2
     assert rows[2]["thesis, LP"] == "0.962, 1.000" and (tmp_path / "comparison.png").is_file()
     capsys.readouterr()
     assert main(["comparison", *options]) == 0
     assert results(tmp_path)["comparison"] == rows
-    assert capsys.readouterr().out.count("read from") == 2 * 3
+    assert capsys.readouterr().out.count("read from") == 2 * 6
 
 
 def test_fewer_patients_are_some_of_more_from_all_arrays_and_classes():

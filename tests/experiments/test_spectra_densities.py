@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from small_spectra import small_spectra
+from torch.distributions import Normal
 
 from experiments.spectra.__main__ import main
 from experiments.spectra.densities import Answer, Parts, Settings, _flow, _normal, _summary
+from experiments.spectra.invertible import InvertibleNet, InvertibleTraining
+from iresflow import Exact
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +73,36 @@ def test_a_summary_counts_known_spectra_only():
 def test_the_command_on_a_small_size(tmp_path):
     small = "--tissue.low 1990 --tissue.high 2010 --tissue.arrays 4 --tissue.patients 3 "
     small += "--tissue.spots 2 --tissue.peptides 6 --tissue.marking 1 --steps 2 --components 2 "
-    small += "--blocks 1 --hidden 4 --training.isotope_epochs 1 --sets [tissue]"
+    small += (
+        "--blocks 1 --hidden 4 --training.isotope_epochs 1 --invertible.steps 2 --sets [tissue]"
+    )
     assert main(["densities", *small.split(), "--into", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "results.json").read_text())["densities"]
     assert [row["method"] for row in rows][:2] == ["flow", "normal densities"]
+    by_classes = {row["method"]: row for row in rows}["i-ResNet, classes"]
+    assert by_classes["certified"] == 1 and 0 <= by_classes["balanced accuracy"] <= 1
     assert all(0 <= row["unknown, area"] <= 1 for row in rows)
+
+
+def test_an_invertible_network_on_bins_knows_its_density_and_comes_back():
+    torch.set_default_dtype(torch.float64)
+    small = small_spectra(90, bins=26)  # two bins fill no group of four
+    X = np.sqrt(small.X + 1)
+    training = InvertibleTraining(bins=4, blocks=2, hidden=6, steps=60, learning_rate=5e-3)
+    model = InvertibleNet(training, 0).fit(X, small.y)
+    assert (model.predict(X) == small.y).mean() > 0.9
+    network = model.network_
+    assert network.certify() and network.shape == (4, 1, 6)
+    # Neighbouring bins are channels: the image, read place by place, is the spectrum.
+    images = model._images(X[:3])
+    assert np.array_equal(images[:, :, 0].mT.flatten(1).numpy(), X[:3, :24].astype(np.float32))
+    x = images.double()
+    back = network.invert(network.transform(x)).value
+    assert back.detach().numpy() == pytest.approx(x.numpy(), abs=1e-5)
+    for spectrum, found in zip(x, model.log_prob(X[:3], Exact()), strict=True):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda flat: network.transform(flat.view(1, 4, 1, 6))[0], spectrum.flatten()
+        )
+        z = network.transform(spectrum[None])[0]
+        base = Normal(model.prior_.mean, model.prior_.log_std.exp()).log_prob(z).sum()
+        assert found == pytest.approx(float(base + torch.linalg.slogdet(jacobian)[1]), abs=1e-6)

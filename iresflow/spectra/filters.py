@@ -6,7 +6,7 @@ from typing import final
 
 from torch import nn
 
-from iresflow.spectra.checks import Floats, require_positive
+from iresflow.spectra.checks import Floats, require_count, require_positive
 from iresflow.spectra.grids import bin_edges, equidistant_grid
 from iresflow.spectra.layers import ResidualLayer, convolution
 from iresflow.spectra.physical import PhysicalConvolution
@@ -64,12 +64,12 @@ class BinFilters(Filters):
                 f"each residual layer has a stride and a number of maps, got {self.strides} and "
                 f"{self.maps}"
             )
-        if min(self.strides) < 1 or min(self.maps) < 1 or self.maps[-1] != 1:
-            raise ValueError(
-                "strides and maps are 1 or more, and the last map is one alone, got "
-                f"{self.strides} and {self.maps}"
-            )
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+        for stride, maps in zip(self.strides, self.maps, strict=True):
+            require_count(strides=stride, maps=maps)
+        if self.maps[-1] != 1:
+            raise ValueError(f"the last map is one alone, got {self.maps}")
+        require_count(kernel_size=self.kernel_size)
+        if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
 
     def convolutions(self, bins: int, grid: Floats | None) -> tuple[nn.Sequential, int]:
@@ -112,10 +112,7 @@ class PhysicalFilters(Filters):
 
     def __post_init__(self) -> None:
         require_positive(spacing=self.spacing, distance=self.distance)
-        if min(self.stride, self.maps) < 1:
-            raise ValueError(
-                f"stride and maps must be 1 or more, got {self.stride} and {self.maps}"
-            )
+        require_count(stride=self.stride, maps=self.maps)
 
     def convolutions(self, bins: int, grid: Floats | None) -> tuple[nn.Sequential, int]:
         """As the base; needs a grid."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from iresflow.spectra.checks import Floats, require_grid
+from iresflow.spectra.checks import Floats, require_grid, require_positive
 
 __all__ = ["bin_edges", "common_grid", "equidistant_grid", "resample", "tof_grid"]
 
@@ -42,7 +42,8 @@ def tof_grid(low: float, high: float, width: float = 0.163) -> Floats:
     Raises:
         ValueError: the masses are not positive and ascending, or hold fewer than two bins.
     """
-    roots = np.linspace(np.sqrt(low), np.sqrt(high), _bins_of(low, high, width) + 1)
+    bins = _bins_of(low, high, width)
+    roots = np.linspace(np.sqrt(low), np.sqrt(high), bins + 1)
     edges = roots**2
     return (edges[1:] + edges[:-1]) / 2
 
@@ -54,11 +55,9 @@ def equidistant_grid(low: float, high: float, width: float = 0.163) -> Floats:
 
 
 def _bins_of(low: float, high: float, width: float) -> int:
-    if not (0 < low < high < np.inf and 0 < width < np.inf):
-        raise ValueError(
-            f"a grid from {low} to {high} Da with bins of {width} Da: the width and both masses "
-            "must be positive and finite, and the masses ascending"
-        )
+    require_positive(low=low, high=high, width=width)
+    if not low < high:
+        raise ValueError(f"the first mass of bins is below the last one, got {low} and {high} Da")
     if (bins := round((high - low) / width)) < 2:
         raise ValueError(f"bins of {width} Da leave {bins} of them from {low} to {high} Da")
     return bins

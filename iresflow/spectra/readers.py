@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from iresflow.errors import DataError, few
 from iresflow.extras import import_extra
+from iresflow.spectra.checks import require_grid
 from iresflow.spectra.collection import Spectra, gather
 
 __all__ = ["read_imzml", "read_text"]
@@ -38,6 +39,7 @@ def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
         MissingLibraryError: pyimzml is not installed.
         ValueError: the grid is none.
     """
+    grid = None if grid is None else require_grid(grid)
     library = import_extra("pyimzml.ImzMLParser", "spectra")
     file = Path(path)
     try:
@@ -79,6 +81,7 @@ def read_text(paths: File | Iterable[File], grid: ArrayLike | None = None) -> Sp
     files = [Path(path) for path in given]
     if not files:
         raise ValueError("there is no file to read")
+    grid = None if grid is None else require_grid(grid)
     columns = [_columns(file) for file in files]
     masses, intensities = zip(*columns, strict=True)
     names = [str(file) for file in files]

@@ -238,9 +238,12 @@ def test_wrong_numbers_are_refused():
         BinFilters((1, 2), (8, 8))
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         BinFilters(kernel_size=4)
+    for wrong in ({"kernel_size": 3.0}, {"strides": (1, 2.5), "maps": (8, 1)}):
+        with pytest.raises(ValueError, match=r"must be a whole number of 1 or more, got [23]\."):
+            BinFilters(**wrong)
     with pytest.raises(ValueError, match="spacing must be a finite number above 0"):
         PhysicalFilters(spacing=0.0)
-    with pytest.raises(ValueError, match="stride and maps must be 1 or more"):
+    with pytest.raises(ValueError, match="must be a whole number of 1 or more"):
         PhysicalFilters(stride=0)
     with pytest.raises(ValueError, match="need the masses of the bins"):
         IsotopeNetwork(50, 2, filters=PhysicalFilters())

@@ -173,6 +173,9 @@ def test_text_that_is_no_spectrum_is_refused_by_file_and_line(tmp_path, text, me
 def test_text_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no file"):
         read_text([])
+    for read, file in ((read_text, ["some.txt"]), (read_imzml, "some.imzML")):
+        with pytest.raises(ValueError, match="got unsorted: 5, 4"):  # the caller's fault
+            read(file, grid=[5.0, 4.0])
     with pytest.raises(DataError, match="could not be read"):
         read_text([tmp_path / "none.txt"])
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
@@ -268,9 +271,17 @@ def test_grids_and_their_edges():
     for bad in ([1.0], [[1.0, 2.0]], [2.0, 1.0], [1.0, 1.0], [1.0, np.nan], [0.0, 1.0]):
         with pytest.raises(ValueError, match="masses"):
             bin_edges(bad)
-    for low, high, width in ((0, 5, 1), (5, 4, 1), (1, 9, 0), (1, 2, 5), (1, np.inf, 1)):
-        with pytest.raises(ValueError, match="bins"):
-            tof_grid(low, high, width)
+    for arguments, words in (
+        ((0, 5, 1), "low must be a finite number above 0, got 0"),
+        ((5, 4, 1), "the first mass of bins is below the last one"),
+        ((1, 9, 0), "width must be a finite number above 0"),
+        ((1, 2, 5), "bins of 5 Da leave 0 of them"),
+        ((1, np.inf, 1), "high must be a finite number above 0, got inf"),
+        ((1, "9", 1), "high must be a finite number above 0, got '9'"),
+    ):
+        for make in (tof_grid, equidistant_grid):
+            with pytest.raises(ValueError, match=words):
+                make(*arguments)
     with pytest.raises(ValueError, match="leaves the one"):
         resample(heights(), GRID, GRID + 1)
     with pytest.raises(ValueError, match="on a grid of 41"):

@@ -57,9 +57,9 @@ class Settings(Section):
     seed: int = 0
     """Seed of the folds; the runs have seeds of their own, from it on."""
     runs: int = 4
-    """Trainings of each network with equal settings (thesis: four)."""
+    """Trainings of IsotopeNet with equal settings (thesis: four)."""
     residual_runs: int = 4
-    """The same, ResidualNet, which takes several times as long."""
+    """The same, each of the two residual networks."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Those to run the methods on."""
     tissue: Tissue = field(default_factory=Tissue)
@@ -123,7 +123,7 @@ def _network(
     name: str, spectra: Spectra, folds: Folds, settings: Settings, report: Report, task: str
 ) -> tuple[dict[str, Any], list[float]]:
     each, of_folds = [], []
-    runs = settings.residual_runs if name == "ResidualNet" else settings.runs
+    runs = settings.runs if name == "IsotopeNet" else settings.residual_runs
     for seed in range(settings.seed, settings.seed + runs):
         make = partial(NETWORKS[name], settings, seed)
         file = report.path / f"{task}-{name}-{seed}.npy"

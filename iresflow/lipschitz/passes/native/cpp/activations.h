@@ -66,40 +66,48 @@ template <> struct Circle<double> {
     static constexpr int TERMS = 9;
 };
 
-template <class T> struct SineCosine {
+// 1 / 0!, -1 / 2!, ... or 1 / 1!, -1 / 3!, ...: Taylor's coefficients in the square of a number.
+template <class T> constexpr std::array<T, Circle<T>::TERMS + 1> alternating(int first) {
+    std::array<T, Circle<T>::TERMS + 1> factor{1};
+    double last = 1;
+    for (int i = 1; i <= Circle<T>::TERMS; ++i)
+        factor[i] = T(last /= -double((2 * i + first) * (2 * i + first - 1)));
+    return factor;
+}
+
+// Sine and cosine of r, with x = n pi / 2 + r and |r| <= pi / 4; of x itself, and n = 0, where
+// that is too large for a quick n.
+template <class T> struct Turn {
     Vector<T> sine, cosine;
+    typename Exponential<T>::Integer quarters;  // n
 };
 
-// Both by Taylor polynomials of r with x = n pi / 2 + r, |r| <= pi / 4; NaN stays NaN.
-template <class T> inline SineCosine<T> sine_cosine(Vector<T> x) {
-    using E = Exponential<T>;
+// By Taylor polynomials; NaN stays NaN.
+template <class T> inline Turn<T> turn(Vector<T> x) {
+    using Integer = typename Exponential<T>::Integer;
     using C = Circle<T>;
+    const T round = Exponential<T>::ROUND;
     const Vector<T> zero = {};
-    const typename E::Integer inside = (x <= zero + C::LIMIT) & (x >= zero - C::LIMIT);
+    const Integer inside = (x <= zero + C::LIMIT) & (x >= zero - C::LIMIT);
     const Vector<T> y = inside ? x : zero;
-    const Vector<T> n = (y * T(0.63661977236758134308) + E::ROUND) - E::ROUND;
+    const Vector<T> n = (y * T(0.63661977236758134308) + round) - round;
     const Vector<T> r = ((y - n * C::HIGH) - n * C::MIDDLE) - n * C::LOW, square = r * r;
-    Vector<T> sine = zero, cosine = zero + 1;
-    Vector<T> odd = zero + 1, even = zero + 1;
+    constexpr auto sines = alternating<T>(1), cosines = alternating<T>(0);
+    Vector<T> odd = zero + sines[C::TERMS], even = zero + cosines[C::TERMS];
 #pragma GCC unroll 16
-    for (int i = C::TERMS; i >= 1; --i) {
-        odd = 1 - odd * square * T(1.0 / (2.0 * i * (2.0 * i + 1)));
-        even = 1 - even * square * T(1.0 / (2.0 * i * (2.0 * i - 1)));
+    for (int i = C::TERMS - 1; i >= 0; --i) {
+        odd = odd * square + sines[i];
+        even = even * square + cosines[i];
     }
-    const auto quarter = __builtin_convertvector(n, typename E::Integer);
-    const auto swapped = (quarter & 1) != 0;
-    sine = swapped ? even : r * odd;
-    cosine = swapped ? r * odd : even;
-    sine = (quarter & 2) != 0 ? -sine : sine;
-    cosine = ((quarter + 1) & 2) != 0 ? -cosine : cosine;
-    const typename E::Integer all = zero == zero;
-    if (!std::memcmp(&inside, &all, BYTES)) return {sine, cosine};
+    Turn<T> found{r * odd, even, __builtin_convertvector(n, Integer)};
+    const Integer all = zero == zero;
+    if (!std::memcmp(&inside, &all, BYTES)) return found;
     for (long lane = 0; lane < LANES<T>; ++lane)
         if (!inside[lane]) {
-            sine[lane] = T(std::sin(double(x[lane])));
-            cosine[lane] = T(std::cos(double(x[lane])));
+            found.sine[lane] = T(std::sin(double(x[lane])));
+            found.cosine[lane] = T(std::cos(double(x[lane])));
         }
-    return {sine, cosine};
+    return found;
 }
 
 // phi, phi' and phi'' of what has them in closed form; beta as in activations.py.
@@ -157,8 +165,12 @@ template <class T> struct Sine {
     static constexpr int WIDTH = 1;
     T beta;
     Jets<T, 1> operator()(Vector<T> h) const {
-        const SineCosine<T> at = sine_cosine<T>(beta * h);
-        return {{{at.sine / beta, at.cosine, -beta * at.sine}}};
+        const Turn<T> at = turn<T>(beta * h);
+        const auto swapped = (at.quarters & 1) != 0;
+        const Vector<T> s = swapped ? at.cosine : at.sine, c = swapped ? at.sine : at.cosine;
+        const Vector<T> sine = (at.quarters & 2) != 0 ? -s : s;
+        const Vector<T> cosine = ((at.quarters + 1) & 2) != 0 ? -c : c;
+        return {{{sine * (1 / beta), cosine, -beta * sine}}};
     }
 };
 
@@ -166,10 +178,14 @@ template <class T> struct SinePair {
     static constexpr int WIDTH = 2;
     T beta;
     Jets<T, 2> operator()(Vector<T> h) const {
-        const SineCosine<T> half = sine_cosine<T>(T(0.5) * beta * h);
-        const Vector<T> sine = 2 * half.sine * half.cosine;
-        const Vector<T> rest = 2 * half.sine * half.sine, cosine = 1 - rest;
-        return {{{sine / beta, cosine, -beta * sine}, {-rest / beta, -sine, -beta * cosine}}};
+        // Of half the angle, so that 1 - cos has all its digits near to 0.
+        const Turn<T> half = turn<T>(T(0.5) * beta * h);
+        const auto odd = (half.quarters & 1) != 0;
+        const Vector<T> twice = 2 * half.sine, product = twice * half.cosine;
+        const Vector<T> small = twice * half.sine, sine = odd ? -product : product;
+        const Vector<T> rest = odd ? 2 - small : small, cosine = 1 - rest;
+        const T unit = 1 / beta;
+        return {{{sine * unit, cosine, -beta * sine}, {-rest * unit, -sine, -beta * cosine}}};
     }
 };
 
@@ -228,22 +244,31 @@ struct Rows {
 template <class T>
 void activate(const Link& link, long rows, const T* h, T* value, T* slope, T* curvature) {
     const Rows all(link, rows);
+    const long entries = all.count * all.channels;
     with_activation<T>(link, [&](auto phi) {
-        for (long row = 0; row < all.count; ++row, h += all.channels)
-            for (long i = 0; i < all.channels; i += LANES<T>) {
-                const long count = std::min(LANES<T>, all.channels - i);
-                const bool whole = count == LANES<T>;
-                const auto jets = phi(whole ? load(h + i) : load(h + i, count));
-                const auto put = [&](T* to, long at, Vector<T> v) {
-                    if (to) whole ? store(to + at, v) : store(to + at, v, count);
+        long row = 0, channel = 0;  // of the entry i; some rows may lie in a register
+        for (long i = 0; i < entries; i += LANES<T>) {
+            const long count = std::min(LANES<T>, entries - i);
+            const auto jets = phi(count == LANES<T> ? load(h + i) : load(h + i, count));
+            for (long done = 0; done < count;) {
+                const long part = std::min(count - done, all.channels - channel);
+                const auto put = [&](T* to, long at, const Vector<T>& v) {
+                    if (!to) return;
+                    if (part == LANES<T>) store(to + at, v);
+                    else
+                        for (long lane = 0; lane < part; ++lane) to[at + lane] = v[done + lane];
                 };
                 for (int block = 0; block < phi.WIDTH; ++block) {
-                    const long at = (row * phi.WIDTH + block) * all.channels + i;
+                    const long at = (row * phi.WIDTH + block) * all.channels + channel;
                     put(value, at, jets[block].value);
                     put(slope, at, jets[block].slope);
                     put(curvature, at, jets[block].curvature);
                 }
+                done += part;
+                channel += part;
+                if (channel == all.channels) channel = 0, ++row;
             }
+        }
     });
 }
 

@@ -1,9 +1,10 @@
 """What an inverse costs: the solvers on trained models, and a race against normflows.
 
-For each model and solver: evaluations of each residual branch in the model's own float and in
-float64, linearizations and products with the Jacobian, all for each sample and block; the seconds
-that the whole inverse takes (with its certificate, and its residual, measured by a forward pass in
-float64), and the largest certified error of a block.
+For each model and solver, with its compiled iteration or by the driver of all solvers: evaluations
+of each residual branch, linearizations and products with its Jacobian, for each sample and block;
+the seconds of the processor, over all threads, that the whole inverse takes (with its certificate,
+and its residual, measured by a forward pass in float64), samples a second of them, and the largest
+certified error of a block.
 
 The race is against the fixed-point inverse of `normflows` (the published implementation of
 residual flows) on the same blocks: same architecture, same weights, same latents, same threads, in
@@ -14,6 +15,7 @@ Without runs, small models are trained on the digits first, one for each coeffic
 
     python benchmarks/inverse.py
     python benchmarks/inverse.py runs/0000-mnist-small --n 100
+    OMP_NUM_THREADS=1 python benchmarks/inverse.py --pretrained mnist digits --no-race
 """
 
 import argparse
@@ -23,12 +25,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+import iresflow
 from iresflow import (
     Anderson,
     Broyden,
@@ -38,55 +43,42 @@ from iresflow import (
     PowerSeries,
     compile_kernels,
 )
-from iresflow.bijections import Accuracy, ResidualBlock
+from iresflow.bijections import Accuracy, ResidualBlock, branch_block
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import load_dataset
-from iresflow.linearization import Jacobian
 from iresflow.lipschitz import LipSwish
-from iresflow.lipschitz.passes.rounding import RoundedChain
+from iresflow.models.inversion import FlowInverse
+from iresflow.solvers import Solver
 from iresflow.training.checkpoint import find_checkpoint, load_model
 
-SOLVERS = {"fixed point": FixedPoint(), "Broyden": Broyden(), "Anderson": Anderson()}
+
+@dataclass(frozen=True)
+class Case:
+    """A solver, and whether it has a compiled iteration."""
+
+    solver: Solver
+    iterations: bool = True
 
 
-class Counted(Jacobian):
-    """Products with Jacobians that are counted, by samples."""
-
-    def __init__(self, whole: Jacobian, counts: dict[str, int]) -> None:
-        self._whole = whole
-        self._counts = counts
-
-    def vjp(self, u: Tensor) -> Tensor:
-        self._counts["products"] += u.shape[1]
-        return self._whole.vjp(u)
-
-    def jvp(self, v: Tensor) -> Tensor:
-        self._counts["products"] += v.shape[1]
-        return self._whole.jvp(v)
-
-    def rows(self, index: Tensor) -> Jacobian:
-        return Counted(self._whole.rows(index), self._counts)
+CASES = {
+    "fixed point": Case(FixedPoint()),
+    "fixed point, driver": Case(FixedPoint(), iterations=False),
+    "Broyden, driver": Case(Broyden(), iterations=False),
+    "Anderson, driver": Case(Anderson(), iterations=False),
+    "Anderson (default)": Case(Anderson()),
+}
 
 
 @contextmanager
-def counting() -> Iterator[dict[str, int]]:
-    """Counts evaluations of branches in inverses, and products with their Jacobians."""
-    counts = {"narrow": 0, "wide": 0, "products": 0}
-    evaluate, linearize = RoundedChain.__call__, RoundedChain.jacobian
-
-    def counted(g: RoundedChain, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        counts["wide" if g.dtype == torch.float64 else "narrow"] += len(x)
-        return evaluate(g, x, index)
-
-    def linearized(g: RoundedChain, x: Tensor, index: Tensor) -> Jacobian:
-        counts["products"] += len(x)  # a linearization evaluates the branch once
-        return Counted(linearize(g, x, index), counts)
-
-    RoundedChain.__call__, RoundedChain.jacobian = counted, linearized
+def compiled(iterations: bool) -> Iterator[None]:
+    """With compiled iterations, or with the driver of all solvers, whose branches are compiled."""
+    own = branch_block.fused_solve
+    if not iterations:
+        branch_block.fused_solve = lambda maps, y, iteration: None
     try:
-        yield counts
+        yield
     finally:
-        RoundedChain.__call__, RoundedChain.jacobian = evaluate, linearize
+        branch_block.fused_solve = own
 
 
 def in_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -94,10 +86,10 @@ def in_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
-            started = time.perf_counter()
+            started = time.process_time()
             call()
             if repeat:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     return seconds
 
 
@@ -107,28 +99,29 @@ def spread(seconds: list[float]) -> str:
     return f"{middle:7.3f} ({min(seconds):.3f} .. {max(seconds):.3f})"
 
 
+def inverted(flow: Flow, z: Tensor, case: Case) -> FlowInverse:
+    """By one of `CASES`."""
+    with compiled(case.iterations):
+        return flow.invert(z, None, Accuracy(solver=case.solver))
+
+
 def compare(name: str, flow: Flow, z: Tensor, repeats: int) -> None:
-    """A row for each solver."""
+    """A row for each case."""
     blocks = [block for _, block in flow.blocks()]
-    share = 1 / (len(z) * len(blocks))
-    seconds = in_turns(
-        {s: lambda s=s: flow.invert(z, None, Accuracy(solver=SOLVERS[s])) for s in SOLVERS},
-        repeats,
-    )
     largest = max(block.branch.bound().upper for block in blocks)
-    base = 0.0
-    for solver, times in seconds.items():
-        with counting() as counts:
-            result = flow.invert(z, None, Accuracy(solver=SOLVERS[solver]))
-        total = sum(counts.values()) * share
-        assert abs(total - float(result.steps.double().mean()) / len(blocks)) < 1e-6
-        base = base or total
+    calls = {case: partial(inverted, flow, z, CASES[case]) for case in CASES}
+    seconds = in_turns(calls, repeats)
+    results = {case: call() for case, call in calls.items()}
+    evaluations = {
+        case: float(result.steps.double().mean()) / len(blocks) for case, result in results.items()
+    }
+    for case, times in seconds.items():
+        base, middle = evaluations["fixed point"], statistics.median(times)
         plain = statistics.median(seconds["fixed point"])
         print(
-            f"{name:<16} {largest:7.4f}  {solver:<12}"
-            f"{counts['narrow'] * share:8.2f} {counts['products'] * share:9.2f} "
-            f"{counts['wide'] * share:8.2f} {total:7.2f} {total / base:6.2f}   {spread(times)} "
-            f"{statistics.median(times) / plain:6.2f}   {float(result.block_error.max()):.1e}",
+            f"{name:<16} {largest:7.4f}  {case:<24} {evaluations[case]:7.2f} "
+            f"{evaluations[case] / base:6.2f}   {spread(times)} {middle / plain:6.2f} "
+            f"{len(z) / middle:9.0f}   {float(results[case].block_error.max()):.1e}",
             flush=True,
         )
 
@@ -235,11 +228,13 @@ def trained(coeff: float, steps: int) -> Flow:
 
 
 def models(options: argparse.Namespace) -> Iterator[tuple[str, Flow]]:
-    """The models of the runs, or some that are trained here."""
+    """The models of the runs and those that are packaged, or some that are trained here."""
+    for name in options.pretrained:
+        yield name, iresflow.pretrained(name).eval()
     for run in options.runs:
         flow, _ = load_model(find_checkpoint(run), torch.device("cpu"))
         yield Path(run).name[-16:], flow
-    for coeff in [] if options.runs else options.coeff:
+    for coeff in [] if options.runs or options.pretrained else options.coeff:
         print(f"training {options.steps} steps with coeff {coeff} ...", flush=True)
         yield f"digits {coeff}", trained(coeff, options.steps)
 
@@ -248,6 +243,7 @@ def main() -> None:
     """Prints the table and the races."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", help="run directories or checkpoints")
+    parser.add_argument("--pretrained", nargs="*", default=[], help="names of packaged models")
     parser.add_argument("--n", type=int, default=100, help="samples")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400, help="of the models trained here")
@@ -260,9 +256,8 @@ def main() -> None:
     print(
         f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; "
         f"{options.n} samples, {options.repeats} repeats in turns; tolerance 1e-5 a block\n\n"
-        f"{'':<16} {'':7}  {'':<12}{'evaluations of each branch':>34}\n"
-        f"{'model':<16} {'Lip(g)':>7}  {'solver':<12}{'own float':>8} {'products':>8} "
-        f"{'float64':>8} {'all':>7} {'ratio':>6}   {'seconds':>7} {'':16} {'ratio':>6}   error <="
+        f"{'model':<16} {'Lip(g)':>7}  {'solver':<24} {'evals':>7} {'ratio':>6}   "
+        f"{'seconds':>7} {'':16} {'ratio':>6} {'samples/s':>9}   error <="
     )
     with torch.no_grad():
         latents = {

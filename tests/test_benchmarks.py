@@ -100,7 +100,7 @@ SCRIPTS = {
     ),
     "inverse": Script(
         "--n 2 --repeats 1 --steps 2 --coeff 0.9 --no-race",
-        (r"digits 0\.9 .* fixed point +\d", r"Broyden +\d", r"Anderson +\d"),
+        (r"digits 0\.9 .* fixed point +\d", r"Broyden, driver +\d", r"\(default\) +\d"),
     ),
     "inverse_accuracy": Script(
         "RUN --n 8 --batch 4",

@@ -20,6 +20,7 @@ RANKS = {
     "derivatives": 1,
     "tensors": 1,
     "powers": 1.5,
+    "solution": 1.5,
     "linearization": 2,
     "lipschitz": 3,
     "solvers": 3,

@@ -13,7 +13,7 @@ from iresflow.bijections.base import Accuracy, Bijection, Inverse
 from iresflow.errors import DerivativeError
 from iresflow.lipschitz import Branch
 from iresflow.lipschitz.passes.chain import Chain
-from iresflow.lipschitz.passes.rounding import RoundedChain
+from iresflow.lipschitz.passes.rounding import RoundedChain, fused_solve
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.solvers import attach, solve
 from iresflow.tensors import transformed, wide_norm
@@ -93,6 +93,7 @@ class BranchBlock(Bijection):
                 lipschitz=lipschitz,
                 solver=accuracy.solver,
                 context=self.name,
+                fused=partial(fused_solve, maps),
             )
             solution = certified(tol=accuracy.tol)
             x = solution.value.to(z.dtype)

@@ -1,7 +1,8 @@
 """Solvers of x + g(x) = y, and the driver that certifies what they return."""
 
+from iresflow.solution import Solution
 from iresflow.solvers.anderson import Anderson
-from iresflow.solvers.base import JacobianProduct, Proposer, RoundedMap, Solution, Solver
+from iresflow.solvers.base import JacobianProduct, Proposer, RoundedMap, Solver
 from iresflow.solvers.broyden import Broyden
 from iresflow.solvers.driver import solve
 from iresflow.solvers.fixed_point import FixedPoint

@@ -48,6 +48,9 @@ class Anderson(Solver):
     def begin(self) -> Proposer:
         return _Window(self.memory)
 
+    def mixed(self) -> int:
+        return self.memory
+
 
 @final
 class _Window(Proposer):

@@ -4,7 +4,6 @@ All norms are Euclidean, for each sample over all of its entries.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from operator import methodcaller
 from typing import Literal, Protocol, final
 
@@ -19,7 +18,6 @@ __all__ = [
     "Proposer",
     "RefinableMap",
     "RoundedMap",
-    "Solution",
     "Solver",
     "check_counts",
 ]
@@ -124,24 +122,6 @@ class Solver(ABC):
     def begin(self) -> Proposer:
         """For one batch."""
 
-
-@final
-@dataclass(frozen=True)
-class Solution:
-    """The outcome of a solve, for a batch of B samples.
-
-    Attributes:
-        value: x, ``(B, *event)``, in the type of the last map.
-        steps: Evaluations of g, linearizations and products with its Jacobian for each sample,
-            ``(B,)`` integers.
-        error: Certified upper bound of the distance to the exact solution, ``(B,)``, rounding
-            included. It exceeds the tolerance only where rounding allows no better, and then is at
-            most twice `floor`.
-        floor: What rounding alone adds to that bound, ``(B,)``: no tolerance below it can be
-            certified in that type.
-    """
-
-    value: Tensor
-    steps: Tensor
-    error: Tensor
-    floor: Tensor
+    def mixed(self) -> int | None:
+        """How many moves it mixes in the way of `Anderson`; None for a solver of another way."""
+        return None

@@ -12,6 +12,11 @@ correction d of :math:`d + J d = r` is solved in the narrow one, whose rounding 
 That is Newton's method, so one correction mostly suffices, and the wide type, which is several
 times dearer, is used twice. A correction that leaves more than :math:`L |r|` is dropped, and for
 good: the wide type then goes on alone, from the best point.
+
+**Compiled iterations.** Where a map has one (`iresflow.solution.FusedSolve`), each sample goes
+through its whole iteration at once, under the same rules. Its last evaluations are in the wide
+type, and go on with the moves that the narrow one has left: on a CPU, that costs as much as
+corrections do, and needs no products.
 """
 
 import math
@@ -23,7 +28,8 @@ import torch
 from torch import Tensor
 
 from iresflow.errors import InversionError, NotContractiveError
-from iresflow.solvers.base import JacobianProduct, RefinableMap, RoundedMap, Solution, Solver
+from iresflow.solution import FusedSolve, MixedIteration, Solution
+from iresflow.solvers.base import JacobianProduct, RefinableMap, RoundedMap, Solver
 from iresflow.solvers.iteration import iterate
 from iresflow.solvers.residuals import Point, Results, Task, not_finite, positions
 from iresflow.tensors import norm_per_sample
@@ -43,6 +49,7 @@ def solve(
     tol: float,
     solver: Solver,
     context: str = "the map",
+    fused: FusedSolve | None = None,
 ) -> Solution:
     """Solves x + g(x) = y for each sample to a certified error of at most tol.
 
@@ -58,6 +65,8 @@ def solve(
         solver: Proposes the iterates. Its ``max_steps`` count the evaluations of g in both types;
             a correction may take as many products with J.
         context: What is being inverted, for messages.
+        fused: The same by a compiled iteration, for solvers that mix moves. What it can't certify
+            is solved anew, which says why.
 
     Raises:
         NotContractiveError: lipschitz is not below 1.
@@ -75,6 +84,11 @@ def solve(
         )
     if not bool(torch.isfinite(y).all()):
         raise InversionError(not_finite("what is to be inverted", context, 0))
+    mixed = solver.mixed()
+    if fused is not None and mixed is not None:
+        found = fused(y, MixedIteration(lipschitz, tol, mixed, solver.max_steps))
+        if found is not None:
+            return found
     *narrow, wide = maps
     task = Task(lipschitz, tol, solver, context)
     steps = torch.zeros(len(y), dtype=torch.long, device=y.device)

@@ -30,6 +30,9 @@ class FixedPoint(Solver):
     def begin(self) -> Proposer:
         return _Plain()
 
+    def mixed(self) -> int:
+        return 0
+
 
 @final
 class _Plain(Proposer):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from iresflow.solvers.base import RoundedMap, Solution
+from iresflow.solution import Solution
+from iresflow.solvers.base import RoundedMap
 from iresflow.solvers.residuals import Point, Results, Task, positions
 from iresflow.tensors import norm_per_sample, per_sample
 

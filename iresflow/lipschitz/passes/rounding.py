@@ -26,14 +26,15 @@ from torch import Tensor
 
 from iresflow.linearization import Jacobian
 from iresflow.lipschitz.passes.chain import Chain, ChainLinearization
-from iresflow.lipschitz.passes.choice import native_passes
+from iresflow.lipschitz.passes.choice import native_passes, native_solution
 from iresflow.lipschitz.passes.links import Link, evaluate
+from iresflow.solution import MixedIteration, Solution
 from iresflow.tensors import norm_per_sample, widest
 
 if TYPE_CHECKING:  # the folder may be missing
     from iresflow.lipschitz.passes.native.passes import NativePasses
 
-__all__ = ["RoundedChain"]
+__all__ = ["RoundedChain", "fused_solve"]
 
 ACTIVATION_ROUNDING = 8.0
 """Error of a computed activation, in units of eps (|h| + sqrt n): a sigmoid or exponential to a
@@ -72,14 +73,19 @@ class RoundedChain:
             g ``(N, *event)``, and upper bounds ``(N,)`` of the norms of its rounding errors in
             units of eps.
         """
+        sizes, native = self._ready(x)
+        rounding = sizes.rounding(norm_per_sample(x), index)
+        if native is not None:
+            return native.value(x, index), rounding
+        return evaluate([link.rows(index) for link in self._links], x), rounding
+
+    def _ready(self, x: Tensor) -> "tuple[_Sizes, NativePasses | None]":
+        """What evaluates points like x, computed once."""
         event = x.shape[1:]
         if event not in self._sizes:
             self._sizes[event] = self._measured(event)
             self._native[event] = native_passes(self._links, x)
-        rounding = self._sizes[event].rounding(norm_per_sample(x), index)
-        if (native := self._native[event]) is not None:
-            return native.value(x, index), rounding
-        return evaluate([link.rows(index) for link in self._links], x), rounding
+        return self._sizes[event], self._native[event]
 
     def negated(self) -> "RoundedChain":
         """Minus g."""
@@ -99,6 +105,19 @@ class RoundedChain:
             sizes = sizes.as_computed(torch.finfo(self.dtype).eps)
             channels = len(link.weight)
         return sizes
+
+
+@torch.no_grad()
+def fused_solve(
+    maps: Sequence[RoundedChain], y: Tensor, iteration: MixedIteration
+) -> Solution | None:
+    """The inverse of a chain in one pass, where there is one; arguments as of `solve`."""
+    ready = [part._ready(y.to(part.dtype)) for part in maps]
+    passes = [native for _, native in ready if native is not None]
+    if len(passes) < len(maps):
+        return None
+    roundings = [(sizes.rounding_slope, sizes.rounding_offset) for sizes, _ in ready]
+    return native_solution(passes, roundings, y, iteration)
 
 
 @final

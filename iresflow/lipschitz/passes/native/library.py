@@ -24,6 +24,7 @@ FUNCTIONS = {
     "krylov": 5,
     "dense": 2,
     "adjoint": 4,
+    "solve": 7,
     "bidiagonal": 2,
 }
 """Their names, and how many pointers to numbers each takes after its shape and links."""

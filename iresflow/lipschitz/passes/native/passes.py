@@ -45,6 +45,9 @@ class NativePasses(Passes):
         links: First to last, all of which `native_passes` has found suitable.
         like: A batch of points: its type and the size of its images are those of all others.
 
+    Attributes:
+        pixels: Of an image; 1 for vectors.
+
     Raises:
         ValueError: by all passes, for tensors of another type or shape.
     """
@@ -53,6 +56,7 @@ class NativePasses(Passes):
         self.links = [link.detached() for link in links]
         self._dtype = like.dtype
         self._channels, self._image = like.shape[1], like.shape[2:]
+        self.pixels = self._image.numel()
         self._records: Records = (Record * len(links))()
         # What the records point to.
         self._weights = [link.weight.contiguous() for link in self.links]
@@ -136,7 +140,7 @@ class NativePasses(Passes):
         )
 
     def krylov(self, slopes: Slopes, v: Tensor, space: KrylovSpace) -> KrylovFound | None:
-        if self._image.numel() == 1:  # samples of one number a channel are computed together
+        if self.pixels == 1:  # samples of one number a channel are computed together
             return None
         records, count = self._copied(), v.shape[:2]
         v = self._checked(v.flatten(0, 1), records[-1].outputs)
@@ -153,14 +157,13 @@ class NativePasses(Passes):
         return KrylovFound(found.movedim(-1, 0), left.view(*count, *v.shape[1:]))
 
     def determinant(self, slopes: Slopes, batch: int) -> Determinant | None:
-        pixels = self._image.numel()
-        if pixels <= 1 or pixels * self._channels > ELIMINATED:
+        if self.pixels <= 1 or self.pixels * self._channels > ELIMINATED:
             return None
         found = self._dense(slopes, batch, None)
         return Determinant(*found.to(self._dtype).unbind(1))
 
     def columns(self, slopes: Slopes, batch: int) -> Tensor | None:
-        channels, pixels = self._channels, self._image.numel()
+        channels, pixels = self._channels, self.pixels
         if pixels <= 1:  # samples of one number a channel are computed together
             return None
         matrices = self._weights[0].new_empty(batch, pixels, channels, pixels, channels)
@@ -176,6 +179,24 @@ class NativePasses(Passes):
         found = self._weights[0].new_empty(batch, 2, dtype=torch.float64)
         self._run("dense", records, batch, 1, found, matrices)
         return found
+
+    def solve(
+        self, first: "NativePasses", goal: Tensor, slopes: Tensor, offsets: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x of x + g(x) = y, and steps, error and floor ``(B, 3)``; see ``cpp/solve.h``.
+
+        Arguments:
+            first: The passes in the type to begin in; these ones certify.
+            goal, slopes, offsets: As ``cpp/solve.h`` takes them.
+            y: ``(B, *event)``.
+        """
+        y = self._checked(y.to(self._dtype), self._channels)
+        self._check_biases(self._biases, len(y))
+        x, found = torch.empty_like(y), goal.new_empty(len(y), 3)
+        wide = None if first is self else self._records
+        ends = (wide, goal, slopes, offsets, y, x, found)
+        first._run("solve", first._records, len(y), 1, *ends)
+        return x, found
 
     def tangents(self, slopes: Slopes, v: Tensor) -> list[Tensor]:
         records = self._copied()
@@ -252,13 +273,18 @@ class NativePasses(Passes):
         records: Records,
         batch: int,
         directions: int,
-        *ends: Tensor | None,
+        *ends: Tensor | Records | None,
         terms: int = 0,
     ) -> None:
         size = self._image or (1, 1)
         shape = Shape(len(records), batch, directions, *size, terms)
-        pointers = (None if end is None else end.data_ptr() for end in ends)
-        self._function(name)(shape, records, *pointers)
+        self._function(name)(shape, records, *map(_address, ends))
+
+
+def _address(end: Tensor | Records | None) -> int | None:
+    if end is None:
+        return None
+    return end.data_ptr() if isinstance(end, Tensor) else ctypes.addressof(end)
 
 
 def _point(records: Records, name: str, tensors: Sequence[Tensor | None]) -> None:

@@ -24,6 +24,7 @@
 #include "krylov.h"
 #include "norm.h"
 #include "passes.h"
+#include "solve.h"
 
 namespace {
 
@@ -74,6 +75,12 @@ extern "C" {
     }                                                                                             \
     int dense_##T(const Shape* shape, const Link* links, double* found, T* matrices) {            \
         return status_of([=] { dense<T>(*shape, links, found, matrices); });                      \
+    }                                                                                             \
+    int solve_##T(const Shape* shape, const Link* links, const Link* wide, const double* goal,        \
+                  const double* slopes, const double* offsets, const void* y, void* x,            \
+                  double* found) {                                                                \
+        const Equation<T> equation{wide, goal, slopes, offsets, y, x, found};                     \
+        return status_of([=] { solve<T>(*shape, links, equation); });                             \
     }                                                                                             \
     int bidiagonal_##T(const Shape* shape, const Link* link, T* left, double* norm) {             \
         return status_of([=] {                                                                    \

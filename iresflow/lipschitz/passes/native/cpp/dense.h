@@ -107,12 +107,6 @@ inline void multiply(long rows, long n, const T* x, long step, const T* factor, 
         for (long j = i; j < n; ++j) to[row * step_to + j] = x[row * step + j] * factor[j];
 }
 
-template <class T> inline void add_scaled(long n, T scale, const T* x, T* to) {
-    long i = 0;
-    for (; i + LANES<T> <= n; i += LANES<T>) store(to + i, load(to + i) + scale * load(x + i));
-    for (; i < n; ++i) to[i] += scale * x[i];
-}
-
 // The table after the first layer.
 template <class T>
 void first_columns(const Link& link, const Item& item, const Locality<T>& local, T* to) {

@@ -62,25 +62,32 @@ void for_items(const Shape& shape, const Link* links, long directions, Body body
     if (out_of_memory) throw std::bad_alloc();
 }
 
-template <class T> void forward(const Shape& shape, const Link* links, const T* x, T* out) {
-    for_items<T>(shape, links, 1, [&](const Item& item, long, Scratch<T>& scratch) {
-        const T* h = x + item.row * front(links[0]);
-        for (long i = 0; i < shape.links; ++i) {
-            const Link& link = links[i];
-            if (link.activation != NONE) {
-                T* value = scratch.at(VALUE, item.rows * link.inputs);
-                T* slope = rows<T>(link.slope, item.row, link.inputs);
-                activate(link, item.rows, h, value, slope, (T*)nullptr);
-                h = value;
-            }
-            T* y = out + item.row * link.outputs;
-            if (i + 1 < shape.links) {
-                y = rows<T>(links[i + 1].input, item.row, link.outputs);
-                if (!y) y = scratch.at(i % 2 ? ODD : EVEN, item.rows * link.outputs);
-            }
-            apply(link, item, h, true, y, Ending<T>{}, scratch);
-            h = y;
+// g at an item; what the links keep goes to its rows.
+template <class T>
+void forward(const Shape& shape, const Link* links, const Item& item, const T* h, T* out,
+             Scratch<T>& scratch) {
+    for (long i = 0; i < shape.links; ++i) {
+        const Link& link = links[i];
+        if (link.activation != NONE) {
+            T* value = scratch.at(VALUE, item.rows * link.inputs);
+            T* slope = rows<T>(link.slope, item.row, link.inputs);
+            activate(link, item.rows, h, value, slope, (T*)nullptr);
+            h = value;
         }
+        T* y = out;
+        if (i + 1 < shape.links) {
+            y = rows<T>(links[i + 1].input, item.row, link.outputs);
+            if (!y) y = scratch.at(i % 2 ? ODD : EVEN, item.rows * link.outputs);
+        }
+        apply(link, item, h, true, y, Ending<T>{}, scratch);
+        h = y;
+    }
+}
+
+template <class T> void forward(const Shape& shape, const Link* links, const T* x, T* out) {
+    const long entering = front(links[0]), leaving = links[shape.links - 1].outputs;
+    for_items<T>(shape, links, 1, [&](const Item& item, long, Scratch<T>& scratch) {
+        forward(shape, links, item, x + item.row * entering, out + item.row * leaving, scratch);
     });
 }
 

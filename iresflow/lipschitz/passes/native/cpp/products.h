@@ -119,10 +119,20 @@ void pack_panels(long depth, long columns, Entry entry, T* to) {
     }
 }
 
+// y += scale x.
+template <class T> inline void add_scaled(long n, T scale, const T* x, T* to) {
+    long i = 0;
+    for (; i + LANES<T> <= n; i += LANES<T>) store(to + i, load(to + i) + scale * load(x + i));
+    for (; i < n; ++i) to[i] += scale * x[i];
+}
+
+// In pairs, which neither waits for each sum before the next nor loses as many digits.
 template <class T> inline T sum_of(Vector<T> v) {
-    T sum = 0;
-    for (long i = 0; i < LANES<T>; ++i) sum += v[i];
-    return sum;
+    T sums[LANES<T>];
+    store(sums, v);
+    for (long half = LANES<T> / 2; half > 0; half /= 2)
+        for (long i = 0; i < half; ++i) sums[i] += sums[i + half];
+    return sums[0];
 }
 
 // The inner product of two vectors; sums of T are taken over some hundreds of entries only.

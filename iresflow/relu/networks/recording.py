@@ -52,21 +52,6 @@ def recording(module: nn.Module, record: Record) -> Iterator[None]:
         running.pop()
         record(name, type_before_parametrizations(part).__name__, output)
 
-    class Functions(TorchFunctionMode):
-        def __torch_function__(
-            self,
-            func: Callable[..., Any],
-            types: Sequence[type],
-            args: tuple[Any, ...] = (),
-            kwargs: Mapping[str, Any] | None = None,
-        ) -> Any:  # noqa: ANN401
-            output = func(*args, **(kwargs or {}))
-            if func in FUNCTIONS and running and not _is_torchs(running[-1][1]):
-                place = running[-1][0]
-                name = f"{place}.{FUNCTIONS[func]}" if place else FUNCTIONS[func]
-                record(name, FUNCTION, output)
-            return output
-
     handles = []
     for name, part in module.named_modules():
         if "parametrizations" in name.split("."):
@@ -76,11 +61,37 @@ def recording(module: nn.Module, record: Record) -> Iterator[None]:
             part.register_forward_hook(lambda part, _, out, name=name: end(name, part, out)),
         ]
     try:
-        with suppress(StopRun), Functions():
+        with suppress(StopRun), _Functions(running, record):
             yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Functions(TorchFunctionMode):
+    """Reports what functions give that the running module calls.
+
+    Here, and not where it is used: a class lives until the garbage collector comes, with all that
+    its methods close over, such as the Jacobians of a stage.
+    """
+
+    def __init__(self, running: Sequence[tuple[str, nn.Module]], record: Record) -> None:
+        super().__init__()
+        self._running, self._record = running, record
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        output = func(*args, **(kwargs or {}))
+        if func in FUNCTIONS and self._running and not _is_torchs(self._running[-1][1]):
+            place = self._running[-1][0]
+            name = f"{place}.{FUNCTIONS[func]}" if place else FUNCTIONS[func]
+            self._record(name, FUNCTION, output)
+        return output
 
 
 def _is_torchs(part: nn.Module) -> bool:

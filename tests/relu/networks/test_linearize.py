@@ -1,6 +1,8 @@
 """Linearizations of any network against dense Jacobians, finite differences and read networks."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -296,3 +298,16 @@ def test_slopes_are_exact_whatever_the_default_float_type(default):
     torch.testing.assert_close(local.matrix()[0], jacobian, rtol=0, atol=1e-15)
     torch.testing.assert_close(network(x), module(x).detach(), rtol=0, atol=1e-15)
     torch.testing.assert_close(local.value, module(x).detach(), rtol=0, atol=1e-15)
+
+
+def test_jacobians_are_gone_when_they_are_measured():
+    network = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU())
+    local = linearize(network, torch.randn(1, 5))
+    local.each_stage(lambda stage, matrix: None)  # torch prepares itself at a first time
+    kept = []
+    gc.disable()  # what only the collector would find must not wait for it: matrices are large
+    try:
+        local.each_stage(lambda stage, matrix: kept.append(weakref.ref(matrix._base)))
+        assert [one() for one in kept] == [None] * 4
+    finally:
+        gc.enable()

@@ -44,6 +44,14 @@ class BranchBlock(Bijection):
         self.log_det = log_det or PowerSeries()
         self.name = "a residual block"
 
+    def sharpen(self) -> None:
+        """Makes the norms that the next training step starts from settled ones.
+
+        A branch of one layer has no slack: where its norm is underestimated, it may expand.
+        """
+        for layer in self.branch.layers:
+            layer.sharpen()
+
     def contraction(self, context: Tensor | None) -> Contraction:
         """The branch for a solve, see `Branch.contraction`; contractive if it can be made so.
 
@@ -53,8 +61,7 @@ class BranchBlock(Bijection):
         chain, maps = self.branch.contraction(context)
         if self.training and torch.is_grad_enabled() and not (chain.lipschitz or 0.0) < 1:
             # A training step's norms lag behind the weights.
-            for layer in self.branch.layers:
-                layer.sharpen()
+            self.sharpen()
             chain, maps = self.branch.contraction(context)
         return chain, maps
 

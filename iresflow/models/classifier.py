@@ -251,6 +251,8 @@ class InvertibleClassifier(CertifiedModel):
             ValueError: wrong shape or values, or a batch in which a channel is constant.
         """
         with own_arithmetic():
+            for _, block in self.contractions():
+                block.sharpen()
             self.bijection.initialize(self.data_map.initialize(self._padded(self._floats(x))))
 
     def prepare(self, images: Tensor) -> Tensor:

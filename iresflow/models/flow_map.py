@@ -136,6 +136,8 @@ class FlowMap(CertifiedModel):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Initialises the data map and the ActNorm layers from one batch ``(B, *shape)`` of data.
 
+        The estimates of the layers' norms settle, too, so that the first training step is exact.
+
         Raises:
             ValueError: wrong shape or values, or a batch in which a channel is constant.
         """
@@ -144,6 +146,8 @@ class FlowMap(CertifiedModel):
             # Compiled passes take a fraction of the time of PyTorch's through a large model.
             large = sum(p.numel() for p in self.parameters()) >= LARGE
             with compiled_kernels() if large else nullcontext():
+                for _, block in self.contractions():
+                    block.sharpen()
                 self.bijection.initialize(self.data_map.initialize(x), context)
 
     def _bound_estimator(self, log_det: StreamedLogDet | None, generator: Stream | None) -> LogDet:

@@ -95,6 +95,32 @@ WITH_BEST: dict[str, dict[str, Any]] = {
     "best, prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
 }
 
+PRESET: dict[str, Any] = {**BEST, "training.batch_size": 32, "training.learning_rate": 1e-2}
+
+WITH_PRESET: dict[str, dict[str, Any]] = {
+    "hidden 16": {"model.hidden": 16},
+    "hidden 64": {"model.hidden": 64},
+    "coeff 0.9": {"model.coeff": 0.9},
+    "coeff 0.95": {"model.coeff": 0.95},
+    "coeff 0.999": {"model.coeff": 0.999},
+    "ema 0": {"training.ema_decay": 0.0},
+    "no clipping": {"training.clip_norm": None},
+    "weight decay 1e-4": {"training.weight_decay": 1e-4},
+    "decay linear 0.3": {"training.decay_steps": 0.3},
+    "prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
+    "tol 1e-2": {"log_det.tol": 1e-2},
+    "Krylov 2": {"log_det.name": "krylov", "log_det.terms": 2, "log_det.tol": 0.0},
+    "Krylov 3": {"log_det.name": "krylov", "log_det.terms": 3, "log_det.tol": 0.0},
+    "2 probes": {"log_det.probes": 2},
+    "3-3-3": {"model.kernels": (3, 3, 3)},
+    "one layer": {"model.kernels": (3,)},
+    "blocks x 3/2": {"model.blocks": (6, 6)},
+    "lipswish": {"model.activation": "lipswish"},
+    "clipswish": {"model.activation": "clipswish"},
+    "elu": {"model.activation": "elu"},
+    "sine": {"model.activation": "sine"},
+}
+
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(BASE, {}),
     **_one("rate", "training.learning_rate", 1e-3, 2e-3, 1e-2, 2e-2),
@@ -150,6 +176,11 @@ VARIANTS: dict[str, Variant] = {
     },
     **{f"pairs, {name}": Variant("pairs", {**PAIRS, **more}) for name, more in WITH_PAIRS.items()},
     **{name: Variant("with the best", {**BEST, **more}) for name, more in WITH_BEST.items()},
+    "preset": Variant("preset", PRESET),
+    **{
+        f"preset, {name}": Variant("with the preset", {**PRESET, **more})
+        for name, more in WITH_PRESET.items()
+    },
     "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),
     "3-3, blocks x 3/2, decay": Variant(
         "together",

@@ -12,6 +12,7 @@ from iresflow.bijections.base import (
 from iresflow.bijections.branch_block import BranchBlock
 from iresflow.bijections.channels import ChannelMeans, FirstChannels
 from iresflow.bijections.conditional_prior import ConditionalPrior
+from iresflow.bijections.decorrelate import Decorrelate
 from iresflow.bijections.kinds import BLOCKS, block_named
 from iresflow.bijections.monotone import MonotoneBlock
 from iresflow.bijections.pixels import (
@@ -35,6 +36,7 @@ __all__ = [
     "ChannelMeans",
     "Composition",
     "ConditionalPrior",
+    "Decorrelate",
     "FirstChannels",
     "Inverse",
     "LogDet",

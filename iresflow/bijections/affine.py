@@ -13,7 +13,7 @@ from iresflow.bijections.stretch import Stretch
 from iresflow.errors import NotInitializedError
 from iresflow.tensors import wide_norm
 
-__all__ = ["ActNorm", "Standardize"]
+__all__ = ["ActNorm", "SetFromData", "Standardize"]
 
 ULP = 1e-15
 """More than the relative rounding of a quotient in float64."""
@@ -22,7 +22,7 @@ EXPONENTIAL = 4.0
 """More than the relative error of an exponential, in units of eps, on any device."""
 
 
-class _SetFromData(Bijection):
+class SetFromData(Bijection):
     """What starts as the map that gives the batch of `initialize` mean 0 and standard deviation 1.
 
     Used or inverted earlier, it raises: each of several processes would start from what its own
@@ -36,8 +36,11 @@ class _SetFromData(Bijection):
         self._read: tuple[Tensor, int] | None = None
 
     @abstractmethod
-    def _set(self, mean: Tensor, spread: Tensor) -> None:
-        """Takes means and deviations ``(C,)``, in float64; they are finite and positive."""
+    def _set(self, values: Tensor, mean: Tensor, spread: Tensor) -> None:
+        """Takes values ``(C, N)``, means and deviations ``(C,)`` in float64.
+
+        All are finite, and the deviations are positive.
+        """
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -56,7 +59,7 @@ class _SetFromData(Bijection):
                 f"{tuple(x.shape)}: channel {bad[0]} is constant or not finite ({len(bad)} of "
                 f"{len(spread)} channels). Initialise from a batch of several different samples"
             )
-        self._set(mean, spread)
+        self._set(values, mean, spread)
         self.initialized.fill_(True)
         return self.transform(x, context)
 
@@ -84,7 +87,7 @@ class _SetFromData(Bijection):
 
 
 @final
-class ActNorm(_SetFromData):
+class ActNorm(SetFromData):
     """``z = (x + shift) * exp(log_scale)`` for each channel (Glow, Kingma and Dhariwal, 2018).
 
     It starts as what gives the batch of `initialize` mean 0 and standard deviation 1; used or
@@ -102,7 +105,7 @@ class ActNorm(_SetFromData):
         self.shift = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
-    def _set(self, mean: Tensor, spread: Tensor) -> None:
+    def _set(self, values: Tensor, mean: Tensor, spread: Tensor) -> None:
         self.shift.copy_(-mean)
         self.log_scale.copy_(-spread.log())
 
@@ -152,7 +155,7 @@ class ActNorm(_SetFromData):
 
 
 @final
-class Standardize(_SetFromData):
+class Standardize(SetFromData):
     """``z = (x - mean) / deviation`` for each channel, of the batch it was initialised from.
 
     It is not trained: after it, data in whatever units are the same up to rounding, and so are a
@@ -172,7 +175,7 @@ class Standardize(_SetFromData):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
 
-    def _set(self, mean: Tensor, spread: Tensor) -> None:
+    def _set(self, values: Tensor, mean: Tensor, spread: Tensor) -> None:
         narrow = torch.finfo(self.deviation.dtype)
         outside = (spread < narrow.tiny) | (spread > narrow.max) | (mean.abs() > narrow.max)
         if bool(outside.any()):

@@ -43,6 +43,7 @@ ARGUMENTS: dict[str, Plain] = {
     "given": lambda name, value: None if value is None else word(name, value),
     "activation": _named(activation_named),
     "activate_input": switch,
+    "decorrelate": switch,
     "coeff": number,
     "normalization": _named(normalization_named),
     "factor_out": switch,

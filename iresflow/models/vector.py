@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, final
 
-from iresflow.bijections import ActNorm, Bijection, Composition, Standardize, block_named
+from iresflow.bijections import (
+    ActNorm,
+    Bijection,
+    Composition,
+    Decorrelate,
+    Standardize,
+    block_named,
+)
 from iresflow.lipschitz import activation_named, dense_branch, links_named, normalization_named
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
 from iresflow.models.arguments import described, plain_arguments
@@ -17,7 +24,12 @@ __all__ = ["VectorFlow"]
 EXACT_UP_TO = 8
 """Up to this dimension the exact log-determinant costs no more than a series: the default."""
 
-SILENT: dict[str, Any] = {"activate_input": True, "block": "residual", "links": "chained"}
+SILENT: dict[str, Any] = {
+    "activate_input": True,
+    "block": "residual",
+    "links": "chained",
+    "decorrelate": False,
+}
 """What an argument is in a file that does not name it."""
 
 
@@ -46,6 +58,8 @@ class VectorFlow(Flow):
         block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
         links: How layers make up a branch: chained, or concatenated, where each but the last adds
             ``hidden`` units to what came in, see `iresflow.lipschitz.concatenated`.
+        decorrelate: Whether a fixed linear map takes the correlations of the columns away first,
+            see `iresflow.bijections.Decorrelate`: blocks would have to learn that map otherwise.
         log_det: The estimator in training mode; None for the exact one in small dimensions and a
             power series above.
 
@@ -77,6 +91,7 @@ class VectorFlow(Flow):
         learned_prior: bool = False,
         block: str = "residual",
         links: str = "chained",
+        decorrelate: bool = False,
         log_det: LogDetEstimator | None = None,
     ) -> None:
         plain = plain_arguments(
@@ -92,6 +107,7 @@ class VectorFlow(Flow):
                 "learned_prior": learned_prior,
                 "block": block,
                 "links": links,
+                "decorrelate": decorrelate,
             },
             blocks=partial(integer, least=0),
             context_dim=partial(integer, least=0),
@@ -116,7 +132,9 @@ class VectorFlow(Flow):
             Composition([*maps, ActNorm(dim)]),
             DiagonalNormal(dim, learned=plain["learned_prior"], context_dim=context_dim),
             (dim,),
-            data_map=Standardize(dim),
+            data_map=Composition([Standardize(dim), Decorrelate(dim)])
+            if plain["decorrelate"]
+            else Standardize(dim),
             context_dim=context_dim,
             log_det=log_det,
         )

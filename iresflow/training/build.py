@@ -163,6 +163,7 @@ def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow |
             learned_prior=model.learned_prior,
             block=model.block,
             links=model.links,
+            decorrelate=model.decorrelate,
             log_det=build_estimator(config),
         )
     return ImageFlow(

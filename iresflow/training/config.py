@@ -125,6 +125,8 @@ class ModelConfig(Section):
     given: Literal["grey", "small", "surroundings"] | None = None
     """What of each image is known, the rest being modelled: grey for its colours, a small image
     for its detail at twice the size, surroundings for a hole in the middle; null for nothing."""
+    decorrelate: bool = False
+    """Whether a fixed linear map takes the columns' correlations away first (vectors)."""
     pad: int = 0
     """Channels of zeros that a classifier appends to its input."""
     read_out: Literal["pooled", "flat", "simplified"] = "pooled"

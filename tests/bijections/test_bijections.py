@@ -4,6 +4,7 @@ import copy
 import math
 
 import pytest
+import scipy.linalg
 import torch
 from helpers import CLOSED, dense_jacobian, expand, perturb, small_branch
 
@@ -21,6 +22,7 @@ from iresflow.bijections import (
     ChannelMeans,
     Composition,
     ConditionalPrior,
+    Decorrelate,
     FirstChannels,
     Logit,
     MonotoneBlock,
@@ -54,6 +56,7 @@ BIJECTIONS = {
     "actnorm-image": (lambda: ActNorm(2), (2, 3, 3), 0),
     "standardize-vector": (lambda: Standardize(3), (3,), 0),
     "standardize-image": (lambda: Standardize(2), (2, 3, 3), 0),
+    "decorrelate": (lambda: Composition([Standardize(3), Decorrelate(3)]), (3,), 0),
     "squeeze": (Squeeze, (2, 4, 6), 0),
     "channel-means": (
         lambda: Composition([MultiScale([Squeeze()], [(8, 2, 3)], []), ChannelMeans((8, 2, 3))]),
@@ -255,6 +258,35 @@ def test_bounds_of_scales_hold_for_what_float32_makes_of_them(kind):
             assert stretch.log_det_lower - rounding <= float(logs.sum())
             assert float(logs.sum()) <= stretch.log_det_upper + rounding
         assert stretch.log_det_upper - stretch.log_det_lower < 1e-5
+
+
+def test_decorrelated_entries_are_white_and_stay_close_to_what_they_were():
+    mixing = torch.tensor([[1.0, 0.9, 0.2], [0.0, 0.3, -0.5], [0.0, 0.0, 2.0]])
+    x = Standardize(3).initialize(torch.randn(400, 3) @ mixing)
+    layer = Decorrelate(3)
+    z = layer.initialize(x)
+    torch.testing.assert_close(z.T.cov(correction=0), torch.eye(3), rtol=0, atol=1e-10)
+    values, directions = scipy.linalg.eigh(x.T.cov(correction=0).numpy())
+    root = torch.from_numpy(directions / values**0.5 @ directions.T)
+    torch.testing.assert_close(layer.matrix, root, rtol=1e-9, atol=1e-9)
+    # Any other rotation of white entries, such as the principal components, is further away.
+    principal = x @ torch.from_numpy(directions / values**0.5)
+    assert (z - x).square().sum() < 0.9 * (principal.abs() - x.abs()).square().sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_column_that_others_add_up_to_leaves_a_bijection(dtype):
+    x = torch.randn(100, 3, dtype=dtype)
+    x = torch.cat([x, x.sum(1, keepdim=True)], 1)
+    layer = Decorrelate(4).to(dtype)
+    z = layer.initialize(x)
+    assert layer.defect() is None
+    back = layer.invert(z)
+    error = torch.linalg.vector_norm(back.value.double() - x.double(), dim=1)
+    assert bool((error <= 2 * 1e3 * torch.finfo(dtype).eps * (1 + z.norm(dim=1))).all())
+    layer.matrix[:, 0] = 0
+    assert "singular" in layer.defect()
+    assert not math.isfinite(layer.stretch(4).forward)
 
 
 def test_squeeze_refuses_odd_sizes():

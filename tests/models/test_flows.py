@@ -45,6 +45,7 @@ FLOWS = {
     ),
     "vector-monotone": lambda: small_vector_flow(5, block="monotone", context_dim=2),
     "vector-conditional": lambda: small_vector_flow(context_dim=2, learned_prior=True),
+    "vector-decorrelated": lambda: small_vector_flow(4, decorrelate=True),
     "vector-wide": lambda: small_vector_flow(12),
 }
 

@@ -30,10 +30,10 @@ def data(count=400):
     return curve + 0.1 * torch.randn(count, DIM)
 
 
-def trained(x, steps=40, dtype=None):
+def trained(x, steps=40, dtype=None, **settings):
     """A flow trained on rows of x, with all that could tell its units: clipping, weight decay."""
     torch.manual_seed(1)
-    flow = VectorFlow(DIM, 2, 8, learned_prior=True)
+    flow = VectorFlow(DIM, 2, 8, learned_prior=True, **settings)
     if dtype is not None:
         flow.to(dtype)
     flow.initialize(x)
@@ -48,13 +48,16 @@ def trained(x, steps=40, dtype=None):
     return flow
 
 
+@pytest.mark.parametrize("decorrelate", [False, True])
 @pytest.mark.parametrize("name", UNITS)
-def test_training_and_the_model_do_not_depend_on_units(name):
+def test_training_and_the_model_do_not_depend_on_units(name, decorrelate):
     x = data()
     scale, offset = map(torch.tensor, UNITS[name])
     # A negative unit mirrors a column, which is another model: the same as of its mirror image.
     x = x * scale.sign()
-    plain, other = trained(x), trained(x * scale.abs() + offset)
+    plain, other = (
+        trained(data, decorrelate=decorrelate) for data in (x, x * scale.abs() + offset)
+    )
     close = {"rtol": 1e-6, "atol": 1e-7}
     for (key, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, **close, msg=lambda m, key=key: f"{key}: {m}")

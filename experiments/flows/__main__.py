@@ -12,6 +12,7 @@ ROOM = Room(
     "python -m experiments.flows",
     {
         "families": "bits/dim of the families of flows after the same time (table 5.1)",
+        "tables": "nats of small tables and in the plane, beside splines and MAF",
         "planes": "densities in the plane beside Glow's (figure 5.2)",
     },
     note="The other families need zuko and normflows: pip install zuko normflows",

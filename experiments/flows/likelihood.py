@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -76,15 +76,24 @@ class AnyLikelihood(Objective):
 
 
 def train_density(
-    model: Flow | Density, data: Dataset, where: Path, *, minutes: float, batch_size: int,
-    learning_rate: float, seed: int,
-) -> Fitted:  # fmt: skip
+    model: Flow | Density,
+    data: Dataset,
+    where: Path | None,
+    *,
+    minutes: float,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    validate_every: float = 0.25,
+    **options: Any,  # noqa: ANN401 (what `fit` takes)
+) -> Fitted:
     """Trains a model for some minutes of processor time, or goes on with it in a directory.
 
     The protocol is that of our configurations for all of them: Adam, gradients clipped, averaged
-    weights, the learning rate falling over the last third; validation chooses the weights.
+    weights, the learning rate falling over the last third; validation chooses the weights. Further
+    options are those of `iresflow.fit`.
     """
-    known = (where / "fit.yaml").is_file()
+    known = where is not None and (where / "fit.yaml").is_file()
     own = isinstance(model, Flow)
     return fit(
         model,
@@ -96,10 +105,11 @@ def train_density(
         run=where,
         resume=known,
         seed=seed,
-        title=where.name,
+        title=None if where is None else where.name,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        validate_every=0.25,
+        validate_every=validate_every,
+        **options,
     )
 
 

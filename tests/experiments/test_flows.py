@@ -1,8 +1,11 @@
 """The experiments on flows: any package's densities in one loop, and the options of the tables."""
 
+import json
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -10,6 +13,8 @@ from benchmarks.peers import Density
 from experiments.flows.__main__ import main
 from experiments.flows.likelihood import AnyLikelihood, losses_of, train_density
 from experiments.flows.models import FAMILIES
+from experiments.flows.records import Records
+from experiments.flows.tables import column_units, folds_of, normal_losses
 from iresflow import ImageFlow
 from iresflow.data import Dataset, Split
 from iresflow.training.loop.batches import Batch
@@ -90,11 +95,67 @@ def test_the_table_has_the_families_of_the_thesis():
         assert FAMILIES[name].published[0] == bits
 
 
+def test_columns_have_unit_deviations_and_those_of_few_values_are_left_out():
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.normal(5, 3, 50), rng.integers(0, 2, 50), rng.exponential(1e4, 50)], 1)
+    table = column_units(values)
+    assert table.shape == (50, 2) and table.dtype == torch.float32
+    np.testing.assert_allclose(table.numpy().std(0), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.corrcoef(table.numpy().T, values[:, [0, 2]].T)[0, 2], 1)
+
+
+def test_each_sample_is_tested_once_and_never_trained_on_in_that_fold():
+    values = torch.arange(23, dtype=torch.float32)[:, None]
+    folds = list(folds_of("numbers", values, 5, 0.2, seed=0))
+    tested = torch.cat([fold.test.values for fold in folds])
+    assert sorted(tested.flatten().tolist()) == list(range(23))
+    for fold in folds:
+        parts = torch.cat([fold.train.values, fold.validation.values, fold.test.values])
+        assert sorted(parts.flatten().tolist()) == list(range(23))
+        assert len(fold.validation) == round(0.2 * (23 - len(fold.test)))
+
+
+def test_the_normal_density_is_that_of_the_training_moments():
+    (fold, *_) = folds_of("noise", torch.randn(60, 3, dtype=torch.float32), 4, 0.2, seed=0)
+    train = fold.train.values.double().numpy()
+    density = scipy.stats.multivariate_normal(train.mean(0), np.cov(train.T))
+    expected = -density.logpdf(fold.test.values.double().numpy())
+    np.testing.assert_allclose(normal_losses(fold).numpy(), expected, rtol=1e-6)
+
+
+def test_what_was_computed_before_an_interruption_is_not_computed_again(tmp_path):
+    file = tmp_path / "records.jsonl"
+    assert Records(file).result("a", lambda: {"nats": 1.5}) == {"nats": 1.5}
+    with file.open("a") as lines:
+        lines.write('\n["b", {"na')  # cut off
+    records = Records(file)
+    assert records.result("a", lambda: pytest.fail("computed again")) == {"nats": 1.5}
+    assert records.result("b", lambda: {"nats": 2.5}) == {"nats": 2.5}
+    assert Records(file).result("b", lambda: pytest.fail("computed again")) == {"nats": 2.5}
+
+
+def test_tables_are_compared_on_the_same_samples(tmp_path, capsys):
+    pytest.importorskip("zuko")
+    options = ["--tables", "[wine]", "--densities", "[]", "--folds", "2", "--rates", "[0.01]"]
+    options += ["--table_seconds", "0.05", "--into", str(tmp_path)]
+    assert main(["tables", *options]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["tables"]
+    assert [row["model"] for row in rows][:2] == ["i-ResNet", "NSF"]
+    ours = rows[0]
+    for row in rows:
+        assert row["samples"] == 178 and row["standard error"] > 0
+        assert row["- i-ResNet"] == pytest.approx(row["nats"] - ours["nats"], abs=1e-9)
+    trained = capsys.readouterr().out.count("validation")
+    assert main(["tables", *options]) == 0
+    assert trained > 0 and "validation" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["nothing"], "unknown experiment"),
         (["families", "--families", "[FLOW]"], "unknown family"),
+        (["tables", "--tables", "[iris]"], "unknown table"),
     ],
 )
 def test_what_is_not_there_is_named(options, message, capsys):

@@ -1,0 +1,246 @@
+"""Densities of small tables and in the plane, beside splines and masked autoregressive flows.
+
+The tables are those of scikit-learn, in five folds; each column is in units of its deviation over
+the whole table, and columns of a few values, whose density would be infinite, are left out. A part
+of each training fold chooses the learning rate and the time to stop at. All flows have the same
+protocol and at most the same seconds of processor time.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from sklearn import datasets
+from sklearn.model_selection import KFold
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from benchmarks.peers import Density, zuko_flow
+from experiments.flows.likelihood import losses_of, train_density
+from experiments.flows.records import Records
+from iresflow import Flow
+from iresflow.commands.report import Report
+from iresflow.data import Dataset, Split, load_dataset
+from iresflow.errors import NonFiniteError
+from iresflow.training import presets
+from iresflow.training.build import build_model
+from iresflow.training.config import Config
+from iresflow.training.sections import Section, section_of
+from iresflow.training.values import read_yaml
+
+__all__ = [
+    "DATA",
+    "FLOWS",
+    "Settings",
+    "column_units",
+    "folds_of",
+    "normal_losses",
+    "quick",
+    "run",
+]
+
+DATA: dict[str, dict[str, Any]] = {}
+
+TABLES = {
+    "wine": datasets.load_wine,
+    "breast-cancer": datasets.load_breast_cancer,
+    "diabetes": datasets.load_diabetes,
+}
+
+FEWEST = 10
+"""Values that a column has to take."""
+
+OURS = "i-ResNet"
+
+FLOWS: Mapping[str, Mapping[str, Any]] = {
+    OURS: {},
+    "NSF": {"kind": "NSF"},
+    "MAF": {"kind": "MAF", "transforms": 5, "randperm": True},
+}
+"""Ours by the preset, and zuko's with the settings that differ from its defaults."""
+
+
+@dataclass(kw_only=True)
+class Settings(Section):
+    """Tables."""
+
+    seed: int = 0
+    """Seed of folds, data, weights and batches."""
+    tables: tuple[str, ...] = tuple(TABLES)
+    """Tables of scikit-learn."""
+    densities: tuple[str, ...] = ("two-moons", "eight-gaussians", "checkerboard")
+    """Names of densities in the plane."""
+    table_preset: str = "table"
+    """The configuration that gives our model of tables, and the batch of all."""
+    plane_preset: str = "toy2d"
+    """The same in the plane."""
+    folds: int = 5
+    """Of each table."""
+    validation: float = 0.15
+    """Share of a training fold that chooses rate and time."""
+    table_seconds: float = 8.0
+    """Of processor time, for each training on a fold; most stop earlier."""
+    plane_seconds: float = 20.0
+    """The same in the plane."""
+    rates: tuple[float, ...] = (1e-3, 1e-2)
+    """Learning rates that are tried."""
+    patience: int = 12
+    """Validations without a better score after which a training ends; there are 50 at most."""
+
+    def __post_init__(self) -> None:
+        for name in self.tables:
+            if name not in TABLES:
+                raise ValueError(f"unknown table {name!r}; choose from {', '.join(TABLES)}")
+
+
+def quick(settings: Settings) -> Settings:
+    """Within a minute."""
+    return replace(
+        settings,
+        tables=settings.tables[:1],
+        densities=settings.densities[:1],
+        folds=2,
+        table_seconds=0.5,
+        plane_seconds=0.5,
+        rates=settings.rates[-1:],
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """What densities are compared on: each fold has parts to train, validate and test on."""
+
+    name: str
+    folds: tuple[Dataset, ...]
+    config: Config
+    seconds: float
+
+
+def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None:
+    """Runs the experiment. Errors: as those of training and data."""
+    records = Records(report.path / "records.jsonl")
+    rows: list[dict[str, Any]] = []
+    for problem in _problems(settings):
+        losses = {
+            name: torch.cat(
+                [
+                    _fold_losses(name, problem, number, settings, records)
+                    for number in range(len(problem.folds))
+                ]
+            )
+            for name in FLOWS
+        }
+        losses["one normal density"] = torch.cat([normal_losses(f) for f in problem.folds])
+        rows += [_row(problem, name, values, losses[OURS]) for name, values in losses.items()]
+        report.table(
+            "tables",
+            rows,
+            "Nats of a test sample with the standard error over samples, and the paired "
+            f"difference from {OURS}.",
+        )
+
+
+def column_units(values: np.ndarray) -> Tensor:
+    """A table ``(N, D)`` in units of its columns' deviations, as float32.
+
+    Columns that take fewer than `FEWEST` values are left out.
+    """
+    kept = values[:, [len(np.unique(column)) >= FEWEST for column in values.T]]
+    scaled = (kept - kept.mean(0)) / kept.std(0)
+    return torch.from_numpy(scaled.astype(np.float32))
+
+
+def folds_of(
+    name: str, values: Tensor, folds: int, validation: float, seed: int
+) -> Iterator[Dataset]:
+    """The folds of samples ``(N, D)``, each with all others to train and validate on."""
+    for train, test in KFold(folds, shuffle=True, random_state=seed).split(values):
+        shuffled = np.random.default_rng(seed).permutation(train)
+        count = round(validation * len(train))
+        parts = (shuffled[count:], shuffled[:count], test)
+        yield Dataset(name, *(Split(values[part]) for part in parts), levels=None, classes=())
+
+
+def _problems(settings: Settings) -> Iterator[Problem]:
+    config = section_of(Config, read_yaml(presets.find(settings.table_preset)))
+    for name in settings.tables:
+        values = column_units(TABLES[name](return_X_y=True)[0])
+        folds = folds_of(name, values, settings.folds, settings.validation, settings.seed)
+        yield Problem(name, tuple(folds), config, settings.table_seconds)
+    config = section_of(Config, read_yaml(presets.find(settings.plane_preset)))
+    for name in settings.densities:
+        points = load_dataset(name, seed=settings.seed)
+        yield Problem(name, (points,), config, settings.plane_seconds)
+
+
+def _fold_losses(
+    name: str, problem: Problem, number: int, settings: Settings, records: Records
+) -> Tensor:
+    """Nats of the test samples of a fold, by the rate that is best on its validation part."""
+
+    def train(rate: float) -> dict[str, Any]:
+        data = problem.folds[number]
+        torch.manual_seed(settings.seed)
+        model = _model(name, problem.config, data)
+        try:
+            fitted = train_density(
+                model,
+                data,
+                None,
+                minutes=problem.seconds / 60,
+                batch_size=problem.config.training.batch_size,
+                learning_rate=rate,
+                seed=settings.seed,
+                validate_every=0.02,
+                validation_samples=5000,
+                patience=settings.patience,
+                weight_decay=problem.config.training.weight_decay,
+            )
+        except NonFiniteError as error:
+            print(f"{problem.name}, {name}, rate {rate:g}: {error}", flush=True)
+            return {"validation": None}
+        numbers = {"validation": fitted.best, "steps": fitted.steps, "seconds": fitted.seconds}
+        print(f"{problem.name} {number}, {name}, rate {rate:g}: {numbers}", flush=True)
+        return {**numbers, "losses": losses_of(model, data, data.test).tolist()}
+
+    found = [
+        records.result(f"{problem.name} {number} {name} {rate:g}", lambda r=rate: train(r))
+        for rate in settings.rates
+    ]
+    finite = [result for result in found if result["validation"] is not None]
+    if not finite:
+        raise NonFiniteError(f"{name} on {problem.name}: no rate gave a finite likelihood")
+    best = min(finite, key=lambda result: result["validation"])
+    return torch.tensor(best["losses"], dtype=torch.float64)
+
+
+def _model(name: str, config: Config, data: Dataset) -> Flow | Density:
+    if name != OURS:
+        return zuko_flow(data.shape, None, **FLOWS[name])
+    flow = build_model(config, data)
+    assert isinstance(flow, Flow)
+    return flow
+
+
+def normal_losses(data: Dataset) -> Tensor:
+    """Nats of the test samples under the normal density of the training part's moments."""
+    x = data.train.values.double()
+    density = MultivariateNormal(x.mean(0), x.T.cov())
+    return -density.log_prob(data.test.values.double())
+
+
+def _row(problem: Problem, name: str, losses: Tensor, ours: Tensor) -> dict[str, Any]:
+    difference = losses - ours
+    return {
+        "data": problem.name,
+        "samples": len(losses),
+        "dimensions": problem.folds[0].shape[0],
+        "model": name,
+        "nats": float(losses.mean()),
+        "standard error": float(losses.std() / len(losses) ** 0.5),
+        f"- {OURS}": float(difference.mean()),
+        "paired standard error": float(difference.std() / len(losses) ** 0.5),
+    }

@@ -12,6 +12,7 @@ ROOM = Room(
     "python -m experiments.flows",
     {
         "families": "bits/dim of the families of flows after the same time (table 5.1)",
+        "curves": "bits/dim of the digits against seconds of training, beside three peers",
         "tables": "nats of small tables and in the plane, beside splines and MAF",
         "planes": "densities in the plane beside Glow's (figure 5.2)",
     },

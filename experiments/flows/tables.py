@@ -6,7 +6,7 @@ of each training fold chooses the learning rate and the time to stop at. All flo
 protocol and at most the same seconds of processor time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -66,6 +66,8 @@ FLOWS: Mapping[str, Mapping[str, Any]] = {
 class Settings(Section):
     """Tables."""
 
+    flows: tuple[str, ...] = tuple(FLOWS)
+    """Rows of the table, the first being what others are compared with."""
     seed: int = 0
     """Seed of folds, data, weights and batches."""
     tables: tuple[str, ...] = tuple(TABLES)
@@ -90,9 +92,15 @@ class Settings(Section):
     """Validations without a better score after which a training ends; there are 50 at most."""
 
     def __post_init__(self) -> None:
-        for name in self.tables:
-            if name not in TABLES:
-                raise ValueError(f"unknown table {name!r}; choose from {', '.join(TABLES)}")
+        known: Mapping[str, Iterable[str]] = {"table": TABLES, "flow": FLOWS}
+        for kind, names in (("table", self.tables), ("flow", self.flows)):
+            for name in names:
+                if name not in known[kind]:
+                    raise ValueError(
+                        f"unknown {kind} {name!r}; choose from {', '.join(known[kind])}"
+                    )
+        if not self.flows:
+            raise ValueError("flows is empty: name at least one")
 
 
 def quick(settings: Settings) -> Settings:
@@ -131,15 +139,16 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
                     for number in range(len(problem.folds))
                 ]
             )
-            for name in FLOWS
+            for name in settings.flows
         }
         losses["one normal density"] = torch.cat([normal_losses(f) for f in problem.folds])
-        rows += [_row(problem, name, values, losses[OURS]) for name, values in losses.items()]
+        first = settings.flows[0]
+        rows += [_row(problem, name, losses, first) for name in losses]
         report.table(
             "tables",
             rows,
             "Nats of a test sample with the standard error over samples, and the paired "
-            f"difference from {OURS}.",
+            f"difference from {first}.",
         )
 
 
@@ -232,8 +241,8 @@ def normal_losses(data: Dataset) -> Tensor:
     return -density.log_prob(data.test.values.double())
 
 
-def _row(problem: Problem, name: str, losses: Tensor, ours: Tensor) -> dict[str, Any]:
-    difference = losses - ours
+def _row(problem: Problem, name: str, found: Mapping[str, Tensor], first: str) -> dict[str, Any]:
+    losses, difference = found[name], found[name] - found[first]
     return {
         "data": problem.name,
         "samples": len(losses),
@@ -241,6 +250,6 @@ def _row(problem: Problem, name: str, losses: Tensor, ours: Tensor) -> dict[str,
         "model": name,
         "nats": float(losses.mean()),
         "standard error": float(losses.std() / len(losses) ** 0.5),
-        f"- {OURS}": float(difference.mean()),
+        f"- {first}": float(difference.mean()),
         "paired standard error": float(difference.std() / len(losses) ** 0.5),
     }

@@ -150,12 +150,31 @@ def test_tables_are_compared_on_the_same_samples(tmp_path, capsys):
     assert trained > 0 and "validation" not in capsys.readouterr().out
 
 
+def test_curves_hold_the_best_so_far_at_each_mark(tmp_path):
+    options = ["--models", "[iresflow]", "--seeds", "[0]", "--rates", "[0.01]", "--every", "0.1"]
+    options += ["--marks", "[0.1, 0.4]", "--into", str(tmp_path)]
+    assert main(["curves", *options]) == 0
+    (row,) = json.loads((tmp_path / "results.json").read_text())["curves"]
+    (line,) = (tmp_path / "records.jsonl").read_text().split("\n")[1:]
+    curve = json.loads(line)[1]
+    best = [min(curve["validation"][: i + 1]) for i in range(len(curve["validation"]))]
+    assert len(curve["test"]) == len(best) == pytest.approx(4, abs=1)
+    for i in range(1, len(best)):  # a test score changes exactly where validation is better
+        assert (curve["test"][i] != curve["test"][i - 1]) == (best[i] < best[i - 1])
+    assert row["0.1 s"] == curve["test"][0] and row["0.4 s"] == curve["test"][:4][-1]
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["nothing"], "unknown experiment"),
         (["families", "--families", "[FLOW]"], "unknown family"),
         (["tables", "--tables", "[iris]"], "unknown table"),
+        (["tables", "--flows", "[Glow]"], "unknown flow"),
+        (["curves", "--models", "[Flow]"], "unknown model"),
+        (["curves", "--marks", "[60, 10]"], "marks must rise"),
+        (["tables", "--flows", "[]"], "flows is empty"),
     ],
 )
 def test_what_is_not_there_is_named(options, message, capsys):

@@ -5,16 +5,16 @@ and how many samples come out in a second, and how good a likelihood does the sa
 buy? The peers are flows of `zuko` and `normflows` (``pip install zuko normflows``), built as their
 own examples build them. "Matched" have about as many parameters as ours (masked ones are counted),
 "its size" is the package's default. All models have the same pixel map, data, batches and threads.
-Seconds are those of the processor (``time.process_time``, over all threads: OMP_NUM_THREADS=1 makes
-them fair). What is timed takes turns, so that all meet the same machine; trainings follow one
-another.
+Seconds are those of the processor (``time.process_time``, over all threads: OMP_NUM_THREADS=1
+makes them fair). What is timed takes turns, so that all meet the same machine; trainings follow
+one another.
 
 * training: loss, gradient, Adam, on one batch of the configuration's size;
 * log_prob: in eval mode, without gradients. Ours estimates log-determinants: with the estimator of
   eval mode, and with others. Standard errors and truncation bounds stand below the table;
 * sample: ours inverts each block to a certified error and measures the residual of the whole;
-* likelihood: each model trains for the same seconds with each learning rate, by the protocol of our
-  configurations (Adam with betas of 0.9 and 0.99, gradients clipped to norm 1, averaged
+* likelihood: each model trains for the same seconds with each learning rate, by the protocol of
+  our configurations (Adam with betas of 0.9 and 0.99, gradients clipped to norm 1, averaged
   weights), the rate rising over the first twentieth of the time. The validation part chooses rate
   and time, the test part is scored once, all with the same stream of dequantisation noise.
 

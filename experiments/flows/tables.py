@@ -2,12 +2,15 @@
 
 The tables are those of scikit-learn, in five folds; each column is in units of its deviation over
 the whole table, and columns of a few values, whose density would be infinite, are left out. A part
-of each training fold chooses the learning rate and the time to stop at. All flows have the same
-protocol and at most the same seconds of processor time.
+of each training fold chooses the time to stop at, and that of the first fold the learning rate and
+the weight decay. All flows have the same protocol and at most the same seconds of processor time.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any, final
 
 import numpy as np
@@ -43,7 +46,7 @@ __all__ = [
 
 DATA: dict[str, dict[str, Any]] = {}
 
-TABLES = {
+TABLES: Mapping[str, Callable[..., Any]] = {
     "wine": datasets.load_wine,
     "breast-cancer": datasets.load_breast_cancer,
     "diabetes": datasets.load_diabetes,
@@ -88,6 +91,8 @@ class Settings(Section):
     """The same in the plane."""
     rates: tuple[float, ...] = (1e-3, 1e-2)
     """Learning rates that are tried."""
+    weight_decays: tuple[float, ...] = (0.0, 1e-2)
+    """Weight decays that are tried on tables; in the plane there are points enough for none."""
     patience: int = 12
     """Validations without a better score after which a training ends; there are 50 at most."""
 
@@ -113,7 +118,17 @@ def quick(settings: Settings) -> Settings:
         table_seconds=0.5,
         plane_seconds=0.5,
         rates=settings.rates[-1:],
+        weight_decays=settings.weight_decays[-1:],
     )
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """One way to train."""
+
+    rate: float
+    weight_decay: float
 
 
 @final
@@ -125,6 +140,7 @@ class Problem:
     folds: tuple[Dataset, ...]
     config: Config
     seconds: float
+    trials: tuple[Trial, ...]
 
 
 def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None:
@@ -132,22 +148,14 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
     records = Records(report.path / "records.jsonl")
     rows: list[dict[str, Any]] = []
     for problem in _problems(settings):
-        losses = {
-            name: torch.cat(
-                [
-                    _fold_losses(name, problem, number, settings, records)
-                    for number in range(len(problem.folds))
-                ]
-            )
-            for name in settings.flows
-        }
+        losses = {name: _losses(name, problem, settings, records) for name in settings.flows}
         losses["one normal density"] = torch.cat([normal_losses(f) for f in problem.folds])
         first = settings.flows[0]
         rows += [_row(problem, name, losses, first) for name in losses]
         report.table(
             "tables",
             rows,
-            "Nats of a test sample with the standard error over samples, and the paired "
+            "Nats of a test sample, their standard error over samples, and the paired "
             f"difference from {first}.",
         )
 
@@ -174,56 +182,64 @@ def folds_of(
 
 
 def _problems(settings: Settings) -> Iterator[Problem]:
+    trials = tuple(Trial(*pair) for pair in product(settings.rates, settings.weight_decays))
     config = section_of(Config, read_yaml(presets.find(settings.table_preset)))
     for name in settings.tables:
         values = column_units(TABLES[name](return_X_y=True)[0])
         folds = folds_of(name, values, settings.folds, settings.validation, settings.seed)
-        yield Problem(name, tuple(folds), config, settings.table_seconds)
+        yield Problem(name, tuple(folds), config, settings.table_seconds, trials)
+    trials = tuple(Trial(rate, 0.0) for rate in settings.rates)
     config = section_of(Config, read_yaml(presets.find(settings.plane_preset)))
     for name in settings.densities:
         points = load_dataset(name, seed=settings.seed)
-        yield Problem(name, (points,), config, settings.plane_seconds)
+        yield Problem(name, (points,), config, settings.plane_seconds, trials)
 
 
-def _fold_losses(
-    name: str, problem: Problem, number: int, settings: Settings, records: Records
-) -> Tensor:
-    """Nats of the test samples of a fold, by the rate that is best on its validation part."""
+def _losses(name: str, problem: Problem, settings: Settings, records: Records) -> Tensor:
+    """Nats of all test samples, trained as is best on the first fold's validation part."""
 
-    def train(rate: float) -> dict[str, Any]:
-        data = problem.folds[number]
-        torch.manual_seed(settings.seed)
-        model = _model(name, problem.config, data)
-        try:
-            fitted = train_density(
-                model,
-                data,
-                None,
-                minutes=problem.seconds / 60,
-                batch_size=problem.config.training.batch_size,
-                learning_rate=rate,
-                seed=settings.seed,
-                validate_every=0.02,
-                validation_samples=5000,
-                patience=settings.patience,
-                weight_decay=problem.config.training.weight_decay,
-            )
-        except NonFiniteError as error:
-            print(f"{problem.name}, {name}, rate {rate:g}: {error}", flush=True)
-            return {"validation": None}
-        numbers = {"validation": fitted.best, "steps": fitted.steps, "seconds": fitted.seconds}
-        print(f"{problem.name} {number}, {name}, rate {rate:g}: {numbers}", flush=True)
-        return {**numbers, "losses": losses_of(model, data, data.test).tolist()}
+    def result(number: int, trial: Trial) -> dict[str, Any]:
+        key = f"{problem.name} {number} {name} {trial.rate:g} {trial.weight_decay:g}"
+        found = records.result(key, partial(_trained, name, problem, number, trial, settings))
+        print(key, {k: v for k, v in found.items() if k != "losses"}, flush=True)
+        return found
 
-    found = [
-        records.result(f"{problem.name} {number} {name} {rate:g}", lambda r=rate: train(r))
-        for rate in settings.rates
-    ]
-    finite = [result for result in found if result["validation"] is not None]
-    if not finite:
-        raise NonFiniteError(f"{name} on {problem.name}: no rate gave a finite likelihood")
-    best = min(finite, key=lambda result: result["validation"])
-    return torch.tensor(best["losses"], dtype=torch.float64)
+    first = {trial: result(0, trial) for trial in problem.trials}
+    best = min(first, key=lambda trial: first[trial]["validation"])
+    losses = [first[best]["losses"]]
+    losses += [result(number, best)["losses"] for number in range(1, len(problem.folds))]
+    return torch.tensor([loss for fold in losses for loss in fold], dtype=torch.float64)
+
+
+def _trained(
+    name: str, problem: Problem, number: int, trial: Trial, settings: Settings
+) -> dict[str, Any]:
+    """The validation score of a training on one fold, and the losses of its test samples.
+
+    Those of a training that failed are infinite.
+    """
+    data = problem.folds[number]
+    torch.manual_seed(settings.seed)
+    model = _model(name, problem.config, data)
+    try:
+        fitted = train_density(
+            model,
+            data,
+            None,
+            minutes=problem.seconds / 60,
+            batch_size=problem.config.training.batch_size,
+            learning_rate=trial.rate,
+            weight_decay=trial.weight_decay,
+            seed=settings.seed,
+            validate_every=0.02,
+            validation_samples=5000,
+            patience=settings.patience,
+        )
+    except NonFiniteError as error:
+        print(f"{problem.name}, {name}: {error}", flush=True)
+        return {"validation": math.inf, "losses": [math.inf] * len(data.test)}
+    losses = losses_of(model, data, data.test).tolist()
+    return {"validation": fitted.best, "steps": fitted.steps, "losses": losses}
 
 
 def _model(name: str, config: Config, data: Dataset) -> Flow | Density:

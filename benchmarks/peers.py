@@ -103,7 +103,7 @@ class Zuko(Density):
         self.register_buffer("std", torch.ones(math.prod(shape)))
 
     def initialize(self, x: Tensor) -> None:
-        y = self.data_map.transform(x).flatten(1)
+        y = self.data_map.initialize(x).flatten(1)
         self.mean.copy_(y.mean(0))
         self.std.copy_(y.std(0))
 
@@ -171,12 +171,19 @@ def real_nvp(couplings: int, hidden: int) -> NormalizingFlows:
     return NormalizingFlows(flow, pixel_map(None))
 
 
-def zuko_flow(shape: tuple[int, ...], alpha: float | None, kind: str, **settings: object) -> Zuko:
-    """A flow of zuko by the name of its class."""
+def zuko_flow(
+    shape: tuple[int, ...],
+    alpha: float | None,
+    kind: str,
+    *,
+    data_map: Bijection | None = None,
+    **settings: object,
+) -> Zuko:
+    """A flow of zuko by the name of its class, after a data map or the logit of images."""
     import zuko
 
     flow = getattr(zuko.flows, kind)(math.prod(shape), **settings)
-    return Zuko(flow, shape, pixel_map(alpha))
+    return Zuko(flow, shape, data_map or pixel_map(alpha))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from benchmarks.peers import Density, zuko_flow
 from experiments.flows.likelihood import losses_of, train_density
 from experiments.flows.records import Records
 from iresflow import Flow
+from iresflow.bijections import Bijection, Composition, Decorrelate, Standardize
 from iresflow.commands.report import Report
 from iresflow.data import Dataset, Split, load_dataset
 from iresflow.errors import NonFiniteError
@@ -57,12 +58,28 @@ FEWEST = 10
 
 OURS = "i-ResNet"
 
-FLOWS: Mapping[str, Mapping[str, Any]] = {
-    OURS: {},
-    "NSF": {"kind": "NSF"},
-    "MAF": {"kind": "MAF", "transforms": 5, "randperm": True},
+
+def vector_flow(config: Config, data: Dataset) -> Flow:
+    """Ours, by its configuration."""
+    flow = build_model(config, data)
+    assert isinstance(flow, Flow)
+    return flow
+
+
+def decorrelated(dim: int) -> Bijection:
+    """What comes before the blocks of ours, for others."""
+    return Composition([Standardize(dim), Decorrelate(dim)])
+
+
+FLOWS: Mapping[str, Callable[[Config, Dataset], Flow | Density]] = {
+    OURS: vector_flow,
+    "NSF": lambda config, data: zuko_flow(data.shape, None, "NSF"),
+    "NSF, decorrelated": lambda config, data: zuko_flow(
+        data.shape, None, "NSF", data_map=decorrelated(data.shape[0])
+    ),
+    "MAF": lambda config, data: zuko_flow(data.shape, None, "MAF", transforms=5, randperm=True),
 }
-"""Ours by the preset, and zuko's with the settings that differ from its defaults."""
+"""Ours by the preset, and zuko's by its defaults but for what stands here."""
 
 
 @dataclass(kw_only=True)
@@ -220,7 +237,7 @@ def _trained(
     """
     data = problem.folds[number]
     torch.manual_seed(settings.seed)
-    model = _model(name, problem.config, data)
+    model = FLOWS[name](problem.config, data)
     try:
         fitted = train_density(
             model,
@@ -240,14 +257,6 @@ def _trained(
         return {"validation": math.inf, "losses": [math.inf] * len(data.test)}
     losses = losses_of(model, data, data.test).tolist()
     return {"validation": fitted.best, "steps": fitted.steps, "losses": losses}
-
-
-def _model(name: str, config: Config, data: Dataset) -> Flow | Density:
-    if name != OURS:
-        return zuko_flow(data.shape, None, **FLOWS[name])
-    flow = build_model(config, data)
-    assert isinstance(flow, Flow)
-    return flow
 
 
 def normal_losses(data: Dataset) -> Tensor:

@@ -133,7 +133,8 @@ def _network(
     row: dict[str, Any] = {"method": name, "runs": runs}
     for level in ("spot", "core"):
         low, middle, high = np.percentile([score[level] for score in each], [25, 50, 75])
-        row[level], row[f"{level}, spread"] = f"{middle:.3f}", f"{high - low:.3f}"
+        row[level] = f"{middle:.3f}"
+        row[f"{level}, spread"] = f"{high - low:.3f}" if runs > 1 else ""
     return _with_thesis(row), of_folds
 
 

@@ -66,14 +66,15 @@ def plain_arguments(values: Mapping[str, object], **own: Plain) -> dict[str, Any
     """Arguments as plain values.
 
     Arguments:
-        values: By their names.
+        values: By their names, such as ``locals()`` at the head of a constructor: what is none of
+            `ARGUMENTS`, such as ``self``, is passed over.
         own: What some of them are in this model.
 
     Raises:
         ValueError: one of them is not what its name means, or out of range.
     """
     kinds = ARGUMENTS | own
-    return {name: kinds[name](name, value) for name, value in values.items()}
+    return {name: kinds[name](name, value) for name, value in values.items() if name in kinds}
 
 
 def described(values: Mapping[str, Any], silent: Mapping[str, Any]) -> dict[str, Any]:

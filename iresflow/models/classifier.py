@@ -85,23 +85,7 @@ class InvertibleClassifier(CertifiedModel):
         levels: int = 256,
         vanilla: bool = False,
     ) -> None:
-        self.spec = plain_spec(
-            {
-                "shape": shape,
-                "classes": classes,
-                "blocks": blocks,
-                "hidden": hidden,
-                "pad": pad,
-                "coeff": coeff,
-                "read_out": read_out,
-                "kernels": kernels,
-                "padding": padding,
-                "activation": activation,
-                "normalization": normalization,
-                "levels": levels,
-                "vanilla": vanilla,
-            }
-        )
+        self.spec = plain_spec(locals())
         bijection, chosen, dim = network_of(self.spec)
         channels, self.pad = self.spec["shape"][0], self.spec["pad"]
         data_map = FirstChannels(Standardize(channels), channels, self.pad)

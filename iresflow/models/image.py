@@ -114,31 +114,7 @@ class ImageFlow(Flow):
         dequantization_deviation: float = 1 / 6,
         log_det: LogDetEstimator | None = None,
     ) -> None:
-        plain = plain_arguments(
-            {
-                "shape": shape,
-                "blocks": blocks,
-                "hidden": hidden,
-                "kernels": kernels,
-                "padding": padding,
-                "levels": levels,
-                "context_dim": context_dim,
-                "given": given,
-                "activation": activation,
-                "activate_input": activate_input,
-                "coeff": coeff,
-                "normalization": normalization,
-                "factor_out": factor_out,
-                "alpha": alpha,
-                "learned_prior": learned_prior,
-                "conditional_prior": conditional_prior,
-                "block": block,
-                "links": links,
-                "dequantization": dequantization,
-                "dequantization_blocks": dequantization_blocks,
-                "dequantization_deviation": dequantization_deviation,
-            }
-        )
+        plain = plain_arguments(locals())
         log_det = log_det or PowerSeries()
         parts = ImageParts(plain)
         self.spec = {**parts.spec, "log_det": estimator_spec(log_det)}

@@ -94,24 +94,8 @@ class VectorFlow(Flow):
         decorrelate: bool = False,
         log_det: LogDetEstimator | None = None,
     ) -> None:
-        plain = plain_arguments(
-            {
-                "dim": dim,
-                "blocks": blocks,
-                "hidden": hidden,
-                "context_dim": context_dim,
-                "activation": activation,
-                "activate_input": activate_input,
-                "coeff": coeff,
-                "normalization": normalization,
-                "learned_prior": learned_prior,
-                "block": block,
-                "links": links,
-                "decorrelate": decorrelate,
-            },
-            blocks=partial(integer, least=0),
-            context_dim=partial(integer, least=0),
-        )
+        count = partial(integer, least=0)
+        plain = plain_arguments(locals(), blocks=count, context_dim=count)
         dim, context_dim = plain["dim"], plain["context_dim"]
         log_det = log_det or (Exact() if dim <= EXACT_UP_TO else PowerSeries())
         self.spec = {**described(plain, SILENT), "log_det": estimator_spec(log_det)}

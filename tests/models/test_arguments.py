@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,14 @@ import pytest
 import torch
 
 import iresflow
-from iresflow import CheckpointError, ImageFlow, PowerSeries, RandomSeries, VectorFlow
+from iresflow import (
+    CheckpointError,
+    ImageFlow,
+    InvertibleClassifier,
+    PowerSeries,
+    RandomSeries,
+    VectorFlow,
+)
 from iresflow.bijections import dequantize, quantize
 from iresflow.errors import StorageWarning
 from iresflow.logdet import (
@@ -23,6 +31,7 @@ from iresflow.logdet import (
     estimator_to_dict,
 )
 from iresflow.models import Flow
+from iresflow.models.arguments import ARGUMENTS
 from iresflow.models.plain import integer, integers, number, switch, word
 from iresflow.models.storage import StoredModel
 
@@ -77,6 +86,11 @@ def test_what_is_kept_is_what_was_given():
     flow = VectorFlow(3, 2, 8, coeff=np.float32(0.9))
     assert flow.spec["coeff"] == float(np.float32(0.9)) and type(flow.spec["coeff"]) is float
     assert type(ImageFlow((1, 4, 4), np.array([1, 1]), 4).spec["blocks"][0]) is int
+
+
+@pytest.mark.parametrize("kind", [VectorFlow, ImageFlow, InvertibleClassifier])
+def test_every_argument_is_one_that_models_keep(kind):
+    assert set(signature(kind).parameters) - {"log_det"} <= set(ARGUMENTS)
 
 
 REFUSED = {

@@ -24,6 +24,7 @@ from iresflow.models.certified import CertifiedModel
 from iresflow.training.build_classifier import build_classifier, classifies
 from iresflow.training.config import Config, DataConfig, LogDetConfig
 from iresflow.training.loop.processes import Alone
+from iresflow.training.sections import taken_by
 
 __all__ = [
     "as_scored",
@@ -52,27 +53,10 @@ def build_dataset(config: DataConfig, seed: int, scaling: Scaling | None = None)
         seed: Chooses the splits.
         scaling: How contexts are standardised; None for the training rows' own.
     """
-    table = TableOptions(
-        header=config.header,
-        validation_root=config.validation_root,
-        test_root=config.test_root,
-        split_column=config.split_column,
-        context=tuple(config.context),
-        offset=config.offset,
-        scaling=scaling,
-    )
+    table = TableOptions(**taken_by(TableOptions, config), scaling=scaling)
     return load_named(
-        config.name,
-        config.root,
-        size=config.size,
-        channels=config.channels,
-        count=config.count,
-        validation=config.validation,
-        test=config.test,
+        **taken_by(load_named, config),
         seed=seed,
-        order=config.order,
-        bits=config.bits,
-        cache=config.cache,
         table=None if table == TableOptions() else table,
     )
 
@@ -147,49 +131,14 @@ def _recompute(model: CertifiedModel, scales: tuple[int, ...]) -> None:
 
 
 def _new_flow(config: Config, dataset: Dataset, context_dim: int) -> ImageFlow | VectorFlow:
-    model = config.model
-    if dataset.levels is None:
-        if model.given is not None:
-            raise ValueError(f"model.given is of images; {dataset.name} has none")
-        return VectorFlow(
-            dataset.shape[0],
-            sum(model.blocks),
-            model.hidden,
-            context_dim=context_dim,
-            activation=model.activation,
-            activate_input=model.activate_input,
-            coeff=model.coeff,
-            normalization=model.normalization,
-            learned_prior=model.learned_prior,
-            block=model.block,
-            links=model.links,
-            decorrelate=model.decorrelate,
-            log_det=build_estimator(config),
-        )
-    return ImageFlow(
-        dataset.shape,
-        model.blocks,
-        model.hidden,
-        kernels=model.kernels,
-        padding=model.padding,
-        levels=dataset.levels,
-        context_dim=context_dim,
-        given=model.given,
-        activation=model.activation,
-        activate_input=model.activate_input,
-        coeff=model.coeff,
-        normalization=model.normalization,
-        factor_out=model.factor_out,
-        alpha=model.alpha,
-        learned_prior=model.learned_prior,
-        block=model.block,
-        links=model.links,
-        conditional_prior=model.conditional_prior,
-        dequantization=model.dequantization,
-        dequantization_blocks=model.dequantization_blocks,
-        dequantization_deviation=model.dequantization_deviation,
-        log_det=build_estimator(config),
-    )
+    common = {"context_dim": context_dim, "log_det": build_estimator(config)}
+    if dataset.levels is not None:
+        options = taken_by(ImageFlow, config.model) | common
+        return ImageFlow(dataset.shape, levels=dataset.levels, **options)
+    if config.model.given is not None:
+        raise ValueError(f"model.given is of images; {dataset.name} has none")
+    options = taken_by(VectorFlow, config.model) | common
+    return VectorFlow(dataset.shape[0], **options | {"blocks": sum(config.model.blocks)})
 
 
 def build_estimator(config: Config) -> LogDetEstimator:

@@ -12,6 +12,7 @@ from iresflow.training.objectives.generative import Generative
 from iresflow.training.objectives.hybrid import Hybrid
 from iresflow.training.objectives.independence import Independence
 from iresflow.training.objectives.likelihood import MaximumLikelihood
+from iresflow.training.sections import taken_by
 
 __all__ = ["build_classifier", "build_objective", "classifies"]
 
@@ -33,22 +34,9 @@ def build_classifier(config: Config, dataset: Dataset) -> InvertibleClassifier:
             f"{dataset.name} has {len(dataset.classes) or 'none'}"
             + (": sort the images into one folder a class" if dataset.name == "folder" else "")
         )
-    model = config.model
-    return InvertibleClassifier(
-        dataset.shape,
-        len(dataset.classes),
-        model.blocks,
-        model.hidden,
-        pad=model.pad,
-        coeff=model.coeff,
-        read_out=model.read_out,
-        kernels=model.kernels,
-        padding=model.padding,
-        activation=model.activation,
-        normalization=model.normalization,
-        levels=dataset.levels or 256,
-        vanilla=model.vanilla,
-    )
+    options = taken_by(InvertibleClassifier, config.model)
+    count, levels = len(dataset.classes), dataset.levels or 256
+    return InvertibleClassifier(dataset.shape, count, levels=levels, **options)
 
 
 def build_objective(config: Config, model: nn.Module, log_det: LogDetEstimator) -> Objective:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import Any, TypeVar, get_type_hints
 
 from iresflow.training.values import converted, shown
 
-__all__ = ["Section", "is_section", "option_kinds", "section_of"]
+__all__ = ["Section", "is_section", "option_kinds", "section_of", "taken_by"]
 
 
 @dataclass(kw_only=True)
@@ -71,6 +72,12 @@ def section_of(kind: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
         return kind(**fields)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
+
+
+def taken_by(kind: Callable[..., object], section: Section) -> dict[str, Any]:
+    """The options of a section that a function or class takes as arguments of the same name."""
+    names = signature(kind).parameters
+    return {name: getattr(section, name) for name in names if hasattr(section, name)}
 
 
 def is_section(kind: object) -> bool:

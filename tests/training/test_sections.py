@@ -2,14 +2,16 @@
 
 import datetime
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import yaml
 
-from iresflow import VectorFlow, fit
-from iresflow.training.config import Config, DataConfig, TrainingConfig
-from iresflow.training.sections import is_section, option_kinds, section_of
+from iresflow import ImageFlow, InvertibleClassifier, VectorFlow, fit
+from iresflow.data import TableOptions
+from iresflow.training.config import Config, DataConfig, ModelConfig, TrainingConfig
+from iresflow.training.sections import is_section, option_kinds, section_of, taken_by
 
 ODD = [
     None, True, -1, 0, 1, 3, 2.5, -0.5, math.nan, math.inf, -math.inf, 10**12, 10**30, 1e300,
@@ -77,3 +79,10 @@ def test_models_that_no_machine_can_build_are_refused():
         with pytest.raises(ValueError, match=f"^{name.partition('.')[0]}.*at most"):
             section_of(Config, nested(name, value))
     assert section_of(Config, nested("model.blocks", [0, 10_000])).model.blocks == (0, 10_000)
+
+
+def test_each_option_of_the_model_is_an_argument_of_some_model():
+    models = (ImageFlow, InvertibleClassifier, VectorFlow)
+    taken = {name for kind in models for name in taken_by(kind, ModelConfig())}
+    assert taken == {field.name for field in fields(ModelConfig)} - {"conditional"}
+    assert taken_by(TableOptions, DataConfig(context=("a",)))["context"] == ("a",)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from iresflow.data import Dataset
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
+from iresflow.models.certified import CertifiedModel
 from iresflow.models.likelihood import sample_stream
 from iresflow.models.read_outs import SimplifiedReadOut
 from iresflow.training.evaluation.classification import ITERATIONS, classification_of, inverted
@@ -12,7 +13,7 @@ from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.contexts import batch_of
 from iresflow.training.probing import latent_parts, probe
 
-__all__ = ["report_classes", "report_classifier", "report_nuisance"]
+__all__ = ["report_certificate", "report_classes", "report_classifier", "report_nuisance"]
 
 CLASSIFIED = 1000
 """Samples that a flow classifies, at most."""
@@ -38,12 +39,7 @@ def report_classifier(
     score = classification_of(net, samples)
     score.write(file, **origin)
     print(f"{origin.get('split', 'test'):<11} {score}", flush=True)
-    certificate = net.certify()
-    verdict = "invertible" if certificate else "NOT certified"
-    print(
-        f"certified   largest Lipschitz bound of a block {certificate.largest:.6f}: {verdict}",
-        flush=True,
-    )
+    report_certificate(net)
     back = inverted(net, samples.values[:INVERTED])
     iterated = f"by {ITERATIONS} fixed-point iterations, nothing certified"
     how = "certified" if back.certified else iterated
@@ -51,6 +47,16 @@ def report_classifier(
         f"inverse     largest reconstruction error {back.largest_error:.1e} in x over "
         f"{back.samples} samples ({how}), measured latent residual {back.residual:.1e}"
         + ("" if back.certified else f", {100 * back.converged:.0f} % came back"),
+        flush=True,
+    )
+
+
+def report_certificate(model: CertifiedModel) -> None:
+    """Prints the largest bound of any block."""
+    certificate = model.certify()
+    verdict = "invertible" if certificate else "NOT certified"
+    print(
+        f"certified   largest Lipschitz bound of a block {certificate.largest:.6f}: {verdict}",
         flush=True,
     )
 

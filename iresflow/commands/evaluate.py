@@ -6,10 +6,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from iresflow.commands.arguments import add_run_arguments, new_parser, parse
-from iresflow.commands.classifiers import report_classifier, report_nuisance
-from iresflow.commands.scoring import report_score, score_split
+from iresflow.commands.scoring import STOPPED, report_model
 from iresflow.lipschitz import compile_kernels
-from iresflow.models import Flow, InvertibleClassifier
 from iresflow.training.checkpoint import find_checkpoint, load_for_all
 from iresflow.training.evaluation.evaluate import Precision
 from iresflow.training.loop.batches import Batch, Samples
@@ -66,38 +64,23 @@ def _evaluate(arguments: Sequence[str], processes: Processes) -> int:
     name = "evaluation" if whole else f"evaluation-{options.split}-{count}"
     run = Path(options.run)
     file = run / f"{name}.json" if run.is_dir() else Path(f"{run.stem}-{name}.json")
-    origin: dict[str, str | int] = {
-        "split": options.split,
-        "checkpoint": str(path),
-        "step": step.step,
-    }
-    if isinstance(model, InvertibleClassifier):
-        if processes.main:
-            report_classifier(model, split, file, **origin)
-            report_nuisance(model, dataset, split)
-            print(f"written     {file}")
-        return 0
-    assert isinstance(model, Flow)
-    score = score_split(
+    code = report_model(
         model,
+        dataset,
         split,
         file,
+        {"split": options.split, "checkpoint": str(path), "step": step.step},
         again="the same command",
         processes=processes,
         precision=precision,
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    if score is None:
-        return 130
-    if not processes.main:
-        return 0 if score.met else 1
-    report_score(model, split, score, dataset, file, **origin)
-    print(
-        f"model       step {step.step}, {step.seconds / 60:.1f} minutes of training\n"
-        f"written     {file}"
-    )
-    return 0 if score.met else 1
+    if processes.main and code != STOPPED:
+        minutes = step.seconds / 60
+        print(f"model       step {step.step}, {minutes:.1f} minutes of training")
+        print(f"written     {file}")
+    return code
 
 
 def _score_own_samples(options: Namespace, processes: Processes) -> int:

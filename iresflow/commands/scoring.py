@@ -1,11 +1,13 @@
-"""Scoring a flow on a split with a bar, so that what was stopped can go on; and telling it."""
+"""Scoring a model on a split with a bar, so that what was stopped can go on; and telling it."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from iresflow.commands.classifiers import report_classes
+from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
 from iresflow.data import Dataset
-from iresflow.models import Flow
+from iresflow.models import Flow, InvertibleClassifier
+from iresflow.models.certified import CertifiedModel
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.evaluation.reconstruction import RECONSTRUCTED, reconstruct
 from iresflow.training.evaluation.rounds import Evaluation
@@ -14,26 +16,35 @@ from iresflow.training.loop.processes import Processes
 from iresflow.training.loop.progress import new_bar
 from iresflow.training.runs.lock import locked
 
-__all__ = ["report_score", "score_split"]
+__all__ = ["STOPPED", "report_model"]
+
+STOPPED = 130
+"""The exit code of what Ctrl-C has stopped."""
 
 
-def score_split(
-    model: Flow,
+def report_model(
+    model: CertifiedModel,
+    dataset: Dataset,
     split: Samples,
     file: Path,
+    origin: Mapping[str, str | int],
     *,
     again: str,
     processes: Processes,
     precision: Precision | None = None,
     seed: int = 0,
     batch_size: int = 250,
-) -> Evaluation | None:
-    """Scores a split as `evaluate`; None where Ctrl-C stopped it.
+) -> int:
+    """Scores a model on a split, prints and writes it; returns the exit code.
+
+    That is 1 where a tolerance was not met.
 
     Arguments:
-        model: In eval mode.
+        model: A flow or a classifier, in eval mode.
+        dataset: That the split is of.
         split: The samples.
-        file: Where the result will be written; what was computed until a stop is kept beside it.
+        file: For the numbers, as JSON; what was computed until a stop is kept beside it.
+        origin: What else is to be known of the numbers; ``split`` is the split's name.
         again: What goes on from there, in words.
         processes: Those that score together.
         precision: How exactly.
@@ -44,6 +55,12 @@ def score_split(
         RunError: another process computes the same file.
         What `evaluate` raises.
     """
+    if isinstance(model, InvertibleClassifier):
+        if processes.main:
+            report_classifier(model, split, file, **origin)
+            report_nuisance(model, dataset, split)
+        return 0
+    assert isinstance(model, Flow)
     state = file.with_suffix(".state")
     with (
         locked(file.with_suffix(".lock"), f"computes {file}", processes),
@@ -55,7 +72,7 @@ def score_split(
             bar.update(done - bar.n)
 
         try:
-            return evaluate(
+            score = evaluate(
                 model,
                 split,
                 seed=seed,
@@ -69,30 +86,16 @@ def score_split(
             bar.close()
             if processes.main:
                 print(f"stopped, and kept in {state}: {again} goes on", file=sys.stderr)
-            return None
+            return STOPPED
+    if processes.main:
+        score.write(file, **origin)
+        print(f"{origin['split']:<11} {score}")
+        _report_flow(model, dataset, split, score)
+    return 0 if score.met else 1
 
 
-def report_score(
-    model: Flow,
-    split: Samples,
-    score: Evaluation,
-    dataset: Dataset,
-    file: Path,
-    /,
-    **origin: str | int,
-) -> None:
-    """Prints a score, how well classes are told apart, and how exactly samples come back.
-
-    Arguments:
-        model: In eval mode.
-        split: The samples that were scored.
-        score: Their score.
-        dataset: That they are of.
-        file: For the numbers, as JSON.
-        origin: What else is to be known of them; ``split`` is the split's name.
-    """
-    score.write(file, **origin)
-    print(f"{origin['split']:<11} {score}")
+def _report_flow(model: Flow, dataset: Dataset, split: Samples, score: Evaluation) -> None:
+    """How exact the score is, how well classes are told apart, how exactly samples come back."""
     if score.tol is not None:
         print(
             f"tolerance   {score.tol:.1e} {score.unit}, {'met' if score.met else 'NOT met'}: "

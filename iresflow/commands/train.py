@@ -10,15 +10,15 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from iresflow.commands.arguments import new_parser
-from iresflow.commands.classifiers import report_classifier, report_nuisance
+from iresflow.commands.classifiers import report_certificate
 from iresflow.commands.configuration import Asked, configure
 from iresflow.commands.memory import keep_freed_memory
-from iresflow.commands.scoring import report_score, score_split
+from iresflow.commands.scoring import report_model
 from iresflow.data import Dataset
 from iresflow.data.images.augment import Crop
 from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
-from iresflow.models import Flow, InvertibleClassifier
+from iresflow.models import Flow
 from iresflow.models.certified import CertifiedModel
 from iresflow.training import presets
 from iresflow.training.build import (
@@ -180,33 +180,16 @@ def _report(
     model, progress = load_for_all(path, device, processes)
     file, again = run.path / "evaluation.json", f"iresflow train --resume {run.path}"
     ended = f"{progress.seconds / 60:.1f} minutes to step {progress.step}, the best by validation"
-    origin: dict[str, str | int] = {
-        "split": "test",
-        "checkpoint": str(path),
-        "step": progress.step,
-    }
-    if isinstance(model, InvertibleClassifier):
-        if processes.main:
-            report_classifier(model, dataset.test, file, **origin)
-            report_nuisance(model, dataset, dataset.test)
-            print(f"trained     {ended}\ncheckpoint  {path}\nmetrics     {run.metrics_file}")
-        return 0
-    assert isinstance(model, Flow)
+    origin: dict[str, str | int] = {"split": "test", "checkpoint": str(path)}
+    origin["step"] = progress.step
     split = asked_of(dataset.test)
-    score = score_split(model, split, file, again=again, processes=processes)
-    if score is None:
-        return 130
-    if not processes.main:
-        return 0
-    report_score(model, split, score, dataset, file, **origin)
-    certificate = model.certify()
-    print(
-        f"certified   largest Lipschitz bound of a block {certificate.largest:.6f}: "
-        f"{'invertible' if certificate else 'NOT certified'}\n"
-        f"trained     {ended}\n"
-        f"checkpoint  {path}\n"
-        f"samples     {run.samples}\n"
-        f"metrics     {run.metrics_file}, and tensorboard --logdir {run.events}\n"
-        f"next        iresflow sample {run.path}"
-    )
+    code = report_model(model, dataset, split, file, origin, again=again, processes=processes)
+    if code or not processes.main:
+        return code
+    if isinstance(model, Flow):
+        report_certificate(model)
+    print(f"trained     {ended}\ncheckpoint  {path}\nsamples     {run.samples}")
+    print(f"metrics     {run.metrics_file}, and tensorboard --logdir {run.events}")
+    if isinstance(model, Flow):
+        print(f"next        iresflow sample {run.path}")
     return 0

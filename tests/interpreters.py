@@ -1,7 +1,7 @@
 """Programs in processes of their own, without the seconds that each would take to import torch.
 
-One interpreter for all tests of a process imports torch and does nothing else; each program runs
-in a fork of it, as it would in an interpreter that has just been started.
+One interpreter for all tests of a process imports what programs need and does nothing else; each
+program runs in a fork of it, as it would in an interpreter that has just been started.
 """
 
 import atexit
@@ -17,6 +17,7 @@ import traceback
 import types
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -25,6 +26,15 @@ ROOT = Path(__file__).parents[1]
 
 LIMIT = 600
 """Seconds after which a program is ended."""
+
+BARE = ("torch",)
+"""What is imported before programs that can tell what else is, or bring an iresflow of theirs."""
+
+READY = (
+    *("torch._dynamo", "scipy.stats", "sklearn.datasets", "matplotlib.figure", "torchvision"),
+    *("iresflow.commands.train", "iresflow.commands.sample", "iresflow.commands.evaluate"),
+)
+"""What is imported before all others: whatever trains a model."""
 
 
 def run_module(name: str, *arguments: object, **options: Any) -> CompletedProcess[str]:
@@ -38,14 +48,16 @@ def run_program(
     *arguments: object,
     environment: Mapping[str, object] | None = None,
     directory: Path = ROOT,
+    imported: tuple[str, ...] = READY,
 ) -> CompletedProcess[str]:
-    """Runs source code, or a file of it, in a process of its own that has imported torch.
+    """Runs source code, or a file of it, in a process of its own.
 
     Arguments:
         program: The code, or the path of a file.
         arguments: Its command line.
         environment: What is added to this process' variables.
         directory: Where it runs.
+        imported: Modules that are imported before it starts.
     """
     with tempfile.TemporaryDirectory() as folder:
         said, warned = Path(folder) / "stdout", Path(folder) / "stderr"
@@ -60,7 +72,7 @@ def run_program(
             "stdout": str(said),
             "stderr": str(warned),
         }
-        server = _server()
+        server = _server(imported)
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
@@ -69,10 +81,10 @@ def run_program(
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
+def _server(imported: tuple[str, ...]) -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        [sys.executable, __file__],
-        env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-P", __file__, *imported],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -83,8 +95,8 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     """Answers each line of requests with the exit code of its program, minus a signal's number."""
-    import torch  # noqa: F401 (for those that are forked)
-
+    for name in sys.argv[1:]:
+        import_module(name)
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
         if child == 0:

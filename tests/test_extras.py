@@ -3,7 +3,7 @@
 from subprocess import CompletedProcess
 
 import pytest
-from interpreters import run_program
+from interpreters import BARE, run_program
 
 from iresflow.errors import MissingLibraryError
 from iresflow.extras import import_extra
@@ -17,7 +17,8 @@ for name in sys.argv[1].split(","):
 
 def run(hidden: str, program: str, *arguments: str, **variables: str) -> CompletedProcess[str]:
     """A program in a process of its own, where some libraries can't be imported."""
-    return run_program(WITHOUT + program, hidden, *arguments, environment=variables)
+    program = WITHOUT + program
+    return run_program(program, hidden, *arguments, environment=variables, imported=BARE)
 
 
 def test_a_module_is_imported_by_its_full_name():

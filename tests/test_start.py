@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from interpreters import run_program
+from interpreters import BARE, run_program
 
 HEAVY = {
     "matplotlib",
@@ -36,7 +36,7 @@ def of_torch() -> set[str]:
 
 
 def run(program: str, *arguments: str) -> str:
-    done = run_program(program, *arguments)
+    done = run_program(program, *arguments, imported=BARE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

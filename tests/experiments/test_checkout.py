@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from interpreters import run_module
+from interpreters import BARE, run_module
 
 import iresflow
 from iresflow.cli import main
@@ -13,7 +13,8 @@ ROOT = Path(iresflow.__file__).parents[1]
 def test_an_installed_package_says_where_the_experiments_are(tmp_path):
     (tmp_path / "iresflow").symlink_to(ROOT / "iresflow")
     arguments = ["iresflow", "relu", "preimage", "--quick"]
-    done = run_module(*arguments, environment={"PYTHONPATH": tmp_path}, directory=tmp_path)
+    options = {"environment": {"PYTHONPATH": tmp_path}, "directory": tmp_path, "imported": BARE}
+    done = run_module(*arguments, **options)
     assert done.returncode == 1 and "get the source checkout" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 

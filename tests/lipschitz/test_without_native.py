@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from interpreters import run_program
+from interpreters import BARE, run_program
 
 import iresflow
 
@@ -28,7 +28,7 @@ print([round(float(p.grad.norm()), 3) for p in flow.parameters() if p.grad is no
 
 def run(root: Path) -> str:
     """What the program prints with the package that lies below a directory."""
-    done = run_program(PROGRAM, directory=root)
+    done = run_program(PROGRAM, directory=root, imported=BARE)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     where, numbers = done.stdout.split("\n", 1)
     assert Path(where) == root / "iresflow" / "__init__.py"

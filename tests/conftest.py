@@ -10,6 +10,14 @@ from iresflow import compile_kernels
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each process takes neighbours, whose fixtures serve them all, and steals when it is done."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(autouse=True)
 def float64_and_seed():
     before = torch.get_default_dtype()
@@ -20,3 +28,9 @@ def float64_and_seed():
     assert ambient_state() == found
     torch.set_default_dtype(before)
     compile_kernels(False)  # training turns them on for its process
+
+
+@pytest.fixture
+def float32(float64_and_seed):
+    """What people train in, for tests of whole runs."""
+    torch.set_default_dtype(torch.float32)

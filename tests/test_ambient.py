@@ -19,10 +19,7 @@ from iresflow.lipschitz.passes.kernels import Kernel, kernels_compile
 from iresflow.lipschitz.passes.plain import TorchPasses
 from iresflow.switches import KEYS, NEWER, read, turn
 
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def vectors():

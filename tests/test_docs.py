@@ -7,7 +7,6 @@ from importlib import import_module
 
 import jsonargparse
 import pytest
-import torch
 from documents import (
     ROOT,
     blocks,
@@ -24,6 +23,8 @@ from experiments.runner import options_of
 from iresflow.cli import main
 from iresflow.commands.configuration import configure
 from iresflow.training import probing
+
+pytestmark = pytest.mark.usefixtures("float32")
 
 SMALL = """--model.hidden 4 --training.batch_size 8 --training.validate_every 2
 --training.validation_samples 8 --training.log_every 1
@@ -42,11 +43,6 @@ OTHERS = {
     "tensorboard": "",
 }
 """Programs that are not ours, by how their commands begin."""
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -3,20 +3,16 @@
 import json
 
 import pytest
-import torch
 
 from iresflow.cli import main
 from iresflow.training.checkpoint import find_checkpoint
+
+pytestmark = pytest.mark.usefixtures("float32")
 
 ROLL = ["--data.name", "swiss-roll", "--data.count", "200"]
 TINY = """--training.steps 12 --training.batch_size 16 --training.validate_every 6
 --training.validation_samples 16 --training.log_every 4 --training.warmup_steps 2
 --model.blocks 1,1,1 --model.hidden 8 --data.test 24 --model.activation elu""".split()
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 def trained(runs, *arguments):

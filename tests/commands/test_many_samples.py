@@ -14,13 +14,10 @@ from iresflow import ImageFlow, VectorFlow
 from iresflow.cli import main
 from iresflow.commands import many_samples
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 TINY = """--model.hidden 4 --training.steps 2 --training.batch_size 8 --training.validate_every 2
 --training.validation_samples 8 --log_det.terms 3 --training.compile false""".split()
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -20,17 +20,14 @@ from iresflow.pictures import image_grid
 from iresflow.training.loop.progress import new_bar
 from iresflow.training.runs.known_data import load_data
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 TINY = """--model.blocks 1,1 --model.hidden 4 --training.steps 6 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.log_every 1
 --log_det.terms 3 --data.test 24""".split()
 LINE = re.compile(
     r"^step (\d+) +train (\d+\.\d{4}), validation (\d+\.\d{4}) bits/dim(, the best so far)?$", re.M
 )
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")

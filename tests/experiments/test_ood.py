@@ -9,10 +9,7 @@ from experiments.ood.__main__ import main
 from experiments.ood.outliers import outside_images
 from iresflow.data.queries import Event
 
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def test_images_that_are_made():

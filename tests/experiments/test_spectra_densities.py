@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from small_spectra import small_spectra
 from torch.distributions import Normal
@@ -14,10 +13,7 @@ from experiments.spectra.densities import Answer, Parts, Settings, _flow, _norma
 from experiments.spectra.invertible import InvertibleNet, InvertibleTraining
 from iresflow import Exact
 
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def clouds(count, seed=0):

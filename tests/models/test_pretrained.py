@@ -14,19 +14,12 @@ from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.loop.batches import Batch
 from iresflow.training.runs.known_data import load_data
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 DOWNLOADED = ("mnist", "fashion-mnist", "cifar10-subset")
 """Those whose data are not with the libraries."""
 
 COUNT = 200
-
-
-@pytest.fixture(autouse=True)
-def single():
-    """Models as people load them."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("name", pretrained.names())

@@ -28,6 +28,7 @@ from iresflow.spectra.classifier import weights_of_classes
 from iresflow.spectra.objective import WeightedCrossEntropy
 from iresflow.training.loop.batches import Batch
 
+# In which convolutions are quick; predictions are compared exactly.
 pytestmark = pytest.mark.usefixtures("float32")
 
 NEGATIVE = "the check passes negative intensities, which are refused"

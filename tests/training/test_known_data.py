@@ -23,14 +23,11 @@ from iresflow.training.loop import batches
 from iresflow.training.loop.batches import Batches
 from iresflow.training.runs.known_data import KnownData, load_data
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.compile false
 --log_det.terms 3""".split()
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed: None) -> None:
-    torch.set_default_dtype(torch.float32)
 
 
 def noise(file: Path, seed: int) -> None:

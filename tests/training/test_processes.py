@@ -22,14 +22,12 @@ from iresflow.training.runs.directory import RunDirectory
 WORKER = Path(worker.__file__)
 ROOT = Path(iresflow.__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_gloo_available(), reason="this build of torch has no gloo"
-)
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
+pytestmark = [
+    pytest.mark.usefixtures("float32"),
+    pytest.mark.skipif(
+        not torch.distributed.is_gloo_available(), reason="this build of torch has no gloo"
+    ),
+]
 
 
 def launch(launcher, *arguments):

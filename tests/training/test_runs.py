@@ -25,15 +25,12 @@ from iresflow.training.runs import lock
 from iresflow.training.runs.directory import RunDirectory
 from iresflow.training.runs.lock import Lock, locked
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 ROOT = Path(iresflow.__file__).parents[1]
 TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 5 --training.batch_size 8
 --training.validate_every 3 --training.validation_samples 8 --training.log_every 2
 --training.warmup_steps 2 --log_det.terms 3 --log_det.tol 0 --data.test 12""".split()
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")

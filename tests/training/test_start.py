@@ -12,6 +12,8 @@ from iresflow.cli import main
 from iresflow.models.storage import read_file
 from iresflow.training.start import take_weights
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 TINY = """--data.name two-moons --data.count 300 --model.blocks 2 --model.hidden 6
 --training.batch_size 16 --training.validate_every 2 --training.validation_samples 16
 --training.ema_decay 0""".split()
@@ -24,11 +26,6 @@ def run(tmp_path_factory):
     torch.set_default_dtype(torch.float32)
     assert main(["train", *TINY, "--training.steps", "2", "--runs", str(runs)]) == 0
     return runs / "0000-two-moons"
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 def weights(run, name="last"):

@@ -61,11 +61,6 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(MaximumLikelihood, "illustrate", lambda *_: None)
 
 
-@pytest.fixture
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
-
-
 # What a step waits for.
 
 

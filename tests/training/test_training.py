@@ -23,12 +23,9 @@ from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.likelihood import MaximumLikelihood
 from iresflow.training.runs.directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")

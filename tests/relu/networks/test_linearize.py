@@ -15,10 +15,7 @@ from iresflow.linearization import Linearization
 from iresflow.relu.networks.linearize import linearize
 from iresflow.relu.networks.parsing import parse_network
 
-
-@pytest.fixture(autouse=True)
-def float32():
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 class Residual(nn.Module):

@@ -16,13 +16,10 @@ from torch.nn.utils import parametrizations
 from iresflow.errors import UnsupportedNetworkError
 from iresflow.relu import parse_network
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 IMAGE = (4, 7, 6)
 SIGNAL = (4, 9)
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    torch.set_default_dtype(torch.float32)
 
 
 class Written(nn.Module):

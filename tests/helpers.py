@@ -1,7 +1,8 @@
 """What the tests share: small models that are far from their initial state, and oracles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,23 @@ CLOSED = 1e-8
 
 PADDINGS = {"conv": ZeroPadding(), "circular": CircularPadding(), "reflect": ReflectPadding()}
 """The branches of convolutions by what they read beyond the border."""
+
+
+def pairs(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Few combinations in which any two values of different factors meet; a product has all.
+
+    What goes wrong with a combination goes wrong with two of its values, as a rule.
+    """
+    places = list(product(*(range(len(factor)) for factor in factors)))
+
+    def met(place: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+        return set(combinations(enumerate(place), 2))
+
+    left, chosen = set().union(*map(met, places)), []
+    while left:
+        chosen.append(max(places, key=lambda place: len(met(place) & left)))
+        left -= met(chosen[-1])
+    return [tuple(f[i] for f, i in zip(factors, place, strict=True)) for place in chosen]
 
 
 def perturb(module: torch.nn.Module, size: float = 0.3) -> torch.nn.Module:

@@ -1,5 +1,7 @@
 """Modes of posteriors against closed forms of linear flows, and conditions of optimality."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from helpers import materialize, perturb, small_image_flow
@@ -92,9 +94,9 @@ def test_the_mode_of_patches_is_the_solution_of_a_linear_system():
     torch.testing.assert_close(found.images.flatten(1), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0, 0.05])
-def test_modes_of_other_densities_fulfil_the_conditions_of_optimality(operator, alpha):
-    flow = ImageFlow(SHAPE, (1, 1), 4, alpha=alpha)
+@pytest.mark.parametrize(("name", "alpha"), list(zip(OPERATORS, cycle((0, 0.05)), strict=False)))
+def test_modes_of_other_densities_fulfil_the_conditions_of_optimality(name, alpha):
+    operator, flow = OPERATORS[name](), ImageFlow(SHAPE, (1, 1), 4, alpha=alpha)
     flow.initialize(torch.rand(64, *SHAPE))
     prior, noise = FlowPrior(perturb(flow, 0.1)), 0.2
     # Some of it is beyond the range of images, so that pixels end at the range's ends.

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import CLOSED, branch_shape, dense_jacobian, small_branch
+from helpers import CLOSED, branch_shape, dense_jacobian, pairs, small_branch
 
 from iresflow.linearization import FunctionLinearization
 from iresflow.lipschitz import ACTIVATIONS
@@ -33,10 +33,10 @@ def test_products_agree_with_the_dense_jacobian(kind, activation):
     torch.testing.assert_close(linearization.value, branch(x, context), rtol=CLOSED, atol=CLOSED)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("value_first", [False, True])
-@pytest.mark.parametrize("context_dim", [0, 3])
+@pytest.mark.parametrize(
+    ("kind", "activation", "value_first", "context_dim"),
+    pairs(KINDS, sorted(ACTIVATIONS), [False, True], [0, 3]),
+)
 def test_gradients_agree_with_autograd(kind, activation, value_first, context_dim):
     branch, x, context, w, v = branch_and_inputs(kind, activation, context_dim)
     leaves = [x, *branch.parameters()]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import branch_shape, expand, perturb, small_branch
+from helpers import branch_shape, expand, pairs, perturb, small_branch
 from torch.autograd import forward_ad
 
 from iresflow import Exact, Krylov, PowerSeries, RandomSeries
@@ -47,11 +47,10 @@ def compiled():
     compile_kernels(False)
 
 
-@pytest.mark.parametrize("kind", ["conv", "dense"])
-@pytest.mark.parametrize("activation", KNOWN)
-@pytest.mark.parametrize("context_dim", [0, 3])
-@pytest.mark.parametrize("directions", [0, 1, 3])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "activation", "context_dim", "directions", "recompute"),
+    pairs(["conv", "dense"], KNOWN, [0, 3], [0, 1, 3], [False, True]),
+)
 def test_gradients_agree_with_autograd(
     kind, activation, context_dim, directions, recompute, compiled
 ):
@@ -108,9 +107,9 @@ def five_by_five():
     return Branch(layers, [None, LipSwish(), LipSwish()])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    ("name", "threads", "dtype"), pairs(list(CHAINS), [1, 2], [torch.float32, torch.float64])
+)
 def test_passes_agree_with_those_of_torch(name, threads, dtype, compiled):
     branch, batch = CHAINS[name]()
     branch.eval().to(dtype)

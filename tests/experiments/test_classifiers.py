@@ -14,6 +14,7 @@ from experiments.classifiers.metamers import _partners, interpolated
 from experiments.classifiers.networks import ordinary
 from experiments.classifiers.shift import planted
 from experiments.classifiers.spheres import attack_norms, max_margin, sphere
+from iresflow.training import probing
 
 USED, DIM, INNER, OUTER, BIAS = 3, 5, 1.0, 1.3, 1.12
 
@@ -130,7 +131,7 @@ def results(runs):
 
 def test_paths_of_the_invertible_network_never_cross_and_a_run_goes_on(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
-    options = ["--steps", "40", "--blocks", "4", "--hidden", "16"]
+    options = ["--steps", "10", "--blocks", "3", "--hidden", "16"]
     assert main(["dynamics", *options, "--runs", str(tmp_path)]) == 0
     standard, invertible = results(tmp_path)["dynamics"]
     assert invertible["neighbours that cross, at any depth"] == 0
@@ -149,7 +150,7 @@ def test_paths_of_the_invertible_network_never_cross_and_a_run_goes_on(tmp_path,
 def test_reconstructions_come_back_at_the_rate_of_the_limit(tmp_path):
     torch.set_default_dtype(torch.float32)
     options = """--images.name digits --others false --coeffs [0.5] --blocks [0,1,1] --hidden 8
-    --steps 3 --train 200 --test 40 --inverted 10 --shift 0""".split()
+    --steps 2 --train 100 --test 20 --inverted 5 --shift 0""".split()
     assert main(["limits", *options, "--runs", str(tmp_path)]) == 0
     found = results(tmp_path)
     (row,), (curve,), (cost,) = found["errors"], found["iterations"], found["costs"]
@@ -164,8 +165,9 @@ def test_reconstructions_come_back_at_the_rate_of_the_limit(tmp_path):
     assert results(tmp_path)["errors"] == [row]
 
 
-def test_spheres_by_the_command(tmp_path):
+def test_spheres_by_the_command(tmp_path, monkeypatch):
     torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr(probing, "STEPS", 20)
     options = "--train 400 --test 400 --steps 5 --trained_train 200 --seeds 1 --blocks 2"
     assert main(["spheres", *options.split(), "--hidden", "8", "--runs", str(tmp_path)]) == 0
     found = results(tmp_path)

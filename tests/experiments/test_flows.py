@@ -77,7 +77,7 @@ def test_models_of_any_package_train_and_go_on(own, tmp_path):
         torch.manual_seed(0)
         return ImageFlow((1, 4, 4), (1, 1), 4) if own else Diagonal((1, 4, 4))
 
-    options = {"minutes": 0.02, "batch_size": 8, "learning_rate": 1e-2, "seed": 0}
+    options = {"minutes": 0.004, "batch_size": 8, "learning_rate": 1e-2, "seed": 0}
     first = model()
     fitted = train_density(first, data, tmp_path / "run", **options)
     losses = losses_of(first, data, data.test)

@@ -78,7 +78,7 @@ def test_exact_refuses_dimensions_above_its_limit():
 @pytest.mark.parametrize("terms", [1, 2, 5])
 def test_series_estimates_its_own_truncation(branch_case, distribution, terms):
     branch, x, jacobian, _ = branch_case
-    estimator = PowerSeries(terms, probes=4000, probe=distribution)
+    estimator = PowerSeries(terms, probes=2000, probe=distribution)
     estimate = estimator(branch.linearize(x), torch.Generator().manual_seed(1))
     assert within_four_standard_errors(estimate, truncated(jacobian, terms))
     # A control that must fail: the same numbers with a bias of a tenth of a nat.
@@ -87,16 +87,16 @@ def test_series_estimates_its_own_truncation(branch_case, distribution, terms):
 
 def test_long_series_estimates_the_log_determinant(branch_case):
     branch, x, _, log_det = branch_case
-    estimate = PowerSeries(60, probes=4000)(branch.linearize(x), torch.Generator().manual_seed(1))
+    estimate = PowerSeries(60, probes=500)(branch.linearize(x), torch.Generator().manual_seed(1))
     assert within_four_standard_errors(estimate, log_det)
 
 
 @pytest.mark.parametrize("terms", [1, 3, 8])
 def test_truncation_bound_holds_for_every_probe(branch_case, terms):
     branch, x, *_ = branch_case
-    for seed in range(20):
+    for seed in range(10):
         short = PowerSeries(terms)(branch.linearize(x), torch.Generator().manual_seed(seed))
-        long = PowerSeries(300)(branch.linearize(x), torch.Generator().manual_seed(seed))
+        long = PowerSeries(120)(branch.linearize(x), torch.Generator().manual_seed(seed))
         error = (short.value - long.value).abs()
         assert bool((error <= short.truncation + 1e-12).all())
 

@@ -308,7 +308,9 @@ def test_bounds_are_rounded_up_and_told_from_one(upper, text):
 # Weights.
 
 
-def test_a_fingerprint_changes_with_every_value(flow):
+@pytest.mark.parametrize("kind", ["image-conditional", "vector"])
+def test_a_fingerprint_changes_with_every_value(kind):
+    flow = FLOWS[kind]()
     flow.enforce()
     before = fingerprint(flow)
     assert fingerprint(copy.deepcopy(flow)) == before

@@ -172,7 +172,7 @@ def test_no_attack_within_the_certified_radius_succeeds(name):
     radius = net.certified_radius(x)
     assert bool((radius > 0).all()) and bool(radius.isfinite().all())
     shaped = radius.view(-1, *[1] * (x.ndim - 1))
-    assert attacked(net, x, shaped, count=10) == 0  # 2,500 attacks, 10,000 over the four networks
+    assert attacked(net, x, shaped, count=4) == 0  # 1,000 attacks, 4,000 over the four networks
     assert attacked(net, x[:50], 2000 * shaped[:50], count=1) > 0.1
 
 

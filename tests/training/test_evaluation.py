@@ -29,7 +29,7 @@ def digits_flow():
     )
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
     flow.initialize(flow.dequantize(data.train.values[:200]))
-    for step in range(120):
+    for step in range(60):
         images = data.train.values[32 * step % 1000 :][:32]
         optimizer.zero_grad()
         (-flow.log_prob(flow.dequantize(images)).mean()).backward()

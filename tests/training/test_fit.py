@@ -25,12 +25,9 @@ from iresflow.training.objectives.base import Objective, Score, Terms
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 from iresflow.training.objectives.likelihood import MaximumLikelihood
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 QUICK = {"bar": False, "steps": 12, "batch_size": 16, "validate_every": 4, "warmup_steps": 0}
-
-
-@pytest.fixture(autouse=True)
-def float32(float64_and_seed):
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +57,9 @@ def scores(fitted, name="validation/nats"):
 
 
 def test_vectors_are_fitted_and_left_ready(moons):
-    flow = VectorFlow(2, 4, 16)
-    fitted = fit(flow, moons, bar=False, steps=150, learning_rate=1e-2, batch_size=128)
-    assert fitted.model is flow and not flow.training and fitted.steps == 150
+    flow = VectorFlow(2, 2, 16)
+    fitted = fit(flow, moons, bar=False, steps=100, learning_rate=1e-2, batch_size=128)
+    assert fitted.model is flow and not flow.training and fitted.steps == 100
     assert flow.certify() and fitted.run is None and fitted.seconds > 0
     found = scores(fitted)
     assert len(found) == 20 and fitted.best == min(found) < found[0] - 0.2
@@ -123,7 +120,7 @@ def test_images_of_any_type_of_integers(digits, dtype):
     for values in (digits.values, digits.values.numpy().astype(dtype)):
         torch.manual_seed(0)
         flow = ImageFlow((1, 8, 8), (1, 1), 4, levels=17)
-        results.append(fit(flow, values, validation=16, **QUICK).best)
+        results.append(fit(flow, values, validation=16, **{**QUICK, "steps": 4}).best)
     assert results[0] == results[1]
 
 
@@ -144,7 +141,7 @@ def test_contexts_are_vectors_or_class_numbers(named):
     for given in (context, None):
         torch.manual_seed(0)
         flow = VectorFlow(3, 2, 8, context_dim=3 if given is not None else 0, learned_prior=True)
-        options = {**QUICK, "steps": 120, "learning_rate": 0.02, "validate_every": 40}
+        options = {**QUICK, "steps": 60, "learning_rate": 0.02, "validate_every": 30}
         bests.append(fit(flow, x, context=given, **options).best)
     assert bests[0] < bests[1] - 0.5
 

@@ -3,6 +3,7 @@
 import argparse
 import runpy
 import sys
+from functools import partial
 from importlib import import_module
 
 import jsonargparse
@@ -20,6 +21,7 @@ from documents import (
 
 import iresflow
 from experiments.runner import options_of
+from iresflow import data
 from iresflow.cli import main
 from iresflow.commands.configuration import configure
 from iresflow.training import probing
@@ -47,13 +49,15 @@ OTHERS = {
 
 @pytest.fixture
 def short_training(monkeypatch):
-    """Training takes three steps, whatever a guide says."""
-    fit = iresflow.fit
+    """Training takes three steps, whatever a guide says, and few images are held out."""
+    fit, load = iresflow.fit, data.load_images
+    once = {"bar": False, "validate_every": 3, "validation_samples": 16}
 
     def brief(*arguments, minutes=None, steps=None, **options):
-        return fit(*arguments, steps=3, **{"bar": False, **options})
+        return fit(*arguments, steps=3, **(once | options))
 
     monkeypatch.setattr(iresflow, "fit", brief)
+    monkeypatch.setattr(data, "load_images", partial(load, validation=40, test=40))
     monkeypatch.setattr(probing, "STEPS", 20)
 
 

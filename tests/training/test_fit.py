@@ -58,8 +58,8 @@ def scores(fitted, name="validation/nats"):
 
 def test_vectors_are_fitted_and_left_ready(moons):
     flow = VectorFlow(2, 2, 16)
-    fitted = fit(flow, moons, bar=False, steps=100, learning_rate=1e-2, batch_size=128)
-    assert fitted.model is flow and not flow.training and fitted.steps == 100
+    fitted = fit(flow, moons, bar=False, steps=150, learning_rate=1e-2, batch_size=128)
+    assert fitted.model is flow and not flow.training and fitted.steps == 150
     assert flow.certify() and fitted.run is None and fitted.seconds > 0
     found = scores(fitted)
     assert len(found) == 20 and fitted.best == min(found) < found[0] - 0.2

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from small_spectra import small_spectra
 from torch.distributions import Normal

@@ -3,10 +3,12 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import worker
+from helpers import pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from iresflow import NonFiniteError, NotInitializedError
@@ -136,9 +138,10 @@ def test_an_actnorm_reads_its_state_again_where_it_was_written():
 # What a step keeps out of the weights.
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("guard", [Immediate, lambda: Deferred(CPU)], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    ("guard", "where", "optimizer"),
+    pairs([Immediate, partial(Deferred, CPU)], ["loss", "gradient"], list(OPTIMIZERS)),
+)
 def test_a_bad_step_changes_no_weight_and_is_named(tmp_path, float32, guard, where, optimizer):
     settings = {"steps": 10, "validate_every": 3, "log_every": 100, "optimizer": optimizer}
     settings |= {"weight_decay": 0.01, "learning_rate": 1e-3}

@@ -51,11 +51,10 @@ def held(scores, truth, share=1.0):
     return float(((scores.values - truth).abs() <= share * scores.errors).double().mean())
 
 
-def require_coverage(scores, truth, allowance=0.0, narrow=0.4):
+def cover(scores, truth):
     """At least the level, up to 4 standard errors; bars that are too narrow are found out."""
-    slack = 4 * (LEVEL * (1 - LEVEL) / len(truth)) ** 0.5
-    assert held(scores, truth) >= LEVEL - slack - allowance
-    assert held(scores, truth, narrow) < LEVEL - slack
+    least = LEVEL - 4 * (LEVEL * (1 - LEVEL) / len(truth)) ** 0.5
+    return held(scores, truth, 0.4) < least <= held(scores, truth)
 
 
 def distinct_images(flow, count):
@@ -82,7 +81,7 @@ def test_error_bars_of_log_prob_hold_it_where_probes_are_random():
         exact = truth
         if isinstance(score, Typicality):
             exact = (truth - LogProb(SCORING).fit(flow, x).score(x[:50]).mean()).abs()
-        require_coverage(fitted.scores(x), exact)
+        assert cover(fitted.scores(x), exact)
 
 
 def test_what_is_exact_is_drawn_once():
@@ -103,13 +102,13 @@ def test_error_bars_of_an_image_hold_the_mean_over_its_noise():
     surprisal, error = mean_over_noise(lambda x: -flow.log_prob(x) + 4 * np.log(5), flow, images)
     found = LogProb(SCORING).fit(flow, images).scores(images)
     assert float((error / found.errors).median()) < 0.2  # of the oracle
-    require_coverage(found, surprisal)
+    assert cover(found, surprisal)
     biased = replace(found, values=found.values + 2 * found.errors)
     assert held(biased, surprisal) < LEVEL / 2
     background = perturb(tiny_image_flow(), 0.2)
     ratio, _ = mean_over_noise(lambda x: background.log_prob(x) - flow.log_prob(x), flow, images)
     fitted = LikelihoodRatio(background, scoring=SCORING).fit(flow, images)
-    require_coverage(fitted.scores(images), ratio)
+    assert cover(fitted.scores(images), ratio)
 
 
 def test_the_noise_of_a_ratio_cancels():
@@ -128,7 +127,7 @@ def test_error_bars_of_the_score_norm_hold_it_and_the_naive_norm_is_too_large():
     gradient = torch.autograd.grad((flow.base.log_prob(z) + log_det).sum(), y)[0]
     truth = gradient.norm(dim=1)
     found = ScoreNorm(SCORING).fit(flow, x).scores(x)
-    require_coverage(found, truth)
+    assert cover(found, truth)
     difference = found.values - truth
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / COUNT**0.5
 
@@ -150,7 +149,7 @@ def test_error_bars_of_the_score_norm_of_images():
     z, log_det = flow.bijection(y, None, Exact())
     gradient = torch.autograd.grad((flow.base.log_prob(z) + log_det).sum(), y)[0]
     truth = gradient.view(len(images), 250, -1).mean(1).norm(dim=1)
-    require_coverage(ScoreNorm(SCORING).fit(flow, images).scores(images), truth)
+    assert cover(ScoreNorm(SCORING).fit(flow, images).scores(images), truth)
 
 
 def test_error_bars_of_the_fit_of_latents_hold_the_mean_over_the_noise():
@@ -160,7 +159,7 @@ def test_error_bars_of_the_fit_of_latents_hold_the_mean_over_the_noise():
     # The oracle: the same distance with many other draws.
     many = Scoring(draws=400, level=LEVEL, seed=1)
     again = partial(fitted.measure.func, many, *fitted.measure.args[1:])
-    require_coverage(fitted.scores(images), replace(fitted, measure=again).score(images))
+    assert cover(fitted.scores(images), replace(fitted, measure=again).score(images))
 
 
 def test_both_quadratures_bracket_the_form_and_meet():
@@ -203,7 +202,7 @@ def test_error_bars_of_the_local_dimension():
     dense = dense_jacobian(flow.bijection.transform, flow.data_map.transform(x))
     values = torch.linalg.svdvals(dense)
     truth = -(1 / (1 + (values / width).square())).sum(1)
-    require_coverage(fitted.scores(x), truth)
+    assert cover(fitted.scores(x), truth)
     # A few steps widen the bars by what the brackets leave open.
     coarse = LocalDimension(SCORING, steps=1).fit(flow, x[:50]).scores(x)
     assert held(coarse, truth) > LEVEL
@@ -220,7 +219,7 @@ def test_error_bars_of_a_density_of_states():
     scores = type(latents)
     parts = [scores(exact, zero), scores(latents.values, zero)]
     truth = fitted.measure.combine(flow, x, parts).values
-    require_coverage(fitted.scores(x), truth)
+    assert cover(fitted.scores(x), truth)
 
 
 SCORES = [

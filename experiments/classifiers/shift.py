@@ -126,7 +126,8 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
 _CAPTION = (
     "{name} with a cue that tells the class in training, and is another class' at random under "
     "the shift. I: lower bounds in nats (lemma 6.15) by fresh classifiers on each part of the "
-    "latent, trained and asked under the same distribution."
+    "latent, trained and asked under the same distribution; error on Zs, shifted is that of the "
+    "classifier that theorem 6.18 promises."
 )
 
 
@@ -157,12 +158,19 @@ def _measured(
         wrong, spread = error_of(predict(net, test.values), test.labels)
         found[f"error{words}"], found[f"+-{words}"] = wrong, spread
         train = Batch.of(splits[f"train{suffix}"], slice(settings.probed))
-        seen, asked = latent_parts(net, train), latent_parts(net, test)
-        for part, mine, theirs in zip(("Zs", "Zn"), seen, asked, strict=True):
-            known = probe(mine, theirs, net.classes, steps=settings.probe_steps)
+        seen, asked = _parts(net, train), _parts(net, test)
+        for part, mine in seen.items():
+            known = probe(mine, asked[part], net.classes, steps=settings.probe_steps)
             found[f"I(Y; {part}){words}"] = known.nats
-            found[f"accuracy on {part}{words}"] = known.accuracy
+            found[f"error on {part}{words}"] = 1 - known.accuracy
     return found
+
+
+def _parts(net: InvertibleClassifier, samples: Batch) -> dict[str, Batch]:
+    """The semantic part, the nuisance, and both: theorem 6.18 is about all three."""
+    semantic, nuisance = latent_parts(net, samples)
+    whole = torch.cat([semantic.values, nuisance.values], dim=1)
+    return {"Zs": semantic, "Zn": nuisance, "Z": Batch(whole, samples.labels)}
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,88 +10,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
+#include "determinant.h"
 #include "passes.h"
+#include "reach.h"
 
 namespace {
-
-// Lines of a convolution's taps, and of the pixels that they read.
-struct Window {
-    long tap, pixel, lines, count, side, width;
-
-    // Calls body(tap, pixel) for the first of each line.
-    template <class Body> void for_lines(Body body) const {
-        for (long line = 0; line < lines; ++line) body(tap + line * side, pixel + line * width);
-    }
-    template <class Body> void for_each(Body body) const {
-        for_lines([&](long tap, long pixel) {
-            for (long n = 0; n < count; ++n) body(tap + n, pixel + n);
-        });
-    }
-};
-
-// The rows of a table: for each pixel q of an image, those of the pixels p within a radius of it.
-struct Reach {
-    const long height, width, radius, channels;
-    std::vector<long> first;  // of each q's rows, and the number of all
-
-    Reach(long height, long width, long radius, long channels)
-        : height(height), width(width), radius(radius), channels(channels), first(1, 0) {
-        for (long q = 0; q < height * width; ++q) {
-            const long rows = bottom(q) - top(q) + 1, line = right(q) - left(q) + 1;
-            first.push_back(first.back() + rows * line * channels);
-        }
-    }
-
-    long top(long q) const { return std::max(0L, q / width - radius); }
-    long bottom(long q) const { return std::min(height - 1, q / width + radius); }
-    long left(long q) const { return std::max(0L, q % width - radius); }
-    long right(long q) const { return std::min(width - 1, q % width + radius); }
-    long rows() const { return first.back(); }
-    // The first row of p in those of q, or -1 where it is out of reach.
-    long row(long q, long p) const {
-        const long i = p / width, j = p % width, from = left(q);
-        if (i < top(q) || i > bottom(q) || j < from || j > right(q)) return -1;
-        return first[q] + ((i - top(q)) * (right(q) - from + 1) + j - from) * channels;
-    }
-    // Calls body(p, row) for all pixels within q's reach.
-    template <class Body> void for_rows(long q, Body body) const {
-        long row = first[q];
-        for (long i = top(q); i <= bottom(q); ++i)
-            for (long j = left(q); j <= right(q); ++j, row += channels)
-                body(i * width + j, row);
-    }
-    // The pixels in q's window of side k.
-    Window window(long q, long side) const {
-        const long margin = side / 2, i = q / width - margin, j = q % width - margin;
-        const long r = std::max(0L, -i), s = std::max(0L, -j);
-        return {r * side + s, (i + r) * width + j + s, std::min(side, height - i) - r,
-                std::min(side, width - j) - s, side, width};
-    }
-};
-
-// What a chain's layers reach, and its first weight as (taps, inputs, outputs).
-template <class T> struct Locality {
-    std::vector<Reach> reach;
-    std::vector<T> weight;
-
-    Locality(const Shape& shape, const Link* links) {
-        long radius = 0;
-        for (long i = 0; i < shape.links; ++i) {
-            radius += links[i].side / 2;
-            reach.emplace_back(shape.height, shape.width, radius, front(links[0]));
-        }
-        const long taps = links[0].side * links[0].side;
-        const T* from = (const T*)links[0].weight;
-        weight.resize(taps * links[0].inputs * links[0].outputs);
-        for (long o = 0; o < links[0].outputs; ++o)
-            for (long c = 0; c < links[0].inputs; ++c)
-                for (long tap = 0; tap < taps; ++tap)
-                    weight[(tap * links[0].inputs + c) * links[0].outputs + o] = *from++;
-    }
-};
 
 // Rows of n entries, `step` apart, times one row of factors.
 template <class T>
@@ -107,20 +33,47 @@ inline void multiply(long rows, long n, const T* x, long step, const T* factor, 
         for (long j = i; j < n; ++j) to[row * step_to + j] = x[row * step + j] * factor[j];
 }
 
+// Calls body with a number, as a type where that is one of some.
+template <long... KNOWN, class Body> inline void with_length(long n, Body body) {
+    if (!((n == KNOWN && (body(std::integral_constant<long, KNOWN>{}), true)) || ...)) body(n);
+}
+
+// Rows of a matrix (WIDTH channels, n), each times its slope; those of one channel are added up.
+template <class T, int WIDTH>
+void fold_rows(long channels, long n, const T* slope, const T* rows, T* to) {
+    with_length<LANES<T>, 2 * LANES<T>>(n, [=](auto n) mutable {
+        for (long c = 0; c < channels; ++c, rows += n, to += n) {
+            T factor[WIDTH];
+            for (int b = 0; b < WIDTH; ++b) factor[b] = slope ? slope[b * channels + c] : T(1);
+            long i = 0;
+            for (; i + LANES<T> <= n; i += LANES<T>) {
+                Vector<T> sum = factor[0] * load(rows + i);
+                for (int b = 1; b < WIDTH; ++b) sum += factor[b] * load(rows + b * channels * n + i);
+                store(to + i, sum);
+            }
+            for (; i < n; ++i) {
+                to[i] = factor[0] * rows[i];
+                for (int b = 1; b < WIDTH; ++b) to[i] += factor[b] * rows[b * channels * n + i];
+            }
+        }
+    });
+}
+
+template <class T> auto rows_folder(const Link& link) {
+    return link.width == 1 ? fold_rows<T, 1> : link.width == 2 ? fold_rows<T, 2> : fold_rows<T, 3>;
+}
+
 // The table after the first layer.
 template <class T>
 void first_columns(const Link& link, const Item& item, const Locality<T>& local, T* to) {
     const Reach& reach = local.reach[0];
-    const long channels = front(link), outputs = link.outputs;
-    std::fill(to, to + reach.rows() * outputs, T(0));
+    const long outputs = link.outputs;
+    const auto fold = rows_folder<T>(link);
     for (long q = 0; q < item.rows; ++q)
         reach.window(q, link.side).for_each([&](long tap, long p) {
-            T* y = to + reach.row(q, p) * outputs;
-            const T* slope = rows<T>((const void*)link.slope, item.row + p, link.inputs);
-            for (long c = 0; c < channels; ++c, y += outputs)
-                for (long at = c; at < link.inputs; at += channels)
-                    add_scaled(outputs, slope ? slope[at] : T(1),
-                               local.weight.data() + (tap * link.inputs + at) * outputs, y);
+            fold(front(link), outputs, rows<T>((const void*)link.slope, item.row + p, link.inputs),
+                 local.weight.data() + tap * link.inputs * outputs,
+                 to + reach.row(q, p) * outputs);
         });
 }
 
@@ -139,26 +92,58 @@ T* through_slopes(const Link& link, const Item& item, const Reach& reach, T* x,
     return to;
 }
 
-// A table through a convolution that narrows: its columns, one after another, (D, pixels, outputs).
+template <class T> inline void add(long n, const T* __restrict__ x, T* __restrict__ to) {
+    for (long i = 0; i < n; ++i) to[i] += x[i];
+}
+
+// The rows of one pixel of a table, through an activation of more values than one and the matrix of
+// a layer that narrows: the slopes go into the matrix, since they would widen the table.
 template <class T>
-void scatter(const Link& link, const Reach& reach, const T* x, T* to, Scratch<T>& scratch) {
+void narrow_folded(const Link& link, const T* slope, long count, const T* x, T* taps,
+                   Scratch<T>& scratch) {
     const Layer layer(link);
-    const long pixels = reach.height * reach.width, outputs = link.outputs;
+    const long stride = padded(layer.columns(), LANES<T>), panel = 2 * LANES<T>;
+    const long channels = front(link);
+    const T* matrix = (const T*)link.matrix + layer.up_size<T>();
+    T* folded = scratch.at(WIDE, channels * stride);
+    const auto fold = rows_folder<T>(link);
+    for (long n = 0; n < stride; n += panel)
+        fold(channels, std::min(panel, stride - n), slope, matrix + n * link.inputs,
+             folded + n * channels);
+    product(count, channels, stride, x, folded, taps, stride, Ending<T>{});
+}
+
+// A table through an activation and a convolution that narrows: its columns, one after another,
+// (D, pixels, outputs).
+template <class T>
+void scatter(const Link& link, const Item& item, const Reach& reach, T* x, T* to,
+             Scratch<T>& scratch) {
+    const Layer layer(link);
+    const long pixels = reach.height * reach.width, outputs = link.outputs, channels = front(link);
     const long stride = padded(layer.columns(), LANES<T>), column = pixels * outputs;
+    const bool folds = link.width > 1;
     T* taps = scratch.at(TAPS, reach.rows() * stride);
-    product(reach.rows(), layer.wide, stride, x, (const T*)link.matrix + layer.up_size<T>(), taps,
-            stride, Ending<T>{});
+    if (!folds)
+        product(reach.rows(), channels, stride, through_slopes(link, item, reach, x, scratch),
+                (const T*)link.matrix + layer.up_size<T>(), taps, stride, Ending<T>{});
     std::fill(to, to + pixels * reach.channels * column, T(0));
     for (long q = 0; q < pixels; ++q) {
+        const long first = reach.first[q], count = reach.first[q + 1] - first;
+        if (folds)
+            narrow_folded(link, rows<T>((const void*)link.slope, item.row + q, link.inputs), count,
+                          x + first * channels, taps, scratch);
+        const T* rows_of_q = folds ? taps : taps + first * stride;
         const Window window = reach.window(q, link.side);
-        const long length = window.count * outputs;
-        reach.for_rows(q, [&](long p, long row) {
-            for (long c = 0; c < reach.channels; ++c)
-                window.for_lines([&](long tap, long near) {
-                    const T* from = taps + (row + c) * stride + tap * outputs;
-                    T* y = to + (p * reach.channels + c) * column + near * outputs;
-                    for (long o = 0; o < length; ++o) y[o] += from[o];
-                });
+        with_length<2, 3, 8, 12>(window.count * outputs, [&](auto length) {
+            reach.for_rows(q, [&](long p, long row) {
+                for (long c = 0; c < reach.channels; ++c) {
+                    const T* from = rows_of_q + (row - first + c) * stride;
+                    T* y = to + (p * reach.channels + c) * column;
+                    window.for_lines([&](long tap, long near) {
+                        add(length, from + tap * outputs, y + near * outputs);
+                    });
+                }
+            });
         });
     }
 }
@@ -207,17 +192,17 @@ void columns(const Shape& shape, const Link* links, const Item& item, const Loca
         const Reach &reach = local.reach[i - 1], &next = local.reach[i];
         const long channels = link.outputs;
         const bool narrows = link.side > 1 && !Layer(link).widens;
-        const T* entered = through_slopes(link, item, reach, x, scratch);
         if (narrows && i + 1 == shape.links) {
-            scatter(link, reach, entered, jacobian, scratch);
+            scatter(link, item, reach, x, jacobian, scratch);
             return;
         }
+        T* entered = narrows ? x : through_slopes(link, item, reach, x, scratch);
         x = scratch.at(i % 2 ? ODD : EVEN, next.rows() * channels);
         if (link.side == 1) {
             apply(link, Item{0, next.rows(), 0, 1, 1}, entered, false, x, Ending<T>{}, scratch);
         } else if (narrows) {
             T* all = scratch.at(ENTERED, item.rows * item.rows * next.channels * channels);
-            scatter(link, reach, entered, all, scratch);
+            scatter(link, item, reach, entered, all, scratch);
             reorder(next, channels, all, x,
                     [&](T* from, T* to) { std::copy_n(from, channels, to); });
         } else {
@@ -228,46 +213,6 @@ void columns(const Shape& shape, const Link* links, const Item& item, const Loca
     std::fill(jacobian, jacobian + dim * dim, T(0));
     reorder(local.reach.back(), channels, jacobian, x,
             [&](T* to, T* from) { std::copy_n(from, channels, to); });
-}
-
-// Below this a pivot is looked for. Of I + J with |J| < 1 none is needed, since its symmetric part
-// is positive definite (Golub and Van Loan, 2013, section 4.4.2).
-constexpr double SMALL_PIVOT = 0.25;
-
-// y -= f x for some rows y from a row x on, each with its factor f = y[k] / x[k].
-template <class T, int ROWS>
-inline void eliminate(long k, long n, const T* row, T* first, long step) {
-    const T pivot = row[k];
-    T factor[ROWS];
-    for (int r = 0; r < ROWS; ++r) factor[r] = first[r * step + k] / pivot;
-    // From the register that holds column k + 1 on: what is left of column k is not read.
-    for (long j = (k + 1) / LANES<T> * LANES<T>; j < n; j += LANES<T>) {
-        const Vector<T> x = load(row + j);
-        for (int r = 0; r < ROWS; ++r)
-            store(first + r * step + j, load(first + r * step + j) - factor[r] * x);
-    }
-}
-
-// log det of a matrix of n rows, each padded to whole registers, which is overwritten; NaN where it
-// is not positive.
-template <class T> double log_det(long n, T* a) {
-    const long step = padded(n, LANES<T>);
-    double sum = 0;
-    bool positive = true;
-    for (long k = 0; k < n; ++k) {
-        T *row = a + k * step, *top = row, *const end = a + n * step;
-        if (!(std::abs(row[k]) >= SMALL_PIVOT))
-            for (T* y = row + step; y < end; y += step)
-                if (std::abs(y[k]) > std::abs(top[k])) top = y;
-        const bool swapped = top != row;
-        if (swapped) std::swap_ranges(row, row + step, top);
-        positive ^= swapped ^ (row[k] < 0);
-        sum += std::log(std::abs(double(row[k])));
-        T* y = row + step;
-        for (; y + 3 * step < end; y += 4 * step) eliminate<T, 4>(k, n, row, y, step);
-        for (; y < end; y += step) eliminate<T, 1>(k, n, row, y, step);
-    }
-    return positive && sum > -HUGE_VAL ? sum : std::numeric_limits<double>::quiet_NaN();
 }
 
 // Of each sample: log det(I + J) and the norm of the longest column of J, (samples, 2); where J is

@@ -275,6 +275,7 @@ def _row(problem: Problem, name: str, found: Mapping[str, Tensor], first: str) -
         "model": name,
         "nats": float(losses.mean()),
         "standard error": float(losses.std() / len(losses) ** 0.5),
+        "median": float(losses.median()),
         f"- {first}": float(difference.mean()),
         "paired standard error": float(difference.std() / len(losses) ** 0.5),
     }

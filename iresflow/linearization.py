@@ -43,6 +43,9 @@ class Jacobian(ABC):
     lipschitz: float | None = None
     """A certified upper bound of the norm of J at every point; None where none was computed."""
 
+    symmetric: bool = False
+    """Whether J is known to be symmetric at every point."""
+
     @abstractmethod
     def vjp(self, u: Tensor) -> Tensor:
         r""":math:`J^\top u` for directions ``(K, B, *event)``."""
@@ -151,6 +154,11 @@ class Linearization(Jacobian):
             x: Points.
             leaves: What takes the place of `leaves`; those themselves where none are given.
         """
+
+    def recorded_determinant(self) -> Determinant | None:
+        """Determinants of I + J by operations that autograd records, to any order, where that
+        takes less than J's columns do; None elsewhere."""
+        return None
 
     def any_order(self, first: Tensor, function: Callable[[Map, Tensor], Tensor]) -> Tensor:
         """A function of the map, with cheap first derivatives and those of any order by autograd.

@@ -74,6 +74,7 @@ class KrylovSpace:
         enough: A space has grown enough when the bound of its error is at most this; 0 for never.
         lipschitz: A certified bound of the norm of J, or None.
         uncertified: What the norm of J is taken to be at most where nothing is certified.
+        symmetric: Whether J is known to be symmetric.
     """
 
     nodes: Tensor
@@ -82,6 +83,7 @@ class KrylovSpace:
     enough: float
     lipschitz: float | None
     uncertified: float
+    symmetric: bool = False
 
 
 @final

@@ -20,6 +20,7 @@ from iresflow.lipschitz import (
     ZeroPadding,
     conv_branch,
     dense_branch,
+    symmetric,
 )
 from iresflow.switches import KEYS, NEWER, read, turn
 
@@ -78,6 +79,18 @@ def small_branch(kind: str, activation: str = "lipswish", context_dim: int = 0) 
     else:
         branch = conv_branch(2, 6, (5, 4), padding=PADDINGS[kind], **settings)
     return perturb(branch)
+
+
+def symmetric_branch(kind: str, activation: str = "sine", context_dim: int = 0) -> Branch:
+    """A layer and its transpose, otherwise as `small_branch`."""
+    settings = {"activation": ACTIVATIONS[activation], "coeff": 0.95, "context_dim": context_dim}
+    if kind == "dense":
+        branch = dense_branch(5, [8], links=symmetric, **settings)
+    else:
+        padding = PADDINGS[kind]
+        shape = {"kernels": (3, 3), "padding": padding, "links": symmetric}
+        branch = conv_branch(2, 6, (5, 4), **shape, **settings)
+    return perturb(branch, 0.7)
 
 
 def branch_shape(kind: str) -> tuple[int, ...]:

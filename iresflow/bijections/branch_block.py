@@ -49,8 +49,7 @@ class BranchBlock(Bijection):
 
         A branch of one layer has no slack: where its norm is underestimated, it may expand.
         """
-        for layer in self.branch.layers:
-            layer.sharpen()
+        self.branch.sharpen()
 
     def contraction(self, context: Tensor | None) -> Contraction:
         """The branch for a solve, see `Branch.contraction`; contractive if it can be made so.

@@ -49,7 +49,7 @@ class ConditionalPrior(WideFloats, nn.Module):
         self.network = network
         self.count = count
         self.gain = nn.Parameter(torch.ones(2 * count))
-        nn.init.zeros_(network.layers[-1].weight)
+        network.vanish()
 
     def forward(self, u: Tensor, v: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """z ``(B, C, H, W)``, and the log-determinant ``(B,)`` of the map from u to z."""

@@ -10,6 +10,7 @@ from iresflow.lipschitz.branches import (
     conv_branch,
     dense_branch,
     links_named,
+    symmetric,
 )
 from iresflow.lipschitz.constraint import constrain
 from iresflow.lipschitz.layers.activations import (
@@ -84,4 +85,5 @@ __all__ = [
     "links_named",
     "norm_bound",
     "normalization_named",
+    "symmetric",
 ]

@@ -17,6 +17,7 @@ from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.image_context import ImageShift
 from iresflow.lipschitz.layers.linear import NormalizedConv2d
 from iresflow.lipschitz.layers.operator import broadcast_bias
+from iresflow.lipschitz.layers.transposed import Transposed
 from iresflow.lipschitz.layers.watch import version
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.links import Link
@@ -28,6 +29,9 @@ __all__ = ["Branch", "ContextDim"]
 
 ContextDim = int | tuple[int, int, int]
 """Dimension of a context that is a vector, 0 for none; or (C, H, W) of one that is an image."""
+
+
+Layer = NormalizedLayer | Transposed
 
 
 @final
@@ -52,7 +56,7 @@ class Branch(nn.Module, LipschitzMap):
 
     def __init__(
         self,
-        layers: Sequence[NormalizedLayer],
+        layers: Sequence[Layer],
         activations: Sequence[Activation | None],
         *,
         context_dim: ContextDim = 0,
@@ -65,7 +69,7 @@ class Branch(nn.Module, LipschitzMap):
             )
         if context_dim and len(layers) < 2:
             raise ValueError("a context enters the hidden layers, and a branch of one has none")
-        self.layers = cast(Sequence[NormalizedLayer], nn.ModuleList(layers))
+        self.layers = cast(Sequence[Layer], nn.ModuleList(layers))
         self.activations = nn.ModuleList([a or nn.Identity() for a in activations])
         self.recompute = False
         self._finite: list[tuple[int, int] | None] | None = None  # as of which writes
@@ -107,18 +111,21 @@ class Branch(nn.Module, LipschitzMap):
         """
         self._require_bounds()  # also in training: an unknown module would not be applied
         shifts = self._shifts(context)
-        links = []
+        links: list[Link] = []
         for i, (module, layer) in enumerate(zip(self.activations, self.layers, strict=True)):
             activation = module if isinstance(module, Activation) else None
             beta = None if activation is None else activation.beta()
             bias: Tensor = layer.bias
             if i < len(shifts):
                 bias = shifts[i] + broadcast_bias(bias, shifts[i].ndim)
-            weight = layer.normalize()
+            if isinstance(layer, Transposed):
+                family, weight = layer.family, layer.transpose(links[-1].weight)
+            else:
+                family, weight = layer, layer.normalize()
             if dtype is not None:
                 weight = weight.to(torch.promote_types(dtype, weight.dtype))
-            links.append(Link(activation, layer, weight, bias, beta))
-        return Chain(tuple(links), recompute=self.recompute)
+            links.append(Link(activation, family, weight, bias, beta))
+        return Chain(tuple(links), recompute=self.recompute, symmetric=self.symmetric)
 
     def contraction(self, context: Tensor | None = None) -> tuple[Chain, list[RoundedChain]]:
         """The branch for an inverse: with its certified bound, in training mode too.
@@ -177,12 +184,30 @@ class Branch(nn.Module, LipschitzMap):
     def enforce(self) -> None:
         """Makes each layer's certified bound at most its coefficient. Errors: as `bound`."""
         self._require_bounds()
-        for layer in self.layers:
+        for layer in self._weighted():
             layer.enforce()
+
+    def vanish(self) -> None:
+        """Sets the last weight to 0, so that the branch is no more than its bias."""
+        nn.init.zeros_(self._weighted()[-1].weight)
+
+    def sharpen(self) -> None:
+        """Lets the estimates of all norms settle, for the training steps that follow."""
+        for layer in self._weighted():
+            layer.sharpen()
 
     def look_again(self) -> None:
         """Makes the next bound look at all parameters, also at those written through ``.data``."""
         self._finite = None
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the Jacobian is symmetric at every point, see `Transposed`."""
+        return isinstance(self.layers[-1], Transposed)
+
+    def _weighted(self) -> list[NormalizedLayer]:
+        """The layers with weights of their own."""
+        return [layer for layer in self.layers if not isinstance(layer, Transposed)]
 
     def _is_finite(self) -> bool:
         """Read from a GPU, for which the host waits, only where a parameter was written to."""

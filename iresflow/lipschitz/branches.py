@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from iresflow.lipschitz.branch import Branch, ContextDim
+import torch
+
+from iresflow.lipschitz.branch import Branch, ContextDim, Layer
 from iresflow.lipschitz.layers.activations import Activation
 from iresflow.lipschitz.layers.base import NormalizedLayer
 from iresflow.lipschitz.layers.concatenation import Concatenated, beside
@@ -10,6 +12,7 @@ from iresflow.lipschitz.layers.form import Alone, Form
 from iresflow.lipschitz.layers.linear import NormalizedConv2d, NormalizedDense
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.padding import Padding
+from iresflow.lipschitz.layers.transposed import Transposed
 
 __all__ = [
     "LINKS",
@@ -19,10 +22,11 @@ __all__ = [
     "dense_branch",
     "hidden_widths",
     "links_named",
+    "symmetric",
 ]
 
 MakeLayer = Callable[[int, int, int, Form], NormalizedLayer]
-Links = tuple[list[NormalizedLayer], Sequence[Activation | None]]
+Links = tuple[Sequence[Layer], Sequence[Activation | None]]
 Linking = Callable[[MakeLayer, tuple[int, int], Sequence[int], type[Activation], bool], Links]
 
 
@@ -182,7 +186,52 @@ def concatenated(
     return layers, activations
 
 
-LINKS: dict[str, Linking] = {"chained": chained, "concatenated": concatenated}
+def symmetric(
+    layer: MakeLayer,
+    ends: tuple[int, int],
+    widths: Sequence[int],
+    activation: type[Activation],
+    activate_input: bool,
+) -> Links:
+    """A layer, an activation, and the layer's transpose: the Jacobian is symmetric.
+
+    See `iresflow.lipschitz.layers.transposed`. Half of the hidden entries have the sign -1, so
+    that the branch can both stretch and compress. No activation stands in front of the first
+    layer, whatever ``activate_input`` says. Such a branch reaches the product of its norms, so
+    training divides by certified norms: by estimates from below it would expand. Arguments as of
+    `chained`.
+
+    Raises:
+        ValueError: there are not two layers of transposed shapes with one width between them, or
+            the activation has several values for each entry.
+    """
+    del activate_input
+    if len(widths) != 1 or ends[0] != ends[1]:
+        raise ValueError(
+            "a symmetric branch has one width between two layers (hidden=[128] for vectors, "
+            f"kernels=(3, 3) for images) and ends as it begins, got widths {list(widths)} between "
+            f"{ends[0]} and {ends[1]} channels"
+        )
+    if activation.width > 1:
+        raise ValueError(
+            f"a symmetric branch takes one value for each entry, and {activation.__name__} has "
+            f"{activation.width}: take the sine for the pair of sine and cosine"
+        )
+    first = layer(ends[0], widths[0], 0, Alone())
+    second = layer(widths[0], ends[1], 1, Alone())
+    if first.weight.transpose(0, 1).shape != second.weight.shape:
+        raise ValueError("a symmetric branch takes the same kernel size twice, such as (3, 3)")
+    first.normalization = first.normalization.from_above()
+    signs = torch.ones(widths[0])
+    signs[::2] = -1
+    return [first, Transposed(first, ends[1], signs)], [None, activation()]
+
+
+LINKS: dict[str, Linking] = {
+    "chained": chained,
+    "concatenated": concatenated,
+    "symmetric": symmetric,
+}
 """How layers make up a branch, by the names that configurations use."""
 
 

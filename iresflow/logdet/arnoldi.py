@@ -45,7 +45,7 @@ class Found:
         """All at once where there is such a way, or None."""
         bound = jacobian.lipschitz
         nodes, weights = _rule(UNCERTIFIED if bound is None else bound, v.device)
-        space = KrylovSpace(nodes, weights, steps, enough, bound, UNCERTIFIED)
+        space = KrylovSpace(nodes, weights, steps, enough, bound, UNCERTIFIED, jacobian.symmetric)
         found = jacobian.fused_krylov(v, space)
         if found is None:
             return None
@@ -62,10 +62,12 @@ class Arnoldi:
     Arguments:
         v: The probes, ``(K, B, *event)``.
         lipschitz: A certified bound of the norm of J, or None.
+        symmetric: Whether J is known to be symmetric.
     """
 
-    def __init__(self, v: Tensor, lipschitz: float | None) -> None:
+    def __init__(self, v: Tensor, lipschitz: float | None, symmetric: bool = False) -> None:
         size = dot(v, v).sqrt()
+        self.symmetric = symmetric
         self.square = size.double() ** 2
         self.basis = [v / spread(size, v)]
         self.columns: list[Tensor] = []  # h_{1..j,j}, each (j, K, B)
@@ -140,8 +142,9 @@ class Arnoldi:
     def error_bound(self, lipschitz: Tensor | float) -> Tensor:
         """Upper bound ``(K, B)`` of the error of `value`, given a bound of the norm of J."""
         reach = self.nodes * (lipschitz if isinstance(lipschitz, float) else lipschitz[..., None])
-        integral = (self.last.abs() * reach / (1 - reach) * self.weights).sum(-1)
-        return self.square * self.rest * integral
+        part = self.rest[..., None] * self.last.abs()
+        most = torch.minimum(reach, self.nodes * part) if self.symmetric else reach
+        return self.square * (part * most / (1 - reach) * self.weights).sum(-1)
 
     def error_estimate(self) -> Tensor:
         """The bound where one is certified; else what it is for the growth that was seen."""

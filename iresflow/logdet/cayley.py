@@ -26,6 +26,7 @@ class _Wrapped(Linearization):
         self.inner = inner
         self.point = inner.point
         self.lipschitz = inner.lipschitz
+        self.symmetric = inner.symmetric
         self.leaves = inner.leaves
 
     @property
@@ -58,6 +59,9 @@ class _Wrapped(Linearization):
 
     def fused_columns(self) -> Tensor | None:
         return self.inner.fused_columns()
+
+    def recorded_determinant(self) -> Determinant | None:
+        return self.inner.recorded_determinant()
 
 
 @final
@@ -108,6 +112,9 @@ class Negated(_Wrapped):
 
     def fused_determinant(self) -> None:
         return None  # it is of I + J
+
+    def recorded_determinant(self) -> None:
+        return None  # likewise
 
     def fused_columns(self) -> Tensor | None:
         columns = self.inner.fused_columns()

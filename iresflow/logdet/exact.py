@@ -28,7 +28,8 @@ class Exact(LogDetEstimator):
     Cost for D dimensions: D products of the branch, O(D^3) arithmetic and O(B D^2) memory. The
     surrogate uses Jacobi's formula, :math:`\nabla \log\det(I+J) = \sum_i w_i^\top (\nabla J) e_i`
     with :math:`w_i = (I+J)^{-\top} e_i`. Derivatives of that gradient, of any order, go by
-    autograd through the Jacobian and its determinant.
+    autograd through the Jacobian and its determinant. A branch that is narrower inside than D
+    needs no dense Jacobian, see `iresflow.lipschitz.passes.low_rank`.
 
     Arguments:
         limit: Largest D that is accepted.
@@ -41,8 +42,11 @@ class Exact(LogDetEstimator):
         point = linearization.point
         _require_few(point, self.limit)
         dim = point[0].numel()
+        recorded = None if transformed() else linearization.recorded_determinant()
         if transformed():
             value = surrogate = _recorded(linearization.evaluate, point)
+        elif recorded is not None:
+            value, surrogate = _checked(recorded).detach(), recorded.value
         elif torch.is_grad_enabled():
             with torch.no_grad():
                 columns = _columns(linearization)

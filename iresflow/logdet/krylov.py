@@ -16,7 +16,14 @@ v_{m+1} \, dt`, and since v and :math:`v_{m+1}` are orthogonal, with :math:`\|J\
 
 .. math:: |\text{error}| \le |v|^2 h_{m+1,m} \int_0^1 |y(t)| \frac{t L}{1 - t L} dt.
 
-Both integrals are taken by Gauss-Legendre quadrature in :math:`s = -\log(1 - tL)`, of so many
+For a symmetric J the error is a square. :math:`v^\top (x_t - \tilde x_t) = x_t^\top r` with the
+residual r, to which the Krylov space is orthogonal, so it is :math:`r^\top (I + tA)^{-1} r`:
+
+.. math:: |\text{error}| \le |v|^2 h_{m+1,m}^2 \int_0^1 \frac{t\, y(t)^2}{1 - t L} dt,
+
+which half of the steps make as small. At each t the smaller of both bounds counts.
+
+The integrals are taken by Gauss-Legendre quadrature in :math:`s = -\log(1 - tL)`, of so many
 nodes that its own error is below the rounding; :math:`(I + tH_m)^{-1}` at all nodes grows with m
 by an LU factorisation.
 
@@ -86,7 +93,8 @@ class Krylov(LogDetEstimator):
         with torch.no_grad():
             result = Found.fused(linearization, v, most, enough)
             if result is None:
-                result, process = Found.empty(v), Arnoldi(v, linearization.lipschitz)
+                result = Found.empty(v)
+                process = Arnoldi(v, linearization.lipschitz, linearization.symmetric)
                 jacobian: Jacobian = linearization
                 index = torch.arange(v.shape[1], device=v.device)
                 horizon = None

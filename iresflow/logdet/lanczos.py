@@ -8,13 +8,16 @@ logarithm are negative and the odd ones positive, so the Gauss rule lies *above*
 the Gauss-Radau rule with one node at the lower end :math:`(1-L)^2` lies *below* it (Golub and
 Meurant, 2010, theorems 6.3 and 6.4): a bracket of each probe's value.
 
-Each step takes two products, one with J and one with its transpose.
+Each step takes two products, one with J and one with its transpose. Of a symmetric J,
+:math:`\log\det(I + J)` itself is such an integral over :math:`[1-L, 1+L]`: a step then takes one
+product, and fewer steps are needed, since the condition number of I + J is the root of that of S.
 
 References:
     Matrices, Moments and Quadrature with Applications (Golub and Meurant, 2010). Fast estimation
     of tr f(A) via stochastic Lanczos quadrature (Ubaru et al., 2017).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -48,7 +51,7 @@ class Lanczos(LogDetEstimator):
     error of the value is like the square of the surrogate's: look at `gradient_truncation`.
 
     Arguments:
-        steps: Lanczos steps at most, of two products each.
+        steps: Lanczos steps at most, of two products each; of one where J is symmetric.
         tol: Truncation error of each block in nats per dimension at which a batch stops; 0 takes
             all steps.
         probes: Number of probes K for each sample.
@@ -70,7 +73,8 @@ class Lanczos(LogDetEstimator):
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
         with torch.no_grad():
-            process = _Lanczos(v, linearization.lipschitz)
+            kind = _Symmetric if linearization.symmetric else _Gram
+            process = kind(v, linearization.lipschitz)
             enough = self.tol * v[0, 0].numel()
             previous = torch.full_like(process.square, torch.inf)
             while True:
@@ -95,17 +99,20 @@ class Lanczos(LogDetEstimator):
             surrogate=surrogate,
             truncation=half.to(dtype).mean(0),
             gradient_truncation=residual.to(dtype).amax(0),
-            products=torch.full_like(v[0].flatten(1)[:, 0], 2 * len(process.diagonal)),
+            products=torch.full_like(v[0].flatten(1)[:, 0], process.products),
         )
 
 
-class _Lanczos:
-    """Lanczos steps on S for K probes for each of B samples.
+class _Lanczos(ABC):
+    """Lanczos steps on a symmetric matrix S for K probes for each of B samples.
 
     Arguments:
         v: The probes, ``(K, B, *event)``.
         lipschitz: A certified bound of the norm of J, or None.
     """
+
+    power: ClassVar[int]
+    """Of the determinant of I + J that is the determinant of S: the products of a step, too."""
 
     def __init__(self, v: Tensor, lipschitz: float | None) -> None:
         size = dot(v, v).sqrt()
@@ -113,20 +120,16 @@ class _Lanczos:
         self.square = size.double() ** 2
         self.eps = torch.finfo(v.dtype).eps
         self.basis = [v / spread(size, v)]
-        self.images: list[Tensor] = []  # (I + J) v_j
+        self.images: list[Tensor] = []  # what `left` adds up: (I + J)^-T times each S v_j
         self.diagonal: list[Tensor] = []  # (K, B) each
         self.subdiagonal: list[Tensor] = []
         self.expands = torch.zeros_like(self.square, dtype=torch.bool)
         self.stalled = torch.zeros_like(self.square, dtype=torch.bool)
 
     def extend(self, jacobian: Jacobian) -> None:
-        """One step: two products, and the next row of the tridiagonal matrix."""
-        current = self.basis[-1]
-        moved = jacobian.jvp(current)
+        """One step: a product with S, and the next row of the tridiagonal matrix."""
+        moved, new = self.multiply(jacobian, self.basis[-1])
         self.expands |= dot(moved, moved) > EXPANSION**2
-        image = current + moved
-        self.images.append(image)
-        new = image + jacobian.vjp(image)
         size = dot(new, new).sqrt()
         diagonal = torch.zeros_like(self.square)
         for _ in range(2):
@@ -144,6 +147,15 @@ class _Lanczos:
         unit = new / spread(below.clamp_min(torch.finfo(new.dtype).tiny), new)
         self.basis.append(unit * spread(~self.stalled, unit))
 
+    @property
+    def products(self) -> int:
+        """Those with J or its transpose that were taken."""
+        return self.power * len(self.diagonal)
+
+    @abstractmethod
+    def multiply(self, jacobian: Jacobian, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """J v and S v of unit vectors; keeps the image of v that `left` adds up."""
+
     def bracket(self) -> tuple[Tensor, Tensor, Tensor]:
         """Upper and lower end and their rounding, ``(K, B)``.
 
@@ -152,7 +164,7 @@ class _Lanczos:
         gauss = self._rule(self._tridiagonal())
         if self.lipschitz is None:
             return gauss, gauss, torch.zeros_like(gauss)
-        low, high = (1 - self.lipschitz) ** 2, (1 + self.lipschitz) ** 2
+        low, high = (1 - self.lipschitz) ** self.power, (1 + self.lipschitz) ** self.power
         # Where the space is invariant the Gauss rule is exact, and there is no Radau rule.
         radau = torch.where(self.subdiagonal[-1] > 0, self._rule(self._radau(low)), gauss)
         slack = ROUNDING * self.eps * high / low * self.square
@@ -187,7 +199,7 @@ class _Lanczos:
         nodes, vectors = torch.linalg.eigh(matrix)
         smallest = torch.finfo(nodes.dtype).tiny
         weights = vectors[..., 0, :] ** 2
-        return self.square * (weights * nodes.clamp_min(smallest).log()).sum(-1) / 2
+        return self.square * (weights * nodes.clamp_min(smallest).log()).sum(-1) / self.power
 
     def left(self) -> tuple[Tensor, Tensor]:
         """w, ``(K, B, *event)``, and the bound of its error relative to v, ``(K, B)``."""
@@ -202,3 +214,28 @@ class _Lanczos:
         if self.lipschitz is None:
             return left, torch.full_like(residual, torch.inf)
         return left, residual / (1 - self.lipschitz)
+
+
+@final
+class _Gram(_Lanczos):
+    """On :math:`(I + J)^\\top (I + J)`."""
+
+    power = 2
+
+    def multiply(self, jacobian: Jacobian, vector: Tensor) -> tuple[Tensor, Tensor]:
+        moved = jacobian.jvp(vector)
+        image = vector + moved
+        self.images.append(image)
+        return moved, image + jacobian.vjp(image)
+
+
+@final
+class _Symmetric(_Lanczos):
+    """On I + J itself, which is symmetric."""
+
+    power = 1
+
+    def multiply(self, jacobian: Jacobian, vector: Tensor) -> tuple[Tensor, Tensor]:
+        moved = jacobian.vjp(vector)
+        self.images.append(vector)
+        return moved, vector + moved

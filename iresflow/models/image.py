@@ -65,7 +65,8 @@ class ImageFlow(Flow):
             `iresflow.bijections.ConditionalPrior`.
         block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
         links: How layers make up a branch: chained, or concatenated, where each but the last adds
-            ``hidden`` channels to what came in, see `iresflow.lipschitz.concatenated`.
+            ``hidden`` channels to what came in, see `iresflow.lipschitz.concatenated`; or
+            symmetric, a convolution and its transpose, see `iresflow.lipschitz.symmetric`.
         dequantization: Name of the noise that makes floats of integers: uniform, truncated-normal,
             or variational, see `iresflow.models.dequantization`.
         dequantization_blocks: Residual blocks of the flow that makes variational noise.

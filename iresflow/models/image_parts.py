@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any, final
 
 import torch
-from torch import nn
 
 from iresflow.bijections import (
     ActNorm,
@@ -130,7 +129,7 @@ class ImageParts:
     def _noise_step(self, channels: int, size: tuple[int, int]) -> Bijection:
         """One block of the flow that makes dequantisation noise, given images; an identity."""
         network = self._network(channels, channels, size, self.image)
-        nn.init.zeros_(network.layers[-1].weight)
+        network.vanish()
         return ResidualBlock(network)
 
     def _network(

@@ -57,7 +57,8 @@ class VectorFlow(Flow):
             them too.
         block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
         links: How layers make up a branch: chained, or concatenated, where each but the last adds
-            ``hidden`` units to what came in, see `iresflow.lipschitz.concatenated`.
+            ``hidden`` units to what came in, see `iresflow.lipschitz.concatenated`; or symmetric,
+            a layer and its transpose, see `iresflow.lipschitz.symmetric`.
         decorrelate: Whether a fixed linear map takes the correlations of the columns away first,
             see `iresflow.bijections.Decorrelate`: blocks would have to learn that map otherwise.
         log_det: The estimator in training mode; None for the exact one in small dimensions and a

@@ -94,8 +94,9 @@ class ModelConfig(Section):
     # [RF] section 3.3
     block: Literal["residual", "monotone"] = "residual"
     """Kind of the blocks; monotone ones stretch more, and a step takes about ten times as long."""
-    links: Literal["chained", "concatenated"] = "chained"
-    """How layers make up a branch: concatenated ones keep their input beside their output."""
+    links: Literal["chained", "concatenated", "symmetric"] = "chained"
+    """How layers make up a branch: concatenated ones keep their input beside their output, and
+    symmetric ones are a layer and its transpose."""
     activation: ActivationName = "lipswish"
     """Activation of the branches."""
     activate_input: bool = True

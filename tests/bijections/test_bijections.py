@@ -6,7 +6,7 @@ import math
 import pytest
 import scipy.linalg
 import torch
-from helpers import CLOSED, dense_jacobian, expand, perturb, small_branch
+from helpers import CLOSED, dense_jacobian, expand, perturb, small_branch, symmetric_branch
 
 from iresflow import (
     Exact,
@@ -78,6 +78,18 @@ BIJECTIONS = {
         (5,),
         3,
     ),
+    "symmetric-dense": (
+        lambda: ResidualBlock(symmetric_branch("dense", "tanh", 3), Exact()),
+        (5,),
+        3,
+    ),
+    "symmetric-conv": (lambda: ResidualBlock(symmetric_branch("conv"), Exact()), (2, 5, 4), 0),
+    "symmetric-circular": (
+        lambda: ResidualBlock(symmetric_branch("circular", "elu"), Exact()),
+        (2, 5, 4),
+        0,
+    ),
+    "symmetric-monotone": (lambda: MonotoneBlock(symmetric_branch("dense"), Exact()), (5,), 0),
     "residual-context": (
         lambda: ResidualBlock(small_branch("dense", context_dim=3), Exact()),
         (5,),

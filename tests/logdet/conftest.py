@@ -6,6 +6,7 @@ from helpers import (
     contractions,
     dense_jacobian,
     small_branch,
+    symmetric_branch,
 )
 
 
@@ -19,14 +20,17 @@ class Case:
         self.log_det = torch.linalg.slogdet(self.identity + jacobian).logabsdet
 
 
-@pytest.fixture(params=["matrix", "conv", "dense"])
+@pytest.fixture(params=["matrix", "conv", "dense", "symmetric"])
 def case(request):
     """Matrices with |J| = 0.6, as in trained blocks, and the branches with their small ones."""
     if request.param == "matrix":
         matrices = contractions(0.6)
         return Case(lambda: MatrixLinearization(matrices, 0.7), matrices)
-    branch = small_branch(request.param)
-    x = torch.randn(3, *branch_shape(request.param))
+    if request.param == "symmetric":
+        branch, x = symmetric_branch("conv"), torch.randn(3, *branch_shape("conv"))
+    else:
+        branch = small_branch(request.param)
+        x = torch.randn(3, *branch_shape(request.param))
     return Case(lambda: branch.linearize(x), dense_jacobian(branch, x))
 
 

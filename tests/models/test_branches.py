@@ -22,6 +22,7 @@ IMAGES = {
         "activation": "clipswish",
         "activate_input": False,
     },
+    "symmetric": {"kernels": (3, 3), "hidden": 6, "links": "symmetric", "activation": "sine"},
     "circular": {"kernels": (3, 3), "hidden": 6, "padding": "circular"},
     "reflect": {"kernels": (3, 1, 3), "hidden": 6, "padding": "reflect"},
 }
@@ -50,13 +51,13 @@ def test_log_determinants_and_inverses_of_images(name, native):
 
 
 @pytest.mark.parametrize(
-    "name", ["one layer", "two layers", "widths", "pairs", "no activation in front"]
+    "name", ["one layer", "two layers", "widths", "pairs", "no activation in front", "symmetric"]
 )
 def test_branches_of_any_shape_run_natively(name):
     compile_kernels()
     flow = image_flow(name)
     for _, block in flow.blocks():
-        channels = block.branch.layers[-1].weight.shape[0]
+        channels = len(block.branch.layers[-1].bias)
         x = torch.randn(2, channels, *block.branch.layers[0].image_size)
         assert native_passes(block.branch.chain().links, x) is not None
 

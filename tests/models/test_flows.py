@@ -39,6 +39,12 @@ FLOWS = {
     ),
     "image-monotone": lambda: small_image_flow(blocks=(1, 1), block="monotone"),
     "image-concatenated": lambda: small_image_flow(links="concatenated", kernels=(3, 3)),
+    "image-symmetric": lambda: small_image_flow(
+        links="symmetric", kernels=(3, 3), activation="sine"
+    ),
+    "vector-symmetric": lambda: small_vector_flow(
+        5, links="symmetric", hidden=[3], context_dim=2, activation="tanh"
+    ),
     "vector": small_vector_flow,
     "vector-concatenated": lambda: small_vector_flow(
         4, links="concatenated", context_dim=1, activation="clipswish", activate_input=False

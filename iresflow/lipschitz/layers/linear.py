@@ -52,6 +52,7 @@ class NormalizedDense(NormalizedLayer):
     """
 
     plain = True
+    transposes = True
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class NormalizedConv2d(NormalizedLayer):
         self.amplification = self.padding.amplification(image_size, kernel_size)
         self.pointwise = kernel_size == 1 and stride == 1
         self.plain = stride == 1 and (kernel_size == 1 or type(self.padding) is ZeroPadding)
+        self.transposes = self.plain or (stride == 1 and type(self.padding) is CircularPadding)
         weight = torch.empty(outputs, inputs, kernel_size, kernel_size)
         nn.init.kaiming_uniform_(weight, a=5**0.5)
         # A 1 x 1 convolution is the same matrix at each pixel: one pixel has its norm.

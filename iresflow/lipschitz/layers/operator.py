@@ -18,9 +18,11 @@ class OperatorFamily(ABC):
 
     Attributes:
         plain: Whether it is a matrix, or a convolution with zero padding and stride 1.
+        transposes: Whether the transpose of each is one of the same family.
     """
 
     plain: bool = False
+    transposes: bool = False
 
     @abstractmethod
     def operator(self, weight: Tensor, bias: Tensor | None = None) -> Operator:

@@ -21,6 +21,7 @@ from iresflow.linearization import FunctionLinearization, Linearization
 from iresflow.lipschitz.layers.convolution import same_layout
 from iresflow.lipschitz.passes.choice import native_passes
 from iresflow.lipschitz.passes.links import Link, evaluate
+from iresflow.lipschitz.passes.low_rank import low_rank_determinant
 from iresflow.lipschitz.passes.plain import Passes, TorchPasses
 from iresflow.powers import Determinant, KrylovFound, KrylovSpace, PowerSums, Series
 from iresflow.tensors import dot, transformed
@@ -39,11 +40,13 @@ class Chain:
         lipschitz: A certified bound of the Lipschitz constant with these weights, or None.
         recompute: Whether a backward pass computes the hidden tensors anew, instead of keeping
             them: two more products a layer, for memory that no longer grows with the layers.
+        symmetric: Whether the Jacobian is symmetric at every point.
     """
 
     links: tuple[Link, ...]
     lipschitz: float | None = None
     recompute: bool = False
+    symmetric: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -92,6 +95,7 @@ class ChainLinearization(Linearization):
     def __init__(self, chain: Chain, point: Tensor, passes: Passes | None = None) -> None:
         self.point = point
         self.lipschitz = chain.lipschitz
+        self.symmetric = chain.symmetric
         self.leaves: tuple[Tensor, ...] = chain.tensors
         self._chain = chain
         self._passes: Passes = (
@@ -130,6 +134,9 @@ class ChainLinearization(Linearization):
 
     def fused_columns(self) -> Tensor | None:
         return self._passes.columns(self._slopes, len(self.point))
+
+    def recorded_determinant(self) -> Determinant | None:
+        return low_rank_determinant(self._chain.links, self.point)
 
     def rows(self, index: Tensor) -> Self:
         return self._products_with([None if s is None else s[index] for s in self._slopes])

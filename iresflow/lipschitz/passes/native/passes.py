@@ -149,7 +149,8 @@ class NativePasses(Passes):
             raise ValueError(f"expected directions of {batch} samples, got {tuple(count)}")
         bound = -1.0 if space.lipschitz is None else space.lipschitz
         rule = torch.cat([space.nodes, space.weights])
-        options = (len(space.nodes), bound, space.uncertified, space.enough)
+        numbers = (bound, space.uncertified, space.enough)
+        options = (len(space.nodes), *numbers, space.symmetric)
         left = _empty(v, self._channels)
         found = rule.new_empty(*count, 5)
         ends = (v, rule, rule.new_tensor(options), left, found)

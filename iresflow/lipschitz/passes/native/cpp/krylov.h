@@ -17,7 +17,8 @@ namespace {
 template <class T> struct Process {
     const T* v;
     const double* rule;     // nodes, then weights
-    const double* options;  // nodes in all, bound of |J| or below 0, its stand-in, enough
+    // Nodes in all, bound of |J| or below 0, its stand-in, enough, whether J is symmetric.
+    const double* options;
     T* left;
     double* found;  // (directions, samples, 5): steps, value, bound, slack, growth
 };
@@ -62,11 +63,13 @@ struct Factors {
         return sum;
     }
 
-    double error(double lipschitz) const {
+    // Relative to |v|^2.
+    double error(double lipschitz, double rest, bool symmetric) const {
         double sum = 0;
         for (long q = 0; q < nodes; ++q) {
-            const double reach = node[q] * lipschitz;
-            sum += std::abs(last[q]) * reach / (1 - reach) * weight[q];
+            const double reach = node[q] * lipschitz, part = rest * std::abs(last[q]);
+            const double most = symmetric ? std::min(reach, node[q] * part) : reach;
+            sum += part * most / (1 - reach) * weight[q];
         }
         return sum;
     }
@@ -87,6 +90,7 @@ template <class T> void krylov(const Shape& shape, const Link* links, const Proc
     const long pixels = shape.height * shape.width, channels = front(links[0]);
     const long entries = pixels * channels, nodes = long(process.options[0]);
     const double lipschitz = process.options[1], enough = process.options[3];
+    const bool symmetric = process.options[4] != 0;
     const double eps = std::numeric_limits<T>::epsilon(), infinite = HUGE_VAL;
     for_items<T>(shape, links, shape.directions, [&](const Item& item, long k, Scratch<T>& scratch) {
         const long sample = k * shape.samples + item.sample;
@@ -122,14 +126,14 @@ template <class T> void krylov(const Shape& shape, const Link* links, const Proc
             factors.extend(column, stalled ? 0 : double(below));
             if (steps == shape.terms || (enough && stalled)) break;
             const double reach = lipschitz < 0 ? std::min(growth, process.options[2]) : lipschitz;
-            if (enough && square * rest * factors.error(reach) <= enough) break;
+            if (enough && square * factors.error(reach, rest, symmetric) <= enough) break;
         }
         double* found = process.found + 5 * sample;
         const bool certified = lipschitz >= 0;
         const double open = rest > 0 ? infinite : 0;
         found[0] = double(steps);
         found[1] = square * factors.integral();
-        found[2] = certified ? square * rest * factors.error(lipschitz) : open;
+        found[2] = certified ? square * factors.error(lipschitz, rest, symmetric) : open;
         found[3] = certified ? rest * std::abs(factors.last[nodes - 1]) / (1 - lipschitz) : open;
         found[4] = growth;
         const std::vector<double> y = factors.solution(steps);

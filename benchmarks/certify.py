@@ -2,10 +2,11 @@
 
 Prints the ratio of each bound to the true norm (ARPACK on the operator), the time to certify
 flows of 96 blocks with 512 channels, the time of a training step with either normalisation, what
-other methods make of the norms of convolutions, and the bounds on large images with borders.
+other methods make of the norms of convolutions, the bounds on large images with borders, and those
+of the packaged models by scalings between their layers.
 
     python benchmarks/certify.py [--run RUN] [--quick]
-        [--only tightness certify step overshoot race borders]
+        [--only tightness scaling certify step overshoot race borders]
 """
 
 import argparse
@@ -21,7 +22,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 import iresflow
 from iresflow import ImageFlow
-from iresflow.lipschitz import NormalizedConv2d, ZeroPadding
+from iresflow.lipschitz import DiagonalScaling, NormalizedConv2d, ZeroPadding
 from iresflow.lipschitz.bounds.modules import operator_of
 from iresflow.lipschitz.bounds.symbol import symbol_norm
 from iresflow.training.checkpoint import find_checkpoint
@@ -40,6 +41,7 @@ class Sizes:
         trained: Steps after which norms are compared with the coefficient.
         raced: Channels in and out, and side, of the convolutions that other methods measure, too.
         bordered: Channels and kernel side of those on large images, and the side of these.
+        scaled: Packaged models whose branches are bounded by scalings.
     """
 
     sides: tuple[int, ...] = (7, 8, 14, 28, 32)
@@ -63,6 +65,7 @@ class Sizes:
         (16, 5, 96),
         (64, 3, 64),
     )
+    scaled: tuple[str, ...] = ("digits", "mnist", "two-moons")
 
 
 QUICK = Sizes(
@@ -74,10 +77,11 @@ QUICK = Sizes(
     trained=1,
     raced=((3, 4, 6),),
     bordered=((2, 3, 12),),
+    scaled=("two-moons",),
 )
 """Within seconds, to see that all of it works."""
 
-PARTS = ("tightness", "certify", "step", "overshoot", "race", "borders")
+PARTS = ("tightness", "scaling", "certify", "step", "overshoot", "race", "borders")
 
 
 def true_norm(weight: torch.Tensor, size: tuple[int, int]) -> float:
@@ -237,6 +241,24 @@ def borders(layers: tuple[tuple[int, int, int], ...]) -> None:
             print(f"{name:<32} {ratios[0]:6.3f} {ratios[1]:8.3f}  {bound.method}", flush=True)
 
 
+def scaling(names: tuple[str, ...]) -> None:
+    """By how much the blocks' bounds are smaller by scalings than by products of norms."""
+    print("\nbranches by scalings, over the product of norms: least, mean, largest, s a block")
+    for name in names:
+        flow = iresflow.pretrained(name)
+        product = [block.bound.upper for block in flow.certify()]
+        began = time.process_time()
+        scaled = [block.bound.upper for block in flow.certify(bound=DiagonalScaling())]
+        seconds = (time.process_time() - began) / len(scaled)
+        for kind, uppers in (("product", product), ("scaled", scaled)):
+            spread = min(uppers), statistics.mean(uppers), max(uppers)
+            print(f"{name:10} {kind:8} " + " ".join(f"{upper:.4f}" for upper in spread))
+        ratios = [a / b for a, b in zip(scaled, product, strict=True)]
+        spread = min(ratios), statistics.mean(ratios), max(ratios)
+        shown = " ".join(f"{ratio:.4f}" for ratio in spread)
+        print(f"{name:10} {'ratio':8} {shown} {seconds:6.2f}")
+
+
 def main() -> None:
     """Prints the parts that were asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -247,6 +269,8 @@ def main() -> None:
     sizes = QUICK if arguments.quick else Sizes()
     if "tightness" in arguments.only:
         tightness(sizes, arguments.run)
+    if "scaling" in arguments.only:
+        scaling(sizes.scaled)
     if "certify" in arguments.only:
         certify(sizes)
     if "step" in arguments.only:

@@ -80,6 +80,7 @@ SCRIPTS = {
             r"Gram iteration, 3 +\+\d+\.\d+ ",
             r"torch's spectral_norm +-\d+\.\d+ ",
             r"transposed, stride 2 +\+0\.00\d+ +\d+\.\d +gram",
+            r"two-moons +ratio +0\.\d+ 0\.\d+ [01]\.\d+ +\d",
             r"2 channels, 3 x 3, replicate +1\.00\d +[12]\.\d+ +gram",
         ),
     ),

@@ -44,6 +44,7 @@ from iresflow.lipschitz.layers.padding import (
     ZeroPadding,
 )
 from iresflow.lipschitz.passes.kernels import compile_kernels, compiled_kernels
+from iresflow.lipschitz.scaling import DiagonalScaling
 
 __all__ = [
     "ACTIVATIONS",
@@ -59,6 +60,7 @@ __all__ = [
     "Certified",
     "CircularPadding",
     "ContextDim",
+    "DiagonalScaling",
     "LipSwish",
     "LipschitzMap",
     "Normalization",

@@ -1,6 +1,6 @@
 """What is proven of a flow's invertibility: as numbers, as a table, and as what a file stores."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -153,7 +153,9 @@ class Certificate:
             raise ValueError(f"not a certificate: {error!r}") from None
 
 
-def block_bound(name: str, block: BranchBlock) -> Bound:
+def block_bound(
+    name: str, block: BranchBlock, bound: Callable[[Branch], Bound] = Branch.bound
+) -> Bound:
     """The certified bound of the block of that name.
 
     Raises:
@@ -163,14 +165,17 @@ def block_bound(name: str, block: BranchBlock) -> Bound:
     if not isinstance(branch, LipschitzMap):
         raise UnknownBoundError(f"{name}.branch", type(branch).__name__)
     try:
-        return branch.bound()
+        return bound(branch)
     except UnknownBoundError as error:
         raise UnknownBoundError(f"{name}.branch.{error.layer}", error.kind) from None
 
 
 @torch.no_grad()
 def certify_blocks(
-    blocks: Iterable[tuple[str, BranchBlock]], bijection: Bijection, dim: int
+    blocks: Iterable[tuple[str, BranchBlock]],
+    bijection: Bijection,
+    dim: int,
+    bound: Callable[[Branch], Bound] = Branch.bound,
 ) -> tuple[BlockCertificate, ...]:
     """The certificates of named blocks inside a bijection on D dimensions, as eval mode has them.
 
@@ -184,7 +189,7 @@ def certify_blocks(
     dims = dict(_part_dimensions(bijection, dim))
     # Inside of a map that does not name its parts, D is an upper bound of the dimension.
     return tuple(
-        BlockCertificate(name, block_bound(name, block), dims.get(name, dim), block.kind)
+        BlockCertificate(name, block_bound(name, block, bound), dims.get(name, dim), block.kind)
         for name, block in blocks
     )
 

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Bijection, BranchBlock
 from iresflow.errors import NotContractiveError
-from iresflow.lipschitz import NormalizedLayer, Unlimited
+from iresflow.lipschitz import Bound, Branch, NormalizedLayer, Unlimited
 from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
 from iresflow.models.fingerprint import fingerprint
 from iresflow.models.storage import StoredModel, write_file
@@ -55,11 +55,17 @@ class CertifiedModel(StoredModel):
         """All blocks that have to be invertible: those of the map, and of what else is there."""
         return self.blocks()
 
-    def certify(self, tol: float = 1e-5) -> Certificate:
+    def certify(
+        self, tol: float = 1e-5, *, bound: Callable[[Branch], Bound] = Branch.bound
+    ) -> Certificate:
         """The certified bounds of each block, and of the flow, as eval mode applies it.
 
         Arguments:
             tol: Of the worst-case numbers of fixed-point steps, relative to the first step.
+            bound: How the Lipschitz constant of each block's branch is bounded: by the product of
+                its layers' norms, or by `iresflow.lipschitz.DiagonalScaling`, which is tighter
+                and takes longer. What is said of the whole flow, and what it computes by, are
+                the products either way.
 
         Raises:
             UnknownBoundError: a layer of a branch, which it names, has no known bound.
@@ -67,7 +73,7 @@ class CertifiedModel(StoredModel):
         """
         with own_arithmetic():
             return Certificate(
-                certify_blocks(self.contractions(), self.bijection, self.base_dim),
+                certify_blocks(self.contractions(), self.bijection, self.base_dim, bound),
                 bijection=self.bijection.stretch(self.base_dim),
                 data_map=self.data_map.stretch(self.base_dim),
                 dim=self.base_dim,

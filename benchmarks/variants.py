@@ -121,6 +121,17 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "sine": {"model.activation": "sine"},
 }
 
+KINDS: dict[str, dict[str, Any]] = {
+    "chained": {},
+    "monotone": {"model.block": "monotone"},
+    "symmetric, sine": {"model.links": "symmetric", "model.activation": "sine"},
+    "symmetric, sine, hidden 64": {
+        "model.links": "symmetric",
+        "model.activation": "sine",
+        "model.hidden": 64,
+    },
+}
+
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(BASE, {}),
     **_one("rate", "training.learning_rate", 1e-3, 2e-3, 1e-2, 2e-2),
@@ -181,6 +192,7 @@ VARIANTS: dict[str, Variant] = {
         f"preset, {name}": Variant("with the preset", {**PRESET, **more})
         for name, more in WITH_PRESET.items()
     },
+    **{f"kind {name}": Variant("kind", {**PRESET, **more}) for name, more in KINDS.items()},
     "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),
     "3-3, blocks x 3/2, decay": Variant(
         "together",

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from helpers import CLOSED, branch_shape, small_branch
+from helpers import CLOSED, branch_shape, small_branch, symmetric_branch
 
 from iresflow.lipschitz import ACTIVATIONS, compile_kernels
 from iresflow.lipschitz.passes.rounding import RoundedChain
@@ -48,6 +48,19 @@ def test_rounding_bound_holds_in_float32(kind, activation, size, native):
     eps = torch.finfo(torch.float32).eps
     assert bool((error <= eps * rounding.double()).all())
     assert float(error.max()) > 0  # the two types do differ
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "circular"])
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_rounding_bound_holds_for_a_layer_and_its_transpose(kind, size):
+    branch = symmetric_branch(kind).float()
+    x, index = (size * torch.randn(200, *branch_shape(kind))).float(), torch.arange(200)
+    single, rounding = rounded(branch, torch.float32)(x, index)
+    double, _ = rounded(branch, torch.float64)(x.double(), index)
+    error = (single.double() - double).flatten(1).norm(dim=1)
+    eps = torch.finfo(torch.float32).eps
+    assert bool((error <= eps * rounding.double()).all())
+    assert float(error.max()) > 0
 
 
 def test_rounding_bound_follows_the_layers_that_amplify():

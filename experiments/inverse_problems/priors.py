@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from iresflow.extras import import_extra
-from iresflow.inverse_problems import Domain, PatchPrior, Potential, ProjectedGradient
+from iresflow.inverse_problems import Domain, PatchPrior, Potential, ProjectedQuasiNewton
 from iresflow.tensors import sum_per_sample
 
 __all__ = ["PatchNR", "TotalVariation", "train_patchnr"]
@@ -28,7 +28,7 @@ class TotalVariation(Potential):
     """
 
     def __init__(self, weight: float) -> None:
-        super().__init__(Domain(0.0, 1.0), 1e3, ProjectedGradient())
+        super().__init__(Domain(0.0, 1.0), 1e3, ProjectedQuasiNewton())
         self.weight = weight
 
     def require_images(self, x: Tensor) -> None:
@@ -52,7 +52,7 @@ class PatchNR(Potential):
     """
 
     def __init__(self, flow: Any, like: PatchPrior) -> None:  # noqa: ANN401 (no types there)
-        super().__init__(Domain(0.0, 1.0), 1e3, ProjectedGradient())
+        super().__init__(Domain(0.0, 1.0), 1e3, ProjectedQuasiNewton())
         self.flow = flow.eval().requires_grad_(False)
         self.like = like
 

@@ -32,7 +32,7 @@ from iresflow.inverse_problems import (
     FlowPrior,
     PatchPrior,
     Potential,
-    ProjectedGradient,
+    ProjectedQuasiNewton,
     map_estimate,
 )
 from iresflow.inverse_problems.estimation import first_guess
@@ -43,7 +43,7 @@ __all__ = ["DATA", "Settings", "quick", "run"]
 
 DATA: dict[str, dict[str, object]] = {"images": {"name": "mnist"}}
 
-ROUGH = ProjectedGradient(iterations=60)
+ROUGH = ProjectedQuasiNewton(iterations=60)
 """How total variation's weight is tried."""
 
 
@@ -114,7 +114,7 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
     dataset = data["images"]
     truth = in_unit_range(dataset.test.values[: settings.test], dataset)
     priors = _priors(settings, dataset, report)
-    descent = ProjectedGradient(iterations=settings.iterations)
+    descent = ProjectedQuasiNewton(iterations=settings.iterations)
     rows: list[dict[str, Any]] = []
     known = problems(dataset.shape, settings.noise, settings.seed)
     for name in settings.problems:
@@ -233,7 +233,7 @@ def _in_latents(
     dataset: Dataset,
     prior: Potential,
     report: Report,
-    descent: ProjectedGradient,
+    descent: ProjectedQuasiNewton,
 ) -> None:
     """The most probable latents of some images, beside the most probable images."""
     truth = in_unit_range(dataset.test.values[: settings.latent], dataset)

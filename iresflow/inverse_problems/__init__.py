@@ -1,6 +1,6 @@
 """Inverse problems: images from incomplete and noisy linear measurements of them."""
 
-from iresflow.inverse_problems.descent import ProjectedGradient
+from iresflow.inverse_problems.descent import ProjectedQuasiNewton
 from iresflow.inverse_problems.domains import Domain
 from iresflow.inverse_problems.estimation import MapEstimate, map_estimate
 from iresflow.inverse_problems.flow_prior import FlowPrior
@@ -32,7 +32,7 @@ __all__ = [
     "MapEstimate",
     "PatchPrior",
     "Potential",
-    "ProjectedGradient",
+    "ProjectedQuasiNewton",
     "Reconstruction",
     "SelfAdjoint",
     "Variable",

@@ -1,13 +1,16 @@
-r"""Minimisation over a box by spectral projected gradients, each sample of a batch on its own.
+r"""Minimisation over a box by projected quasi-Newton steps, each sample of a batch on its own.
 
-The direction is :math:`d = P(x - \lambda g) - x` with the gradient g, the projection P and the
-Barzilai-Borwein step :math:`\lambda`. A point :math:`x + t d` is taken if its value lies below the
-largest of the last `MEMORY` ones by a share of the predicted decrease, and else t is halved. A
-value that is not finite is never taken. As both ends are in the box, so is every point between.
+Entries that a gradient step would carry out of the box go to its end; the others take the step
+:math:`d = -H g` with the gradient g and the estimate H of the inverse Hessian that the past steps
+give. The point :math:`P(x + t d)`, with the projection P, is taken if its value lies below the
+largest of the last `COMPARED` ones by a share of the predicted decrease, and else t is halved. A
+value that is not finite is never taken, and every point lies in the box.
 
 References:
-    Nonmonotone spectral projected gradient methods on convex sets (Birgin, Martinez and Raydan,
-    2000), algorithm 2.2.
+    Projected Newton methods for optimization problems with simple constraints (Bertsekas, 1982):
+    the two kinds of entries. Optimizing costly functions with simple constraints: a limited-memory
+    projected quasi-Newton algorithm (Schmidt et al., 2009). A nonmonotone line search technique
+    for Newton's method (Grippo, Lampariello and Lucidi, 1986).
 """
 
 from collections.abc import Callable
@@ -17,11 +20,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from iresflow.inverse_problems.curvature import Curvature
 from iresflow.tensors import norm_per_sample, per_sample, sum_per_sample
 
-__all__ = ["Evaluation", "Function", "Minimum", "ProjectedGradient"]
+__all__ = ["Evaluation", "Function", "Minimum", "ProjectedQuasiNewton"]
 
-MEMORY = 8
+COMPARED = 8
 """Values that a new one is compared with: the largest of so many."""
 
 SUFFICIENT = 1e-4
@@ -85,25 +89,28 @@ class Minimum:
 
 @final
 @dataclass(frozen=True)
-class ProjectedGradient:
-    """Spectral projected gradients, until a criterion or a number of steps is met.
+class ProjectedQuasiNewton:
+    """Projected quasi-Newton steps, until a criterion or a number of steps is met.
 
     Arguments:
         tol: Of the criterion, see `Minimum`; above 0.
         iterations: Steps at most, at least 1.
+        memory: Past steps that tell of the curvature, at least 1.
 
     Raises:
-        ValueError: a tolerance or a number of steps out of range.
+        ValueError: a number out of range.
     """
 
     tol: float = 1e-3
     iterations: int = 500
+    memory: int = 20
 
     def __post_init__(self) -> None:
         if not self.tol > 0:
             raise ValueError(f"tol must be positive, got {self.tol}")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        for name in ("iterations", "memory"):
+            if (number := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
 
     def minimize(
         self, function: Function, start: Tensor, project: Callable[[Tensor], Tensor]
@@ -118,7 +125,7 @@ class ProjectedGradient:
         Raises:
             ValueError: the value or the gradient at the start is not finite.
         """
-        state = _State(function, project(start.detach()), project, self.tol)
+        state = _State(function, project(start.detach()), project, self)
         for _ in range(self.iterations):
             running = (~state.converged & ~state.stalled).nonzero()[:, 0]
             if len(running) == 0:
@@ -143,11 +150,11 @@ class _State:
         function: Function,
         start: Tensor,
         project: Callable[[Tensor], Tensor],
-        tol: float,
+        settings: ProjectedQuasiNewton,
     ) -> None:
         self._function = function
         self._project = project
-        self._tol = tol
+        self._tol = settings.tol
         every = torch.arange(len(start), device=start.device)
         first = function(start, every)
         finite = first.value.isfinite() & first.gradient.flatten(1).isfinite().all(1)
@@ -164,7 +171,8 @@ class _State:
         # The first step moves no pixel by more than a hundredth.
         largest = first.gradient.flatten(1).abs().amax(1)
         self.length = 0.01 / largest.clamp_min(torch.finfo(start.dtype).tiny)
-        self.memory = first.value[None].repeat(MEMORY, 1)
+        self.curvature = Curvature(settings.memory, start)
+        self.recent = first.value[None].repeat(COMPARED, 1)
         self.iterations = torch.zeros_like(every)
         self.evaluations = torch.ones_like(every)
         self.stalled = torch.zeros_like(every, dtype=torch.bool)
@@ -178,40 +186,50 @@ class _State:
     def step(self, running: Tensor) -> None:
         """One step of the samples ``running`` (N,), or the finding that one has stalled."""
         x, gradient = self.x[running], self.gradient[running]
-        trial = self._project(x - per_sample(self.length[running], x) * gradient)
-        direction = trial - x
-        slope = sum_per_sample(gradient * direction)
-        share = torch.ones_like(slope)
+        direction = self._direction(running)
+        share = torch.ones_like(self.value[running])
         pending = torch.arange(len(running), device=x.device)
         for _ in range(HALVINGS):
             if len(pending) == 0:
                 break
             rows = running[pending]
-            point = x[pending] + per_sample(share[pending], x) * direction[pending]
+            point = self._project(x[pending] + per_sample(share[pending], x) * direction[pending])
             found = self._function(point, rows)
             self.evaluations[rows] += 1
+            slope = sum_per_sample(gradient[pending] * (point - x[pending])).clamp_max(0)
             slack = ROUNDING * torch.finfo(x.dtype).eps * found.size
-            least = self.memory[:, rows].amax(0) + SUFFICIENT * share[pending] * slope[pending]
+            least = self.recent[:, rows].amax(0) + SUFFICIENT * slope
             taken = (found.value <= least + slack) & found.gradient.flatten(1).isfinite().all(1)
             self._take(rows[taken], point[taken], _some(found, taken))
             pending = pending[~taken]
             share[pending] /= 2
         self.stalled[running[pending]] = True
 
+    def _direction(self, rows: Tensor) -> Tensor:
+        """To the end of the box where the gradient leads out of it, quasi-Newton elsewhere."""
+        x, gradient, length = self.x[rows], self.gradient[rows], self.length[rows]
+        plain = x - per_sample(length, x) * gradient
+        ends = self._project(plain)
+        free = ends == plain
+        newton = -self.curvature.solve(rows, gradient, free, length)
+        return torch.where(free, newton, ends - x)
+
     def _take(self, rows: Tensor, point: Tensor, found: Evaluation) -> None:
-        moved = point - self.x[rows]
-        bent = sum_per_sample(moved * (found.gradient - self.gradient[rows]))
-        square = sum_per_sample(moved.square())
+        moved, change = point - self.x[rows], found.gradient - self.gradient[rows]
+        bent = sum_per_sample(moved * change)
         # Where the function curves down along the step, a longer one.
-        longer = torch.where(bent > 0, square / bent, 10 * self.length[rows])
-        self.stalled[rows] = square == 0
+        longer = torch.where(
+            bent > 0, bent / sum_per_sample(change.square()), 10 * self.length[rows]
+        )
+        self.stalled[rows] = sum_per_sample(moved.square()) == 0
         self.length[rows] = longer.clamp(1e-12, 1e12)
+        self.curvature.learn(rows, moved, change)
         self.x[rows] = point
         self.value[rows] = found.value
         self.gradient[rows] = found.gradient
         self.pull[rows] = found.pull
         self.iterations[rows] += 1
-        self.memory[self.iterations[rows] % MEMORY, rows] = found.value
+        self.recent[self.iterations[rows] % COMPARED, rows] = found.value
         self._judge(rows)
 
     def _judge(self, rows: Tensor) -> None:

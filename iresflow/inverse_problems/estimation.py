@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.inverse_problems.descent import Evaluation, Function, ProjectedGradient
+from iresflow.inverse_problems.descent import Evaluation, Function, ProjectedQuasiNewton
 from iresflow.inverse_problems.flow_prior import FlowPrior
 from iresflow.inverse_problems.operators import LinearOperator
 from iresflow.inverse_problems.potentials import Potential
@@ -23,7 +23,7 @@ VARIABLES: Mapping[str, Callable[[Potential], Variable]] = {
 }
 """What a search moves, by name."""
 
-DESCENT = ProjectedGradient()
+DESCENT = ProjectedQuasiNewton()
 
 
 @final
@@ -61,7 +61,7 @@ def map_estimate(
     where: str | Callable[[Potential], Variable] = "image",
     *,
     start: Tensor | None = None,
-    descent: ProjectedGradient = DESCENT,
+    descent: ProjectedQuasiNewton = DESCENT,
 ) -> MapEstimate:
     r"""A mode of the posterior :math:`p(x | y)` for :math:`y = A x + \sigma n`, n normal.
 

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.inverse_problems.descent import ProjectedGradient
+from iresflow.inverse_problems.descent import ProjectedQuasiNewton
 from iresflow.inverse_problems.domains import Domain
 from iresflow.inverse_problems.potentials import Potential
 from iresflow.logdet import DifferentiableSeries, Exact, ExactWhereSmall, LogDetEstimator
@@ -18,7 +18,7 @@ __all__ = ["FlowPrior"]
 SERIES = ExactWhereSmall(DifferentiableSeries(terms=10, probes=2), limit=32, values=32)
 """The log-determinants of a prior: one function of x, whose gradient is its own."""
 
-PROX = ProjectedGradient(tol=1e-5, iterations=300)
+PROX = ProjectedQuasiNewton(tol=1e-5, iterations=300)
 """How a proximal map finds a minimum: more exactly than the algorithms that call it end."""
 
 
@@ -65,7 +65,7 @@ class FlowPrior(Potential):
         domain: Domain | None = None,
         log_det: LogDetEstimator | None = None,
         outside: float = 1e3,
-        descent: ProjectedGradient = PROX,
+        descent: ProjectedQuasiNewton = PROX,
     ) -> None:
         if not isinstance(flow, Flow):
             raise ValueError(f"a FlowPrior is of a Flow, got {type(flow).__name__}")

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from iresflow.inverse_problems.descent import Evaluation, ProjectedGradient
+from iresflow.inverse_problems.descent import Evaluation, ProjectedQuasiNewton
 from iresflow.inverse_problems.domains import Domain
 from iresflow.tensors import norm_per_sample, per_sample, sum_per_sample
 
@@ -39,7 +39,7 @@ class Potential(nn.Module, ABC):
     explicit_prior = True
     """That it has a value: deepinv's optimisers ask."""
 
-    def __init__(self, domain: Domain, outside: float, descent: ProjectedGradient) -> None:
+    def __init__(self, domain: Domain, outside: float, descent: ProjectedQuasiNewton) -> None:
         super().__init__()
         if not outside > 0:
             raise ValueError(f"the curvature outside must be positive, got {outside}")

@@ -11,7 +11,7 @@ import torch
 from helpers import materialize
 from linear_flows import Normal, image_flow, vector_flow
 
-from iresflow.inverse_problems import FlowPrior, PatchPrior, ProjectedGradient, blur
+from iresflow.inverse_problems import FlowPrior, PatchPrior, ProjectedQuasiNewton, blur
 
 SHAPE = (1, 4, 4)
 NOISE = 0.2
@@ -36,7 +36,7 @@ def deepinv():
 def problem():
     """A prior, an operator, measurements, and the means of the posteriors."""
     operator = blur(KERNEL, SHAPE)
-    prior = FlowPrior(image_flow(coeff=0.3), descent=ProjectedGradient(1e-7, 1000))
+    prior = FlowPrior(image_flow(coeff=0.3), descent=ProjectedQuasiNewton(1e-7, 1000))
     normal = Normal.of(prior.flow, prior.domain.scale, prior.domain.offset)
     x = (normal.mean + 0.1 * torch.randn(1, 16)).reshape(1, *SHAPE)
     y = operator(x) + 0.03 * torch.randn(1, *SHAPE)

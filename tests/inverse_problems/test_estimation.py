@@ -13,7 +13,7 @@ from iresflow.inverse_problems import (
     FlowPrior,
     LatentVariable,
     PatchPrior,
-    ProjectedGradient,
+    ProjectedQuasiNewton,
     average_pooling,
     blur,
     identity,
@@ -23,9 +23,9 @@ from iresflow.inverse_problems import (
 from iresflow.inverse_problems.estimation import first_guess, negative_log_posterior
 
 SHAPE = (1, 4, 4)
-EXACT = ProjectedGradient(1e-9, 2000)
+EXACT = ProjectedQuasiNewton(1e-9, 2000)
 
-CLOSE = ProjectedGradient(1e-5)
+CLOSE = ProjectedQuasiNewton(1e-5)
 NOISE = 0.05
 KERNEL = torch.tensor([[0.1, 0.2, 0.1], [0.0, 0.3, 0.1], [0.1, 0.0, 0.1]], dtype=torch.float64)
 
@@ -119,7 +119,7 @@ def test_latents_reach_the_minimum_that_scipy_reaches():
     flow, operator = small_image_flow(), average_pooling(2, (2, 4, 4))
     prior, noise, y = FlowPrior(flow), 0.3, torch.rand(1, 2, 2, 2)
     found = map_estimate(
-        operator, y, prior, noise, "latent", descent=ProjectedGradient(1e-7, 2000)
+        operator, y, prior, noise, "latent", descent=ProjectedQuasiNewton(1e-7, 2000)
     )
     assert bool(found.converged)
     function = negative_log_posterior(operator, y, LatentVariable(prior), noise)

@@ -8,9 +8,9 @@ from helpers import small_image_flow, small_vector_flow
 from linear_flows import Normal, image_flow, vector_flow
 
 from iresflow import DerivativeError, ImageFlow, Krylov
-from iresflow.inverse_problems import Domain, FlowPrior, PatchPrior, ProjectedGradient
+from iresflow.inverse_problems import Domain, FlowPrior, PatchPrior, ProjectedQuasiNewton
 
-EXACT = ProjectedGradient(tol=1e-9, iterations=1000)
+EXACT = ProjectedQuasiNewton(tol=1e-9, iterations=1000)
 
 
 def normal_of(prior):
@@ -187,7 +187,7 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="scale must be positive"):
         Domain(scale=0)
     with pytest.raises(ValueError, match="iterations must be"):
-        ProjectedGradient(iterations=0)
+        ProjectedQuasiNewton(iterations=0)
     with pytest.raises(ValueError, match="have 8 entries, and the flow takes 32"):
         PatchPrior(FlowPrior(flow), (2, 2, 2))
     with pytest.raises(ValueError, match=r"a patch is \(C, h, w\)"):

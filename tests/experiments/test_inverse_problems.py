@@ -66,6 +66,28 @@ def test_samples_of_a_quartic_well_have_its_second_moment():
     assert float(error.abs()) < 4
 
 
+def test_a_wrong_gradient_costs_proposals_but_moves_no_moment(correlated):
+    # Leaps by any function of the place can be gone back, and the energies decide what is taken.
+    energy, mean, variance = correlated
+
+    def skewed(x):
+        value, gradient = energy(x)
+        return value, 0.8 * gradient + 0.1 * (3 * x).sin()
+
+    found = hamiltonian(skewed, torch.zeros(40, 3), 500, warm_up=100, leaps=4, step=0.1, seed=1)
+    assert max(errors(found.points, mean, variance)) < 4
+
+    # A control that must fail: leaps by a function of more than the place.
+    calls = iter(range(10**6))
+
+    def forgetful(x):
+        value, gradient = energy(x)
+        return value, gradient + 4.0 * (next(calls) % 4 == 1)
+
+    found = hamiltonian(forgetful, torch.zeros(40, 3), 500, warm_up=100, leaps=4, step=0.1, seed=1)
+    assert max(errors(found.points, mean, variance)) > 4
+
+
 def test_an_energy_that_is_infinite_somewhere_is_never_sampled_there():
     def energy(x):
         return torch.where(x[:, 0] > 0, x[:, 0], torch.inf), torch.ones_like(x)

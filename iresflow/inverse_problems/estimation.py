@@ -13,7 +13,7 @@ from iresflow.inverse_problems.operators import LinearOperator
 from iresflow.inverse_problems.potentials import Potential
 from iresflow.inverse_problems.variables import ImageVariable, LatentVariable, Variable
 from iresflow.models import Flow
-from iresflow.tensors import norm_per_sample, sum_per_sample
+from iresflow.tensors import norm_per_sample, per_sample, sum_per_sample
 
 __all__ = ["MapEstimate", "first_guess", "map_estimate", "negative_log_posterior"]
 
@@ -83,10 +83,12 @@ def map_estimate(
 
     Raises:
         ValueError: measurements of another shape or with NaN, a sigma that is not positive, an
-            unknown ``where``, or a start without a finite density.
+            unknown ``where``, something that is no prior, or a start without a finite density.
         InversionError: in latents, where an inverse missed its tolerance.
     """
     prior = FlowPrior(prior) if isinstance(prior, Flow) else prior
+    if not isinstance(prior, Potential):
+        raise ValueError(f"a prior is a FlowPrior, a PatchPrior or a flow, got {_kind(prior)}")
     if isinstance(where, str) and where not in VARIABLES:
         raise ValueError(f"where is one of {', '.join(VARIABLES)}, got {where!r}")
     variable = (VARIABLES[where] if isinstance(where, str) else where)(prior)
@@ -163,10 +165,17 @@ def first_guess(operator: LinearOperator, y: Tensor, prior: Potential) -> Tensor
     _require_measurements(operator, y)
     grey = y.new_full((len(y), *operator.shape), prior.domain.middle)
     missing = operator.adjoint(y - operator(grey))
-    seen = sum_per_sample(operator(missing).square())
-    square = sum_per_sample(missing.square())
+    # Of any size: squares of large measurements overflow where the guess does not.
+    largest = missing.flatten(1).abs().amax(1).clamp_min(torch.finfo(y.dtype).tiny)
+    unit = missing / per_sample(largest, missing)
+    seen = sum_per_sample(operator(unit).square())
+    square = sum_per_sample(unit.square())
     length = torch.where(seen > 0, square / seen, 0)
     return prior.domain.project(grey + length.reshape(-1, *[1] * len(operator.shape)) * missing)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def _require_measurements(operator: LinearOperator, y: Tensor) -> None:

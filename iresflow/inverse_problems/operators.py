@@ -39,8 +39,8 @@ class LinearOperator:
         measured: Of one measurement.
 
     Raises:
-        ValueError: one of the functions gives another shape or numbers that are not finite, or the
-            two are not adjoint to each other.
+        ValueError: images without pixels; one of the functions gives no tensor, another shape or
+            numbers that are not finite; or the two are not adjoint to each other.
 
     Example:
         >>> half = LinearOperator(lambda x: 0.5 * x, lambda y: 0.5 * y, (1, 2, 2))
@@ -91,7 +91,10 @@ class LinearOperator:
             return drawn.to(device, dtype)
 
         x = random(*self.shape)
+        if x.numel() == 0:
+            raise ValueError(f"images of shape {self.shape} have no pixels")
         forward = self._forward(x)
+        _require_tensor("operator", forward)
         if len(forward) != TRIALS:
             raise ValueError(
                 f"the operator makes {tuple(forward.shape)} of images {tuple(x.shape)}: the first "
@@ -99,6 +102,7 @@ class LinearOperator:
             )
         y = random(*forward.shape[1:])
         backward = self._adjoint(y)
+        _require_tensor("adjoint", backward)
         if backward.shape != x.shape:
             raise ValueError(
                 f"the adjoint makes {tuple(backward.shape)} of measurements {tuple(y.shape)}, and "
@@ -183,6 +187,11 @@ def average_pooling(factor: int, shape: Sequence[int]) -> LinearOperator:
         return wide / factor**2
 
     return LinearOperator(lambda x: F.avg_pool2d(x, factor), spread_out, shape)
+
+
+def _require_tensor(what: str, found: object) -> None:
+    if not isinstance(found, Tensor):
+        raise ValueError(f"the {what} must make tensors of tensors, got {type(found).__name__}")
 
 
 def _require_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:

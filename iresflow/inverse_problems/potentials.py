@@ -102,13 +102,16 @@ class Potential(nn.Module, ABC):
             gamma: Above 0; one number, or one for each image, ``(B,)`` or ``(B, 1, 1, 1)``.
 
         Raises:
-            ValueError: as `fn`, a gamma that is not positive, or an image whose density is 0.
+            ValueError: as `fn`, a gamma that is not positive or of another number, or an image
+                whose density is 0.
         """
         self.require_images(x)
         x = x.detach()
         weight = torch.as_tensor(gamma, dtype=x.dtype, device=x.device).detach().reshape(-1)
         if not bool(((weight > 0) & weight.isfinite()).all()):
             raise ValueError(f"gamma must be positive, got {gamma}")
+        if len(weight) not in (1, len(x)):
+            raise ValueError(f"gamma is one number or {len(x)} of them, got {len(weight)}")
         weight = weight.expand(len(x))
 
         def sum_of_both(z: Tensor, index: Tensor) -> Evaluation:

@@ -73,7 +73,10 @@ def _distances(
     draws = []
     for seed in seeds_of(flow, scoring, math.inf):
         away = (_statistics(flow, x, context, seed) - mean) / deviation
-        draws.append(torch.from_numpy(np.einsum("bi,ij,bj->b", away, precision, away)))
+        distance = np.einsum("bi,ij,bj->b", away, precision, away)
+        # Latents so far out that a statistic is infinite have no product of two, but a distance.
+        far = np.isinf(away).any(1) & ~np.isnan(away).any(1)
+        draws.append(torch.from_numpy(np.where(far, np.inf, distance)))
     stacked = torch.stack(draws).to(x.device)
     # Statistics are means of many entries: their rounding is far below that of one.
     rounding = rounding_of(flow) * (1 + stacked.mean(0))

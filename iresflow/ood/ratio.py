@@ -115,7 +115,9 @@ class LikelihoodRatio(Score):
                 likelihood_of(model, x, context, self.scoring, seed)
                 for model in (background, flow)
             ]
-            rows.append(pair[0].log_prob.double() - pair[1].log_prob.double())
+            before, own = (likelihood.log_prob.double() for likelihood in pair)
+            # Where both densities are 0, the sample is as far out as can be.
+            rows.append(torch.where(own.isneginf(), torch.inf, before - own))
             bounds.append(torch.stack([p.truncation_bound + p.rounding for p in pair]).sum(0))
         bound = torch.stack(bounds).double().mean(0)
         return Scores.of_draws(torch.stack(rows), bound, self.scoring.level)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class ScoreNorm(Score):
     the norm doesn't depend on the units of the data, and images after logit or centring. Of images
     it is the gradient of the mean over the dequantisation noise. The square of a gradient that is
     estimated is too large by its variance; that of two independent ones' product is not, so the
-    norm comes from the products of all pairs of draws.
+    norm comes from the products of all pairs of draws. Where the density is 0, it is infinite.
 
     Arguments:
         scoring: Draws, at least 3, probes, level of the error bars, and seed.
@@ -53,8 +53,17 @@ class ScoreNorm(Score):
 
 def _norms(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
     seeds = seeds_of(flow, scoring, limits_of(flow, scoring).gradients)
-    gradients = torch.stack([_gradient(scoring, flow, x, context, seed) for seed in seeds])
-    count, gradients = len(gradients), gradients.double()
+    draws = [_gradient(scoring, flow, x, context, seed) for seed in seeds]
+    nowhere = torch.stack([draw.nowhere for draw in draws]).any(0)
+    found = _norms_of(torch.stack([draw.gradient for draw in draws]).double(), scoring, flow)
+    return Scores(
+        torch.where(nowhere, torch.inf, found.values), torch.where(nowhere, 0.0, found.errors)
+    )
+
+
+def _norms_of(gradients: Tensor, scoring: Scoring, flow: Flow) -> Scores:
+    """The norms of the means of which ``(R, B, D)`` are draws."""
+    count = len(gradients)
     if count == 1:
         norms = gradients[0].norm(dim=1)
         return Scores(norms, rounding_of(flow) * norms)
@@ -75,16 +84,25 @@ def _unbiased(gradients: Tensor) -> Tensor:
     return (gradients.sum(0).square().sum(1) - own) / (count * (count - 1))
 
 
+@final
+class _Slope(NamedTuple):
+    """The gradients of log-densities ``(B, D)``, and whether the density is 0 there, ``(B,)``."""
+
+    gradient: Tensor
+    nowhere: Tensor
+
+
 def _gradient(
     scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None, seed: int
-) -> Tensor:
-    """Of one draw, ``(B, D)``."""
+) -> _Slope:
+    """Of one draw."""
     values, stream = drawn(flow, x, context, seed)
     estimator = estimator_of(flow, scoring) or flow.log_det
     y = flow.data_map.transform(values).detach().requires_grad_()
     with torch.enable_grad():
         z, log_det = flow.bijection(y, context, partial(estimator, generator=stream))
         log_prob = flow.base.log_prob(z, context) + log_det
+    nowhere = log_prob.detach().isneginf()
     if not log_prob.requires_grad:  # a density that is constant where it is not 0
-        return torch.zeros_like(y).flatten(1)
-    return torch.autograd.grad(log_prob.sum(), y)[0].flatten(1)
+        return _Slope(torch.zeros_like(y).flatten(1), nowhere)
+    return _Slope(torch.autograd.grad(log_prob.sum(), y)[0].flatten(1), nowhere)

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from iresflow import ImageFlow
 from iresflow.inverse_problems import (
+    Domain,
     FlowPrior,
     LatentVariable,
     PatchPrior,
@@ -169,6 +170,15 @@ def test_float32_measurements_give_float32_images():
     assert found.images.dtype == torch.float32 and bool(found.converged.all())
 
 
+def test_a_first_guess_has_no_units():
+    prior, operator = FlowPrior(small_image_flow()), average_pooling(2, (2, 4, 4))
+    wide = FlowPrior(prior.flow, domain=Domain())  # without ends that would hide the size
+    y = torch.rand(2, 2, 2, 2)
+    for scale in (1e-200, 1e200):
+        found = first_guess(operator, scale * y, wide) / scale
+        torch.testing.assert_close(found, first_guess(operator, y, wide))
+
+
 def test_measurements_and_settings_that_do_not_fit_are_refused():
     flow, operator = small_image_flow(), average_pooling(2, (2, 4, 4))
     y = torch.rand(2, 2, 2, 2)
@@ -183,6 +193,8 @@ def test_measurements_and_settings_that_do_not_fit_are_refused():
     for noise in (0.0, -0.1, torch.nan):
         with pytest.raises(ValueError, match="standard deviation above 0"):
             map_estimate(operator, y, flow, noise)
+    with pytest.raises(ValueError, match="a prior is a FlowPrior.* got Linear"):
+        map_estimate(operator, y, torch.nn.Linear(2, 2), 0.1)
     with pytest.raises(ValueError, match="where is one of image, latent"):
         map_estimate(operator, y, flow, 0.1, "pixels")
     with pytest.raises(ValueError, match="only a FlowPrior has a latent"):

@@ -94,6 +94,15 @@ def test_other_shapes_are_refused():
         operator.adjoint(torch.zeros(1, *SHAPE))
 
 
+def test_what_is_no_operator_is_refused():
+    with pytest.raises(ValueError, match="operator must make tensors of tensors, got ndarray"):
+        LinearOperator(lambda x: x.numpy(), lambda y: y, (1, 4, 4))
+    with pytest.raises(ValueError, match="adjoint must make tensors of tensors, got NoneType"):
+        LinearOperator(lambda x: x, lambda y: None, (1, 4, 4))
+    with pytest.raises(ValueError, match=r"images of shape \(0, 4, 4\) have no pixels"):
+        identity((0, 4, 4))
+
+
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="odd sides"):
         blur(torch.ones(2, 3), SHAPE)

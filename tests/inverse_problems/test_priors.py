@@ -178,6 +178,8 @@ def test_settings_out_of_range_are_refused():
     for gamma in (0.0, -1.0, torch.nan):
         with pytest.raises(ValueError, match="gamma must be positive"):
             FlowPrior(flow).prox(torch.rand(1, 2, 4, 4), gamma=gamma)
+    with pytest.raises(ValueError, match="gamma is one number or 1 of them, got 3"):
+        FlowPrior(flow).prox(torch.rand(1, 2, 4, 4), gamma=torch.ones(3))
     with pytest.raises(ValueError, match="curvature outside"):
         FlowPrior(flow, outside=0.0)
     with pytest.raises(ValueError, match="of a Flow, got Linear"):

@@ -177,6 +177,13 @@ def test_what_has_no_bound_is_refused(module, size, message):
         norm_bound(module, size)
 
 
+def test_weights_without_entries_are_refused():
+    module = nn.Linear(2, 1)
+    module.weight = nn.Parameter(torch.empty(0, 2))
+    with pytest.raises(ValueError, match=r"without entries, of shape \(0, 2\)"):
+        norm_bound(module)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite_are_refused(value):
     module = nn.Conv2d(1, 2, 3)

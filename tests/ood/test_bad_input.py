@@ -86,12 +86,27 @@ def test_what_lies_beyond_the_floats_reach_is_ranked_last(score):
     torch.testing.assert_close(fitted.score(torch.cat([x, far]))[:40], fitted.score(x))
 
 
+@pytest.mark.parametrize("score", FOR_VECTORS)
+def test_what_lies_beyond_the_reach_of_float64_is_ranked_last(score):
+    """There log p is minus infinity, and nothing wider is left to compute in."""
+    flow, x = small_vector_flow(), torch.randn(40, 3)
+    fitted = score().fit(flow, x)
+    far = torch.tensor([[1e160] * 3, [1e200, 0, 0], [-1e300, 1e300, 1e250]])
+    found = fitted.scores(far)
+    assert bool((LogProb().fit(flow, x).score(far) == torch.inf).all())
+    assert not bool(found.values.isnan().any() | found.errors.isnan().any())
+    if score is not LocalDimension:  # which is that of a limit
+        assert bool((found.values == torch.inf).all()) and bool((found.errors == 0).all())
+        assert evaluate(fitted.score(x), found.values).auroc == 1
+
+
 def test_where_the_density_is_0_a_score_is_infinite():
     flow = Flow(Composition(), UnitUniform(2), (2,)).eval()
     x = torch.tensor([[0.5, 0.5], [2.0, 0.5], [0.1, 0.9]])
     fitted = LogProb().fit(flow, x)
     assert fitted.score(x).tolist() == [0.0, torch.inf, 0.0]
     assert fitted.errors(x)[1] == 0
+    assert ScoreNorm().fit(flow, x[[0, 2]]).score(x).tolist() == [0.0, torch.inf, 0.0]
     said = fitted.decide(x, 1e300)
     assert said.outlying.tolist() == [False, True, False] and not bool(said.undecided.any())
     assert evaluate(fitted.score(x[[0, 2]]), fitted.score(x[[1]])).auroc == 1

@@ -41,8 +41,8 @@ def norm_bound(module: nn.Module, image_size: int | Iterable[int] | None = None)
         and more for wider ones. The estimate, from below, tells how loose it is.
 
     Raises:
-        ValueError: a module of another kind; no or a wrong image size; weights that are not
-            finite, or complex.
+        ValueError: a module of another kind; no or a wrong image size; weights that are none,
+            not finite, or complex.
     """
     family = operator_of(module, image_size)
     weight: Any = module.weight
@@ -86,6 +86,10 @@ def _kind(module: nn.Module) -> type[nn.Module]:
             weight: Any = module.weight
             if nn.parameter.is_lazy(weight):
                 raise ValueError(f"{_name(module)} has no weight before its first call")
+            if weight.numel() == 0:
+                raise ValueError(
+                    f"{_name(module)} has a weight without entries, of shape {tuple(weight.shape)}"
+                )
             if not weight.is_floating_point():
                 raise ValueError(
                     f"weights must be real floats, {_name(module)} has {weight.dtype}"

@@ -14,12 +14,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import Tensor
 
+import iresflow
 from experiments.ood.outliers import outside_images
 from iresflow.commands import train
 from iresflow.commands.own_samples import event_of
 from iresflow.commands.report import Report
 from iresflow.data import Dataset
-from iresflow.models import ImageFlow
+from iresflow.models import ImageFlow, pretrained
 from iresflow.ood import (
     Complexity,
     DensityOfStates,
@@ -67,14 +68,15 @@ class Settings(Section):
     """Of trainings, of scores, and of images that are made."""
     pairs: tuple[str, ...] = (
         "fashion-mnist:mnist,constant,noise",
-        "mnist-small:fashion-mnist,constant,noise",
+        "mnist:fashion-mnist,constant,noise",
         "digits:permuted,inverted,constant,noise",
-        "cifar10-subset:mnist,constant,noise",
+        "cifar10-subset:mnist,coloured-mnist,constant,noise",
     )
-    """A preset whose flow is asked, and what about: data sets, or images that are made."""
+    """A packaged model or a preset whose flow is asked, and what about: data sets, or images that
+    are made."""
     trained: str | None = None
-    """Directory of runs of these presets; what is missing there is trained into it. None for one
-    in the run of the experiment."""
+    """Directory of runs of these presets, which go before packaged models of the name; what is
+    neither is trained into it. None for one in the run of the experiment."""
     options: tuple[str, ...] = ("training.steps=null", "training.minutes=20")
     """Of these trainings, as iresflow train takes them after two dashes."""
     scores: tuple[str, ...] = (
@@ -151,9 +153,14 @@ _CAPTION = (
 
 
 def _trained(preset: str, settings: Settings, report: Report) -> tuple[ImageFlow, Dataset]:
-    """The flow of a preset and its data, trained where no run of it is there."""
+    """The flow of a name and its data, trained where no run and no packaged model has it."""
     runs = Path(settings.trained) if settings.trained else report.path / "runs"
     found = sorted(runs.glob(f"*-{preset}"))
+    if not found and preset in pretrained.names():
+        packaged = iresflow.pretrained(preset)
+        assert isinstance(packaged, ImageFlow)
+        print(f"flow        {pretrained.described(preset)}")
+        return packaged, load_data(pretrained.find(preset))
     if not found:
         given = [f"--{option}" for option in settings.options]
         options = ["--config", preset, "--seed", str(settings.seed), *given]

@@ -15,15 +15,17 @@ def outside_images(name: str, event: Event, test: Tensor, count: int, seed: int)
     """Images ``(N, C, H, W)`` that are not of a flow's data, N at most ``count``.
 
     Arguments:
-        name: One of `OUTSIDE`, or of a data set.
+        name: One of `OUTSIDE`, or of a data set, with ``coloured-`` before it for its images in
+            one random colour each.
         event: What the flow takes.
         test: Test images of its data, which some are made of.
         count: How many.
         seed: Of what is random.
     """
-    if name not in OUTSIDE:
-        return named_samples(name, event)[:count]
     generator = torch.Generator().manual_seed(seed)
+    if name not in OUTSIDE:
+        found = named_samples(name.removeprefix(COLOURED), event)[:count]
+        return _in_colour(found, generator) if name.startswith(COLOURED) else found
     return OUTSIDE[name](test[:count].long(), event.levels or 256, generator)
 
 
@@ -46,6 +48,14 @@ def _constant(test: Tensor, levels: int, generator: torch.Generator) -> Tensor:
 def _noise(test: Tensor, levels: int, generator: torch.Generator) -> Tensor:
     return torch.randint(0, levels, test.shape, generator=generator)
 
+
+def _in_colour(images: Tensor, generator: torch.Generator) -> Tensor:
+    """What is white becomes a colour, all equally likely; black stays."""
+    colour = torch.rand(*images.shape[:2], 1, 1, generator=generator, dtype=torch.float64)
+    return (images.double() * colour).round().long()
+
+
+COLOURED = "coloured-"
 
 OUTSIDE: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     "permuted": _permuted,

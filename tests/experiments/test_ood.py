@@ -8,6 +8,7 @@ import torch
 from experiments.ood.__main__ import main
 from experiments.ood.outliers import outside_images
 from iresflow.data.queries import Event
+from iresflow.models import pretrained
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -37,7 +38,29 @@ def test_images_that_are_made():
     assert abs(float(made("noise").double().mean()) - 8) < 4 * 17 / 12**0.5 / 1280**0.5
 
 
-def test_images(tmp_path, capsys):
+def test_images_in_colour_have_one_colour_each():
+    event = Event((3, 8, 8), 17, 0)
+    grey = outside_images("digits", event, torch.zeros(1, 3, 8, 8), 20, 0)
+    made = outside_images("coloured-digits", event, torch.zeros(1, 3, 8, 8), 20, 0)
+    assert made.shape == grey.shape == (20, 3, 8, 8) and bool((made <= grey).all())
+    brightest = made.flatten(2).amax(2).double() / grey.flatten(2).amax(2)
+    expected = grey.double() * brightest[:, :, None, None]
+    assert float((made - expected).abs().max()) <= 1  # both are rounded
+    assert len({tuple(colour.tolist()) for colour in brightest}) > 15
+    assert torch.equal(made, outside_images("coloured-digits", event, grey, 20, 0))
+
+
+def test_images_of_a_packaged_flow(tmp_path):
+    scores = ["--scores", '["LatentFit"]', "--test", "20", "--fit", "30"]
+    command = ["images", "--into", str(tmp_path), "--pairs", '["digits:inverted"]', *scores]
+    assert main(command) == 0
+    (row,) = json.loads((tmp_path / "results.json").read_text())["separation"]
+    assert row["AUROC"] > 0.95
+    assert not (tmp_path / "runs").exists()  # nothing was trained
+
+
+def test_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pretrained, "names", list)  # none is packaged: one is trained
     some = ["--scores", '["LogProb","Complexity","LatentFit","States with complexity"]']
     arguments = ["images", "--into", str(tmp_path), "--quick", *some]
     assert main(arguments) == 0

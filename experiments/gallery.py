@@ -1,7 +1,7 @@
 """The pictures of the documentation's gallery, drawn from runs.
 
     python experiments/gallery.py --plane RUN ... --images RUN --out docs/gallery
-    python experiments/gallery.py --pretrained
+    python experiments/gallery.py --pretrained [NAME ...]
 
 The runs are those of ``train.py`` on a 2-D density and on images. Each run on the plane gives a
 row of panels in a file of its own name; the first of them and the images give ``cover.png``.
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plane", nargs="+", default=[], help="runs on 2-D densities")
     parser.add_argument("--images", help="run on images, for the cover")
-    parser.add_argument("--pretrained", action="store_true", help="draw all packaged models")
+    parser.add_argument("--pretrained", nargs="*", help="draw these packaged models, or all")
     parser.add_argument("--out", type=Path, default=Path("docs/gallery"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,8 @@ def main() -> None:
         _save(plane(flow, data), options.out / f"{dataset.name}.png")
         if index == 0 and options.images:
             _save(cover(flow, data, _flow(options.images)), options.out / "cover.png")
-    for name in pretrained.names() if options.pretrained else []:
+    drawn = [] if options.pretrained is None else options.pretrained or pretrained.names()
+    for name in drawn:
         model = iresflow.pretrained(name)
         assert isinstance(model, Flow)
         _save(temperatures(model), options.out / f"pretrained-{name}.png")

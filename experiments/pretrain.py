@@ -29,7 +29,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     ),
     "digits": ("--config", "digits"),
     "mnist": ("--config", "mnist-small"),
-    "fashion-mnist": ("--config", "fashion-mnist"),
+    "fashion-mnist": ("--config", "fashion-mnist", "--training.steps", "2400"),
 }
 """What ``iresflow train`` is told for each model."""
 

@@ -1,5 +1,7 @@
 """Images mapped from a cache are those in memory, and what is got ready ahead keeps its order."""
 
+import ctypes
+import gc
 import itertools
 import os
 import threading
@@ -86,7 +88,9 @@ def test_a_decoding_that_breaks_off_leaves_nothing(
 
 
 def anonymous() -> int:
-    """Bytes of this process that belong to no file."""
+    """Bytes of this process that belong to no file, without what is free or garbage by now."""
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 

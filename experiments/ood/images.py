@@ -19,7 +19,8 @@ from experiments.ood.outliers import outside_images
 from iresflow.commands import train
 from iresflow.commands.own_samples import event_of
 from iresflow.commands.report import Report
-from iresflow.data import Dataset
+from iresflow.data import IMAGE_NAMES, Dataset
+from iresflow.data.queries.named import named_samples
 from iresflow.models import ImageFlow, pretrained
 from iresflow.ood import (
     Complexity,
@@ -129,6 +130,8 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
         where = report.path / "scores" / _digest(settings)
         where.mkdir(parents=True, exist_ok=True)
         event, test = event_of(flow), dataset.test.values
+        if settings.test > len(test) and dataset.name in IMAGE_NAMES:
+            test = named_samples(dataset.name, event)  # presets judge by the first 1000
         inside = _scored(panel, test[: settings.test], where, preset)
         for name in names.split(","):
             images = outside_images(name, event, test, settings.test, settings.seed)

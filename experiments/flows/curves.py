@@ -231,5 +231,8 @@ def _figure(curves: Mapping[str, list[dict[str, Any]]], settings: Settings) -> F
     lowest = min(min(c["test"], default=math.inf) for found in curves.values() for c in found)
     axes.set(xlabel="seconds of processor time", ylabel="test bits/dim", xscale="log")
     axes.set_ylim(lowest - 0.03, lowest + 0.6)
+    ticks = [settings.every * 2**i for i in range(int(math.log2(count)) + 1)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.legend()
     return figure

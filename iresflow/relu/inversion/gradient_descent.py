@@ -65,11 +65,8 @@ def descend(
         )
     if not bool(torch.isfinite(x).all()):
         raise ValueError("observations hold values that are not finite")
-    for name, value in {
-        "steps": steps,
-        "restarts": restarts,
-        "learning_rate": learning_rate,
-    }.items():
+    limits = {"steps": steps, "restarts": restarts, "learning_rate": learning_rate}
+    for name, value in limits.items():
         if not value > 0:
             raise ValueError(f"{name} is {value}; allowed is above 0")
     shape = (restarts * len(x), network.in_size)

@@ -6,7 +6,7 @@ the outputs enters, since it would multiply all singular values alike.
 """
 
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from iresflow.relu.networks.affine import Matrix
 
 __all__ = [
     "CLEAR",
-    "VERDICTS",
     "ZERO",
     "Decomposition",
     "Spectrum",
@@ -30,10 +29,7 @@ __all__ = [
 ]
 
 Verdict = Literal["no", "uncertain", "yes"]
-"""An answer to a question about a rank."""
-
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-"""From the worst to the best."""
+"""An answer to a question about a rank; from the worst to the best."""
 
 ZERO = 1e-12
 """Relative singular value up to which one is zero: about the rounding of a decomposition."""

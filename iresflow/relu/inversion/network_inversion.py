@@ -7,7 +7,7 @@ Time", NeurIPS 2019).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import final, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from iresflow.relu.inversion.layer_inversion import (
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod
 from iresflow.relu.networks.network import Network
 from iresflow.relu.programs import Status
-from iresflow.relu.ranks import VERDICTS, Verdict
+from iresflow.relu.ranks import Verdict
 
 __all__ = ["NetworkInversion", "invert_network"]
 
@@ -111,7 +111,7 @@ def invert_network(
         last.status,
         last.z,
         error,
-        min((inversion.determined for inversion in found), key=VERDICTS.index),
+        min((inversion.determined for inversion in found), key=get_args(Verdict).index),
         tuple(found),
         tuple(observations),
     )

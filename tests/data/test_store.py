@@ -1,9 +1,9 @@
 """Images mapped from a cache are those in memory, and what is got ready ahead keeps its order."""
 
-import ctypes
-import gc
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -87,12 +87,26 @@ def test_a_decoding_that_breaks_off_leaves_nothing(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def anonymous() -> int:
-    """Bytes of this process that belong to no file, without what is free or garbage by now."""
-    gc.collect()
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+MEASURE = """
+import sys
+from pathlib import Path
+from iresflow.data.folder import load_folder
+from iresflow.data.images.store import MemoryMapped
+
+def anonymous():  # bytes of this process that belong to no file
+    return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+here, size = Path(sys.argv[1]), 256  # 60 MB of pixels
+load_folder(here / "images", 8, store=MemoryMapped(here / "cache"))
+before = anonymous()
+dataset = load_folder(here / "images", size, store=MemoryMapped(here / "cache"))
+mapped = anonymous() - before
+kept = load_folder(here / "images", size)
+print(mapped, anonymous() - before - mapped)
+assert dataset.train.values.nbytes > 40e6
+assert kept.train.values.equal(dataset.train.values)
+"""
+"""In a process of its own, where no other test's memory comes and goes."""
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' accounts")
@@ -103,16 +117,15 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
         (source.parent / f"copy{number}.png").write_bytes(
             source.read_bytes() + str(number).encode()
         )
-    size = 256  # 60 MB of pixels
-    load_folder(tmp_path / "images", 8, store=MemoryMapped(tmp_path / "cache"))
-    before = anonymous()
-    dataset = load_folder(tmp_path / "images", size, store=MemoryMapped(tmp_path / "cache"))
-    assert dataset.train.values.nbytes > 40e6
-    mapped = anonymous() - before
-    kept = load_folder(tmp_path / "images", size)
-    in_memory = anonymous() - before - mapped
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    mapped, in_memory = map(int, found.stdout.split())
     assert mapped < 15e6 < 40e6 < in_memory
-    assert kept.train.values.equal(dataset.train.values)
 
 
 def test_items_keep_their_order() -> None:

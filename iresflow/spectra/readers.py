@@ -1,6 +1,5 @@
 """Mass spectra from files: imzML, and text of two columns."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,15 +9,26 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from iresflow.errors import DataError, few
+from iresflow.errors import DataError
 from iresflow.extras import import_extra
 from iresflow.spectra.checks import require_grid
 from iresflow.spectra.collection import Spectra, gather
+from iresflow.spectra.imzml import binary_beside, check_image, encoded_lengths
 
 __all__ = ["read_imzml", "read_text"]
 
 File = str | PathLike[str]
-UUID, SHA1 = "universally unique identifier", "ibd SHA-1"
+
+# The parser takes a whole file for granted, and fails as it happens where it is not.
+UNREADABLE = (
+    ParseError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+)
 
 
 def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
@@ -35,7 +45,9 @@ def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
 
     Raises:
         DataError: a file of the pair is missing, truncated, damaged or of another pair; it is
-            compressed, holds no spectrum, or spectra that are not as `gather` needs them.
+            compressed, holds no spectrum, spectra that are not as `gather` needs them, or two at
+            one pixel; or numbers that it declares (of spectra, pixels, places and lengths of
+            arrays) do not fit what it holds.
         MissingLibraryError: pyimzml is not installed.
         ValueError: the grid is none.
     """
@@ -45,16 +57,16 @@ def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
     try:
         if not file.is_file():
             raise DataError(f"there is no file {file}")
-        binary = _binary_beside(file)
+        binary = binary_beside(file)
+        encoded = encoded_lengths(file)
         with binary.open("rb") as opened:
             parser = library.ImzMLParser(str(file), ibd_file=opened)
-            _check_pair(file, binary, parser)
-            masses, intensities = _arrays(binary, parser)
+            check_image(file, binary, encoded, parser)
+            masses, intensities = _arrays(parser)
             coordinates = np.asarray(parser.coordinates, dtype=np.int64)
-    except (ParseError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         if isinstance(error, DataError):
             raise
-        # The parser takes a whole file for granted, and fails as it happens where it is cut off.
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{file} is truncated or no imzML file ({reason})") from None
     except OSError as error:
@@ -101,56 +113,13 @@ def _gathered(
         raise DataError(f"{file}: {error}" if file else str(error)) from None
 
 
-def _binary_beside(file: Path) -> Path:
-    """The ``.ibd`` file of an imzML file, whatever the case of its ending."""
-    beside = [f for f in file.parent.iterdir() if f.stem == file.stem]
-    found = [f for f in beside if f.suffix.lower() == ".ibd"]
-    if len(found) != 1:
-        raise DataError(
-            f"{file} needs one file {file.stem}.ibd beside it, which holds its intensities; "
-            f"there {'is none' if not found else 'are ' + few([f.name for f in found])}"
-        )
-    return found[0]
-
-
-def _check_pair(file: Path, binary: Path, parser: Any) -> None:  # noqa: ANN401 (has no types)
-    """That the binary file is whole, uncompressed and this one's, by what the XML says of it."""
-    for group in parser.metadata.referenceable_param_groups.values():
-        if "zlib compression" in group.param_by_name:
-            raise DataError(f"{file} is compressed, which can't be read: write it uncompressed")
-    if not parser.coordinates:
-        raise DataError(f"{file} holds no spectrum")
-    if parser.mzPrecision is None or parser.intensityPrecision is None:
-        raise DataError(f"{file} holds numbers of a type that is not 32 or 64 bits")
-    told = parser.metadata.file_description.param_by_name
-    with binary.open("rb") as opened:
-        own = opened.read(16).hex()
-        opened.seek(0)
-        digest = hashlib.file_digest(opened, "sha1").hexdigest()
-    if UUID in told and _hex(told[UUID]) != own:
-        raise DataError(f"{binary} is not the file that {file} was written with: its UUID differs")
-    if SHA1 in told and _hex(told[SHA1]) != digest:
-        raise DataError(f"{binary} is truncated or damaged: its SHA-1 differs from {file}'s")
-
-
-def _hex(text: object) -> str:
-    return str(text).strip("{}").replace("-", "").lower()
-
-
-def _arrays(binary: Path, parser: Any) -> tuple[list[NDArray], list[NDArray]]:  # noqa: ANN401
+def _arrays(parser: Any) -> tuple[list[NDArray], list[NDArray]]:  # noqa: ANN401 (has no types)
     """Masses and intensities of all spectra; those of one grid share its array."""
     masses: list[NDArray] = []
     intensities: list[NDArray] = []
     at: dict[tuple[int, int], NDArray] = {}
-    for place in range(len(parser.coordinates)):
+    for place, where in enumerate(zip(parser.mzOffsets, parser.mzLengths, strict=True)):
         mass, intensity = parser.getspectrum(place)
-        lengths = parser.mzLengths[place], parser.intensityLengths[place]
-        if (len(mass), len(intensity)) != lengths:
-            raise DataError(
-                f"{binary} is truncated: spectrum {place} should have {lengths[0]} masses and "
-                f"{lengths[1]} intensities, and has {len(mass)} and {len(intensity)}"
-            )
-        where = parser.mzOffsets[place], lengths[0]
         masses.append(at.setdefault(where, mass.astype(np.float64)))
         intensities.append(intensity)
     return masses, intensities

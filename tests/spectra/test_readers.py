@@ -1,16 +1,9 @@
-"""Spectra from files: what pyimzml wrote is read back, and what is no spectrum is refused."""
-
-import hashlib
-import os
-import shutil
-from pathlib import Path
+"""Spectra from text and arrays, and their grids; what is no spectrum is refused."""
 
 import numpy as np
 import pytest
-from pyimzml.compression import ZlibCompression
-from pyimzml.ImzMLWriter import ImzMLWriter
 
-from iresflow.errors import DataError, MissingLibraryError
+from iresflow.errors import DataError
 from iresflow.spectra.collection import Spectra, gather
 from iresflow.spectra.grids import (
     bin_edges,
@@ -22,110 +15,10 @@ from iresflow.spectra.grids import (
 from iresflow.spectra.readers import read_imzml, read_text
 
 GRID = np.linspace(1000.0, 1010.0, 41)
-PLACES = [(1, 1, 1), (2, 1, 1), (1, 2, 1)]
 
 
 def heights():
     return np.random.default_rng(0).gamma(2.0, 10.0, (3, len(GRID))).astype(np.float32)
-
-
-def written(directory, masses, intensities, mode="continuous", **options):
-    path = directory / "image.imzML"
-    with ImzMLWriter(str(path), mode=mode, **options) as writer:
-        for mass, row, place in zip(masses, intensities, PLACES, strict=True):
-            writer.addSpectrum(mass, row, place)
-    return path
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize("mode", ["continuous", "processed", "auto"])
-def test_what_pyimzml_wrote_is_read_back(tmp_path, mode, kind):
-    rows = heights().astype(kind)
-    path = written(tmp_path, [GRID] * 3, rows, mode, intensity_dtype=kind)
-    found = read_imzml(path)
-    np.testing.assert_array_equal(found.X, rows)
-    np.testing.assert_array_equal(found.grid, GRID)
-    assert found.X.dtype == kind and found.coordinates.tolist() == [list(p) for p in PLACES]
-
-
-def test_processed_spectra_of_different_lengths_come_to_one_grid(tmp_path):
-    masses = [GRID, GRID[3:], np.linspace(1001.0, 1009.0, 20)]
-    # Linear functions of the mass: their means over bins are their values at the middles.
-    rows = [3 * (mass - 990) for mass in masses]
-    path = written(tmp_path, masses, rows, "processed", intensity_dtype=np.float64)
-    found = read_imzml(path)
-    np.testing.assert_array_equal(found.grid, masses[2])  # the coarsest, which all cover
-    inner = slice(1, -1)
-    np.testing.assert_allclose(
-        found.X[:, inner], np.broadcast_to(3 * (found.grid - 990), found.X.shape)[:, inner]
-    )
-    onto = equidistant_grid(1002.0, 1008.0, 0.5)
-    found = read_imzml(path, grid=onto)
-    np.testing.assert_allclose(found.X, np.broadcast_to(3 * (onto - 990), (3, len(onto))))
-
-
-def test_pairs_that_are_cut_off_or_incomplete_are_one_clear_error(tmp_path):
-    path = written(tmp_path, [GRID] * 3, heights())
-    xml, binary = path.read_bytes(), path.with_suffix(".ibd").read_bytes()
-
-    def refused(message, xml=xml, binary=binary):
-        path.write_bytes(xml)
-        path.with_suffix(".ibd").write_bytes(binary)
-        with pytest.raises(DataError, match=message) as caught:
-            read_imzml(path)
-        assert "\n" not in str(caught.value) and str(path.stem) in str(caught.value)
-
-    for part in (0.1, 0.5, 0.9):
-        refused("truncated or no imzML", xml=xml[: int(part * len(xml))])
-        refused("truncated", binary=binary[: int(part * len(binary))])
-    refused("truncated or no imzML", xml=b"")
-    refused("truncated or no imzML", xml=b"<mzML/>")
-    refused("UUID differs", binary=b"\0" * 16 + binary[16:])
-    refused("SHA-1 differs", binary=binary[:-1] + bytes([binary[-1] ^ 1]))
-    # Without a digest in the file, the lengths tell.
-    unsigned = xml.replace(b"IMS:1000091", b"IMS:1000090")
-    digest = hashlib.sha1(binary).hexdigest().upper().encode()
-    assert digest in xml
-    bare = unsigned.replace(b'name="ibd SHA-1"', b'name="ibd MD5"')
-    refused("spectrum 2 should have 41 masses and 41 intensities", bare, binary[:-4])
-    path.write_bytes(xml)
-    path.with_suffix(".ibd").unlink()
-    with pytest.raises(DataError, match=r"needs one file image\.ibd"):
-        read_imzml(path)
-    with pytest.raises(DataError, match="there is no file"):
-        read_imzml(tmp_path / "other.imzML")
-
-
-def test_compressed_files_and_wide_numbers_are_refused_not_misread(tmp_path):
-    path = written(tmp_path, [GRID] * 3, heights(), intensity_compression=ZlibCompression())
-    with pytest.raises(DataError, match="compressed"):
-        read_imzml(path)
-    path = written(tmp_path, [GRID] * 3, heights())
-    path.write_bytes(
-        path.read_bytes().replace(b"32-bit", b"16-bit").replace(b"MS:1000521", b"MS:1000520")
-    )
-    with pytest.raises(DataError, match="32 or 64 bits"):
-        read_imzml(path)
-
-
-def test_images_of_bad_spectra_are_refused_by_the_spectrum(tmp_path):
-    rows = heights()
-    for bad, message in ((np.nan, "NaN"), (-1.0, "Negative")):
-        changed = rows.copy()
-        changed[1, 5] = bad
-        with pytest.raises(DataError, match=f"spectrum 1.*{message}"):
-            read_imzml(written(tmp_path, [GRID] * 3, changed, "processed"))
-    masses = [GRID, GRID, GRID[::-1]]
-    with pytest.raises(DataError, match="spectrum 2.*unsorted"):
-        read_imzml(written(tmp_path, masses, rows, "processed"))
-    with pytest.raises(DataError, match="don't overlap"):
-        read_imzml(written(tmp_path, [GRID, GRID, GRID + 20], rows, "processed"))
-
-
-def test_without_the_library_one_line_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyimzml", None)
-    with pytest.raises(MissingLibraryError, match=r"iresflow\[spectra\]"):
-        read_imzml(tmp_path / "image.imzML")
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ";", ", "])
@@ -181,26 +74,6 @@ def test_text_files_that_are_none_are_refused(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="could not be read"):
         read_text([tmp_path / "binary.txt"])
-
-
-def test_the_format_s_own_examples_are_read_alike(tmp_path):
-    root = Path(os.environ.get("IRESFLOW_DATA", ""), "spectra")
-    if not (root / "Example_Processed.imzML").is_file():
-        pytest.skip("IRESFLOW_DATA has no spectra")
-    one, other = (read_imzml(root / f"Example_{n}.imzML") for n in ("Continuous", "Processed"))
-    assert one.X.shape == other.X.shape == (9, 8399)
-    np.testing.assert_array_equal(one.X, other.X)
-    np.testing.assert_array_equal(one.coordinates, other.coordinates)
-    assert {tuple(c) for c in one.coordinates[:, :2]} == {
-        (x, y) for x in (1, 2, 3) for y in (1, 2, 3)
-    }
-    shutil.copy(root / "Example_Continuous.imzML", tmp_path / "mixed.imzML")
-    shutil.copy(root / "Example_Processed.ibd", tmp_path / "mixed.ibd")
-    with pytest.raises(DataError, match="UUID differs"):
-        read_imzml(tmp_path / "mixed.imzML")
-
-
-# Arrays and grids.
 
 
 def test_gathered_arrays_and_what_is_refused():

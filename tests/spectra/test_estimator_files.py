@@ -38,7 +38,7 @@ def test_files_hold_all_of_an_estimator(model, small, tmp_path):
         assert repr(found) == repr(fitted)
         assert (found.classes_ == fitted.classes_).all()
         assert found.classes_.dtype == fitted.classes_.dtype
-        clone(found).fit(small.X, small.y)
+    clone(found).fit(small.X, small.y)
     after = torch.get_rng_state()
     assert torch.equal(before, after)
     other = RocLda if isinstance(model, IsotopeNet) else IsotopeNet

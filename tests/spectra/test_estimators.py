@@ -204,7 +204,7 @@ def test_weights_of_classes_are_scikit_learns(weights):
 
 
 def test_cross_validation_in_a_pipeline_leaks_nothing(small):
-    model = make_pipeline(SnipBaseline(5), SquareRoot(), IsotopeNet(**QUICK | {"epochs": 2}))
+    model = make_pipeline(SnipBaseline(5), SquareRoot(), IsotopeNet(**QUICK | {"epochs": 1}))
     cut = GroupKFold(3)
     found = cross_val_predict(
         model, small.X, small.y, groups=small.cores, cv=cut, method="predict_proba"

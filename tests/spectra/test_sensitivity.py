@@ -1,5 +1,7 @@
 """Sensitivity maps against finite differences, and on networks whose maps are known."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,18 @@ from torch import nn
 from iresflow.spectra import IsotopeNet, SensitivityMap, sensitivity_map
 
 
-@pytest.fixture
-def fitted():
+@cache
+def trained():
     data = small_spectra()
     model = IsotopeNet(
         grid=data.grid, epochs=15, batch_size=16, learning_rate=5e-3, random_state=0
     )
     return model.fit(data.X, data.y), data
+
+
+@pytest.fixture
+def fitted():
+    return trained()  # not when the module is read, but in the type of the tests
 
 
 def test_a_map_is_the_mean_of_finite_differences(fitted):

@@ -175,6 +175,21 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_checkpoint(digits, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("normalization", "said"), [("bidiagonalization", True), ("certified", False)]
+)
+def test_a_loss_that_is_not_finite_blames_estimated_norms_where_there_are_some(
+    digits, tmp_path, normalization, said
+):
+    config = tiny()
+    config = replace(config, model=replace(config.model, normalization=normalization))
+    spoiled = Acting(lambda terms: replace(terms, loss=terms.loss * torch.nan))
+    trainer = new_trainer(config, digits, RunDirectory.create(tmp_path, "nan"), spoiled)
+    with pytest.raises(NonFiniteError, match="Try a smaller learning rate") as raised:
+        trainer.train()
+    assert ("normalization 'certified'" in str(raised.value)) == said
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         (torch.nan, "the averaged weights can't be certified at step 3"),

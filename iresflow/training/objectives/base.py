@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 from torch import Tensor, nn
 
+from iresflow.lipschitz import NormalizedLayer
 from iresflow.models.storage import StoredModel
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
@@ -126,6 +127,13 @@ class Objective(ABC):
     def make_ready(self, model: nn.Module) -> Ready:
         """Makes an averaged model in eval mode ready for use and for storage."""
         return Ready({"model": stored(model)})
+
+    def remedy(self, model: nn.Module) -> str:
+        """What may help where the loss is not finite, besides smaller steps; a clause, or ""."""
+        layers = [layer for layer in model.modules() if isinstance(layer, NormalizedLayer)]
+        if all(layer.normalization.from_above() is layer.normalization for layer in layers):
+            return ""
+        return "normalization 'certified', as estimates of norms lag behind large steps"
 
     def illustrate(  # noqa: B027
         self, model: nn.Module, split: Samples, album: Album

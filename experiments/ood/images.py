@@ -49,6 +49,9 @@ DATA: dict[str, dict[str, Any]] = {}
 CHUNK = 50
 """Images whose scores are kept at a time, so that what was stopped goes on."""
 
+COLUMNS = ("values", "low", "high")
+"""What is kept of scores."""
+
 
 def _log(norms: np.ndarray) -> np.ndarray:
     """Of one more than norms; the lower ends of error bars may be below 0."""
@@ -200,7 +203,7 @@ def _scores(settings: Settings) -> dict[str, Score]:
 def _digest(settings: Settings) -> str:
     """Of what scores depend on: others are kept elsewhere."""
     same = replace(settings, pairs=(), test=0)
-    return hashlib.sha256(repr(same).encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{same} {COLUMNS}".encode()).hexdigest()[:12]
 
 
 def _scored(panel: Panel, images: Tensor, where: Path, name: str) -> list[Scores]:
@@ -211,12 +214,12 @@ def _scored(panel: Panel, images: Tensor, where: Path, name: str) -> list[Scores
         file = where / f"{name}-{first}-{len(chunk)}.pt"
         if not file.is_file():
             found = panel.scores(chunk)
-            torch.save([(part.values, part.errors) for part in found], file)
-        parts.append([Scores(*pair) for pair in torch.load(file, weights_only=True)])
+            torch.save([[getattr(part, name) for name in COLUMNS] for part in found], file)
+        parts.append([Scores(*columns) for columns in torch.load(file, weights_only=True)])
         print(f"scored      {name}: {first + len(chunk)} of {len(images)}", flush=True)
     return [
-        Scores(torch.cat([p.values for p in column]), torch.cat([p.errors for p in column]))
-        for column in zip(*parts, strict=True)
+        Scores(*(torch.cat([getattr(part, name) for part in score]) for name in COLUMNS))
+        for score in zip(*parts, strict=True)
     ]
 
 
@@ -230,8 +233,8 @@ def _rows(
     rows = []
     for title, a, b in zip(titles, inside, outside, strict=True):
         told = evaluate(a.values, b.values)
-        threshold = a.values.quantile(0.95)
-        near = [(part.values - threshold).abs() <= part.errors for part in (a, b)]
+        threshold = float(a.values.quantile(0.95))
+        near = [part.decide(threshold).undecided for part in (a, b)]
         rows.append(
             {
                 "inside": preset,

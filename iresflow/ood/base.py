@@ -31,12 +31,29 @@ class Scores:
 
     Attributes:
         values: ``(B,)`` float64, larger the more outlying; infinite where the density is 0.
-        errors: ``(B,)``: the exact score lies between ``values - errors`` and ``values + errors``,
-            with the probability that was asked for. 0 where the score is infinite.
+        low, high: ``(B,)``, the ends of the error bars: the exact score lies between them, with
+            the probability that was asked for. Both are the score where it is infinite.
     """
 
     values: Tensor
-    errors: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def errors(self) -> Tensor:
+        """The longer side of each error bar ``(B,)``; 0 where the score is infinite."""
+        sides = torch.maximum(self.values - self.low, self.high - self.values)
+        return torch.where(self.values.isinf(), 0.0, sides)
+
+    def decide(self, threshold: float) -> "Decisions":
+        """Which samples are outlying, which are inside, and which are within their error bars."""
+        return Decisions(self.low > threshold, self.high <= threshold)
+
+    @staticmethod
+    def around(values: Tensor, errors: Tensor) -> "Scores":
+        """With error bars of equal sides ``(B,)``."""
+        errors = torch.where(values.isinf(), 0.0, errors)
+        return Scores(values, values - errors, values + errors)
 
     @staticmethod
     def of_draws(draws: Tensor, bounds: Tensor | float, level: float) -> "Scores":
@@ -53,7 +70,7 @@ class Scores:
         if count > 1:
             degrees = torch.full_like(values, count - 1)
             errors = errors + student_quantile(level, degrees) * draws.std(0) / count**0.5
-        return Scores(values, torch.where(values.isinf(), 0.0, errors))
+        return Scores.around(values, errors)
 
 
 @final
@@ -148,7 +165,7 @@ class FittedScore:
         return self.scores(x, context).values
 
     def errors(self, x: Array, context: Array | None = None) -> Tensor:
-        """Half the widths of the scores' error bars ``(B,)``; arguments as of `scores`."""
+        """The longer sides of the scores' error bars ``(B,)``; arguments as of `scores`."""
         return self.scores(x, context).errors
 
     def decide(self, x: Array, threshold: float, context: Array | None = None) -> Decisions:
@@ -159,10 +176,7 @@ class FittedScore:
             threshold: Scores above it are of outliers.
             context: As of `scores`.
         """
-        scores = self.scores(x, context)
-        return Decisions(
-            scores.values - scores.errors > threshold, scores.values + scores.errors <= threshold
-        )
+        return self.scores(x, context).decide(threshold)
 
 
 @full_precision()
@@ -173,8 +187,8 @@ def measured(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) ->
         NonFiniteError: a score is NaN.
     """
     parts = [_of_batch(measure, flow, *batch) for batch in batches(x, context)]
-    values, errors = zip(*((part.values, part.errors) for part in parts), strict=True)
-    return require_numbers(Scores(torch.cat(values), torch.cat(errors)))
+    columns = ([getattr(part, name) for part in parts] for name in ("values", "low", "high"))
+    return require_numbers(Scores(*map(torch.cat, columns)))
 
 
 def require_numbers(scores: Scores) -> Scores:
@@ -197,13 +211,12 @@ def _of_batch(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -
     if bool(near.all()):
         return measure(flow, narrow, context)
     wide = copy.deepcopy(flow).to(widest(x.device))
-    values = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    errors = torch.empty_like(values)
+    columns = torch.empty(3, len(x), dtype=torch.float64, device=x.device)
     # Each row by itself decides its type, so that its score is the same in any batch.
     for rows, model in ((near, flow), (~near, wide)):
         if bool(rows.any()):
             part_x = narrowed(model, x[rows])
             known = None if context is None else context[rows].to(part_x.dtype)
             part = measure(model, part_x, known)
-            values[rows], errors[rows] = part.values, part.errors
-    return Scores(values, errors)
+            columns[:, rows] = torch.stack([part.values, part.low, part.high])
+    return Scores(*columns)

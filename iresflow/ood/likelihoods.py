@@ -1,7 +1,7 @@
 """Scores that are functions of the log-likelihood."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import final
 
@@ -100,9 +100,12 @@ def _surprisal(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) 
 
 
 def _distance(mean: float, flow: Flow, x: Tensor, parts: Sequence[Scores]) -> Scores:
-    # A distance moves no more than what it is the distance of: the errors stay.
-    return replace(parts[0], values=(parts[0].values - mean).abs())
+    # A distance moves no more than what it is the distance of.
+    distance = (parts[0].values - mean).abs()
+    errors = parts[0].errors
+    return Scores(distance, (distance - errors).clamp_min(0), distance + errors)
 
 
 def _beyond_code(flow: Flow, x: Tensor, parts: Sequence[Scores]) -> Scores:
-    return replace(parts[0], values=parts[0].values - png_nats(flow, x))
+    code = png_nats(flow, x)
+    return Scores(*(numbers - code for numbers in (parts[0].values, parts[0].low, parts[0].high)))

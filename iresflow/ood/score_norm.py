@@ -56,9 +56,8 @@ def _norms(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> S
     draws = [_gradient(scoring, flow, x, context, seed) for seed in seeds]
     nowhere = torch.stack([draw.nowhere for draw in draws]).any(0)
     found = _norms_of(torch.stack([draw.gradient for draw in draws]).double(), scoring, flow)
-    return Scores(
-        torch.where(nowhere, torch.inf, found.values), torch.where(nowhere, 0.0, found.errors)
-    )
+    columns = (found.values, found.low, found.high)
+    return Scores(*(torch.where(nowhere, torch.inf, column) for column in columns))
 
 
 def _norms_of(gradients: Tensor, scoring: Scoring, flow: Flow) -> Scores:
@@ -66,7 +65,7 @@ def _norms_of(gradients: Tensor, scoring: Scoring, flow: Flow) -> Scores:
     count = len(gradients)
     if count == 1:
         norms = gradients[0].norm(dim=1)
-        return Scores(norms, rounding_of(flow) * norms)
+        return Scores.around(norms, rounding_of(flow) * norms)
     squares = _unbiased(gradients)
     without = torch.stack(
         [_unbiased(torch.cat([gradients[:r], gradients[r + 1 :]])) for r in range(count)]
@@ -75,7 +74,8 @@ def _norms_of(gradients: Tensor, scoring: Scoring, flow: Flow) -> Scores:
     spread = ((count - 1) / count * (without - without.mean(0)).square().sum(0)).sqrt()
     half = student_quantile(scoring.level, torch.full_like(squares, count - 1)) * spread
     norms, low, high = (v.clamp_min(0).sqrt() for v in (squares, squares - half, squares + half))
-    return Scores(norms, torch.maximum(norms - low, high - norms) + rounding_of(flow) * norms)
+    rounding = rounding_of(flow) * norms
+    return Scores(norms, (low - rounding).clamp_min(0), high + rounding)
 
 
 def _unbiased(gradients: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from iresflow.ood.score_norm import ScoreNorm
 
 __all__ = ["Density", "DensityOfStates", "StateDensity"]
 
+ALONG = 9
+"""Places on an error bar at which the density is asked for: it may peak between the ends."""
+
 
 class Density(Protocol):
     """A density estimator of scikit-learn: ``KernelDensity``, ``GaussianMixture``, or a pipeline
@@ -38,7 +41,7 @@ class DensityOfStates(Composite):
         statistics: The scores.
         density: Estimates their density, from scikit-learn, such as a pipeline that first takes
             logarithms; None for a ``KernelDensity`` with normal kernels of Scott's width, in
-            units of the statistics' deviations. It is asked at both ends of error bars, too.
+            units of the statistics' deviations. It is asked all along the error bars, too.
 
     Raises:
         ValueError: no statistics.
@@ -99,24 +102,28 @@ class StateDensity:
     def __call__(self, flow: Flow, x: Tensor, statistics: Sequence[Scores]) -> Scores:
         """Minus log-densities, of K statistics with their errors.
 
-        Each statistic is moved to both ends of its error bar, with the others in their places, and
-        what changes adds up. Where a statistic is infinite, so is the score.
+        Each statistic is moved along its error bar, with the others in their places, and what
+        changes adds up: upwards and downwards apart, since far out a density may fall by much to
+        one side and by little to the other. Where a statistic is infinite, so is the score.
         """
-        values, errors = (
-            _table([getattr(part, name) for part in statistics]) for name in ("values", "errors")
+        values, low, high = (
+            _table([getattr(part, name) for part in statistics])
+            for name in ("values", "low", "high")
         )
         known = np.isfinite(values).all(1)
-        middle = np.full(len(values), np.inf)
-        spread = np.zeros(len(values))
+        columns = np.full((3, len(values)), np.inf)
         if known.any():
-            middle[known] = self._surprisal(values[known])
+            middle = self._surprisal(values[known])
+            below, above = middle.copy(), middle.copy()
             for column in range(values.shape[1]):
-                step = np.zeros_like(values[known])
-                step[:, column] = errors[known, column]
-                ends = [self._surprisal(values[known] + sign * step) for sign in (-1, 1)]
-                spread[known] += np.abs(np.stack(ends) - middle[known]).max(0)
-        device = statistics[0].values.device
-        return Scores(torch.from_numpy(middle).to(device), torch.from_numpy(spread).to(device))
+                moved = np.repeat(values[None, known], ALONG, 0)
+                ends = low[known, column], high[known, column]
+                moved[:, :, column] = np.linspace(*ends, ALONG)
+                along = self._surprisal(moved.reshape(-1, values.shape[1])).reshape(ALONG, -1)
+                below += np.minimum(along.min(0) - middle, 0)
+                above += np.maximum(along.max(0) - middle, 0)
+            columns[:, known] = middle, below, above
+        return Scores(*torch.from_numpy(columns).to(statistics[0].values.device))
 
     def _surprisal(self, table: np.ndarray) -> np.ndarray:
         return -self.estimator.score_samples(table)

@@ -127,7 +127,7 @@ def test_an_infinite_statistic_gives_an_infinite_state():
 
     density = StateDensity.fit([torch.randn(50), torch.randn(50)])
     values = [torch.tensor([0.0, torch.inf]), torch.zeros(2)]
-    scores = [Scores(column, torch.full((2,), 0.1)) for column in values]
+    scores = [Scores.around(column, torch.full((2,), 0.1)) for column in values]
     found = density(small_vector_flow(), torch.zeros(2, 3), scores)
     assert bool(found.values[0].isfinite()) and found.values[1] == torch.inf
     assert found.errors[0] > 0 and found.errors[1] == 0

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import dense_jacobian, perturb, small_image_flow, small_vector_flow
+from sklearn.base import BaseEstimator
+from sklearn.neighbors import KernelDensity
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from iresflow import Exact, ImageFlow, VectorFlow
 from iresflow.ood import (
@@ -21,10 +25,12 @@ from iresflow.ood import (
     Scoring,
     Typicality,
 )
+from iresflow.ood.base import Scores
 from iresflow.ood.draws import limits_of, seeds_of
 from iresflow.ood.jacobian import FlowJacobian
 from iresflow.ood.quadrature import resolvent_bounds
 from iresflow.ood.score_norm import _unbiased
+from iresflow.ood.states import StateDensity
 from iresflow.tensors import rademacher
 
 LEVEL = 0.8
@@ -48,7 +54,9 @@ def tiny_image_flow():
 
 def held(scores, truth, share=1.0):
     """How often error bars of a share of their size hold the truth."""
-    return float(((scores.values - truth).abs() <= share * scores.errors).double().mean())
+    above = truth - scores.values
+    ends = share * (scores.low - scores.values), share * (scores.high - scores.values)
+    return float(((ends[0] <= above) & (above <= ends[1])).double().mean())
 
 
 def cover(scores, truth):
@@ -103,8 +111,7 @@ def test_error_bars_of_an_image_hold_the_mean_over_its_noise():
     found = LogProb(SCORING).fit(flow, images).scores(images)
     assert float((error / found.errors).median()) < 0.2  # of the oracle
     assert cover(found, surprisal)
-    biased = replace(found, values=found.values + 2 * found.errors)
-    assert held(biased, surprisal) < LEVEL / 2
+    assert held(found, surprisal + 2 * found.errors) < LEVEL / 2
     background = perturb(tiny_image_flow(), 0.2)
     ratio, _ = mean_over_noise(lambda x: background.log_prob(x) - flow.log_prob(x), flow, images)
     fitted = LikelihoodRatio(background, scoring=SCORING).fit(flow, images)
@@ -217,9 +224,60 @@ def test_error_bars_of_a_density_of_states():
     latents = LatentFit(SCORING).fit(flow, x[:100]).scores(x)
     zero = torch.zeros_like(exact)
     scores = type(latents)
-    parts = [scores(exact, zero), scores(latents.values, zero)]
+    parts = [scores.around(exact, zero), scores.around(latents.values, zero)]
     truth = fitted.measure.combine(flow, x, parts).values
     assert cover(fitted.scores(x), truth)
+
+
+def normal_state(values):
+    """Minus the log-density of a standard normal state."""
+    return 0.5 * values**2 + 0.5 * np.log(2 * np.pi)
+
+
+class StandardNormal(BaseEstimator):
+    """Each statistic is standard normal, whatever it is fitted to."""
+
+    def fit(self, X):
+        return self
+
+    def score_samples(self, X):
+        return -normal_state(X).sum(1)
+
+
+def test_error_bars_of_a_state_are_as_long_as_the_density_falls_to_either_side():
+    density = StateDensity.fit([torch.randn(9)], StandardNormal())
+    middle = torch.tensor([5.0, 0.5, -0.5, 0.0])
+    statistic = Scores(middle, middle - torch.tensor([1.0, 2.0, 0.2, 3.0]), middle + 1.0)
+    found = density(small_vector_flow(), torch.zeros(4, 3), [statistic])
+    # The second, third and fourth bars hold the density's peak.
+    expected = [
+        [4.0, 0.0, -0.5, 0.0],
+        [5.0, 0.5, -0.5, 0.0],
+        [6.0, 1.5, -0.7, 3.0],
+    ]
+    low, values, high = (normal_state(torch.tensor(row)) for row in expected)
+    low[2] = normal_state(torch.tensor(0.0))
+    torch.testing.assert_close(found.values, values)
+    torch.testing.assert_close(found.high, high)
+    assert bool((found.low >= low - 1e-12).all()) and bool((found.low <= low + 0.02).all())
+    assert found.low[0] == pytest.approx(float(low[0]))
+
+
+def test_what_is_rare_for_certain_is_decided_however_rare_it_may_be():
+    """An error bar down to where the density all but ends is long to that side only."""
+    norms = 100 * torch.rand(300).exp()
+    logs = make_pipeline(
+        FunctionTransformer(np.log), StandardScaler(), KernelDensity(bandwidth="scott")
+    )
+    density = StateDensity.fit([norms], logs)
+    inside = density(None, norms, [Scores.around(norms, torch.zeros(300))])
+    threshold = float(inside.values.quantile(0.95))
+    small = torch.tensor([20.0])
+    found = density(None, small, [Scores(small, torch.tensor([1e-6]), torch.tensor([30.0]))])
+    assert found.errors > 10 * (found.values - threshold)
+    assert bool(found.decide(threshold).outlying) and not bool(found.decide(threshold).undecided)
+    wide = density(None, small, [Scores(small, torch.tensor([1e-6]), torch.tensor([150.0]))])
+    assert bool(wide.decide(threshold).undecided)
 
 
 SCORES = [
@@ -244,7 +302,9 @@ def test_a_sample_has_the_same_score_in_any_batch(score):
     for rows in (torch.arange(8).flip(0), torch.tensor([3]), torch.tensor([0, 6, 5])):
         part = fitted.scores(images[rows])
         torch.testing.assert_close(part.values, whole.values[rows], rtol=1e-6, atol=1e-4)
-        torch.testing.assert_close(part.errors, whole.errors[rows], rtol=1e-3, atol=1e-4)
+        for name in ("low", "high"):
+            ends = getattr(part, name), getattr(whole, name)[rows]
+            torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-4)
 
 
 def test_a_panel_gives_what_its_scores_give_by_themselves():
@@ -289,6 +349,10 @@ def test_a_decision_within_the_error_bar_is_none():
     said = fitted.decide(images, threshold)
     outcomes = torch.stack([said.outlying, said.inside, said.undecided])
     assert bool((outcomes.sum(0) == 1).all()) and bool(outcomes.any(1).all())
-    assert torch.equal(said.undecided, (found.values - threshold).abs() <= found.errors)
+    assert torch.equal(said.undecided, (found.low <= threshold) & (found.high > threshold))
+    assert bool((found.low <= found.values).all() & (found.values <= found.high).all())
+    torch.testing.assert_close(
+        found.errors, torch.maximum(found.values - found.low, found.high - found.values)
+    )
     assert bool((found.values[said.outlying] > threshold).all())
     assert bool((found.values[said.inside] < threshold).all())

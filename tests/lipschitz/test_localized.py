@@ -11,6 +11,9 @@ from iresflow.lipschitz.bounds.axes import Reading
 from iresflow.lipschitz.bounds.banded import taps_bound
 from iresflow.lipschitz.bounds.localized import localized_norm
 from iresflow.lipschitz.bounds.operators import ModuleOperator
+from iresflow.lipschitz.layers import linear
+from iresflow.lipschitz.layers.linear import NormalizedConv2d
+from iresflow.lipschitz.layers.padding import ReflectPadding
 
 AXES = {
     "reflect": lambda n, k: Reading(n, k, before=k // 2, after=k // 2, mode="reflect"),
@@ -117,3 +120,29 @@ def test_it_is_none_where_nothing_is_gained():
     assert localized_norm(kernel, large, large, 1.0, 1.0) is None
     whole = taps_bound(kernel, localized._taps(small), localized._taps(small))
     assert whole.upper >= dense_norm(kernel, small, small)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_layers_with_mirrored_images_have_it_where_no_factorisation_is_affordable(monkeypatch):
+    layer = NormalizedConv2d(2, 1, 3, (31, 34), padding=ReflectPadding(), coeff=0.9)
+    weight = layer.normalized_weight().detach()
+    exact = float(torch.linalg.matrix_norm(materialize(layer.operator(weight), (2, 31, 34)), 2))
+    by_factorisation = layer.bound()
+    monkeypatch.setattr(linear, "BANDED_ALWAYS", 0)
+    monkeypatch.setattr(linear, "LOOSE_LIMIT", 5e6)
+    monkeypatch.setattr(linear, "BANDED_LIMIT", 5e6)
+    layer._raw = None
+    bound = layer.bound()
+    assert (by_factorisation.method, bound.method) == ("banded", "localized")
+    assert bound.estimate <= exact + 1e-9 and exact <= bound.upper <= 1.25 * exact
+    monkeypatch.setattr(linear, "localized_norm", lambda *given: None)
+    layer._raw = None
+    assert layer.bound().upper > 1.5 * exact  # what the symbol says
+
+
+def test_a_large_layer_with_mirrored_images_is_held_at_its_limit():
+    layer = NormalizedConv2d(16, 16, 3, (64, 48), padding=ReflectPadding(), coeff=0.9)
+    layer.enforce()
+    bound = layer.bound()
+    assert bound.method == "localized"
+    assert 0.9 / 1.06 <= bound.estimate <= bound.upper <= 0.9 * (1 + 1e-6)

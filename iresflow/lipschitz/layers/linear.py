@@ -6,8 +6,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from iresflow.lipschitz.bounds.axes import Reading
 from iresflow.lipschitz.bounds.banded import banded_bound, banded_cost
 from iresflow.lipschitz.bounds.base import Bound
+from iresflow.lipschitz.bounds.localized import localized_norm
 from iresflow.lipschitz.bounds.matrix import matrix_norm
 from iresflow.lipschitz.bounds.symbol import symbol_norm
 from iresflow.lipschitz.layers.base import NormalizedLayer
@@ -16,7 +18,13 @@ from iresflow.lipschitz.layers.estimates import lanczos, power_iteration
 from iresflow.lipschitz.layers.form import Alone, Form
 from iresflow.lipschitz.layers.normalization import Bidiagonalization, Normalization
 from iresflow.lipschitz.layers.operator import Operator
-from iresflow.lipschitz.layers.padding import CircularPadding, Grid, Padding, ZeroPadding
+from iresflow.lipschitz.layers.padding import (
+    CircularPadding,
+    Grid,
+    Padding,
+    ReflectPadding,
+    ZeroPadding,
+)
 from iresflow.tensors import linear
 
 __all__ = ["NormalizedConv2d", "NormalizedDense"]
@@ -195,7 +203,21 @@ class NormalizedConv2d(NormalizedLayer):
         loose = self.stride > 1 or self.amplification > 1
         if cost <= (LOOSE_LIMIT if loose else BANDED_LIMIT):
             return self._banded_bound(weight, left, upper)
-        return Bound(upper, float(lanczos(self, weight, left)), "fourier")
+        estimate = float(lanczos(self, weight, left))
+        if self.stride == 1 and isinstance(self.padding, ReflectPadding):
+            near = localized_norm(weight, *self._readings(), BANDED_LIMIT, LOOSE_LIMIT)
+            if near is not None and near < upper:
+                return Bound(near, estimate, "localized")
+        return Bound(upper, estimate, "fourier")
+
+    def _readings(self) -> tuple[Reading, Reading]:
+        """What a convolution of mirrored images reads along both axes, with stride 1."""
+        margin = self.kernel_size // 2
+        rows, columns = (
+            Reading(n, self.kernel_size, before=margin, after=margin, mode="reflect")
+            for n in self.image_size
+        )
+        return rows, columns
 
     def _banded_bound(self, weight: Tensor, left: Tensor, fourier: float) -> Bound:
         """The tighter of a factorisation's bound and that by the DFT, which may be exact."""

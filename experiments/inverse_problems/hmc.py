@@ -59,7 +59,9 @@ def hamiltonian(
         start: ``(C, D)``.
         count: Samples of each chain.
         warm_up: Proposals before them.
-        leaps: Leapfrog steps of a proposal.
+        leaps: Leapfrog steps of a proposal at most. Each takes 1 to so many, all equally likely:
+            where all go equally far, a normal density may be crossed to its other side again and
+            again, and squares stay what they were.
         step: Their length at first; each proposal's is drawn from 0.8 to 1.2 times that.
         seed: Of the random stream.
     """
@@ -69,13 +71,14 @@ def hamiltonian(
     kept, taken = [], 0.0
     for number in range(warm_up + count):
         length = step * (0.8 + 0.4 * float(torch.rand((), generator=generator)))
+        last = int(torch.randint(leaps, (), generator=generator))
         momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
         point, slope = x, gradient
         moved = momentum - length / 2 * slope
-        for leap in range(leaps):
+        for leap in range(last + 1):
             point = point + length * moved
             new_value, slope = energy(point)
-            moved = moved - (length if leap < leaps - 1 else length / 2) * slope
+            moved = moved - (length if leap < last else length / 2) * slope
         before = value + sum_per_sample(momentum.square()) / 2
         after = new_value + sum_per_sample(moved.square()) / 2
         # An energy that is not finite is never accepted.

@@ -63,7 +63,7 @@ class Settings(Section):
     count: int = 150
     """Samples of each chain."""
     leaps: int = 6
-    """Leapfrog steps between two of them."""
+    """Leapfrog steps between two of them, at most."""
 
 
 def quick(settings: Settings) -> Settings:

@@ -53,6 +53,21 @@ def test_samples_have_the_moments_of_their_density(correlated):
     assert errors(found.points, mean, 1.5 * variance)[1] > 4
 
 
+def test_squares_mix_too_where_proposals_reach_the_other_side():
+    """Leaps of a fixed number and length about pi turn x into -x, and leave its square."""
+
+    def energy(x):
+        return x.square().sum(1) / 2, x
+
+    start = 2 * torch.randn(4, 64)
+    found = hamiltonian(energy, start, 100, warm_up=40, leaps=4, step=0.5, seed=1)
+    squares = found.points.square()
+    size = effective_sample_size(squares)
+    assert float(size.median()) > 100  # 30 with as many leaps in each
+    error = (squares.mean((0, 1)) - 1) / (2 / size.clamp(max=400)).sqrt()
+    assert float(error.abs().max()) < 4
+
+
 def test_samples_of_a_quartic_well_have_its_second_moment():
     # exp(-x^4): long leaps gain or lose energy here, and rejections make up for it.
     def energy(x):
@@ -77,14 +92,15 @@ def test_a_wrong_gradient_costs_proposals_but_moves_no_moment(correlated):
     found = hamiltonian(skewed, torch.zeros(40, 3), 500, warm_up=100, leaps=4, step=0.1, seed=1)
     assert max(errors(found.points, mean, variance)) < 4
 
-    # A control that must fail: leaps by a function of more than the place.
-    calls = iter(range(10**6))
+    # A control that must fail: friction, which is a function of more than the place.
+    before = [torch.zeros(40, 3)]
 
-    def forgetful(x):
+    def braked(x):
         value, gradient = energy(x)
-        return value, gradient + 4.0 * (next(calls) % 4 == 1)
+        way, before[0] = x - before[0], x
+        return value, gradient + 10 * way
 
-    found = hamiltonian(forgetful, torch.zeros(40, 3), 500, warm_up=100, leaps=4, step=0.1, seed=1)
+    found = hamiltonian(braked, torch.zeros(40, 3), 500, warm_up=100, leaps=4, step=0.1, seed=1)
     assert max(errors(found.points, mean, variance)) > 4
 
 

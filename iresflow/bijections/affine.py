@@ -67,8 +67,8 @@ class SetFromData(Bijection):
         if not self._is_initialized():
             raise NotInitializedError(
                 f"{type(self).__name__} was {verb} before it has seen data: call "
-                "flow.initialize(batch) with some hundreds of samples, the same in all "
-                "processes, or load a trained flow"
+                "the model's initialize(batch) with some hundreds of samples, the same in "
+                "all processes, or load a trained model"
             )
 
     def _is_initialized(self) -> bool:

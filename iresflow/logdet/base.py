@@ -154,7 +154,7 @@ class LogDetEstimator(ABC):
             raise NotContractiveError(
                 f"the branch has a certified Lipschitz bound of {bound:.4g}, not below 1, so its "
                 "block need not be invertible and has no log-determinant to estimate. Call "
-                "flow.enforce(), which rescales the layers"
+                "the model's enforce(), which rescales the layers"
             )
         estimator = self.at(linearization)
         exact = estimator.kind == "exact"

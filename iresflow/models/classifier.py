@@ -181,6 +181,7 @@ class InvertibleClassifier(CertifiedModel):
                 raise NotContractiveError(f"{error}{UNLIMITED}") from None
             return ClassifierInverse.of_padded(whole, self.shape[0])
 
+    @torch.no_grad()
     def metamer(self, x: Tensor, reference: Tensor, *, clip: bool = False) -> Metamers:
         """Images with the logits of x and the nuisance of references (thesis, Definition 6.8).
 

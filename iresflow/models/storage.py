@@ -187,8 +187,8 @@ def read_model(
     older = content["version"] == WITHOUT_DIGEST  # and may be older than certificates
     if "certificate" not in content and hasattr(model, "certify") and not older:
         warn(
-            f"{path} holds no certificate of its weights: flow.certify() makes one, "
-            "flow.save(path) stores it",
+            f"{path} holds no certificate of its weights: the model's certify() makes one, "
+            "save(path) stores it",
             CertificateWarning,
             stacklevel=3,
         )
@@ -230,7 +230,7 @@ def warn_of_other_weights(
     if certificate is not None and not certificate.belongs_to(model):
         warn(
             f"the weights in {path} are not those that were certified: the certificate stored "
-            "with them does not hold. flow.certify() makes a new one, flow.save(path) stores it",
+            "with them does not hold. The model's certify() makes a new one, save(path) stores it",
             CertificateWarning,
             stacklevel=3,
         )

@@ -80,7 +80,7 @@ def solve(
     if not lipschitz < 1:
         raise NotContractiveError(
             f"{context} has a certified Lipschitz bound of {lipschitz:.4g}, not below 1: its "
-            "inverse need not exist. Call flow.enforce(), which rescales the layers"
+            "inverse need not exist. Call the model's enforce(), which rescales layers"
         )
     if not bool(torch.isfinite(y).all()):
         raise InversionError(not_finite("what is to be inverted", context, 0))

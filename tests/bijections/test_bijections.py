@@ -229,7 +229,7 @@ def test_what_is_set_from_data_never_starts_from_whatever_it_is_given(kind, trai
     """Neither of two samples, nor of other ones in each of several processes."""
     layer, x = kind(2).train(training), torch.randn(2, 2)
     for call in (layer, layer.transform, layer.inverse):
-        with pytest.raises(NotInitializedError, match=r"call flow\.initialize\(batch\)"):
+        with pytest.raises(NotInitializedError, match=r"call the model's initialize\(batch\)"):
             call(x)
     assert not layer.initialized
 

@@ -190,6 +190,7 @@ def test_the_radius_is_the_margin_over_the_bound():
 def test_metamers_have_the_logits_of_one_and_the_nuisance_of_another(split_net):
     x, reference = samples(split_net), samples(split_net)
     found = split_net.metamer(x, reference)
+    assert not found.images.requires_grad  # what is measured has no graph
     wanted = torch.cat([split_net.split(x)[0], split_net.split(reference)[1]], dim=1)
     got = split_net.transform(found.images)
     torch.testing.assert_close(found.residual, norm_per_sample(got - wanted).detach())

@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter, process_time
 from types import ModuleType
-from typing import Any, TextIO, final
+from typing import Any, TextIO, TypeVar, final
 
 import torch
 import yaml
@@ -26,10 +26,12 @@ from iresflow.lipschitz import compile_kernels
 from iresflow.training.build import build_dataset
 from iresflow.training.config import DataConfig
 from iresflow.training.runs.directory import new_directory
-from iresflow.training.sections import option_kinds, section_of
+from iresflow.training.sections import Section, option_kinds, section_of
 from iresflow.training.values import converted
 
 __all__ = ["Room", "options_of", "run_experiment", "run_room"]
+
+S = TypeVar("S", bound=Section)
 
 
 @final
@@ -176,9 +178,12 @@ def options_of(
     for section in sections:
         kinds |= {section: DataConfig, **option_kinds(DataConfig, f"{section}.")}
     try:
-        values = read_options(arguments, kinds, Path).values
+        options = read_options(arguments, kinds, Path)
+        values = options.values
         given = {field: values.pop(field) for field in own if field in values}
         settings = section_of(experiment.Settings, given)
+        if values.get("quick"):
+            settings = _but_for(experiment.quick(settings), settings, options.typed)
         configs = {
             section: section_of(DataConfig, {**fields, **values.pop(section, {})}, f"{section}.")
             for section, fields in sections.items()
@@ -186,14 +191,28 @@ def options_of(
         others = {field: converted(value, kinds[field], field) for field, value in values.items()}
     except ValueError as error:
         fail(str(error), code=2)
-    return experiment.quick(settings) if others.get("quick") else settings, configs, others
+    return settings, configs, others
+
+
+def _but_for(small: S, asked: S, typed: Mapping[str, Any]) -> S:
+    """Settings that were cut down, but for those that the command line names."""
+    fields = {name: value for name, value in typed.items() if hasattr(asked, name)}
+    for name, value in fields.items():
+        cut, own = getattr(small, name), getattr(asked, name)
+        nested = isinstance(own, Section) and isinstance(value, Mapping)
+        fields[name] = _but_for(cut, own, value) if nested else own
+    return replace(small, **fields)
 
 
 def _parser(room: Room, name: str, experiment: ModuleType) -> ArgumentParser:
     short = room.package.rpartition(".")[2]
     parser = new_parser(f"{short} {name}", experiment.__doc__ or "")
     parser.add_argument("--config", help=f"a YAML file, such as experiments/{short}/{name}.yaml")
-    parser.add_argument("--quick", action="store_true", help="small sizes, about a minute")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small sizes, about a minute, but for options that are given",
+    )
     parser.add_argument("--runs", default="runs", help="directory that holds the runs")
     parser.add_argument("--name", help="name of the run, part of its directory")
     parser.add_argument("--into", help="directory of a run to go on with: what it trained stays")

@@ -12,7 +12,7 @@ import yaml
 
 from iresflow.commands.arguments import fail, nearest
 from iresflow.training.sections import is_section
-from iresflow.training.values import read_text, read_yaml
+from iresflow.training.values import load_yaml, read_text, read_yaml
 
 __all__ = ["Given", "merged", "read_options"]
 
@@ -24,10 +24,12 @@ class Given:
 
     Attributes:
         values: The options that were set, nested as in a file.
+        typed: Those of the command line alone.
         files: The configuration files, in order.
     """
 
     values: dict[str, Any]
+    typed: dict[str, Any]
     files: tuple[Path, ...]
 
 
@@ -53,6 +55,7 @@ def read_options(
         else:
             given.append((name, text))
     values: dict[str, Any] = {}
+    typed: dict[str, Any] = {}
     for file in files:
         content = read_yaml(file)
         _require_known(content, kinds, f" in {file}")
@@ -62,8 +65,8 @@ def read_options(
         section, _, option = name.rpartition(".")
         content = {section: {option: value}} if section else {name: value}
         _require_known(content, kinds)
-        values = merged(values, content)
-    return Given(values, tuple(files))
+        typed = merged(typed, content)
+    return Given(merged(values, typed), typed, tuple(files))
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _section(text: str) -> object:
     """A whole section, in YAML or in a file."""
     path = Path(text)
     try:
-        return read_yaml(path) if path.is_file() else yaml.safe_load(text)
+        return read_yaml(path) if path.is_file() else load_yaml(text)
     except (OSError, RecursionError, yaml.YAMLError):
         return text
 

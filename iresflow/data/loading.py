@@ -1,5 +1,6 @@
 """One entry for every data set of the package."""
 
+import warnings
 from pathlib import Path
 
 from iresflow.data.base import Dataset, unknown_name
@@ -12,6 +13,8 @@ __all__ = ["OWN_DATA", "load_dataset"]
 
 OWN_DATA = ("folder", "table")
 """The names that stand for data of the user's own."""
+
+_BUILT_IN = {"digits", *VECTOR_NAMES} - {*OWN_DATA}
 
 
 def load_dataset(
@@ -34,6 +37,7 @@ def load_dataset(
     Arguments:
         name: One of ``IMAGE_NAMES`` or ``VECTOR_NAMES``.
         root: Data directory, directory of images, or table; which it is depends on the name.
+            Digits and the densities need none, and a warning says so.
         size: Only for images, see :func:`iresflow.data.images.named.load_images`.
         channels: Likewise.
         count: Only for vectors, see :func:`iresflow.data.tables.vectors.load_vectors`.
@@ -51,6 +55,13 @@ def load_dataset(
         DataError: If data is missing, unreadable or corrupt.
     """
     cut = cut_named(order, seed)
+    if root is not None and name in _BUILT_IN:
+        warnings.warn(
+            f"{name} needs no files, so those in {root} are not read: the names of data of your "
+            f"own are {' and '.join(OWN_DATA)}",
+            UserWarning,
+            stacklevel=2,
+        )
     if name not in OWN_DATA and order != "hash":
         raise ValueError(f"order={order!r}; {name!r} has splits of its own, allowed is 'hash'")
     if name in IMAGE_NAMES:

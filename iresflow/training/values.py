@@ -15,7 +15,7 @@ import yaml
 
 from iresflow.models.files import one_line
 
-__all__ = ["converted", "described", "read_text", "read_yaml", "shown"]
+__all__ = ["converted", "described", "load_yaml", "read_text", "read_yaml", "shown"]
 
 SHORT = 80
 """Characters of a value that a message holds."""
@@ -145,9 +145,35 @@ def read_text(text: str, kind: Any) -> object:  # noqa: ANN401
     if str in kinds or get_origin(kind) is Literal:
         return None if text == "null" and NoneType in kinds else text
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError):
         return text
+
+
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping, of which YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if name.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{name.value!r} stands there twice", problem_mark=name.start_mark
+                )
+            seen.add(name.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:  # noqa: ANN401
+    """What a text in YAML says, as plain values.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a name stands twice in a mapping.
+
+    Other errors: those of dates and numbers that are damaged.
+    """
+    return yaml.load(text, _OnceEach)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -159,7 +185,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     except RecursionError:

@@ -52,6 +52,16 @@ def test_presets_state_only_what_differs_and_its_source(file):
     assert {line.split(":")[0].strip() for line in uncommented} <= {"name"}
 
 
+def test_a_name_that_stands_twice_in_a_file_is_refused(tmp_path, capsys):
+    file = tmp_path / "twice.yaml"
+    file.write_text("training:\n  steps: 5\n  batch_size: 8\n  steps: 6\n")
+    line = refused(["--config", str(file)], capsys)
+    assert f"{file} is damaged" in line and "'steps' stands there twice" in line
+    assert "line 4" in line
+    file.write_text("training: {steps: 5}\nmodel: {blocks: [0, 1]}\n")
+    assert config_of("--config", str(file)).training.steps == 5
+
+
 def test_presets_are_found_in_the_package_and_in_the_checkout():
     assert presets.names() == sorted(file.stem for file in CONFIGS)
     for name in ("mnist-small", "fashion-mnist", "cifar10-subset"):

@@ -32,3 +32,9 @@ def test_unknown_name_gives_the_nearest_and_all() -> None:
 def test_arguments_of_the_other_kind_are_refused(name: str, argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument}=3"):
         load_dataset(name, **{argument: 3})
+
+
+@pytest.mark.parametrize("name", ["digits", "two-moons"])
+def test_files_that_are_not_read_are_named(name, tmp_path):
+    with pytest.warns(UserWarning, match=f"{name} needs no files, so those in {tmp_path} are not"):
+        load_dataset(name, tmp_path)

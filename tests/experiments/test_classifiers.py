@@ -1,12 +1,14 @@
 """The experiments on invertible classifiers: closed forms, and the commands on small sizes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import materialize, small_classifier
 from torch import nn
 
+from experiments.classifiers import shift
 from experiments.classifiers.__main__ import main
 from experiments.classifiers.labels import chosen
 from experiments.classifiers.limits_measures import norms_of
@@ -14,6 +16,7 @@ from experiments.classifiers.metamers import _partners, interpolated
 from experiments.classifiers.networks import ordinary
 from experiments.classifiers.shift import planted
 from experiments.classifiers.spheres import attack_norms, max_margin, sphere
+from experiments.runner import options_of
 from iresflow.training import probing
 
 USED, DIM, INNER, OUTER, BIAS = 3, 5, 1.0, 1.3, 1.12
@@ -63,6 +66,17 @@ def test_the_bias_is_in_the_middle_of_the_gap():
     assert max_margin(inner, outer, 1) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="overlap"):
         max_margin(outer, inner, 1)
+
+
+def test_a_quick_run_keeps_what_the_command_line_asks_for(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text("test: 77\nseeds: 9\n")
+    arguments = ["--config", str(file), "--quick", "--recipe.steps", "7", "--seeds", "2"]
+    settings, *_ = options_of(shift, arguments)
+    asked, *_ = options_of(shift, [word for word in arguments if word != "--quick"])
+    assert asked.test == 77 and asked.recipe.steps == settings.recipe.steps == 7
+    assert settings.seeds == 2 and settings.test != 77
+    assert settings.recipe == replace(shift.quick(asked).recipe, steps=7)
 
 
 @pytest.mark.parametrize(("side", "levels"), [(8, 17), (28, 256)])

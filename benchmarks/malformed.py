@@ -29,8 +29,8 @@ import torch
 
 import iresflow
 from iresflow import CertificateWarning, CheckpointError, VectorFlow
+from iresflow.models.certificates.fingerprint import fingerprint
 from iresflow.models.files import digest_of, read_file
-from iresflow.models.fingerprint import fingerprint
 
 SOUND, WARNED = "loads as the model it is", "loads with a warning"
 REFUSED = "is refused in one line"

@@ -8,7 +8,7 @@ from torch import Tensor
 from experiments.classifiers.training import train_once
 from iresflow import ImageFlow, PowerSeries, VectorFlow
 from iresflow.data import Dataset
-from iresflow.models.images import require_integers
+from iresflow.models.parts.images import require_integers
 from iresflow.training.loop.batches import Batch
 
 __all__ = ["SIDE", "image_flow", "in_unit_range", "patch_flow", "random_patches", "requantized"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from iresflow.data import Dataset
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
 from iresflow.models.certified import CertifiedModel
+from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.models.likelihood import sample_stream
-from iresflow.models.read_outs import SimplifiedReadOut
 from iresflow.training.evaluation.classification import ITERATIONS, classification_of, inverted
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.contexts import batch_of

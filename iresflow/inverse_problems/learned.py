@@ -19,7 +19,7 @@ from iresflow.lipschitz import (
 )
 from iresflow.models.certified import CertifiedModel
 from iresflow.models.inversion import FlowInverse, invert_flow
-from iresflow.models.plain import integer, integers, number, widths, word
+from iresflow.models.parts.plain import integer, integers, number, widths, word
 from iresflow.tensors import at_least_float32, transformed, wide_norm
 
 __all__ = ["LearnedOperator"]

@@ -1,8 +1,9 @@
 """The models that users import."""
 
 from iresflow.models.bits import BitsPerDim
-from iresflow.models.certificate import Certificate
-from iresflow.models.classifier import InvertibleClassifier
+from iresflow.models.certificates.certificate import Certificate
+from iresflow.models.classifiers.classifier import InvertibleClassifier
+from iresflow.models.classifiers.metamers import ClassifierInverse, Metamers
 from iresflow.models.densities import DiagonalNormal, UnitUniform
 from iresflow.models.distribution import FlowDistribution, FlowTransform
 from iresflow.models.flow import Flow
@@ -11,7 +12,6 @@ from iresflow.models.image import ImageFlow
 from iresflow.models.inversion import FlowInverse
 from iresflow.models.iteration import IteratedInverse, iterate_inverse
 from iresflow.models.likelihood import Likelihood
-from iresflow.models.metamers import ClassifierInverse, Metamers
 from iresflow.models.storage import StoredModel
 from iresflow.models.vector import VectorFlow
 

@@ -12,8 +12,13 @@ from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Bijection, BranchBlock
 from iresflow.errors import NotContractiveError
 from iresflow.lipschitz import Bound, Branch, NormalizedLayer, Unlimited
-from iresflow.models.certificate import Certificate, block_bound, certify_blocks, find_defects
-from iresflow.models.fingerprint import fingerprint
+from iresflow.models.certificates.certificate import (
+    Certificate,
+    block_bound,
+    certify_blocks,
+    find_defects,
+)
+from iresflow.models.certificates.fingerprint import fingerprint
 from iresflow.models.storage import StoredModel, write_file
 
 __all__ = ["CertifiedModel"]

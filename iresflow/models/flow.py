@@ -12,14 +12,14 @@ from iresflow.bijections import Accuracy, Bijection
 from iresflow.linearization import Linearization
 from iresflow.lipschitz import ContextDim
 from iresflow.logdet import Exact, Krylov, LogDetEstimate, LogDetEstimator
-from iresflow.models.contexts import shown
 from iresflow.models.densities import BaseDensity
 from iresflow.models.distribution import FlowDistribution
 from iresflow.models.flow_map import FlowMap
 from iresflow.models.generative import ClassProbabilities, by_bayes, log_prior_of
 from iresflow.models.inversion import invert_flow
 from iresflow.models.likelihood import BlockLikelihood, Likelihood, sample_stream
-from iresflow.models.plain import integer, number
+from iresflow.models.parts.contexts import shown
+from iresflow.models.parts.plain import integer, number
 from iresflow.streams import Stream, fresh_seed
 
 __all__ = ["Flow"]

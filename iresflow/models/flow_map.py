@@ -19,8 +19,8 @@ from iresflow.logdet import (
     PowerSeries,
 )
 from iresflow.models.certified import CertifiedModel
-from iresflow.models.contexts import context_shape, shown
 from iresflow.models.inversion import FlowInverse, invert_flow
+from iresflow.models.parts.contexts import context_shape, shown
 from iresflow.streams import KeyedStream, Stream, fresh_seed
 from iresflow.tensors import at_least_float32, transformed
 

@@ -18,15 +18,15 @@ from iresflow.bijections import (
 )
 from iresflow.linearization import Linearization
 from iresflow.logdet import LogDetEstimate, LogDetEstimator, PowerSeries
-from iresflow.models.arguments import plain_arguments
 from iresflow.models.bits import BitsPerDim
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.dequantization import Noisy
 from iresflow.models.flow import Flow
-from iresflow.models.image_parts import ImageParts
-from iresflow.models.images import require_integers
 from iresflow.models.likelihood import sample_stream
-from iresflow.models.plain import estimator_spec
+from iresflow.models.parts.arguments import plain_arguments
+from iresflow.models.parts.image_parts import ImageParts
+from iresflow.models.parts.images import require_integers
+from iresflow.models.parts.plain import estimator_spec
 from iresflow.streams import Stream
 
 __all__ = ["ImageFlow"]

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from iresflow.ambient import WideFloats, own_arithmetic
 from iresflow.errors import CertificateWarning, CheckpointError
 from iresflow.logdet import estimator_from_dict
-from iresflow.models.certificate import Certificate, find_defects
+from iresflow.models.certificates.certificate import Certificate, find_defects
 from iresflow.models.files import WITHOUT_DIGEST, one_line, read_file, write_file
 
 __all__ = [

@@ -14,10 +14,10 @@ from iresflow.bijections import (
 )
 from iresflow.lipschitz import activation_named, dense_branch, links_named, normalization_named
 from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
-from iresflow.models.arguments import described, plain_arguments
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
-from iresflow.models.plain import estimator_spec, integer
+from iresflow.models.parts.arguments import described, plain_arguments
+from iresflow.models.parts.plain import estimator_spec, integer
 
 __all__ = ["VectorFlow"]
 

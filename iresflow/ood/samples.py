@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow, ImageFlow
-from iresflow.models.images import require_integers
+from iresflow.models.parts.images import require_integers
 from iresflow.tensors import widest
 from iresflow.training.loop.inputs import Array
 from iresflow.training.objectives.contexts import context_of

@@ -15,7 +15,7 @@ import torch
 
 from iresflow.errors import CheckpointError
 from iresflow.models import Flow, pretrained
-from iresflow.models.certificate import Certificate
+from iresflow.models.certificates.certificate import Certificate
 from iresflow.models.certified import CertifiedModel
 from iresflow.models.files import read_file, write_file
 from iresflow.models.storage import read_model, stored_certificate, warn_of_other_weights

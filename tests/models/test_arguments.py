@@ -31,8 +31,8 @@ from iresflow.logdet import (
     estimator_to_dict,
 )
 from iresflow.models import Flow
-from iresflow.models.arguments import ARGUMENTS
-from iresflow.models.plain import integer, integers, number, switch, word
+from iresflow.models.parts.arguments import ARGUMENTS
+from iresflow.models.parts.plain import integer, integers, number, switch, word
 from iresflow.models.storage import StoredModel
 
 VECTORS = {

@@ -33,10 +33,10 @@ from iresflow.lipschitz import (
     NormalizedDense,
 )
 from iresflow.models import Certificate, Flow, UnitUniform
-from iresflow.models.block_certificate import BlockCertificate
-from iresflow.models.fingerprint import fingerprint
+from iresflow.models.certificates.blocks import BlockCertificate
+from iresflow.models.certificates.fingerprint import fingerprint
+from iresflow.models.certificates.table import lipschitz_text
 from iresflow.models.storage import read_file, write_file
-from iresflow.models.table import lipschitz_text
 
 FLOWS = {
     "image": small_image_flow,

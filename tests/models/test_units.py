@@ -11,7 +11,7 @@ from helpers import small_vector_flow
 import iresflow
 from iresflow import NotInitializedError, VectorFlow
 from iresflow.bijections import Composition
-from iresflow.models.fingerprint import fingerprint
+from iresflow.models.certificates.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
 
 DIM = 3

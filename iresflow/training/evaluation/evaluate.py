@@ -21,7 +21,7 @@ from iresflow.ambient import full_precision
 from iresflow.errors import CheckpointError, NonFiniteError
 from iresflow.logdet import Exact, Krylov, LogDetEstimator
 from iresflow.models import Flow, ImageFlow
-from iresflow.models.fingerprint import fingerprint
+from iresflow.models.certificates.fingerprint import fingerprint
 from iresflow.models.storage import read_file, write_file
 from iresflow.training.evaluation.rounds import Evaluation, Scores
 from iresflow.training.loop.batches import Samples

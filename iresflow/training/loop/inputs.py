@@ -13,7 +13,7 @@ from iresflow.data.cuts import part_size
 from iresflow.data.images.augment import Augmentation, unchanged
 from iresflow.errors import callers_level
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
-from iresflow.models.images import require_integers
+from iresflow.models.parts.images import require_integers
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.loop.processes import Processes
 

@@ -12,7 +12,7 @@ from iresflow.bijections import dequantize
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.models.densities import DiagonalNormal
-from iresflow.models.plain import number
+from iresflow.models.parts.plain import number
 from iresflow.streams import KeyedStream, Stream
 from iresflow.tensors import widest
 from iresflow.training.loop.batches import Batch, Samples

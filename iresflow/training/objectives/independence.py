@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from iresflow.logdet import LogDetEstimator, PowerSeries
 from iresflow.models import InvertibleClassifier
+from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.models.densities import DiagonalNormal
-from iresflow.models.plain import integer
-from iresflow.models.read_outs import SimplifiedReadOut
+from iresflow.models.parts.plain import integer
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms

@@ -4,7 +4,7 @@ import torch
 
 from iresflow.errors import InversionError
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
-from iresflow.models.read_outs import SimplifiedReadOut
+from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Album

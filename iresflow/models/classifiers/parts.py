@@ -26,10 +26,10 @@ from iresflow.lipschitz import (
     dense_branch,
     normalization_named,
 )
-from iresflow.models.arguments import plain_arguments
-from iresflow.models.plain import integer, integers
-from iresflow.models.read_outs import PooledReadOut, ReadOut, SimplifiedReadOut
-from iresflow.models.scales import multi_scale, require_divisible
+from iresflow.models.classifiers.read_outs import PooledReadOut, ReadOut, SimplifiedReadOut
+from iresflow.models.parts.arguments import plain_arguments
+from iresflow.models.parts.plain import integer, integers
+from iresflow.models.parts.scales import multi_scale, require_divisible
 
 __all__ = ["network_of", "plain_spec"]
 

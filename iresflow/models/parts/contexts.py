@@ -1,7 +1,7 @@
 """The shapes of contexts."""
 
 from iresflow.lipschitz import ContextDim
-from iresflow.models.plain import integer, integers
+from iresflow.models.parts.plain import integer, integers
 
 __all__ = ["context_of_spec", "context_shape", "shown"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from iresflow.bijections.stretch import Stretch
-from iresflow.models.block_certificate import BlockCertificate
+from iresflow.models.certificates.blocks import BlockCertificate
 
 __all__ = ["certificate_table", "lipschitz_text"]
 

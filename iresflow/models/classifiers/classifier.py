@@ -10,12 +10,17 @@ from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Accuracy, FirstChannels, LogDet, Standardize
 from iresflow.errors import NotContractiveError
 from iresflow.models.certified import CertifiedModel
-from iresflow.models.classifier_parts import network_of, plain_spec
-from iresflow.models.images import require_integers
+from iresflow.models.classifiers.metamers import (
+    ClassifierInverse,
+    Metamers,
+    measured_metamers,
+    warn_off_range,
+)
+from iresflow.models.classifiers.parts import network_of, plain_spec
+from iresflow.models.classifiers.radius import certified_radii
+from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.models.inversion import invert_flow
-from iresflow.models.metamers import ClassifierInverse, Metamers, measured_metamers, warn_off_range
-from iresflow.models.radius import certified_radii
-from iresflow.models.read_outs import SimplifiedReadOut
+from iresflow.models.parts.images import require_integers
 from iresflow.tensors import at_least_float32, transformed, widest
 
 __all__ = ["InvertibleClassifier"]

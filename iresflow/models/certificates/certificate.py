@@ -11,10 +11,10 @@ from iresflow.bijections import Bijection, BranchBlock
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import UnknownBoundError
 from iresflow.lipschitz import Bound, Branch, LipschitzMap, NormalizedLayer
-from iresflow.models.block_certificate import BlockCertificate
+from iresflow.models.certificates.blocks import BlockCertificate
+from iresflow.models.certificates.fingerprint import fingerprint
+from iresflow.models.certificates.table import certificate_table
 from iresflow.models.densities import BaseDensity
-from iresflow.models.fingerprint import fingerprint
-from iresflow.models.table import certificate_table
 
 __all__ = ["Certificate", "block_bound", "certify_blocks", "find_defects"]
 

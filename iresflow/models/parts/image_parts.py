@@ -24,10 +24,10 @@ from iresflow.lipschitz import (
     links_named,
     normalization_named,
 )
-from iresflow.models.arguments import described
 from iresflow.models.dequantization import Noise, noise_named
 from iresflow.models.given import given_named
-from iresflow.models.scales import multi_scale, require_divisible
+from iresflow.models.parts.arguments import described
+from iresflow.models.parts.scales import multi_scale, require_divisible
 
 __all__ = ["ImageParts"]
 

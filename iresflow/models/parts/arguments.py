@@ -6,9 +6,9 @@ from typing import Any
 
 from iresflow.bijections import block_named
 from iresflow.lipschitz import PADDINGS, activation_named, links_named, normalization_named
-from iresflow.models.contexts import context_of_spec
 from iresflow.models.dequantization import NOISES
-from iresflow.models.plain import integer, integers, number, switch, widths, word
+from iresflow.models.parts.contexts import context_of_spec
+from iresflow.models.parts.plain import integer, integers, number, switch, widths, word
 
 __all__ = ["Plain", "described", "plain_arguments"]
 

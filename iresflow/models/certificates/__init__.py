@@ -1,0 +1,1 @@
+"""What a certificate says of each block, of the whole, and as a table; whose weights it is of."""

@@ -1,0 +1,1 @@
+"""Invertible classifiers: the model, its read-outs, certified radii, and metamers."""

@@ -1,0 +1,1 @@
+"""What the constructors of models share: arguments as plain values, contexts, scales."""

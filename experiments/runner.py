@@ -16,9 +16,9 @@ from jsonargparse import ArgumentParser
 from threadpoolctl import threadpool_limits
 
 from iresflow.cli import EXPECTED
-from iresflow.commands.arguments import fail, new_parser
 from iresflow.commands.memory import keep_freed_memory
-from iresflow.commands.options import read_options
+from iresflow.commands.reading.arguments import fail, new_parser
+from iresflow.commands.reading.options import read_options
 from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.errors import DataError

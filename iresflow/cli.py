@@ -9,8 +9,8 @@ from importlib import import_module
 import torch
 
 from iresflow import __version__
-from iresflow.commands.arguments import fail
 from iresflow.commands.failures import explained
+from iresflow.commands.reading.arguments import fail
 from iresflow.errors import (
     CheckpointError,
     DataError,

@@ -218,6 +218,7 @@ def test_sample_fails_by_name_for_weights_that_are_not_finite(run, tmp_path, cap
     assert f"{name}.branch.layers.1.bias holds NaN" in message
 
 
+@pytest.mark.filterwarnings("always:digits needs no files")
 def test_certify_draws_its_figures(run, tmp_path, capsys):
     out = tmp_path / "figures"
     arguments = ["certify", str(run), "--plots", "--out", str(out), "--tol", "1e-3"]
@@ -231,7 +232,9 @@ def test_certify_draws_its_figures(run, tmp_path, capsys):
     assert values["certified"] and values["weights"] == values["stored_weights"]
     block = values["blocks"][0]
     assert block["inverse_lipschitz"] == pytest.approx(1 / (1 - block["upper"]))
+    capsys.readouterr()
     assert main(["certify", str(run), "--plots", "--root", str(tmp_path)]) == 0
+    assert "warning: digits needs no files" in capsys.readouterr().err
     assert (run / "certificate" / "certificate.txt").is_file()
     assert "--tol" in fails(["certify", str(run), "--tol", "0"], capsys)
 

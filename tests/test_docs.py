@@ -23,7 +23,7 @@ import iresflow
 from experiments.runner import options_of
 from iresflow import data
 from iresflow.cli import main
-from iresflow.commands.configuration import configure
+from iresflow.commands.reading.configuration import configure
 from iresflow.training import probing
 
 pytestmark = pytest.mark.usefixtures("float32")

@@ -12,7 +12,7 @@ import torch
 
 from iresflow.cli import EXPECTED
 from iresflow.cli import main as command
-from iresflow.commands.arguments import fail
+from iresflow.commands.reading.arguments import fail
 from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip, Shift
 from iresflow.errors import DataError, NonFiniteError, TrainingInterrupted

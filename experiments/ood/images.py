@@ -17,8 +17,8 @@ from torch import Tensor
 import iresflow
 from experiments.ood.outliers import outside_images
 from iresflow.commands import train
-from iresflow.commands.own_samples import event_of
 from iresflow.commands.report import Report
+from iresflow.commands.samples.own_samples import event_of
 from iresflow.data import IMAGE_NAMES, Dataset
 from iresflow.data.queries.named import named_samples
 from iresflow.models import ImageFlow, pretrained

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from iresflow.commands.arguments import add_run_arguments, new_parser, parse
+from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.errors import DataError, RunError
 from iresflow.models import Certificate, ImageFlow, VectorFlow
 from iresflow.models.certified import CertifiedModel

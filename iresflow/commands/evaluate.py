@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from iresflow.commands.arguments import add_run_arguments, new_parser, parse
+from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.scoring import STOPPED, report_model
 from iresflow.lipschitz import compile_kernels
 from iresflow.training.checkpoint import find_checkpoint, load_for_all

@@ -9,9 +9,9 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from iresflow.commands.arguments import add_run_arguments, new_parser, parse
-from iresflow.commands.outside import Outside, outside_of
+from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.report import Report
+from iresflow.commands.samples.outside import Outside, outside_of
 from iresflow.data import Dataset
 from iresflow.errors import few
 from iresflow.lipschitz import compile_kernels

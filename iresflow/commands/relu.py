@@ -21,9 +21,11 @@ def main(arguments: Sequence[str]) -> int:
         RunError: the package was installed without its experiments.
     """
     if arguments and arguments[0] == "analyse":
-        from iresflow.commands import relu_analyse  # which draws: not every verb shall load that
+        from iresflow.commands.networks import (
+            analyse,  # which draws: not every verb shall load that
+        )
 
-        return relu_analyse.main(arguments[1:])
+        return analyse.main(arguments[1:])
     checkout = Path(iresflow.__file__).parents[1]
     if not (checkout / "experiments" / "relu" / "__main__.py").is_file():
         raise RunError(

@@ -8,10 +8,10 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from iresflow.commands.arguments import add_run_arguments, new_parser, parse
-from iresflow.commands.conditions import Conditions
-from iresflow.commands.many_samples import takes_many, write_many
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
+from iresflow.commands.samples.conditions import Conditions
+from iresflow.commands.samples.many_samples import takes_many, write_many
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data import write_rows
 from iresflow.data.reading import Reading

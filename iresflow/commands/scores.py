@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from iresflow.commands.output import Output
-from iresflow.commands.own_samples import open_samples
+from iresflow.commands.samples.own_samples import open_samples
 from iresflow.data.queries import Queries, Query
 from iresflow.data.reading import Reading
 from iresflow.errors import few

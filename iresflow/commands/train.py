@@ -9,10 +9,10 @@ import yaml
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from iresflow.commands.arguments import new_parser
 from iresflow.commands.classifiers import report_certificate
-from iresflow.commands.configuration import Asked, configure
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.commands.reading.arguments import new_parser
+from iresflow.commands.reading.configuration import Asked, configure
 from iresflow.commands.scoring import report_model
 from iresflow.data import Dataset
 from iresflow.data.images.augment import Crop

@@ -9,7 +9,7 @@ import yaml
 
 import iresflow
 from iresflow.cli import main
-from iresflow.commands.configuration import configure
+from iresflow.commands.reading.configuration import configure
 from iresflow.training import presets
 from iresflow.training.config import Config
 from iresflow.training.sections import option_kinds, section_of

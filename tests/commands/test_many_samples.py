@@ -12,7 +12,7 @@ from PIL import Image
 import iresflow
 from iresflow import ImageFlow, VectorFlow
 from iresflow.cli import main
-from iresflow.commands import many_samples
+from iresflow.commands.samples import many_samples
 
 pytestmark = pytest.mark.usefixtures("float32")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from iresflow.cli import main
-from iresflow.commands.own_networks import load_network
+from iresflow.commands.networks.own_networks import load_network
 
 SOURCE = """
 import torch

@@ -9,7 +9,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from iresflow.commands.own_samples import event_of, open_samples
+from iresflow.commands.samples.own_samples import event_of, open_samples
 from iresflow.data import IMAGE_NAMES, OWN_DATA, VECTOR_NAMES
 from iresflow.data.queries.named import named_samples
 from iresflow.errors import DataError, few

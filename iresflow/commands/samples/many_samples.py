@@ -9,8 +9,8 @@ from jsonargparse import Namespace
 from torch import Tensor
 from tqdm import tqdm
 
-from iresflow.commands.conditions import Conditions
-from iresflow.commands.sample_files import FORMATS, Layout
+from iresflow.commands.samples.conditions import Conditions
+from iresflow.commands.samples.sample_files import FORMATS, Layout
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data.reading import Reading
 from iresflow.models import Flow, FlowInverse, ImageFlow

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from iresflow.commands.arguments import fail
-from iresflow.commands.options import merged, read_options
+from iresflow.commands.reading.arguments import fail
+from iresflow.commands.reading.options import merged, read_options
 from iresflow.models import pretrained
 from iresflow.training import presets
 from iresflow.training.config import Config, DataConfig

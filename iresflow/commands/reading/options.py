@@ -10,7 +10,7 @@ from typing import Any, final
 
 import yaml
 
-from iresflow.commands.arguments import fail, nearest
+from iresflow.commands.reading.arguments import fail, nearest
 from iresflow.training.sections import is_section
 from iresflow.training.values import load_yaml, read_text, read_yaml
 

@@ -11,10 +11,10 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor, nn
 
-from iresflow.commands.arguments import new_parser, parse
-from iresflow.commands.own_networks import load_network, with_standardised_inputs
-from iresflow.commands.relu_figures import decay_figure, stages_figure
-from iresflow.commands.relu_first_layers import Limits, report_attacks, report_preimages
+from iresflow.commands.networks.figures import decay_figure, stages_figure
+from iresflow.commands.networks.first_layers import Limits, report_attacks, report_preimages
+from iresflow.commands.networks.own_networks import load_network, with_standardised_inputs
+from iresflow.commands.reading.arguments import new_parser, parse
 from iresflow.commands.report import Report
 from iresflow.data import load_dataset
 from iresflow.errors import UnsupportedNetworkError

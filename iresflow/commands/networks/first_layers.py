@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from iresflow.commands.relu_figures import attacks_figure
+from iresflow.commands.networks.figures import attacks_figure
 from iresflow.commands.report import Report
 from iresflow.errors import LinearProgramError
 from iresflow.relu.analysis import layers_on_polytope

@@ -1,0 +1,1 @@
+"""The report on a person's own ordinary network."""

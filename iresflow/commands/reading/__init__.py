@@ -1,0 +1,1 @@
+"""From words and files to options: parsing, what overrides what, configurations of runs."""

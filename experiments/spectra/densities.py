@@ -6,7 +6,7 @@ density. An invertible network on the bins themselves does both by one training 
 Normal densities on the same components, ROC/LDA and IsotopeNet stand beside them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -43,6 +43,8 @@ class Settings(Section):
     """Seed of folds and trainings."""
     sets: tuple[str, ...] = ("tissue", "species")
     """What to run on: tissue is simulated, with three kinds; species are measured, four kinds."""
+    methods: tuple[str, ...] = ("components", "ROC/LDA", "IsotopeNet", "i-ResNet")
+    """Those to run; components: the densities of principal components."""
     spectra: str | None = None
     """Directory of the measured spectra; null for $IRESFLOW_DATA/spectra."""
     log_height: float = 1.0
@@ -58,8 +60,12 @@ class Settings(Section):
     learning_rate: float = 2e-3
     """Of its training."""
     tissue: Tissue = field(default_factory=lambda: Tissue(patients=12, spots=3))
-    training: Training = field(default_factory=lambda: Training(isotope_epochs=8))
+    training: Training = field(default_factory=lambda: Training(isotope_epochs=200))
     invertible: InvertibleTraining = field(default_factory=InvertibleTraining)
+
+    def _check(self) -> None:
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
 
 
 def quick(settings: Settings) -> Settings:
@@ -129,8 +135,9 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
         for unknown in np.unique(spectra.labels):  # type: ignore[arg-type]
             for train, test in folds:
                 parts = _parts(spectra, train, test, unknown)
-                for method, answer in _answers(parts, settings).items():
-                    answers.setdefault(method, []).append((answer, parts))
+                for method in settings.methods:
+                    for answering, answer in METHODS[method](parts, settings).items():
+                        answers.setdefault(answering, []).append((answer, parts))
             print(f"{name:<11} {unknown} left out as unknown", flush=True)
         for method, found in answers.items():
             rows.append({"set": name, "method": method, **_summary(found)})
@@ -179,19 +186,15 @@ def _parts(spectra: Spectra, train: np.ndarray, test: np.ndarray, unknown: objec
     )
 
 
-def _answers(parts: Parts, settings: Settings) -> dict[str, Answer]:
-    """What each method says."""
+def _on_components(parts: Parts, settings: Settings) -> dict[str, Answer]:
+    """What densities of principal components say, and what is left of spectra beside these."""
     components = PCA(settings.components, random_state=settings.seed).fit(parts.X)
     z, tested = components.transform(parts.X), components.transform(parts.tested)
     left = parts.tested - components.inverse_transform(tested)
-    flow = _flow(z, parts.labels, tested, settings)
     return {
-        "flow": flow,
+        "flow": _flow(z, parts.labels, tested, settings),
         "normal densities": _normal(z, parts.labels, tested),
         "distance to the components": Answer((left**2).sum(1)),
-        "ROC/LDA": _classifier(RocLda(features=40), parts),
-        "IsotopeNet": _classifier(isotope_net(settings.training, settings.seed), parts),
-        **_invertible(parts, settings),
     }
 
 
@@ -246,12 +249,27 @@ def _invertible(parts: Parts, settings: Settings) -> dict[str, Answer]:
     }
 
 
-def _classifier(model: Any, parts: Parts) -> Answer:  # noqa: ANN401 (any of scikit-learn)
-    """A classifier; what it is not sure of is outlying."""
-    return _classifier_answer(model.fit(parts.X, parts.labels), parts)
+def _roc(parts: Parts, settings: Settings) -> dict[str, Answer]:
+    model = RocLda(features=40).fit(parts.X, parts.labels)
+    return {"ROC/LDA": _classifier_answer(model, parts)}
+
+
+def _isotope_net(parts: Parts, settings: Settings) -> dict[str, Answer]:
+    model = isotope_net(settings.training, settings.seed).fit(parts.X, parts.labels)
+    return {"IsotopeNet": _classifier_answer(model, parts)}
+
+
+# What each method says, by one answer or several.
+METHODS: Mapping[str, Callable[[Parts, Settings], dict[str, Answer]]] = {
+    "components": _on_components,
+    "ROC/LDA": _roc,
+    "IsotopeNet": _isotope_net,
+    "i-ResNet": _invertible,
+}
 
 
 def _classifier_answer(model: Any, parts: Parts) -> Answer:  # noqa: ANN401 (any of scikit-learn)
+    """What a classifier says; what it is not sure of is outlying."""
     probabilities = model.predict_proba(parts.tested)
     return Answer(-probabilities.max(1), model.classes_[probabilities.argmax(1)])
 

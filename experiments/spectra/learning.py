@@ -34,13 +34,14 @@ class Settings(Section):
     """Those to run the methods on."""
     networks: tuple[str, ...] = ("IsotopeNet",)
     """Networks to train, beside the methods that need none."""
-    isotope_spectra: int = 36_000
-    """Spectra that IsotopeNet sees in training, whatever their number: fewer come more often."""
-    residual_spectra: int = 9_000
+    isotope_spectra: int = 43_200
+    """Spectra that IsotopeNet sees in training at least: few of them come more often."""
+    residual_spectra: int = 7_200
     """The same, ResidualNet."""
     features: int = 60
     """Bins that ROC/LDA takes."""
     tissue: Tissue = field(default_factory=Tissue)
+    training: Training = field(default_factory=Training)
 
     def _check(self) -> None:
         if not self.patients or min(self.patients) < 2 or any(n % 2 for n in self.patients):
@@ -51,7 +52,10 @@ class Settings(Section):
 
 def quick(settings: Settings) -> Settings:
     tissue = replace(settings.tissue, low=1980.0, high=2020.0, peptides=16, marking=4)
-    return replace(settings, patients=(4, 8), isotope_spectra=500, tissue=tissue)
+    training = replace(settings.training, isotope_epochs=2)
+    return replace(
+        settings, patients=(4, 8), isotope_spectra=500, tissue=tissue, training=training
+    )
 
 
 def some_patients(spectra: Spectra, places: np.ndarray, count: int) -> np.ndarray:
@@ -90,9 +94,8 @@ _CAPTION = (
 
 def _methods(settings: Settings, spectra: int) -> dict[str, Callable[[], BaseEstimator]]:
     """All methods for a number of training spectra."""
-    training = Training(
-        isotope_epochs=max(1, settings.isotope_spectra // spectra),
-        residual_epochs=max(1, settings.residual_spectra // spectra),
+    training = settings.training.enough(
+        spectra, isotope=settings.isotope_spectra, residual=settings.residual_spectra
     )
     networks = {
         name: partial(NETWORKS[name], training, settings.seed) for name in settings.networks

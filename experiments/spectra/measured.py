@@ -4,7 +4,7 @@ None of the sets resolves isotopes: they are here to see where IsotopeNet does n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import make_pipeline
 
 from experiments.spectra.crossvalidation import core_interval, cross_predict, scores
+from experiments.spectra.invertible import InvertibleNet, InvertibleTraining
 from experiments.spectra.methods import NETWORKS, PLAIN, Training
 from experiments.spectra.sets import DATA_SETS, load_set
 from iresflow.commands.report import Report
@@ -19,9 +20,11 @@ from iresflow.spectra import RocLda, SnipBaseline, SquareRoot, TotalIonCount
 from iresflow.spectra.groups import group_folds
 from iresflow.training.sections import Section
 
-__all__ = ["DATA", "Settings", "quick", "run"]
+__all__ = ["DATA", "METHODS", "Settings", "quick", "run"]
 
 DATA: dict[str, dict[str, object]] = {}
+
+METHODS = (*PLAIN, "ROC/LDA", *NETWORKS, "i-ResNet")
 
 
 @dataclass(kw_only=True)
@@ -38,16 +41,30 @@ class Settings(Section):
     """Bins that the SNIP baseline looks to either side."""
     features: int = 40
     """Bins that ROC/LDA takes."""
+    methods: tuple[str, ...] = ()
+    """Those to run; all if there are none."""
     isotope_spectra: int = 3000
-    """Spectra that IsotopeNet sees in training, each many times: small sets take more epochs."""
+    """Spectra that IsotopeNet sees in training at least: small sets take more passes."""
     residual_spectra: int = 1000
     """The same, ResidualNet."""
-    batch_size: int = 16
-    """Spectra in a step."""
+    training: Training = field(default_factory=lambda: Training(batch_size=16))
+    invertible: InvertibleTraining = field(default_factory=lambda: InvertibleTraining(bins=32))
+
+    def _check(self) -> None:
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
 
 
 def quick(settings: Settings) -> Settings:
-    return replace(settings, sets=("fiedler",), isotope_spectra=16, residual_spectra=16)
+    training = replace(settings.training, isotope_epochs=1, residual_epochs=1)
+    return replace(
+        settings,
+        sets=("fiedler",),
+        isotope_spectra=16,
+        residual_spectra=16,
+        training=training,
+        invertible=replace(settings.invertible, steps=4),
+    )
 
 
 def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
@@ -62,9 +79,10 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
         labels, cores = prepared.labels, prepared.cores
         assert labels is not None and cores is not None
         folds = group_folds(labels, found.groups, found.splitter, cores=cores)
-        for method, make in _methods(settings, len(prepared)).items():
+        methods = _methods(settings, len(prepared))
+        for method in settings.methods or METHODS:
             file = report.path / f"{name}-{method.replace(' ', '-').replace('/', '-')}.npy"
-            predicted = cross_predict(make, prepared, folds, file)
+            predicted = cross_predict(methods[method], prepared, folds, file)
             rows.append(
                 {
                     "set": name,
@@ -86,10 +104,13 @@ _CAPTION = (
 
 def _methods(settings: Settings, spectra: int) -> dict[str, Callable[[], BaseEstimator]]:
     """All methods for a set of a number of spectra."""
-    training = Training(
-        isotope_epochs=max(1, settings.isotope_spectra // spectra),
-        residual_epochs=max(1, settings.residual_spectra // spectra),
-        batch_size=settings.batch_size,
+    training = settings.training.enough(
+        spectra, isotope=settings.isotope_spectra, residual=settings.residual_spectra
     )
     networks = {name: partial(make, training, settings.seed) for name, make in NETWORKS.items()}
-    return {**PLAIN, "ROC/LDA": partial(RocLda, features=settings.features), **networks}
+    return {
+        **PLAIN,
+        "ROC/LDA": partial(RocLda, features=settings.features),
+        **networks,
+        "i-ResNet": partial(InvertibleNet, settings.invertible, settings.seed),
+    }

@@ -79,6 +79,13 @@ def test_the_command_on_a_small_size(tmp_path):
     by_classes = {row["method"]: row for row in rows}["i-ResNet, classes"]
     assert by_classes["certified"] == 1 and 0 <= by_classes["balanced accuracy"] <= 1
     assert all(0 <= row["unknown, area"] <= 1 for row in rows)
+    some = ["--methods", "ROC/LDA", "--into", str(tmp_path)]
+    assert main(["densities", *small.split(), *some]) == 0
+    again = json.loads((tmp_path / "results.json").read_text())["densities"]
+    assert [row["method"] for row in again] == ["ROC/LDA"]
+    assert again[0]["balanced accuracy"] == rows[3]["balanced accuracy"]
+    with pytest.raises(SystemExit):
+        main(["densities", "--methods", "other", "--into", str(tmp_path)])
 
 
 def test_an_invertible_network_on_bins_knows_its_density_and_comes_back():

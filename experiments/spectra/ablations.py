@@ -112,7 +112,7 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
                 file = report.path / f"{task}-{name.replace(' ', '-')}-{seed}.npy"
                 predicted = cross_predict(make, spectra, folds, file)
                 each.append(scores(spectra[tested], predicted[tested]))
-                of_folds += fold_scores(spectra, predicted, folds)
+                of_folds += [s["spot"] for s in fold_scores(spectra, predicted, folds)]
             found[name][task] = of_folds
             rows.append(
                 {

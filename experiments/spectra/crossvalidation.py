@@ -11,7 +11,14 @@ from sklearn.base import BaseEstimator
 from iresflow.spectra import RocLda, balanced_accuracy, fit_each, majority_vote
 from iresflow.spectra.collection import Spectra
 
-__all__ = ["core_interval", "cross_predict", "cross_predict_roc", "fold_scores", "scores"]
+__all__ = [
+    "core_interval",
+    "cross_predict",
+    "cross_predict_roc",
+    "fold_scores",
+    "patient_interval",
+    "scores",
+]
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -25,20 +32,22 @@ def cross_predict(
         make: A new model.
         spectra: With labels.
         folds: Spectra that are in no test are not predicted: their entries mean nothing.
-        file: Where predictions are kept; what it has is not computed again.
+        file: Beside it predictions are kept, of each fold by itself; what is there is not computed
+            again.
     """
-    if file.is_file():
-        print(f"read from   {file}", flush=True)
-        return np.load(file)
     assert spectra.labels is not None
     found = np.zeros_like(spectra.labels)
-    for train, test in folds:
-        model = make().fit(spectra.X[train], spectra.labels[train])
-        found[test] = model.predict(spectra.X[test])
-    np.save(file, found)
+    trained = False
+    for place, (train, test) in enumerate(folds):
+        kept = file.with_stem(f"{file.stem}-fold-{place}")
+        if not kept.is_file():
+            model = make().fit(spectra.X[train], spectra.labels[train])
+            np.save(kept, model.predict(spectra.X[test]))
+            trained = True
+        found[test] = np.load(kept)
     tested = np.concatenate([test for _, test in folds])
     accuracy = balanced_accuracy(spectra.labels[tested], found[tested])
-    print(f"{accuracy:<11.3f} {file.stem}", flush=True)
+    print(f"{accuracy:<11.3f} {file.stem}{'' if trained else ', read'}", flush=True)
     return found
 
 
@@ -69,10 +78,37 @@ def scores(spectra: Spectra, predicted: np.ndarray) -> dict[str, float]:
     }
 
 
-def fold_scores(spectra: Spectra, predicted: np.ndarray, folds: Folds) -> list[float]:
-    """Balanced accuracy of spots, fold by fold."""
-    assert spectra.labels is not None
-    return [balanced_accuracy(spectra.labels[test], predicted[test]) for _, test in folds]
+def fold_scores(spectra: Spectra, predicted: np.ndarray, folds: Folds) -> list[dict[str, float]]:
+    """What `scores` says of each fold."""
+    return [scores(spectra[test], predicted[test]) for _, test in folds]
+
+
+def patient_interval(
+    spectra: Spectra, values: np.ndarray, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean over classes of a number that each spectrum has, and its 95 % interval.
+
+    By the bootstrap over patients, within the classes: spots of a patient are much alike. It holds
+    for models that are given; that training spectra overlap between folds is not in it.
+
+    Arguments:
+        spectra: With labels, and patients who are of one class each.
+        values: Such as whether each spectrum is right ``(spectra,)``: then the mean is the
+            balanced accuracy, if all patients have equally many spectra.
+        draws: Of all patients.
+        seed: Of the draws.
+    """
+    assert spectra.labels is not None and spectra.patients is not None
+    generator = np.random.default_rng(seed)
+    means, drawn = [], []
+    for label in np.unique(spectra.labels):
+        mine = spectra.labels == label
+        _, patients = np.unique(spectra.patients[mine], return_inverse=True)
+        each = np.bincount(patients, values[mine]) / np.bincount(patients)
+        means.append(each.mean())
+        drawn.append(each[generator.integers(len(each), size=(draws, len(each)))].mean(1))
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    return float(np.mean(means)), float(low), float(high)
 
 
 def core_interval(spectra: Spectra, predicted: np.ndarray) -> dict[str, Any]:

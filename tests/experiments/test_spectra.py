@@ -1,6 +1,7 @@
 """The experiments on mass spectra: sets, scores, and the commands on small sizes."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +17,11 @@ from experiments.spectra.crossvalidation import (
     cross_predict,
     cross_predict_roc,
     fold_scores,
+    patient_interval,
     scores,
 )
 from experiments.spectra.learning import some_patients
+from experiments.spectra.measured import METHODS
 from experiments.spectra.methods import Training
 from experiments.spectra.sets import DATA_SETS, load_set
 from experiments.spectra.tissue import Tissue, array_folds, tissue_spectra
@@ -114,7 +117,27 @@ def test_the_interval_of_samples_is_the_exact_one():
     assert both["spot"] == pytest.approx((3 / 4 + 6 / 8) / 2)
     assert both["core"] == pytest.approx((1 + 1 / 2) / 2)
     folds = [(np.arange(4, 12), np.arange(4)), (np.arange(4), np.arange(4, 12))]
-    assert fold_scores(spectra, predicted, folds) == [pytest.approx(0.75), pytest.approx(0.75)]
+    assert [score["spot"] for score in fold_scores(spectra, predicted, folds)] == [0.75, 0.75]
+    assert [score["core"] for score in fold_scores(spectra, predicted, folds)] == [1.0, 0.5]
+
+
+def test_the_interval_of_accuracies_knows_that_spots_of_a_patient_are_alike():
+    draws = np.random.default_rng(0)
+    patients = np.repeat(np.arange(120), 4)
+    labels = patients // 80  # 80 patients of one class, 40 of the other
+    chance = draws.beta(4, 1, 120)[patients]  # a patient is easy or hard
+    right = (draws.random(480) < chance).astype(float)
+    spectra = Spectra(np.ones((480, 2)), [1.0, 2.0], labels, cores=patients, patients=patients)
+    mean, low, high = patient_interval(spectra, right)
+    predicted = np.where(right == 1, labels, 1 - labels)
+    assert mean == pytest.approx(scores(spectra, predicted)["spot"])
+    each = right.reshape(120, 4).mean(1)
+    error = np.sqrt(each[:80].var() / 80 + each[80:].var() / 40) / 2
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+    # The control: spots as if they were independent would give a narrower interval.
+    alone = replace(spectra, patients=np.arange(480))
+    _, lower, higher = patient_interval(alone, right)
+    assert higher - lower < 0.85 * (high - low)
 
 
 def test_predictions_are_made_by_other_folds_and_read_again(tmp_path):
@@ -135,6 +158,14 @@ def test_predictions_are_made_by_other_folds_and_read_again(tmp_path):
     assert seen == [len(train) for train, _ in folds]
     np.testing.assert_array_equal(cross_predict(make, spectra, folds, file), found)
     assert len(seen) == 4
+    # Some folds first, and the others later: those that are there are not trained again.
+    later = tmp_path / "later.npy"
+    some = cross_predict(make, spectra, folds[:2], later)
+    tested = np.concatenate([test for _, test in folds[:2]])
+    np.testing.assert_array_equal(some[tested], found[tested])
+    assert len(seen) == 6
+    np.testing.assert_array_equal(cross_predict(make, spectra, folds, later), found)
+    assert len(seen) == 8
     # The control: a neighbour that may look at the spectrum itself is always right.
     everything = [(np.arange(len(spectra)), np.arange(len(spectra)))]
     leaked = cross_predict(make, spectra, everything, tmp_path / "leaked.npy")
@@ -159,11 +190,14 @@ def test_the_comparison_by_the_command(tmp_path, capsys):
         for method in ("ROC/LDA", "ResidualNet", "IsotopeNet", "i-ResNet")
     ]
     assert [row["runs"] for row in rows] == [1, 1, 2, 1] * 2
+    pairs = [(row["method"], row["against"]) for row in results(tmp_path)["differences"]]
+    assert len(pairs) == 2 * 6 and pairs[0] == ("ResidualNet", "ROC/LDA")
     assert rows[2]["thesis, LP"] == "0.962, 1.000" and (tmp_path / "comparison.png").is_file()
     capsys.readouterr()
     assert main(["comparison", *options]) == 0
     assert results(tmp_path)["comparison"] == rows
-    assert capsys.readouterr().out.count("read from") == 2 * 5
+    said = capsys.readouterr().out
+    assert said.count("ROC.npy") == 2 and said.count(", read") == 2 * 4
 
 
 def test_fewer_patients_are_some_of_more_from_all_arrays_and_classes():
@@ -181,7 +215,7 @@ def test_fewer_patients_are_some_of_more_from_all_arrays_and_classes():
 
 def test_learning_curves_by_the_command(tmp_path):
     torch.set_default_dtype(torch.float32)
-    options = [*SMALL.split()[:-4], "--patients", "2,4", "--isotope_spectra", "30"]
+    options = [*SMALL.split(), "--patients", "2,4", "--isotope_spectra", "30"]
     assert main(["learning", *options, "--tasks", "heights", "--into", str(tmp_path)]) == 0
     rows = results(tmp_path)["learning"]
     assert [row["spectra"] for row in rows] == 3 * [12] + 3 * [24]
@@ -189,6 +223,14 @@ def test_learning_curves_by_the_command(tmp_path):
     assert (tmp_path / "learning.png").is_file()
     with pytest.raises(SystemExit):
         main(["learning", "--patients", "3", "--into", str(tmp_path)])
+
+
+def test_few_spectra_come_as_often_as_it_takes():
+    usual = Training(isotope_epochs=60, residual_epochs=10)
+    assert usual.enough(100, isotope=6000, residual=1000) == usual
+    few = usual.enough(50, isotope=6000, residual=1000)
+    assert (few.isotope_epochs, few.residual_epochs) == (120, 20)
+    assert usual.enough(1000, isotope=6000, residual=1000) == usual  # not fewer passes
 
 
 def test_the_ablations_by_the_command(tmp_path):
@@ -218,14 +260,20 @@ def test_variants_differ_from_the_thesis_by_what_their_names_say():
 
 def test_measured_sets_by_the_command(tmp_path, measured):
     torch.set_default_dtype(torch.float32)
-    options = "--isotope_spectra 40 --residual_spectra 40 --baseline 5 --sets cancer"
+    options = "--isotope_spectra 40 --residual_spectra 40 --baseline 5 --sets cancer "
+    options += "--training.isotope_epochs 1 --training.residual_epochs 1 "
+    options += "--invertible.steps 2 --invertible.bins 8"
     path = tmp_path / "run"
     options = [*options.split(), "--spectra", str(measured), "--into", str(path)]
     assert main(["measured", *options]) == 0
     rows = {row["method"]: row for row in results(path)["measured"]}
-    assert list(rows) == ["nearest neighbour", "linear", "ROC/LDA", "ResidualNet", "IsotopeNet"]
+    assert list(rows) == list(METHODS)
     assert rows["linear"]["samples right"] == 1.0 and rows["linear"]["samples"] == 20
     assert rows["linear"]["from"] == pytest.approx(0.025 ** (1 / 20))
+    assert main(["measured", *options, "--methods", "linear"]) == 0
+    assert results(path)["measured"] == [rows["linear"]]
+    with pytest.raises(SystemExit):
+        main(["measured", *options, "--methods", "other"])
 
 
 def test_extents_by_the_command(tmp_path, measured, monkeypatch):

@@ -15,6 +15,7 @@ ROOM = Room(
         "comparison": "ROC/LDA, ResidualNet and IsotopeNet on simulated tissue (figure 7.5)",
         "learning": "how many spectra each method needs",
         "ablations": "IsotopeNet with another receptive field, stride, grid, or filters",
+        "sensitivity": "which masses IsotopeNet looks at, and which peptides are there",
         "measured": "isolates, cancer, species, serum: all methods on real spectra",
         "densities": "classes and unknown kinds by the densities of a flow (section 5.6)",
     },

@@ -11,11 +11,11 @@ from iresflow.spectra import SquareRoot, TotalIonCount
 from iresflow.spectra.collection import Spectra
 from iresflow.spectra.grids import tof_grid
 from iresflow.spectra.groups import group_folds
-from iresflow.spectra.peptides import HEIGHTS, ISOTOPES, Effect, draw_peptides
+from iresflow.spectra.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
 from iresflow.spectra.simulate import Instrument, Layout, simulate
 from iresflow.training.sections import Section
 
-__all__ = ["TASKS", "Tissue", "array_folds", "prepared", "tissue_spectra"]
+__all__ = ["TASKS", "Tissue", "array_folds", "prepared", "tissue_peptides", "tissue_spectra"]
 
 TASKS: Mapping[str, Effect] = {"heights": HEIGHTS, "isotopes": ISOTOPES}
 
@@ -46,8 +46,8 @@ class Tissue(Section):
     """Of peptides and spectra."""
 
 
-def tissue_spectra(tissue: Tissue, task: str) -> Spectra:
-    """The spectra of a task, prepared.
+def tissue_peptides(tissue: Tissue, task: str) -> tuple[Peptide, ...]:
+    """The peptides of a task.
 
     Raises:
         ValueError: there is no such task, or the tissue's numbers don't fit each other.
@@ -55,7 +55,7 @@ def tissue_spectra(tissue: Tissue, task: str) -> Spectra:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
     margin = 8.0  # so that whole isotope patterns lie in the range
-    peptides = draw_peptides(
+    return draw_peptides(
         tissue.low + 1,
         tissue.high - margin,
         TASKS[task],
@@ -63,6 +63,15 @@ def tissue_spectra(tissue: Tissue, task: str) -> Spectra:
         marking=tissue.marking,
         seed=tissue.seed,
     )
+
+
+def tissue_spectra(tissue: Tissue, task: str) -> Spectra:
+    """The spectra of a task, prepared.
+
+    Raises:
+        ValueError: as `tissue_peptides`.
+    """
+    peptides = tissue_peptides(tissue, task)
     layout = Layout(tissue.arrays, tissue.patients, tissue.cores, tissue.spots)
     instrument = Instrument(tof_grid(tissue.low, tissue.high, tissue.width))
     return prepared(simulate(peptides, layout, instrument, seed=tissue.seed))

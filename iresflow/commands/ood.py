@@ -211,7 +211,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--only", help=f"some of the scores, with commas: {','.join(NAMES)}")
     parser.add_argument(
-        "--draws", type=int, default=4, help="of dequantisation noise and probes, at least 3"
+        "--draws", type=int, default=8, help="of dequantisation noise and probes, at least 3"
     )
     parser.add_argument("--probes", type=int, default=2, help="probes in each draw, at least 2")
     parser.add_argument("--level", type=float, default=0.95, help="of the error bars")

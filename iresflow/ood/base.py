@@ -1,6 +1,7 @@
 """What a score of outliers is: fitted to samples that are inside, larger the more outlying."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +47,16 @@ class Scores:
         return torch.where(self.values.isinf(), 0.0, sides)
 
     def decide(self, threshold: float) -> "Decisions":
-        """Which samples are outlying, which are inside, and which are within their error bars."""
+        """Which samples are outlying, which are inside, and which are within their error bars.
+
+        Arguments:
+            threshold: Scores above it are of outliers.
+
+        Raises:
+            ValueError: the threshold is NaN.
+        """
+        if math.isnan(threshold):
+            raise ValueError("a threshold of NaN decides nothing")
         return Decisions(self.low > threshold, self.high <= threshold)
 
     @staticmethod
@@ -175,6 +185,9 @@ class FittedScore:
             x: Samples, as of `scores`.
             threshold: Scores above it are of outliers.
             context: As of `scores`.
+
+        Raises:
+            ValueError: as `scores`, or the threshold is NaN.
         """
         return self.scores(x, context).decide(threshold)
 

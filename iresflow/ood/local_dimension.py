@@ -50,7 +50,7 @@ class LocalDimension(Score):
         Matrices, Moments and Quadrature (Golub and Meurant, 1994).
     """
 
-    scoring: Scoring = field(default_factory=lambda: Scoring(probes=2))
+    scoring: Scoring = field(default_factory=lambda: Scoring(draws=4))
     steps: int = 12
 
     def __post_init__(self) -> None:

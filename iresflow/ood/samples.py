@@ -19,6 +19,8 @@ BATCH = 250
 
 def checked(flow: Flow, x: Array, context: Array | None) -> tuple[Tensor, Tensor | None]:
     """Samples ``(B, *shape)`` on the flow's device, and their contexts; see `Score.fit`."""
+    if not isinstance(flow, Flow):
+        raise ValueError(f"scores are of a flow, got {type(flow).__name__}")
     if flow.training:
         raise ValueError("scores are of a flow in eval mode: call flow.eval() first")
     like = weight_of(flow)
@@ -33,6 +35,8 @@ def checked(flow: Flow, x: Array, context: Array | None) -> tuple[Tensor, Tensor
             f"this flow takes samples of shape (B, {', '.join(map(str, flow.shape))}), got "
             f"{tuple(values.shape)}"
         )
+    if values.is_complex():
+        raise ValueError(f"the samples must be real numbers, got {values.dtype}")
     values = values.to(widest(like.device))
     if not bool(values.isfinite().all()):
         raise ValueError("the samples hold NaN or infinity")

@@ -104,7 +104,8 @@ class StateDensity:
 
         Each statistic is moved along its error bar, with the others in their places, and what
         changes adds up: upwards and downwards apart, since far out a density may fall by much to
-        one side and by little to the other. Where a statistic is infinite, so is the score.
+        one side and by little to the other. Where a statistic is infinite, or the density of the
+        state is 0 in floats, the score is infinite.
         """
         values, low, high = (
             _table([getattr(part, name) for part in statistics])
@@ -120,9 +121,10 @@ class StateDensity:
                 ends = low[known, column], high[known, column]
                 moved[:, :, column] = np.linspace(*ends, ALONG)
                 along = self._surprisal(moved.reshape(-1, values.shape[1])).reshape(ALONG, -1)
-                below += np.minimum(along.min(0) - middle, 0)
-                above += np.maximum(along.max(0) - middle, 0)
-            columns[:, known] = middle, below, above
+                with np.errstate(invalid="ignore"):  # infinite scores have no error bars
+                    below += np.minimum(along.min(0) - middle, 0)
+                    above += np.maximum(along.max(0) - middle, 0)
+            columns[:, known] = np.where(np.isposinf(middle), np.inf, [middle, below, above])
         return Scores(*torch.from_numpy(columns).to(statistics[0].values.device))
 
     def _surprisal(self, table: np.ndarray) -> np.ndarray:

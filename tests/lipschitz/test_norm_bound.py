@@ -6,8 +6,10 @@ import pytest
 import torch
 from layers_of_torch import draw, matrix_of, spectral
 from torch import nn
+from torch.nn.utils import prune
 
 import iresflow
+from iresflow import constrain
 from iresflow.lipschitz.bounds.modules import norm_bound, operator_of
 
 # What PyTorch says of its own speed.
@@ -199,3 +201,33 @@ def test_sizes_may_be_numbers_of_any_library():
     assert iresflow.norm_bound(module, numpy.int64(6)) == expected
     assert iresflow.norm_bound(module, numpy.array([6, 6])) == expected
     assert iresflow.norm_bound(module, torch.Size((6, 6))) == expected
+
+
+def pruned(module):
+    return prune.l1_unstructured(module, "weight", 2)
+
+
+@pytest.mark.parametrize("hook", [pruned, nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_a_hook_makes_in_each_call_are_refused(hook):
+    """What they hold is of the call before: after a step of an optimiser it is outdated."""
+    layer = hook(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="hook makes the weight of Linear"):
+        norm_bound(layer)
+    with pytest.raises(ValueError, match="hook"):
+        constrain(layer, 0.9)
+    watched = nn.Linear(3, 3)
+    watched.register_forward_pre_hook(lambda module, given: None)
+    norm = float(torch.linalg.matrix_norm(watched.weight.detach(), 2))
+    assert norm <= norm_bound(watched).upper <= norm * (1 + 1e-9)
+
+
+def test_a_pruned_layer_has_a_bound_once_it_is_made_permanent():
+    layer = prune.remove(pruned(nn.Linear(4, 4)), "weight")
+    norm = float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
+    assert norm <= norm_bound(layer).upper <= norm * (1 + 1e-9)
+
+
+def test_a_shape_without_numbers_is_refused():
+    with pytest.raises(ValueError, match="meta"):
+        norm_bound(nn.Linear(3, 3, device="meta"))

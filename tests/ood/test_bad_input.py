@@ -1,5 +1,7 @@
 """What scores refuse, and what they take that looks strange."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,31 @@ def test_an_infinite_statistic_gives_an_infinite_state():
     found = density(small_vector_flow(), torch.zeros(2, 3), scores)
     assert bool(found.values[0].isfinite()) and found.values[1] == torch.inf
     assert found.errors[0] > 0 and found.errors[1] == 0
+
+
+def test_a_state_whose_density_is_0_in_floats_is_ranked_last():
+    flow, x = small_vector_flow(), torch.randn(40, 3)
+    far = torch.tensor([[0.0, 0.0, 0.0], [1e100, 0.0, 0.0]])
+    assert bool(LogProb().fit(flow, x).score(far).isfinite().all())  # their squares are not
+    fitted = DensityOfStates((LogProb(), ScoreNorm())).fit(flow, x)
+    found = fitted.scores(far)
+    for column in (found.values, found.low, found.high):
+        assert column.isinf().tolist() == [False, True]
+    assert fitted.decide(far, 1e300).outlying.tolist() == [False, True]
+
+
+def test_a_threshold_of_nan_is_refused():
+    flow, x = small_vector_flow(), torch.randn(5, 3)
+    with pytest.raises(ValueError, match="NaN"):
+        LogProb().fit(flow, x).decide(x, math.nan)
+    assert bool(LogProb().fit(flow, x).decide(x, math.inf).inside.all())
+
+
+def test_what_is_no_flow_or_no_real_number_is_named():
+    with pytest.raises(ValueError, match="got Linear"):
+        LogProb().fit(torch.nn.Linear(3, 3), torch.randn(5, 3))
+    with pytest.raises(ValueError, match="complex"):
+        LogProb().fit(small_vector_flow(), torch.randn(5, 3) + 1j)
 
 
 def test_a_damaged_flow_says_so():

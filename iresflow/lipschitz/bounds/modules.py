@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from iresflow.lipschitz.bounds.axes import Reading
 from iresflow.lipschitz.bounds.base import Bound
@@ -42,7 +43,7 @@ def norm_bound(module: nn.Module, image_size: int | Iterable[int] | None = None)
 
     Raises:
         ValueError: a module of another kind; no or a wrong image size; weights that are none,
-            not finite, or complex.
+            not finite, complex, or made by a hook before each call.
     """
     family = operator_of(module, image_size)
     weight: Any = module.weight
@@ -94,12 +95,27 @@ def _kind(module: nn.Module) -> type[nn.Module]:
                 raise ValueError(
                     f"weights must be real floats, {_name(module)} has {weight.dtype}"
                 )
+            if weight.is_meta:
+                raise ValueError(f"{_name(module)} has a shape without numbers, on device meta")
+            if _hooked(module):
+                raise ValueError(
+                    f"a hook makes the weight of {_name(module)} anew in each call, so that what "
+                    "it holds may be outdated: remove the hook (prune.remove, remove_weight_norm, "
+                    "remove_spectral_norm), or take torch.nn.utils.parametrizations"
+                )
             return kind
     known = ", ".join(f"nn.{kind.__name__}" for kind in KINDS)
     raise ValueError(
         f"no bound is known of {_name(module)}; what has one is {known}, "
         "and what keeps their forward pass"
     )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a weight is neither stored nor parametrized, but set by what runs before a call."""
+    stored = "weight" in module._parameters or "weight" in module._buffers
+    made = not stored and not parametrize.is_parametrized(module, "weight")
+    return made and len(module._forward_pre_hooks) > 0
 
 
 def _computes(module: nn.Module, kind: type[nn.Module]) -> bool:

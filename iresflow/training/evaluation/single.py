@@ -35,8 +35,8 @@ class Scoring:
         ValueError: a value out of range.
     """
 
-    draws: int = 4
-    probes: int = 4
+    draws: int = 8
+    probes: int = 2
     level: float = 0.95
     seed: int = 0
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.inverse_problems.comparisons import Measured
 from experiments.inverse_problems.flows import (
     SIDE,
     image_flow,
@@ -45,6 +46,16 @@ DATA: dict[str, dict[str, object]] = {"images": {"name": "mnist"}}
 
 ROUGH = ProjectedQuasiNewton(iterations=60)
 """How total variation's weight is tried."""
+
+COLUMNS = (
+    "PSNR",
+    "standard error",
+    "misfit",
+    "criterion",
+    "evaluations",
+    "process seconds an image",
+)
+"""Of the table, after problem and method."""
 
 
 @dataclass(kw_only=True)
@@ -81,6 +92,8 @@ class Settings(Section):
     """Test images."""
     latent: int = 2
     """Of these, so many are searched in the latent as well."""
+    starts: bool = False
+    """Whether searches with the flow of patches begin at other images as well."""
     noise: float = 0.1
     """Deviation of the noise in measurements; three times as much to denoise."""
     iterations: int = 250
@@ -117,37 +130,35 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
     descent = ProjectedQuasiNewton(iterations=settings.iterations)
     rows: list[dict[str, Any]] = []
     known = problems(dataset.shape, settings.noise, settings.seed)
+    starts: list[dict[str, Any]] = []
     for name in settings.problems:
-        problem = known[name]
-        generator = torch.Generator().manual_seed(settings.seed + 1)
-        clean = problem.operator(truth)
-        y = clean + problem.noise * torch.randn(clean.shape, generator=generator)
-        guess = first_guess(problem.operator, y, TotalVariation(1.0))
+        measured = Measured(known[name], truth, settings.seed + 1)
+        guess = first_guess(known[name].operator, measured.y, TotalVariation(1.0))
         shown = {"truth": truth, "plain inversion": guess}
-        rows.append(_row(name, "plain inversion", psnr(guess, truth)))
-        total = TotalVariation(
-            _best_weight(problem, in_unit_range(dataset.train.values[:4], dataset))
-        )
-        for method, prior in {"total variation": total, **priors}.items():
+        rows.append(_row(name, "plain inversion", measured.row(guess)))
+        weight = _best_weight(known[name], in_unit_range(dataset.train.values[:4], dataset))
+        for method, prior in {"total variation": TotalVariation(weight), **priors}.items():
             began = process_time()
-            found = map_estimate(
-                problem.operator, y, prior, problem.noise, start=guess, descent=descent
-            )
+            found = measured.estimate(prior, descent, start=guess)
+            took = (process_time() - began) / len(truth)
             shown[method] = found.images
-            rows.append(
-                _row(name, method, psnr(found.images, truth))
-                | {
-                    "misfit": float(found.misfit.mean()),
-                    "criterion": float(found.criterion.max()),
-                    "evaluations": float(found.evaluations.double().mean()),
-                    "process seconds an image": (process_time() - began) / len(truth),
-                }
-            )
+            ended = measured.full_row(found) | {"process seconds an image": took}
+            rows.append(_row(name, method, ended))
             print(f"{name}, {method}: {rows[-1]['PSNR']:.2f} dB", flush=True)
         report.table("restoration", rows, _caption(dataset, settings))
         report.figure(name, picture(shown), f"{name}: from the truth to all methods")
+        if settings.starts:
+            begin = {n: shown[n] for n in ("plain inversion", "total variation", "truth")}
+            found_rows = measured.from_starts(priors["flow of patches"], descent, begin)
+            starts += [{"problem": name, **row} for row in found_rows]
+            report.table("starts", starts, "Searches with the flow of patches from other images.")
     if settings.latent:
-        _in_latents(settings, dataset, priors["flow of images"], report, descent)
+        problem = known["superresolution"]
+        part = Measured(problem, truth[: settings.latent], settings.seed + 1)
+        found_rows, shown = part.in_latents(priors["flow of images"], descent)
+        caption = f"Superresolution of {len(part.truth)} images, both searches."
+        report.table("latents", found_rows, caption)
+        report.figure("latents", picture(shown), "The most probable images and latents")
 
 
 def _priors(settings: Settings, dataset: Dataset, report: Report) -> dict[str, Potential]:
@@ -228,48 +239,9 @@ def _best_weight(problem: Problem, truth: Tensor) -> float:
     return weights[scores.index(max(scores))]
 
 
-def _in_latents(
-    settings: Settings,
-    dataset: Dataset,
-    prior: Potential,
-    report: Report,
-    descent: ProjectedQuasiNewton,
-) -> None:
-    """The most probable latents of some images, beside the most probable images."""
-    truth = in_unit_range(dataset.test.values[: settings.latent], dataset)
-    problem = problems(dataset.shape, settings.noise, settings.seed)["superresolution"]
-    generator = torch.Generator().manual_seed(settings.seed + 1)
-    clean = problem.operator(truth)
-    y = clean + problem.noise * torch.randn(clean.shape, generator=generator)
-    rows, shown = [], {"truth": truth}
-    for where in ("image", "latent"):
-        found = map_estimate(problem.operator, y, prior, problem.noise, where, descent=descent)
-        shown[where] = found.images
-        rows.append(
-            {
-                "where": where,
-                "PSNR": float(psnr(found.images, truth).mean()),
-                "misfit": float(found.misfit.mean()),
-                "criterion": float(found.criterion.max()),
-                "evaluations": float(found.evaluations.double().mean()),
-            }
-        )
-    report.table("latents", rows, f"Superresolution of {len(truth)} images, both searches.")
-    report.figure("latents", picture(shown), "The most probable images and latents")
-
-
-def _row(problem: str, method: str, decibels: Tensor) -> dict[str, Any]:
-    spread = float(decibels.std()) / len(decibels) ** 0.5 if len(decibels) > 1 else None
-    return {
-        "problem": problem,
-        "method": method,
-        "PSNR": float(decibels.mean()),
-        "standard error": spread,
-        "misfit": None,
-        "criterion": None,
-        "evaluations": None,
-        "process seconds an image": None,
-    }
+def _row(problem: str, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table, without what plain inversion has none of."""
+    return {"problem": problem, "method": method} | {name: values.get(name) for name in COLUMNS}
 
 
 def _caption(dataset: Dataset, settings: Settings) -> str:

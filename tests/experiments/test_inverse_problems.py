@@ -165,6 +165,7 @@ def test_the_restoration_goes_through_and_goes_on(digits, tmp_path):
         test=1,
         iterations=2,
         stride=2,
+        starts=True,
     )
     restoration.run(settings, {"images": digits}, Report(tmp_path, "title"))
     results = json.loads((tmp_path / "results.json").read_text())
@@ -174,7 +175,10 @@ def test_the_restoration_goes_through_and_goes_on(digits, tmp_path):
         row["method"] for row in rows
     }
     assert all(math.isfinite(row["PSNR"]) for row in rows)
+    assert [row["where"] for row in results["latents"]] == ["image", "latent"]
     assert (tmp_path / "latents.png").is_file()
+    begun = [(row["problem"], row["start"]) for row in results["starts"]]
+    assert len(set(begun)) == 12 and ("inpainting", "truth") in begun
 
 
 def test_the_posterior_goes_through(digits, tmp_path):

@@ -164,7 +164,7 @@ def test_error_bars_of_the_fit_of_latents_hold_the_mean_over_the_noise():
     images = distinct_images(flow, 150)
     fitted = LatentFit(SCORING).fit(flow, images)
     # The oracle: the same distance with many other draws.
-    many = Scoring(draws=400, level=LEVEL, seed=1)
+    many = Scoring(draws=200, level=LEVEL, seed=1)
     again = partial(fitted.measure.func, many, *fitted.measure.args[1:])
     assert cover(fitted.scores(images), replace(fitted, measure=again).score(images))
 

@@ -1,45 +1,41 @@
 """Learned operators: how the error of a reconstruction depends on noise and on the Lipschitz limit
 (Arndt et al., 2023, arXiv 2306.01335), beside truncated singular values and Tikhonov."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.classifiers.training import train_once
 from experiments.inverse_problems.learned_figures import draw_curves, draw_images
+from experiments.inverse_problems.learned_objectives import compare_objectives
 from experiments.inverse_problems.learned_problems import (
     FILTERS,
     Problem,
     Spectrum,
     blurred_images,
+    deviation_of,
     measured,
     smoothed_signals,
 )
+from experiments.inverse_problems.learned_training import (
+    best_errors,
+    errors,
+    inverse_of,
+    train_operator,
+)
 from iresflow.commands.report import Report
 from iresflow.data import Dataset
-from iresflow.inverse_problems import (
-    Approximation,
-    DivergencePenalty,
-    LearnedOperator,
-    LogDetPenalty,
-    Reconstruction,
-)
+from iresflow.inverse_problems import Approximation, LearnedOperator, Reconstruction
 from iresflow.tensors import wide_norm
-from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.base import Objective
 from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
 DATA = {"images": {"name": "mnist"}}
-
-GRID = torch.logspace(-6, 0, 61, dtype=torch.float64).tolist()
-"""Parameters of the classical filters; the best one is taken for each noise."""
 
 SHOWN, SHOWN_NOISE = 8, 0.01
 """Images in the figure, and their relative noise."""
@@ -59,8 +55,10 @@ class Settings(Section):
     """Units in the branch of signals, of two layers."""
     signals: int = 4000
     """Signals to train on."""
-    steps: int = 800
+    steps: int = 4000
     """Of training on signals, 128 in a step."""
+    through_steps: int = 500
+    """Of training through the inverse, 64 in a step."""
     pool: int = 2
     """Pixels on the side of the squares that images are averaged over before."""
     image_limits: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98)
@@ -87,6 +85,7 @@ def quick(settings: Settings) -> Settings:
         hidden=16,
         signals=500,
         steps=100,
+        through_steps=10,
         image_limits=(0.5, 0.9),
         image_hidden=4,
         image_steps=20,
@@ -107,15 +106,56 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
         _floats(images.test.values[: settings.test], images.levels, settings.pool),
         settings.image_hidden,
     )
-    options = {"batch_size": 128, "learning_rate": 1e-2, "steps": settings.steps}
-    _converge(signals, settings.limits, options, settings.seed, report)
+    _converge(signals, settings.limits, _of_signals(signals, settings), settings.seed, report)
     options = {"batch_size": 32, "learning_rate": 1e-2, "steps": settings.image_steps}
-    nets = _converge(blur, settings.image_limits, options, settings.seed, report)
+    kinds = _approximating(blur, options)
+    nets = _converge(blur, settings.image_limits, kinds, settings.seed, report)["network"]
     z = measured(blur, SHOWN_NOISE, settings.seed)
-    shown = {f"L = {limit:g}": _inverse_of(net)(z[:SHOWN]) for limit, net in nets.items()}
+    shown = {f"L = {limit:g}": inverse_of(net)(z[:SHOWN]) for limit, net in nets.items()}
     rows = {"image": blur.test[:SHOWN], "blurred": z[:SHOWN], **shown}
     report.figure("images", draw_images(rows), f"Reconstructions, noise {SHOWN_NOISE:g}")
-    _compare(signals, settings, report)
+    compare_objectives(
+        signals,
+        report,
+        limit=settings.compared_limit,
+        noise=settings.compared_noise,
+        steps=settings.compared_steps,
+        seed=settings.seed,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class _Kind:
+    """A map and how it is trained.
+
+    Attributes:
+        build: From a limit.
+        objective: From the relative noise of what it shall invert.
+        options: Of training.
+    """
+
+    build: Callable[[float], LearnedOperator]
+    objective: Callable[[float], Objective]
+    options: Mapping[str, Any]
+
+
+def _approximating(problem: Problem, options: Mapping[str, Any]) -> dict[str, _Kind]:
+    """The problem's maps, as near to its operator as they come."""
+    objective = Approximation(problem.operator)
+    return {n: _Kind(b, lambda noise: objective, options) for n, b in problem.networks.items()}
+
+
+def _of_signals(problem: Problem, settings: Settings) -> dict[str, _Kind]:
+    """The same, and the network trained through its inverse."""
+    options = {"batch_size": 128, "learning_rate": 1e-2, "steps": settings.steps}
+    through = {"batch_size": 64, "learning_rate": 1e-2, "steps": settings.through_steps}
+
+    def reconstruction(noise: float) -> Objective:
+        return Reconstruction(problem.operator, deviation_of(problem, noise), tol=1e-4)
+
+    inverse = _Kind(problem.networks["network"], reconstruction, through)
+    return {**_approximating(problem, options), "network, through the inverse": inverse}
 
 
 def _floats(images: Tensor, levels: int | None, pool: int) -> Tensor:
@@ -124,69 +164,51 @@ def _floats(images: Tensor, levels: int | None, pool: int) -> Tensor:
     return F.avg_pool2d(images.float() / (levels - 1), pool)
 
 
-def _train(
-    net: LearnedOperator,
-    problem: Problem,
-    where: Path,
-    objective: Objective,
-    seed: int,
-    options: Mapping[str, Any],
-) -> LearnedOperator:
-    train_once(
-        net,
-        Batch(problem.train),
-        Batch(problem.held[:200]),
-        where,
-        objective=objective,
-        seed=seed,
-        decay_steps=0.5,
-        validate_every=0.25,
-        **options,
-    )
-    return net
-
-
 def _converge(
     problem: Problem,
     limits: tuple[float, ...],
-    options: Mapping[str, Any],
+    kinds: Mapping[str, _Kind],
     seed: int,
     report: Report,
-) -> dict[float, LearnedOperator]:
+) -> dict[str, dict[float, LearnedOperator]]:
     """Trains a network for each limit, and measures errors at noises that belong to the limits.
 
     With the relative noise :math:`\\delta = (1 - L)^2` of each limit, L goes to 1 and
     :math:`\\delta / (1 - L)` to 0.
 
     Returns:
-        The networks of the last kind.
+        The networks of each kind, by their limits.
     """
     noises = [(1 - limit) ** 2 for limit in limits]
     noisy = [measured(problem, noise, seed) for noise in noises]
-    rows, curves = [], {}
-    for kind, build in problem.networks.items():
-        nets = {}
-        for limit in limits:
+    rows, curves = [], dict[str, list[list[float]]]()
+    nets: dict[str, dict[float, LearnedOperator]] = {}
+    for name, kind in kinds.items():
+        nets[name] = {}
+        for limit, noise in zip(limits, noises, strict=True):
             torch.manual_seed(seed)
-            where = report.path / f"{problem.name}-{kind}-{limit:g}"
-            objective = Approximation(problem.operator)
-            nets[limit] = _train(build(limit), problem, where, objective, seed, options)
-        curves[kind] = [_errors(problem, _inverse_of(net), noisy) for net in nets.values()]
-        for index, (limit, net) in enumerate(nets.items()):
-            row = {"kind": kind, "L": limit, "noise": noises[index]}
+            where = report.path / f"{problem.name}-{_as_file(name)}-{limit:g}"
+            objective, net = kind.objective(noise), kind.build(limit)
+            nets[name][limit] = train_operator(net, problem, where, objective, seed, kind.options)
+        curves[name] = [errors(problem, inverse_of(net), noisy) for net in nets[name].values()]
+        for index, (limit, net) in enumerate(nets[name].items()):
+            row = {"kind": name, "L": limit, "noise": noises[index]}
             row |= _described(problem, net, noisy[index])
-            rows.append({**row, "error": curves[kind][index][index]})
+            rows.append({**row, "error": curves[name][index][index]})
     spectrum = Spectrum.of(problem)
     curves["filter"] = [
-        _errors(problem, spectrum.filter("squared soft TSVD", 1 - limit), noisy)
-        for limit in limits
+        errors(problem, spectrum.filter("squared soft TSVD", 1 - limit), noisy) for limit in limits
     ]
-    classical = {name: _best(problem, spectrum, name, noisy) for name in FILTERS}
+    classical = {name: best_errors(problem, spectrum, name, noisy) for name in FILTERS}
     report.table(f"{problem.name}-limits", rows, CAPTION)
     report.table(f"{problem.name}-errors", _long(limits, noises, curves, classical))
     figure = draw_curves(limits, noises, curves, classical)
     report.figure(problem.name, figure, f"Learned operators: {problem.name}")
     return nets
+
+
+def _as_file(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
 
 
 CAPTION = (
@@ -195,10 +217,6 @@ CAPTION = (
     "of the noise's length in z over 1 - L, relative to |x|; and the mean relative error of "
     "reconstructions, all with relative noise (1 - L)^2."
 )
-
-
-def _inverse_of(net: LearnedOperator) -> Callable[[Tensor], Tensor]:
-    return lambda z: net.invert(z).value.detach()
 
 
 @torch.no_grad()
@@ -212,23 +230,6 @@ def _described(problem: Problem, net: LearnedOperator, z: Tensor) -> dict[str, f
         "noise in z / (1 - L)": float(wide_norm(z - exact).mean()) / scale,
         "|F(x) - K x| / (1 - L)": float(wide_norm(net(x) - exact).mean()) / scale,
     }
-
-
-def _errors(
-    problem: Problem, inverse: Callable[[Tensor], Tensor], noisy: Sequence[Tensor]
-) -> list[float]:
-    """Mean relative errors of reconstructions from each of several z."""
-    return [_relative(inverse(z), problem.test) for z in noisy]
-
-
-def _relative(found: Tensor, x: Tensor) -> float:
-    return float((wide_norm(found - x) / wide_norm(x).clamp_min(1e-6)).mean())
-
-
-def _best(problem: Problem, spectrum: Spectrum, name: str, noisy: Sequence[Tensor]) -> list[float]:
-    """The errors of a filter with the parameter that suits each z best, which no one knows."""
-    table = [_errors(problem, spectrum.filter(name, a), noisy) for a in GRID]
-    return [min(column) for column in zip(*table, strict=True)]
 
 
 def _long(
@@ -248,38 +249,3 @@ def _long(
         {"method": f"{name}, best", **dict(zip(columns, errors, strict=True))}
         for name, errors in classical.items()
     ]
-
-
-def _compare(problem: Problem, settings: Settings, report: Report) -> None:
-    """Objectives at one noise and one limit, and linear maps beside them."""
-    seed, noise, limit = settings.seed, settings.compared_noise, settings.compared_limit
-    operator, x = problem.operator, problem.train
-    deviation = noise * float(operator.forward(x).square().mean().sqrt())
-    in_z = deviation / operator.norm
-    objectives: dict[str, Objective] = {
-        "approximation": Approximation(operator),
-        "approximation, divergence": Approximation(operator, (DivergencePenalty(in_z),)),
-        "approximation, log-det": Approximation(operator, (LogDetPenalty(in_z),)),
-        "reconstruction": Reconstruction(operator, deviation, tol=1e-4),
-    }
-    options = {"batch_size": 64, "learning_rate": 1e-2, "steps": settings.compared_steps}
-    z = measured(problem, noise, seed)
-    rows = []
-    for name, objective in objectives.items():
-        torch.manual_seed(seed)
-        net = problem.networks["network"](limit)
-        where = report.path / f"objective-{name.replace(', ', '-')}"
-        _train(net, problem, where, objective, seed, options)
-        error = _relative(_inverse_of(net)(z), problem.test)
-        of_map = _relative(net(problem.test).detach(), operator(problem.test))
-        rows.append({"method": name, "error": error, "error of F": of_map})
-    spectrum = Spectrum.of(problem)
-    for name in FILTERS:
-        (error,) = _best(problem, spectrum, name, [z])
-        rows.append({"method": f"{name}, best", "error": error, "error of F": None})
-    report.table(
-        "objectives",
-        rows,
-        f"Objectives, L = {limit:g}, relative noise {noise:g}: mean relative error of "
-        "reconstructions, and of F(x) as an approximation of K x.",
-    )

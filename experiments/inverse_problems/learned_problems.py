@@ -10,7 +10,15 @@ from torch import Tensor
 
 from iresflow.inverse_problems import LearnedOperator, LinearOperator, SelfAdjoint
 
-__all__ = ["FILTERS", "Problem", "Spectrum", "blurred_images", "measured", "smoothed_signals"]
+__all__ = [
+    "FILTERS",
+    "Problem",
+    "Spectrum",
+    "blurred_images",
+    "deviation_of",
+    "measured",
+    "smoothed_signals",
+]
 
 BINOMIAL = torch.tensor([1.0, 8.0, 28.0, 56.0, 70.0, 56.0, 28.0, 8.0, 1.0]) / 256
 """Taps of a blur whose symbol, a power of a cosine, is nowhere negative."""
@@ -101,9 +109,18 @@ def measured(problem: Problem, noise: float, seed: int) -> Tensor:
         noise: Standard deviation of what is added to A x, relative to A x in root mean square.
         seed: Of the noise.
     """
-    operator, x = problem.operator, problem.test
-    deviation = noise * float(operator.forward(x).square().mean().sqrt())
-    return operator.observed(x, deviation, torch.Generator().manual_seed(seed))
+    deviation = _deviation(problem, problem.test, noise)
+    generator = torch.Generator().manual_seed(seed)
+    return problem.operator.observed(problem.test, deviation, generator)
+
+
+def deviation_of(problem: Problem, noise: float) -> float:
+    """The standard deviation in A x of a relative noise, as training samples tell it."""
+    return _deviation(problem, problem.train, noise)
+
+
+def _deviation(problem: Problem, x: Tensor, noise: float) -> float:
+    return noise * float(problem.operator.forward(x).square().mean().sqrt())
 
 
 @final

@@ -59,12 +59,15 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     options = "--images.name digits --size 8 --signals 100 --hidden 4 --steps 3 --test 4"
     options += " --image_hidden 3 --image_steps 2 --compared_steps 2"
+    options += " --through_steps 2"
     options += " --limits [0.5,0.9] --image_limits [0.5]"
     assert main(["learned", *options.split(), "--into", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     rows = results["smoothing-limits"]
     assert [(row["kind"], row["L"]) for row in rows] == [
-        (kind, limit) for kind in ("linear", "network") for limit in (0.5, 0.9)
+        (kind, limit)
+        for kind in ("linear", "network", "network, through the inverse")
+        for limit in (0.5, 0.9)
     ]
     for row in rows:
         assert row["largest amplification"] <= row["stability, certified"]

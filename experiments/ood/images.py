@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.compose import ColumnTransformer
 from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -62,6 +63,13 @@ LOGARITHMS = make_pipeline(
     FunctionTransformer(_log), StandardScaler(), KernelDensity(bandwidth="scott")
 )
 """Of a norm, which is positive and spreads over orders of magnitude: its density in logarithms."""
+
+OF_THE_SECOND = make_pipeline(
+    ColumnTransformer([("log", FunctionTransformer(_log), [1])], remainder="passthrough"),
+    StandardScaler(),
+    KernelDensity(bandwidth="scott"),
+)
+"""Of any statistic and a norm: their joint density, with the logarithm of the norm."""
 
 
 @dataclass(kw_only=True)
@@ -192,6 +200,9 @@ def _scores(settings: Settings) -> dict[str, Score]:
         "DensityOfStates": DensityOfStates(states),
         "States with complexity": DensityOfStates((*states, Complexity(scoring))),
         "State of the score norm": DensityOfStates((ScoreNorm(scoring),), LOGARITHMS),
+        "State of complexity and norm": DensityOfStates(
+            (Complexity(scoring), ScoreNorm(scoring)), OF_THE_SECOND
+        ),
         "LikelihoodRatio": LikelihoodRatio(steps=settings.background_steps, scoring=scoring),
     }
     unknown = [name for name in settings.scores if name not in known]

@@ -1,12 +1,12 @@
 """The commands for several machines in docs/guides/scaling.md, between two network namespaces."""
 
+import json
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,9 @@ from interpreters import run_program
 
 import iresflow
 from iresflow.training.checkpoint import load_training
-from iresflow.training.loop.processes import SIZES
 
 ROOT = Path(iresflow.__file__).parents[1]
+LAUNCHERS = ROOT / "tests" / "launchers.py"
 ADDRESSES = ("10.97.0.1", "10.97.0.2")
 OPTIONS = """--model.blocks [1,1] --model.hidden 4 --data.flip true --training.batch_size 9
     --training.validation_samples 8 --training.log_every 1 --log_det.terms 4 --log_det.tol 0
@@ -77,38 +77,22 @@ def documented(launcher, rank):
     ):
         command = command.replace(there, here)
     words = shlex.split(command)
-    modules = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.launch"]}
-    skipped = 1 if launcher == "torchrun" else 2
-    words = words[skipped : words.index("train.py")]
-    return [sys.executable, "-m", *modules[launcher], *words, str(ROOT / "train.py")]
-
-
-def start(host, command, log, rank):
-    environment = {k: v for k, v in os.environ.items() if k not in SIZES} | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "1",
-        "GLOO_SOCKET_IFNAME": f"ires{rank}",
-    }
-    with log.open("w") as file:
-        return subprocess.Popen(
-            ["ip", "netns", "exec", host, *command], env=environment, stdout=file, stderr=file
-        )
+    return [*words[: words.index("train.py")], str(ROOT / "train.py")]
 
 
 def test_two_machines_train_as_one(hosts, tmp_path):
     """Each with a disk of its own, of which the first machine alone writes to its."""
-    running = [
-        start(
-            host,
-            [*documented("torchrun", rank), *OPTIONS, "--runs", f"{tmp_path}/{rank}"],
-            tmp_path / f"log-{rank}",
-            rank,
-        )
+    launches = [
+        {
+            "command": [*documented("torchrun", rank), *OPTIONS, "--runs", f"{tmp_path}/{rank}"],
+            "environment": {"ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": f"ires{rank}"},
+            "host": host,
+        }
         for rank, host in enumerate(hosts)
     ]
-    codes = [process.wait(timeout=300) for process in running]
-    assert codes == [0, 0], "\n".join((tmp_path / f"log-{r}").read_text() for r in (0, 1))
+    (tmp_path / "launches.json").write_text(json.dumps(launches))
+    done = run_program(LAUNCHERS, tmp_path / "launches.json")
+    assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("0/*/checkpoints/last.pt")
     assert not (tmp_path / "1").exists()
     done = run_program(ROOT / "train.py", *OPTIONS, "--runs", tmp_path / "alone")
@@ -126,5 +110,5 @@ from accelerate.commands.launch import launch_command_parser
 found = launch_command_parser().parse_args(sys.argv[1:])
 print(found.num_machines, found.num_processes, found.machine_rank, found.main_process_ip)
 """
-    done = run_program(program, *documented("accelerate", 1)[3:])
+    done = run_program(program, *documented("accelerate", 1)[2:])
     assert done.stdout.split() == ["2", "2", "1", ADDRESSES[0]], done.stderr

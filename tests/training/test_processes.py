@@ -1,17 +1,16 @@
 """Several processes, started as their users start them, against one process alone."""
 
-import os
+import json
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import worker
+from interpreters import run_program
 
-import iresflow
 from iresflow.cli import main
 from iresflow.data import load_dataset
 from iresflow.errors import RunError
@@ -20,7 +19,6 @@ from iresflow.training.loop.processes import SIZES, Alone, join_processes
 from iresflow.training.runs.directory import RunDirectory
 
 WORKER = Path(worker.__file__)
-ROOT = Path(iresflow.__file__).parents[1]
 
 pytestmark = [
     pytest.mark.usefixtures("float32"),
@@ -30,24 +28,21 @@ pytestmark = [
 ]
 
 
-def launch(launcher, *arguments):
+def launch(directory, launcher, *arguments):
     """Runs the worker in two processes on the CPU; returns the exit code and what was printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    modules = {
-        "torchrun": ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"],
-        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-        + ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-        + [f"--main_process_port={port}"],
+    words = {
+        "torchrun": ["--nproc_per_node=2", f"--master_port={port}"],
+        "accelerate": ["--multi_gpu", "--num_processes=2", "--num_machines=1"]
+        + ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"],
     }
-    command = [sys.executable, "-m", *modules[launcher], str(WORKER), *map(str, arguments)]
-    environment = {k: v for k, v in os.environ.items() if k not in SIZES} | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "1",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    command = [launcher, *words[launcher], str(WORKER), *map(str, arguments)]
+    environment = {"ACCELERATE_USE_CPU": "1"}
+    file = directory / "launches.json"
+    file.write_text(json.dumps([{"command": command, "environment": environment, "host": None}]))
+    done = run_program(WORKER.with_name("launchers.py"), file)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -55,7 +50,7 @@ def launch(launcher, *arguments):
 def together(tmp_path_factory):
     """What two processes have left behind, and what was printed."""
     directory = tmp_path_factory.mktemp("together")
-    code, printed = launch("accelerate", "agree", directory)
+    code, printed = launch(directory, "accelerate", "agree", directory)
     assert (directory / "bad-0").is_file(), printed
     return directory, code, printed
 
@@ -141,7 +136,7 @@ def test_a_killed_process_ends_the_run_which_then_goes_on_with_nothing_lost(tmp_
     options = """--model.blocks [1,1] --model.hidden 4 --training.steps 8 --data.flip true
         --training.batch_size 9 --training.validate_every 2 --training.validation_samples 8
         --training.log_every 1 --log_det.terms 4 --log_det.tol 0 --data.test 12""".split()
-    code, printed = launch("torchrun", "die", *options, "--runs", tmp_path / "killed")
+    code, printed = launch(tmp_path, "torchrun", "die", *options, "--runs", tmp_path / "killed")
     assert code != 0
     # The launcher may have been faster than the process that lost its companion.
     messages = re.findall(r"error: .*", printed)

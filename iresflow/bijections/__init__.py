@@ -1,18 +1,12 @@
 """Invertible maps."""
 
 from iresflow.bijections.affine import ActNorm, Standardize
-from iresflow.bijections.base import (
-    Accuracy,
-    Bijection,
-    Composition,
-    Inverse,
-    LogDet,
-    StreamedLogDet,
-)
+from iresflow.bijections.base import Bijection, Composition, LogDet, StreamedLogDet
 from iresflow.bijections.branch_block import BranchBlock
 from iresflow.bijections.channels import ChannelMeans, FirstChannels
 from iresflow.bijections.conditional_prior import ConditionalPrior
 from iresflow.bijections.decorrelate import Decorrelate
+from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.kinds import BLOCKS, block_named
 from iresflow.bijections.monotone import MonotoneBlock
 from iresflow.bijections.pixels import (

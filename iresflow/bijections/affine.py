@@ -8,7 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.bijections.base import Bijection, LogDet
+from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
 from iresflow.errors import NotInitializedError
 from iresflow.tensors import wide_norm

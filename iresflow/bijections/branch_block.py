@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
-from iresflow.bijections.base import Accuracy, Bijection, Inverse
+from iresflow.bijections.base import Bijection
+from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.errors import DerivativeError
 from iresflow.lipschitz import Branch
 from iresflow.lipschitz.passes.chain import Chain

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from iresflow.ambient import WideFloats
-from iresflow.bijections.base import Inverse
+from iresflow.bijections.inverse import Inverse
 from iresflow.bijections.stretch import Stretch
 from iresflow.lipschitz import Branch
 from iresflow.tensors import sum_per_sample, wide_norm, widest

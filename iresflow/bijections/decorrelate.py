@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from iresflow.bijections.affine import SetFromData
-from iresflow.bijections.base import Accuracy, Inverse, LogDet
+from iresflow.bijections.base import LogDet
+from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
 from iresflow.tensors import wide_norm
 

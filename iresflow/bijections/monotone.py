@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
-from iresflow.bijections.base import Accuracy, Inverse, LogDet
+from iresflow.bijections.base import LogDet
 from iresflow.bijections.branch_block import BranchBlock, Contraction
+from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
 from iresflow.logdet import Cayley
 from iresflow.tensors import wide_norm

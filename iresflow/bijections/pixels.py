@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.bijections.base import Bijection, LogDet
+from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
 from iresflow.streams import UNIFORM, Stream, draw
 from iresflow.tensors import sum_per_sample, wide_norm

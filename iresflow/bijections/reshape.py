@@ -9,8 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from iresflow.bijections.base import Accuracy, Bijection, Inverse, LogDet
+from iresflow.bijections.base import Bijection, LogDet
 from iresflow.bijections.conditional_prior import ConditionalPrior
+from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
 
 __all__ = ["MultiScale", "Squeeze"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, StreamedLogDet
-from iresflow.bijections.base import warn_of_floor
+from iresflow.bijections.inverse import warn_of_floor
 from iresflow.lipschitz import ContextDim, compiled_kernels
 from iresflow.logdet import (
     Exact,

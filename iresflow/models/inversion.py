@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iresflow.ambient import full_precision
 from iresflow.bijections import Accuracy, Bijection, Inverse
-from iresflow.bijections.base import require_finite
+from iresflow.bijections.inverse import require_finite
 from iresflow.errors import InversionError, InversionWarning, callers_level
 from iresflow.tensors import wide_norm, widest
 

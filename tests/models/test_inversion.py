@@ -182,7 +182,7 @@ def test_rounding_to_float32_is_told_from_a_failed_inverse():
 
 def test_without_float64_the_claims_are_looser_and_hold(monkeypatch):
     """As on a device that has none."""
-    for module in (tensors, bijections.base, branch, inversion):
+    for module in (tensors, bijections.inverse, branch, inversion):
         monkeypatch.setattr(module, "widest", lambda device: torch.float32)
     flow = small_vector_flow().float()
     z = torch.randn(100, 3, dtype=torch.float32)
@@ -319,7 +319,7 @@ def test_an_inverse_beyond_the_largest_number_raises():
 def test_an_error_that_is_not_a_number_is_warned_of():
     nan = torch.tensor([0.0, math.nan])
     with pytest.warns(InversionWarning, match="certified to nan"):
-        bijections.base.warn_of_floor(nan, nan, 1e-5, torch.float32)
+        bijections.inverse.warn_of_floor(nan, nan, 1e-5, torch.float32)
 
 
 # What an inverse costs.

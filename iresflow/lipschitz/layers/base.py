@@ -27,6 +27,7 @@ from iresflow.lipschitz.layers.estimates import normalized
 from iresflow.lipschitz.layers.form import Bounds, Form
 from iresflow.lipschitz.layers.normalization import Normalization
 from iresflow.lipschitz.layers.operator import OperatorFamily
+from iresflow.lipschitz.layers.rounding import entry_errors, scaling_error
 from iresflow.lipschitz.layers.watch import OnHost, Watch, outside_transforms, version
 from iresflow.tensors import transformed
 
@@ -157,7 +158,8 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
             NotContractiveError: the type of float can't hold the norm.
         """
         tight = self._raw_bound().upper
-        upper = self.normalization.enforced(self, self.weight, tight) + self._rounding()
+        upper = self.normalization.enforced(self, self.weight, tight)
+        upper += scaling_error(self.weight) * self.amplification
         info = torch.finfo(self.sigma.dtype)
         upper *= 1 + 16 * info.eps
         if info.max < upper < math.inf:
@@ -190,10 +192,12 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         scale = float(self._scale(self._on_host.copy(self._norm())).detach())
         raw = self._raw_bound()
         if self._bounds is None or self._bounds[0] is not raw or self._bounds[1] != scale:
-            upper = (raw.upper + self._rounding(scale)) * scale * (1 + 1e-15)
+            error = scaling_error(self.weight, scale) * self.amplification
+            upper = (raw.upper + error) * scale * (1 + 1e-15)
             spectral = Bound(upper, raw.estimate * scale, raw.method)
             with torch.no_grad():
-                every = induced_bounds(self.taps(), spectral, scale, self._errors(scale))
+                errors = entry_errors(self.weight.dtype, scale)
+                every = induced_bounds(self.taps(), spectral, scale, errors)
             self._bounds = (raw, scale, every)
         return self._bounds[2]
 
@@ -272,27 +276,6 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
 
     def _scale(self, sigma: Tensor) -> Tensor:
         return self.form.scaled(self.coeff / sigma.clamp_min(self.coeff))
-
-    def _errors(self, scale: float) -> tuple[float, float]:
-        """By what an entry of the raw weight is off, at most, where rounding scales it.
-
-        That is its magnitude times the first number, plus the second: below the normal numbers,
-        which some processors take for 0, rounding is no longer relative.
-        """
-        info = torch.finfo(self.weight.dtype)
-        return info.eps, info.tiny / scale if scale else 0.0
-
-    def _rounding(self, scale: float = 1.0) -> float:
-        """Upper bound of the norm of what rounding adds to the raw weight where it is scaled.
-
-        The norm of a convolution is at most the sum of its taps' Frobenius norms times the norm of
-        what extends the image.
-        """
-        error, quantum = self._errors(scale)
-        taps = self.weight.detach().double().reshape(*self.weight.shape[:2], -1)
-        total = float(torch.linalg.vector_norm(taps, dim=(0, 1)).sum())
-        entries = math.sqrt(taps[..., 0].numel()) * taps.shape[-1]
-        return (error * total + quantum * entries) * self.amplification
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, coeff={self.coeff}, {self.normalization}"

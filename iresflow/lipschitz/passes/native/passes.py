@@ -6,7 +6,6 @@ times faster for small images, whose tensors take less time than the calls that 
 them.
 """
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -18,13 +17,12 @@ from iresflow.lipschitz.passes.kernels import kernels_compile
 from iresflow.lipschitz.passes.links import Hidden, Link
 from iresflow.lipschitz.passes.native.library import SCALARS, Shape, library, plain
 from iresflow.lipschitz.passes.native.library import Link as Record
+from iresflow.lipschitz.passes.native.records import Records, address, empty, point_to
 from iresflow.lipschitz.passes.native.suits import kind_of, suits
 from iresflow.lipschitz.passes.plain import Passes, Primal, Slopes, TorchPasses
 from iresflow.powers import Determinant, KrylovFound, KrylovSpace, PowerSums, Series
 
 __all__ = ["NativePasses", "native_passes"]
-
-Records = ctypes.Array[Record]
 
 ELIMINATED = 256
 """Dimensions up to which a determinant is computed here: beyond, LAPACK eliminates in blocks."""
@@ -90,9 +88,9 @@ class NativePasses(Passes):
         if index is not None and any(bias.ndim > 1 for bias in biases):
             biases = [bias if bias.ndim == 1 else same_layout(bias[index]) for bias in biases]
             records = self._copied()
-            _point(records, "bias", biases)
+            point_to(records, "bias", biases)
         self._check_biases(biases, len(x))
-        value = _empty(x, records[-1].outputs)
+        value = empty(x, records[-1].outputs)
         self._run("forward", records, len(x), 1, x, value)
         return value
 
@@ -102,11 +100,11 @@ class NativePasses(Passes):
         hidden = Hidden([x])
         for i, record in enumerate(records):
             if i:
-                hidden.inputs.append(_empty(x, records[i - 1].outputs))
+                hidden.inputs.append(empty(x, records[i - 1].outputs))
                 record.input = hidden.inputs[i].data_ptr()
-            hidden.slopes.append(_empty(x, record.inputs) if record.activation else None)
-        _point(records, "slope", hidden.slopes)
-        value = _empty(x, records[-1].outputs)
+            hidden.slopes.append(empty(x, record.inputs) if record.activation else None)
+        point_to(records, "slope", hidden.slopes)
+        value = empty(x, records[-1].outputs)
         self._run("forward", records, len(x), 1, x, value)
         return Primal(value, hidden)
 
@@ -114,7 +112,7 @@ class NativePasses(Passes):
         records = self._copied()
         u = self._checked(u, records[-1].outputs)
         batch, slopes = self._with_slopes(records, slopes, len(u))
-        result = _empty(u, self._channels)
+        result = empty(u, self._channels)
         self._run("vjp", records, batch, len(u) // max(batch, 1), u, result)
         return result
 
@@ -128,7 +126,7 @@ class NativePasses(Passes):
         terms, enough = series.terms, series.enough
         limit = None if terms is None else terms.to(torch.int64).expand(count).contiguous()
         enough = None if enough is None else enough.to(v.dtype).expand(count).contiguous()
-        neumann, weighted = _empty(v, self._channels), _empty(v, self._channels)
+        neumann, weighted = empty(v, self._channels), empty(v, self._channels)
         taken, size, growth = v.new_empty(3, *count)
         table = v.new_tensor(series.weights)
         results = (neumann, weighted, taken, size, growth)
@@ -151,7 +149,7 @@ class NativePasses(Passes):
         rule = torch.cat([space.nodes, space.weights])
         numbers = (bound, space.uncertified, space.enough)
         options = (len(space.nodes), *numbers, space.symmetric)
-        left = _empty(v, self._channels)
+        left = empty(v, self._channels)
         found = rule.new_empty(*count, 5)
         ends = (v, rule, rule.new_tensor(options), left, found)
         self._run("krylov", records, count[1], count[0], *ends, terms=space.steps)
@@ -203,8 +201,8 @@ class NativePasses(Passes):
         records = self._copied()
         v = self._checked(v, self._channels)
         batch, slopes = self._with_slopes(records, slopes, len(v))
-        tangents = [v, *(_empty(v, record.outputs) for record in records)]
-        _point(records, "tangent", [None, *tangents[1:-1]])
+        tangents = [v, *(empty(v, record.outputs) for record in records)]
+        point_to(records, "tangent", [None, *tangents[1:-1]])
         self._run("tangents", records, batch, len(v) // max(batch, 1), tangents[0], tangents[-1])
         return tangents
 
@@ -219,15 +217,15 @@ class NativePasses(Passes):
         after = self._checked(after, records[-1].outputs)
         # Hooks of saved tensors may have laid them out anew.
         inputs, tangents = ([same_layout(t) for t in hidden] for hidden in (inputs, tangents))
-        _point(records, "input", inputs)
-        _point(records, "tangent", tangents)
+        point_to(records, "input", inputs)
+        point_to(records, "tangent", tangents)
         weights = [torch.empty_like(weight) for weight in self._weights]
         biases = [torch.empty_like(bias) for bias in self._biases]
         betas = torch.zeros(len(records), dtype=torch.float64, device="cpu")
-        _point(records, "weight_gradient", weights)
-        _point(records, "bias_gradient", biases)
-        _point(records, "beta_gradient", betas.unbind())
-        before = _empty(inputs[0], self._channels)
+        point_to(records, "weight_gradient", weights)
+        point_to(records, "bias_gradient", biases)
+        point_to(records, "beta_gradient", betas.unbind())
+        before = empty(inputs[0], self._channels)
         ends = (inputs[0], tangents[0] if tangents else None, after, before)
         self._run("adjoint", records, batch, len(after) // max(batch, 1) - 1, *ends)
         gradients: list[Tensor | None] = []
@@ -255,7 +253,7 @@ class NativePasses(Passes):
     def _with_slopes(self, records: Records, slopes: Slopes, count: int) -> tuple[int, Slopes]:
         """Points the records to slopes; returns the number of samples, and what is pointed to."""
         slopes = [None if slope is None else same_layout(slope) for slope in slopes]
-        _point(records, "slope", slopes)
+        point_to(records, "slope", slopes)
         batch = next((len(slope) for slope in slopes if slope is not None), count)
         if count % max(batch, 1):
             raise ValueError(f"{count} directions are no multiple of {batch} samples")
@@ -279,25 +277,4 @@ class NativePasses(Passes):
     ) -> None:
         size = self._image or (1, 1)
         shape = Shape(len(records), batch, directions, *size, terms)
-        self._function(name)(shape, records, *map(_address, ends))
-
-
-def _address(end: Tensor | Records | None) -> int | None:
-    if end is None:
-        return None
-    return end.data_ptr() if isinstance(end, Tensor) else ctypes.addressof(end)
-
-
-def _point(records: Records, name: str, tensors: Sequence[Tensor | None]) -> None:
-    """Points all records to tensors."""
-    for record, tensor in zip(records, tensors, strict=False):
-        if tensor is not None:
-            setattr(record, name, tensor.data_ptr())
-
-
-def _empty(x: Tensor, channels: int) -> Tensor:
-    """For a result for each pixel of x."""
-    if x.ndim != 4:
-        return x.new_empty(len(x), channels)
-    batch, _, height, width = x.shape
-    return x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+        self._function(name)(shape, records, *map(address, ends))

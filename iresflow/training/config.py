@@ -6,9 +6,8 @@ A.2; [RF] Residual Flows (Chen et al., 2019) and its code; [own] our measurement
 The docstrings below the fields are the texts of ``--help``.
 """
 
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from iresflow.training.sections import Section
 
@@ -73,9 +72,7 @@ class DataConfig(Section):
     crop of the padded image."""
 
     def _check(self) -> None:
-        for name, pixels in (("crop", self.crop), ("shift", self.shift)):
-            if pixels < 0:
-                raise ValueError(f"{name} must be 0 or more pixels, got {pixels}")
+        self._require_not_negative("crop", "shift")
 
 
 @dataclass(kw_only=True)
@@ -146,8 +143,7 @@ class ModelConfig(Section):
             raise ValueError(f"kernels are odd sides, one a layer, got {self.kernels}")
         if not 0 < self.coeff < 1:
             raise ValueError(f"coeff must lie strictly between 0 and 1, got {self.coeff}")
-        if self.pad < 0:
-            raise ValueError(f"pad must be 0 or more, got {self.pad}")
+        self._require_not_negative("pad")
 
 
 @dataclass(kw_only=True)
@@ -245,10 +241,7 @@ class TrainingConfig(Section):
             if not 0 <= getattr(self, name) < 1:
                 value = getattr(self, name)
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
-        if self.warmup_steps < 0 or not self.decay_steps >= 0:
-            raise ValueError("warmup_steps and decay_steps must be 0 or more")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        self._require_not_negative("warmup_steps", "decay_steps", "weight_decay")
         self._check_counts()
         if not 0 < self.drop <= 1:
             raise ValueError(f"drop must be above 0 and at most 1, got {self.drop}")
@@ -298,14 +291,4 @@ class Config(Section):
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def _check(self) -> None:
-        for name in ("likelihood_weight", "nuisance_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in a YAML file."""
-        values = asdict(self)
-        for section in values.values():
-            for name, value in section.items() if isinstance(section, dict) else ():
-                section[name] = list(value) if isinstance(value, tuple) else value
-        return values
+        self._require_not_negative("likelihood_weight", "nuisance_weight")

@@ -16,7 +16,7 @@ from iresflow.data.images.augment import Augmentation, Flip
 from iresflow.errors import RunError
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.training.checkpoint import options_of
-from iresflow.training.config import Config, TrainingConfig
+from iresflow.training.config import TrainingConfig
 from iresflow.training.loop.inputs import Array, divided, samples_of
 from iresflow.training.loop.trainer import Trainer
 from iresflow.training.objectives.base import Objective, OnValidation
@@ -230,7 +230,7 @@ def _directory(run: str | Path | None, resume: bool) -> RunDirectory | None:
 
 def _write_options(directory: RunDirectory, config: TrainingConfig, seed: int) -> None:
     """Not as config.yaml, which would say that ``iresflow train`` can go on with the run."""
-    values = {"seed": seed, **Config(training=config).to_dict()["training"]}
+    values = {"seed": seed, **config.to_dict()}
     directory.write_options(directory.path / OPTIONS, values)
 
 

@@ -1,7 +1,8 @@
 """Sections of options: dataclasses that check themselves, built from plain values."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from inspect import signature
 from typing import Any, TypeVar, get_type_hints
@@ -31,6 +32,15 @@ class Section:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+
+    def _require_not_negative(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in a YAML file."""
+        return _plain(asdict(self))
 
 
 S = TypeVar("S", bound=Section)
@@ -72,6 +82,12 @@ def section_of(kind: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
         return kind(**fields)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def taken_by(kind: Callable[..., object], section: Section) -> dict[str, Any]:

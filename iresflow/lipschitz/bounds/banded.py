@@ -4,7 +4,8 @@ r"""Norms of convolutions to four digits, by a banded Cholesky factorisation.
 Cholesky factorisation that runs through proves it, but for rounding (Rump, Verification of
 positive definiteness, BIT 46, 2006). An image row shares outputs only with the next k - 1 rows,
 so the Gram matrix is block-banded with one block row for each image row; most blocks are equal.
-The candidate s comes from Lanczos iterations, which end below the squared norm.
+The candidate s comes from the eigenvalues of a small matrix, and of a large one from Lanczos
+iterations, which end below the squared norm.
 """
 
 import math
@@ -22,6 +23,9 @@ __all__ = ["banded_bound", "banded_cost", "taps_bound", "taps_cost"]
 
 _THREADED = 0.2
 """Share of a factorisation that one of its operations is, roughly, for `threads_for`."""
+
+DENSE = 256
+"""Dimensions up to which all eigenvalues take less time than Lanczos' many small products."""
 
 _LANCZOS_STEPS = 80
 
@@ -129,7 +133,8 @@ def taps_bound(kernel: Tensor, rows: Tensor, columns: Tensor) -> Bound | None:
 
 def _bound(operator: _Operator, power: float) -> Bound | None:
     gram = _BandedGram(operator)
-    lower = gram.lanczos(_LANCZOS_STEPS)
+    dimension = operator.rows.shape[2] * operator.block
+    lower = gram.largest() if dimension <= DENSE else gram.lanczos(_LANCZOS_STEPS)
     absolute = (
         operator.kernel.square().sum((0, 1)).sqrt()
         * _tap_norms(operator.rows)[:, None]
@@ -138,7 +143,6 @@ def _bound(operator: _Operator, power: float) -> Bound | None:
     channels, _, *sides = operator.kernel.shape
     gram_slack = 2 * (channels + math.prod(sides) ** 2 + 4) * EPS * float(absolute) ** 2
     length = (operator.bandwidth + 1) * operator.block + 2
-    dimension = operator.rows.shape[2] * operator.block
     for margin in _MARGINS:
         square = lower * (1 + margin) + gram_slack
         if gram.is_below(square):
@@ -207,6 +211,15 @@ class _BandedGram:
             if len(above_y):
                 result.index_add_(0, above_y, x[above_z] @ block)
         return result
+
+    def largest(self) -> float:
+        """The largest eigenvalue, but for rounding."""
+        shape = (self.height, self.block)
+        matrix = torch.zeros(*shape, *shape, dtype=torch.float64)
+        for block, (y, z) in zip(self.blocks, self._below, strict=True):
+            matrix[y, :, z, :] = block
+        size = self.height * self.block
+        return max(0.0, float(torch.linalg.eigvalsh(matrix.view(size, size))[-1]))
 
     def lanczos(self, steps: int) -> float:
         """The largest eigenvalue from below, from a fixed random vector.

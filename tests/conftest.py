@@ -1,13 +1,10 @@
-"""Every test runs in float64, from a fixed seed, and leaves the process as it found it."""
+"""Every test runs in float64, from a fixed seed, and leaves the process as it found it.
+
+PyTorch is imported where it is used: the process that hands out tests to others has no use for
+it, and they would wait for those seconds.
+"""
 
 import pytest
-import torch
-from helpers import ambient_state
-
-from iresflow import compile_kernels
-
-# The tensors are tiny: threads would only wait for each other.
-torch.set_num_threads(1)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -18,8 +15,21 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The tensors are tiny: threads would only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def float64_and_seed():
+    import torch
+    from helpers import ambient_state
+
+    from iresflow import compile_kernels
+
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
@@ -33,4 +43,6 @@ def float64_and_seed():
 @pytest.fixture
 def float32(float64_and_seed):
     """What people train in, for tests of whole runs."""
+    import torch
+
     torch.set_default_dtype(torch.float32)

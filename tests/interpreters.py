@@ -1,7 +1,8 @@
 """Programs in processes of their own, without the seconds that each would take to import torch.
 
-One interpreter for all tests of a process imports what programs need and does nothing else; each
-program runs in a fork of it, as it would in an interpreter that has just been started.
+One interpreter for all tests of a process imports torch and does nothing else, and forks of it
+import what else programs need; each program runs in a fork of those, as it would in an
+interpreter that has just been started.
 """
 
 import atexit
@@ -15,20 +16,20 @@ import tempfile
 import threading
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[1]
 
 LIMIT = 600
 """Seconds after which a program is ended."""
 
-BARE = ("torch",)
-"""What is imported before programs that can tell what else is, or bring an iresflow of theirs."""
+BARE = ()
+"""Only torch is there before programs that can tell, or that bring an iresflow of theirs."""
 
 READY = (
     *("torch._dynamo", "scipy.stats", "sklearn.datasets", "matplotlib.figure", "torchvision"),
@@ -57,11 +58,12 @@ def run_program(
         arguments: Its command line.
         environment: What is added to this process' variables.
         directory: Where it runs.
-        imported: Modules that are imported before it starts.
+        imported: Modules that are imported before it starts, beside torch.
     """
     with tempfile.TemporaryDirectory() as folder:
         said, warned = Path(folder) / "stdout", Path(folder) / "stderr"
         request = {
+            "imported": imported,
             "program": str(program),
             "file": isinstance(program, Path),
             "arguments": [str(argument) for argument in arguments],
@@ -72,7 +74,7 @@ def run_program(
             "stdout": str(said),
             "stderr": str(warned),
         }
-        server = _server(imported)
+        server = _server()
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
@@ -81,9 +83,9 @@ def run_program(
 
 
 @cache
-def _server(imported: tuple[str, ...]) -> subprocess.Popen[str]:
+def _server() -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        [sys.executable, "-P", __file__, *imported],
+        [sys.executable, "-P", __file__],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -93,15 +95,38 @@ def _server(imported: tuple[str, ...]) -> subprocess.Popen[str]:
     return server
 
 
-def _serve() -> None:
+def _serve(requests: TextIO, answers: TextIO) -> None:
     """Answers each line of requests with the exit code of its program, minus a signal's number."""
-    for name in sys.argv[1:]:
-        import_module(name)
-    for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if child == 0:
-            _run(json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    servers: dict[str, tuple[TextIO, TextIO]] = {}
+    for line in iter(requests.readline, ""):
+        request = json.loads(line)
+        if modules := request.pop("imported", ()):
+            key = " ".join(modules)
+            if key not in servers:
+                servers[key] = _forked_server(modules)
+            asked, told = servers[key]
+            print(json.dumps(request), file=asked, flush=True)
+            code = told.readline().strip()
+        else:
+            child = os.fork()
+            if child == 0:
+                _run(request)
+            code = str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        print(code, file=answers, flush=True)
+
+
+def _forked_server(modules: Sequence[str]) -> tuple[TextIO, TextIO]:
+    """A server that has imported more: where it reads requests, and where it answers."""
+    (requests, asked), (told, answers) = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        os.close(asked)  # or it would wait for itself
+        for name in modules:
+            import_module(name)
+        _serve(os.fdopen(requests), os.fdopen(answers, "w"))
+        os._exit(0)
+    os.close(requests)
+    os.close(answers)
+    return os.fdopen(asked, "w"), os.fdopen(told)
 
 
 def _run(request: dict[str, Any]) -> None:
@@ -150,4 +175,5 @@ def _become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    import_module("torch")
+    _serve(sys.stdin, sys.stdout)

@@ -10,6 +10,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from interpreters import BARE, run_program
 
 import iresflow
 
@@ -96,21 +97,15 @@ def test_the_metadata_name_version_extras_and_bounds(wheel):
 
 
 def test_an_installed_wheel_trains_and_samples_in_another_directory(wheel, tmp_path):
-    """In an environment of its own, which borrows the libraries of this one; without a network."""
-    home = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
-    (packages,) = home.glob("lib/python*/site-packages")
+    """Beside the libraries of this process, and without the checkout."""
+    packages, elsewhere = tmp_path / "packages", tmp_path / "elsewhere"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)  # a wheel of Python alone is installed by that
-    # This process' libraries, but for the checkout.
-    borrowed = [p for p in sys.path if "site-packages" in p]
-    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_"))}
-
-    program = """
-import sys, iresflow
+    program = f"""
+import sys
+sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]
+import iresflow
 from iresflow.cli import main
 print(iresflow.__file__)
 assert not any(main(command.split()) for command in sys.argv[1:])
@@ -121,12 +116,12 @@ assert not any(main(command.split()) for command in sys.argv[1:])
         "sample runs/0000-digits --n 4 --out x.npz",
         "sample digits --n 4 --out digits.npz",
     )
-    ended = subprocess.run(
-        [str(home / "bin" / "python"), "-c", program, *commands],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
+    ended = run_program(
+        program,
+        *commands,
+        environment={"PYTHONPATH": packages},
+        directory=elsewhere,
+        imported=BARE,
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(str(packages))

@@ -1,12 +1,11 @@
 """Linear programs, against scipy, with every status."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from interpreters import BARE, run_program
 from scipy import sparse
 from scipy.optimize import linprog
 
@@ -119,7 +118,7 @@ def test_nothing_is_printed():
         "solve(Program(np.ones(1), np.ones((1, 1)), np.ones(1), -np.ones(1)));"
         "print('after')"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ended = run_program(program, imported=BARE)
     assert (ended.stdout.split(), ended.stderr) == (["before", "after"], "")
 
 

@@ -33,7 +33,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from iresflow.cli import main as command
 from iresflow.models.files import digest_of, read_file
 
-OPTIONS = """--model.blocks [1,1] --model.hidden 4 --training.steps 9 --training.batch_size 8
+OPTIONS = """--model.blocks [1,1] --model.hidden 4 --model.dequantization_blocks 1
+--training.steps 9 --training.batch_size 8
 --training.validate_every 3 --training.validation_samples 8 --training.log_every 2
 --training.warmup_steps 2 --log_det.terms 3 --log_det.tol 0 --data.test 12""".split()
 

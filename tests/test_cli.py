@@ -20,7 +20,8 @@ from iresflow.models.storage import read_file, write_file
 pytestmark = pytest.mark.usefixtures("float32")
 
 ROOT = Path(iresflow.__file__).parents[1]
-TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
+TINY = """--model.blocks [1,1] --model.hidden 4 --model.dequantization_blocks 1
+--training.steps 2 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.log_every 1
 --log_det.terms 3""".split()
 

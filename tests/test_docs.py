@@ -28,7 +28,8 @@ from iresflow.training import probing
 
 pytestmark = pytest.mark.usefixtures("float32")
 
-SMALL = """--model.hidden 4 --training.batch_size 8 --training.validate_every 2
+SMALL = """--model.blocks [1] --model.hidden 4 --model.dequantization_blocks 1
+--training.batch_size 8 --training.validate_every 2
 --training.validation_samples 8 --training.log_every 1
 --data.test 16""".split()
 

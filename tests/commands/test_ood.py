@@ -16,7 +16,8 @@ from iresflow.data.queries.named import named_samples
 
 pytestmark = pytest.mark.usefixtures("float32")
 
-TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
+TINY = """--model.blocks [1,1] --model.hidden 4 --model.dequantization_blocks 1
+--training.steps 2 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --log_det.terms 3
 --training.compile false --data.test 24""".split()
 FEW = "--n 8 --fit 12 --draws 3".split()

@@ -22,7 +22,8 @@ from iresflow.training.runs.known_data import load_data
 
 pytestmark = pytest.mark.usefixtures("float32")
 
-TINY = """--model.blocks 1,1 --model.hidden 4 --training.steps 6 --training.batch_size 8
+TINY = """--model.blocks 1,1 --model.hidden 4 --model.dequantization_blocks 1
+--training.steps 6 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.log_every 1
 --log_det.terms 3 --data.test 24""".split()
 LINE = re.compile(

@@ -14,6 +14,7 @@ from iresflow.models.files import read_file
 
 SMALL = (
     "--data.name digits --model.blocks [0,1] --model.hidden 4 --training.steps 3 "
+    "--model.dequantization_blocks 1 "
     "--training.compile false --training.validate_every 3 --training.validation_samples 16"
 )
 

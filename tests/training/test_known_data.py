@@ -1,6 +1,7 @@
 """A run knows its data: what is said and refused when they are others later."""
 
 import json
+import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -25,7 +26,8 @@ from iresflow.training.runs.known_data import KnownData, load_data
 
 pytestmark = pytest.mark.usefixtures("float32")
 
-TINY = """--model.blocks [1,1] --model.hidden 4 --training.steps 2 --training.batch_size 8
+TINY = """--model.blocks [1,1] --model.hidden 4 --model.dequantization_blocks 1
+--training.steps 2 --training.batch_size 8
 --training.validate_every 2 --training.validation_samples 8 --training.compile false
 --log_det.terms 3""".split()
 
@@ -35,16 +37,27 @@ def noise(file: Path, seed: int) -> None:
     Image.fromarray(pixels).save(file)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run on 60 images in ``images/``."""
-    (tmp_path / "images").mkdir()
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A directory with a run on 60 images in ``images/``, and a copy of all that it holds."""
+    torch.set_default_dtype(torch.float32)
+    home, copy = (tmp_path_factory.mktemp("home") / name for name in ("used", "kept"))
+    (home / "images").mkdir(parents=True)
     for number in range(60):
-        noise(tmp_path / "images" / f"{number:02d}.png", number)
-    arguments = f"--data.name folder --data.size 8 --data.channels 1 --runs {tmp_path / 'runs'}"
-    root = ["--data.root", str(tmp_path / "images")]
+        noise(home / "images" / f"{number:02d}.png", number)
+    arguments = f"--data.name folder --data.size 8 --data.channels 1 --runs {home / 'runs'}"
+    root = ["--data.root", str(home / "images")]
     assert main(["train", *TINY, *arguments.split(), *root]) == 0
-    return tmp_path / "runs" / "0000-folder"
+    return home, Path(shutil.copytree(home, copy))
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Path]) -> Path:
+    """That run in its directory, as it was."""
+    home, kept = trained
+    shutil.rmtree(home)
+    shutil.copytree(kept, home)
+    return home / "runs" / "0000-folder"
 
 
 def new_image(run: Path, part: str) -> str:
@@ -134,7 +147,7 @@ def test_a_removed_image_is_refused(run: Path, capsys: pytest.CaptureFixture[str
     assert "1 removed in train" in error_of(["train", "--resume", str(run)], capsys)
 
 
-def test_another_range_of_values_is_refused(tmp_path: Path, run: Path) -> None:
+def test_another_range_of_values_is_refused(run: Path) -> None:
     known = json.loads((run / "data.json").read_text())
     known["fingerprint"]["reading"] = "images of 12 bits"
     (run / "data.json").write_text(json.dumps(known))
@@ -203,7 +216,8 @@ def test_a_table_that_grew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "added in train" in error_of(["train", "--resume", str(run)], capsys)
 
 
-def test_a_cache_trains_the_same_weights(tmp_path: Path, run: Path) -> None:
+def test_a_cache_trains_the_same_weights(run: Path) -> None:
+    tmp_path = run.parents[1]
     arguments = f"--data.name folder --data.size 8 --data.channels 1 --runs {tmp_path / 'runs'}"
     places = ["--data.root", str(tmp_path / "images"), "--data.cache", str(tmp_path / "cache")]
     assert main(["train", *TINY, *arguments.split(), *places]) == 0

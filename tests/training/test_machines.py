@@ -19,7 +19,8 @@ from iresflow.training.checkpoint import load_training
 ROOT = Path(iresflow.__file__).parents[1]
 LAUNCHERS = ROOT / "tests" / "launchers.py"
 ADDRESSES = ("10.97.0.1", "10.97.0.2")
-OPTIONS = """--model.blocks [1,1] --model.hidden 4 --data.flip true --training.batch_size 9
+OPTIONS = """--model.blocks [1,1] --model.hidden 4 --model.dequantization_blocks 1
+    --data.flip true --training.batch_size 9
     --training.validation_samples 8 --training.log_every 1 --log_det.terms 4 --log_det.tol 0
     --training.steps 6 --data.test 12""".split()
 

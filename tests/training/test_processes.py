@@ -133,7 +133,8 @@ def test_an_error_in_one_process_ends_all_with_one_message(together):
 
 
 def test_a_killed_process_ends_the_run_which_then_goes_on_with_nothing_lost(tmp_path, capsys):
-    options = """--model.blocks [1,1] --model.hidden 4 --training.steps 8 --data.flip true
+    options = """--model.blocks [1,1] --model.hidden 4 --model.dequantization_blocks 1
+        --training.steps 8 --data.flip true
         --training.batch_size 9 --training.validate_every 2 --training.validation_samples 8
         --training.log_every 1 --log_det.terms 4 --log_det.tol 0 --data.test 12""".split()
     code, printed = launch(tmp_path, "torchrun", "die", *options, "--runs", tmp_path / "killed")

@@ -25,6 +25,8 @@ import iresflow
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 ROOT = str(Path(iresflow.__file__).parent)
 
+_ON_CPU = (None, CPU)
+
 WAITS = {
     *("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"),
     *("_linalg_check_errors", "bincount", "unique_consecutive"),
@@ -76,13 +78,13 @@ class PretendedDevice:
         return self.lies_on(_address(x))
 
     def lies_on(self, address: int) -> torch.device:
-        return self._devices.get(address, (None, CPU))[1]
+        return self._devices.get(address, _ON_CPU)[1]
 
     def put(self, x: Tensor, device: torch.device) -> Tensor:
         """Notes where a tensor lies, until its storage is gone and another takes the address."""
         with torch._C.DisableTorchFunction():
-            storage = _storage(x)
-            address = storage._cdata
+            address = _address(x)
+            storage = _unwrapped(x).untyped_storage()
             gone = weakref.ref(storage, lambda _: self._devices.pop(address, None))
             self._devices[address] = (gone, device)
         return x
@@ -138,15 +140,14 @@ class _Event:
     synchronize = record
 
 
-def _storage(x: Tensor) -> Any:
+def _unwrapped(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
-    return x.untyped_storage()
+    return x
 
 
 def _address(x: Tensor) -> int:
-    with torch._C.DisableTorchFunction():
-        return _storage(x)._cdata
+    return torch._C._storage_address(_unwrapped(x))
 
 
 def _tensors(*values: Any) -> list[Tensor]:
@@ -204,7 +205,8 @@ class _Operations(TorchDispatchMode):
             # Versions that PyTorch does not count in the presence of this mode.
             torch.autograd.graph.increment_version(args[0])
         for x in _tensors(result):
-            if _address(x) not in old:
+            address = _address(x)
+            if address not in old and world.lies_on(address) != device:
                 world.put(x, device)
         return result
 
@@ -218,7 +220,7 @@ class _Operations(TorchDispatchMode):
         """The device of a result; raises where a GPU would not take the operands."""
         if not operands:
             return CPU
-        if name in COPIES:
+        if name in COPIES or len(set(devices)) == 1:
             return devices[0]
         if name in INDEXING:
             # Positions may come from the host, never from the device to the host.
@@ -254,6 +256,8 @@ class _Functions(TorchFunctionMode):
             return self._backward(func, args, kwargs)
         if x is not None and name in ("to", "cuda", "cpu", "numpy", "tolist", "__deepcopy__"):
             return self._moved(func, name, args, kwargs)
+        if x is not None and not kwargs:
+            return func(*args)  # most of all: nothing is asked of a device
         return self._created(func, x, args, kwargs)
 
     def _backward(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -37,6 +37,7 @@ class Sizes:
         channels: Channels in and out, of the random layers.
         models: Residual blocks of each scale, of the flows that are certified.
         hidden: Their hidden channels.
+        trained_blocks: Residual blocks of each scale, of the model of MNIST that is trained.
         steps: Steps that are timed.
         trained: Steps after which norms are compared with the coefficient.
         raced: Channels in and out, and side, of the convolutions that other methods measure, too.
@@ -56,6 +57,7 @@ class Sizes:
     )
     models: tuple[tuple[int, ...], ...] = ((32, 32, 32), (96,))
     hidden: int = 512
+    trained_blocks: tuple[int, ...] = (0, 8, 4)
     steps: int = 30
     trained: int = 150
     raced: tuple[tuple[int, int, int], ...] = ((3, 32, 16), (16, 16, 8), (16, 16, 14))
@@ -73,6 +75,7 @@ QUICK = Sizes(
     ((1, 32), (4, 32)),
     ((1, 1, 1), (2,)),
     16,
+    (0, 1, 1),
     steps=1,
     trained=1,
     raced=((3, 4, 6),),
@@ -157,12 +160,12 @@ def certify(sizes: Sizes) -> None:
         )
 
 
-def small_flow(normalization: str) -> ImageFlow:
+def small_flow(blocks: tuple[int, ...], normalization: str) -> ImageFlow:
     """A model of MNIST with branches 3-1-3 and LipSwish, newly initialised."""
     torch.manual_seed(0)
     flow = ImageFlow(
         (1, 28, 28),
-        (0, 8, 4),
+        blocks,
         32,
         coeff=0.98,
         normalization=normalization,
@@ -191,10 +194,10 @@ def step(flow: ImageFlow, optimizer: torch.optim.Optimizer) -> float:
     return time.process_time() - began
 
 
-def steps(count: int) -> None:
+def steps(blocks: tuple[int, ...], count: int) -> None:
     """Step times in turns, so that whatever else runs on the machine slows both."""
     print("\nmedian and least CPU time of a training step of a model of MNIST, in ms\n")
-    flows = {name: small_flow(name) for name in ("power-iteration", "certified")}
+    flows = {name: small_flow(blocks, name) for name in ("power-iteration", "certified")}
     optimizers = {name: torch.optim.Adam(f.parameters(), 5e-3) for name, f in flows.items()}
     times: dict[str, list[float]] = {name: [] for name in flows}
     for _ in range(count):
@@ -204,11 +207,11 @@ def steps(count: int) -> None:
         print(f"{name:<16} {statistics.median(values):7.1f} {min(values):7.1f}")
 
 
-def overshoot(count: int) -> None:
+def overshoot(blocks: tuple[int, ...], count: int) -> None:
     """How far the norms are from the coefficient while power iteration trains."""
     print(f"\nnorm over coefficient of the layers that {count} steps have normalised\n")
     for name in ("power-iteration", "bidiagonalization", "certified"):
-        flow = small_flow(name)
+        flow = small_flow(blocks, name)
         optimizer = torch.optim.Adam(flow.parameters(), 5e-3)
         for _ in range(count):
             step(flow, optimizer)
@@ -274,9 +277,9 @@ def main() -> None:
     if "certify" in arguments.only:
         certify(sizes)
     if "step" in arguments.only:
-        steps(sizes.steps)
+        steps(sizes.trained_blocks, sizes.steps)
     if "overshoot" in arguments.only:
-        overshoot(sizes.trained)
+        overshoot(sizes.trained_blocks, sizes.trained)
     if "race" in arguments.only:
         race(sizes.raced)
     if "borders" in arguments.only:

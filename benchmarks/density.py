@@ -277,6 +277,8 @@ def describe(flow: Flow, case: Case, x: Tensor, n: int) -> None:
 
 def compare(name: str, case: Case, options: argparse.Namespace) -> None:
     """The tables of one data set."""
+    if options.at_once:
+        case = replace(case, at_once=options.at_once)
     config = settings_of(case.config)
     data = data_of(name, options.root if name == "mnist" else None)
     batch = config.training.batch_size
@@ -314,6 +316,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=7, help="of the speeds; 0 for none")
+    parser.add_argument(
+        "--at-once", type=int, help="samples that are scored, and drawn, at a time"
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="of each training")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2, 1e-1])
     parser.add_argument("--no-training", action="store_true", help="speeds alone")

@@ -48,10 +48,10 @@ NUMBER = r"-?\d[\d.]*(?:e[+-]\d+)?"
 
 SCRIPTS = {
     "ablation": Script(
-        "--only prior --steps 2",
+        "--only prior --steps 1",
         (
-            r"prior fixed, seed 0: 2 steps, validation \d",
-            rf"base +1 [\d, ]+ 2 +0\.\d+ +{NUMBER} \.\. {NUMBER} +\d\.\d+ +\d\.\d+ +0\.000",
+            r"prior fixed, seed 0: 1 steps, validation \d",
+            rf"base +1 [\d, ]+ 1 +0\.\d+ +{NUMBER} \.\. {NUMBER} +\d\.\d+ +\d\.\d+ +0\.000",
             r"prior factor out +1 .*\n",
         ),
     ),
@@ -92,7 +92,7 @@ SCRIPTS = {
         (r"2 dimensions\ndefault +100\.0", r"2 x 4 x 4 images\ndefault", r"random series, 2 +\d"),
     ),
     "density": Script(
-        "--only two-moons --seconds 0.1 --rates 0.01 --repeats 1 --no-peers",
+        "--only two-moons --seconds 0.1 --rates 0.01 --repeats 1 --at-once 50 --no-peers",
         (r"\niresflow +[\d,]+ +0\.01 .* \+- ", r"training step, ms", r"certified Lip\(g\) 0\.\d+"),
     ),
     "frames": Script(  # which fails where a call crosses more than twelve
@@ -116,7 +116,7 @@ SCRIPTS = {
         (r"Theorem 5\.8 +\d+", r"random series, Poisson +9 ", r"Lanczos +9 +\d"),
     ),
     "memory": Script("--no-reference --rows 2,1,3", (r"\n +2 +3 +3 +\d+ +\d+ +\d+\n",)),
-    "odd_options": Script("--share 0.004", (r"odd_options refused +\d", r" tried, 0 violations")),
+    "odd_options": Script("--share 0.002", (r"odd_options refused +\d", r" tried, 0 violations")),
     "relu_inversion": Script(
         "--problems 1 --latents 4 --hidden 12 18",
         (r"4 +0 l-infinity +\d", r"4 +0\.01 relaxed +\d"),
@@ -138,7 +138,7 @@ SCRIPTS = {
 
 WITH_PEERS = {
     "density": Script(
-        "--only digits --no-training --repeats 1",
+        "--only digits --no-training --repeats 1 --at-once 20",
         (r"normflows Glow, matched +[\d,]+ .*\d", r"zuko MAF, matched +[\d,]+ .*\d"),
         ("normflows", "zuko"),
     ),

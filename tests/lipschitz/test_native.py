@@ -38,15 +38,6 @@ from iresflow.powers import Series
 KNOWN = ["clipswish", "elu", "lipswish", "sine", "sine-cosine", "tanh"]
 
 
-@pytest.fixture
-def compiled():
-    compile_kernels()
-    if library.library() is None:
-        pytest.skip("no compiler on this machine")
-    yield
-    compile_kernels(False)
-
-
 @pytest.mark.parametrize(
     ("kind", "activation", "context_dim", "directions", "recompute"),
     pairs(["conv", "dense"], KNOWN, [0, 3], [0, 1, 3], [False, True]),

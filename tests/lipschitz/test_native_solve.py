@@ -9,9 +9,7 @@ from helpers import branch_shape, expand, small_branch
 import iresflow
 from iresflow import Anderson, Broyden, FixedPoint, InversionError
 from iresflow.bijections import Accuracy, MonotoneBlock, ResidualBlock
-from iresflow.lipschitz import compile_kernels
 from iresflow.lipschitz.passes.links import evaluate
-from iresflow.lipschitz.passes.native import library
 from iresflow.lipschitz.passes.rounding import fused_solve
 from iresflow.solution import MixedIteration
 from iresflow.solvers import solve
@@ -19,13 +17,7 @@ from iresflow.solvers import solve
 KINDS = ("lipswish", "clipswish", "sine-cosine", "elu")
 
 
-@pytest.fixture(autouse=True)
-def compiled():
-    compile_kernels()
-    if library.library() is None:
-        pytest.skip("no compiler on this machine")
-    yield
-    compile_kernels(False)
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def branch_and_target(activation, dtype, context_dim=0, batch=7):

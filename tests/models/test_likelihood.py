@@ -235,7 +235,7 @@ COVERED = {
 
 
 @pytest.mark.parametrize(
-    ("name", "probes"), [*((name, 2) for name in COVERED), ("vector-6", 4), ("wide", 4)]
+    ("name", "probes"), [*((name, 2) for name in COVERED), ("vector-6", 4), ("multi-scale", 4)]
 )
 def test_intervals_hold_the_truth_as_often_as_they_say(name, probes):
     """Of 128 samples and 16 seeds; `benchmarks/coverage.py` counts more, of trained models."""

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("float32")
 DOWNLOADED = ("mnist", "fashion-mnist", "cifar10-subset")
 """Those whose data are not with the libraries."""
 
-COUNT = 200
+COUNT = 48
 
 
 @pytest.mark.parametrize("name", pretrained.names())
@@ -59,6 +59,6 @@ def test_the_recorded_score_is_that_of_test_samples(name):
     # A control: another model fails.
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(0.8)
+            parameter.mul_(0.5)
     other = evaluate(model.eval(), part, seed=1, precision=Precision(repeated=0))
     assert abs(other.mean - known.score) > 4 * math.hypot(error, other.standard_error)

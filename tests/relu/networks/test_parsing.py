@@ -336,6 +336,13 @@ def test_what_changes_no_output_is_harmless():
     torch.testing.assert_close(parse_network(module)(x).float(), module(x).detach())
 
 
+class Narrow(nn.Linear):
+    """What reads an image in few units: a hundred million weights would show nothing more."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs if inputs > 5000 else 8, 8)
+
+
 @pytest.mark.parametrize(
     "name, until, layers",
     [
@@ -351,8 +358,10 @@ def test_what_changes_no_output_is_harmless():
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_stems_of_torchvision(name, until, layers):
-    module = torchvision.models.get_model(name, weights=None).eval()
+def test_stems_of_torchvision(name, until, layers, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(nn, "Linear", Narrow)
+        module = torchvision.models.get_model(name, weights=None).eval()
     network = parse_network(module, (3, 32, 32), until)
     assert len(network.layers) == layers
 

@@ -159,14 +159,14 @@ def test_one_process_at_a_time_trains_or_evaluates(run, capsys):
 
 
 def test_fit_holds_its_run(tmp_path):
-    x, options = torch.randn(80, 2), {"steps": 2, "bar": False, "run": tmp_path / "run"}
+    x, options = torch.randn(80, 3), {"steps": 2, "bar": False, "run": tmp_path / "run"}
 
     def second(step, model, score):
         with pytest.raises(RunError, match="another process trains in"):
-            fit(VectorFlow(2, 1, 4), x, resume=True, **options)
+            fit(VectorFlow(3, 1, 4), x, resume=True, **options)
 
-    fit(VectorFlow(2, 1, 4), x, on_validation=second, **options)
-    fit(VectorFlow(2, 1, 4), x, resume=True, **options)
+    fit(VectorFlow(3, 1, 4), x, on_validation=second, **options)
+    fit(VectorFlow(3, 1, 4), x, resume=True, **options)
 
 
 # What a run is of.
@@ -229,15 +229,15 @@ def test_a_damaged_configuration_is_one_line(kind, run, capsys, monkeypatch):
 
 
 def test_options_of_fit_are_told_from_the_run(tmp_path):
-    x, options = torch.randn(80, 2), {"steps": 2, "bar": False, "run": tmp_path}
-    fit(VectorFlow(2, 1, 4), x, **options)
+    x, options = torch.randn(80, 3), {"steps": 2, "bar": False, "run": tmp_path}
+    fit(VectorFlow(3, 1, 4), x, **options)
     values = yaml.safe_load((tmp_path / "fit.yaml").read_text())
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump({**values, "seed": 3}))
     with pytest.raises(RunError, match="was trained with seed=0, not 3"):
-        fit(VectorFlow(2, 1, 4), x, resume=True, seed=3, **options)
+        fit(VectorFlow(3, 1, 4), x, resume=True, seed=3, **options)
     (tmp_path / "fit.yaml").write_bytes(b"\xff")
     with pytest.raises(RunError, match=r"fit\.yaml is damaged"):
-        fit(VectorFlow(2, 1, 4), x, resume=True, **options)
+        fit(VectorFlow(3, 1, 4), x, resume=True, **options)
 
 
 # Checkpoints.
@@ -350,22 +350,22 @@ main(sys.argv[1:])
 
 
 def test_a_fit_that_was_killed_at_its_start_goes_on_from_its_own_weights(tmp_path):
-    x, options = torch.randn(80, 2), {"steps": 4, "bar": False, "run": tmp_path / "run"}
-    first = VectorFlow(2, 1, 4)
+    x, options = torch.randn(80, 3), {"steps": 4, "bar": False, "run": tmp_path / "run"}
+    first = VectorFlow(3, 1, 4)
     whole = fit(copy_of(first), x, **{**options, "run": None}).model
     stopped = pytest.MonkeyPatch()
     stopped.setattr("iresflow.training.loop.trainer.Trainer._run", lambda *_: 1 / 0)
     with stopped.context(), pytest.raises(ZeroDivisionError):
         fit(copy_of(first), x, **options)
     stopped.undo()
-    other = VectorFlow(2, 1, 4)
+    other = VectorFlow(3, 1, 4)
     fit(other, x, resume=True, **options)
     for a, b in zip(other.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def copy_of(model):
-    other = VectorFlow(2, 1, 4)
+    other = VectorFlow(3, 1, 4)
     other.load_state_dict(model.state_dict())
     return other
 

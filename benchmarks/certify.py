@@ -43,6 +43,7 @@ class Sizes:
         raced: Channels in and out, and side, of the convolutions that other methods measure, too.
         bordered: Channels and kernel side of those on large images, and the side of these.
         scaled: Packaged models whose branches are bounded by scalings.
+        searched: Steps of the search for those.
     """
 
     sides: tuple[int, ...] = (7, 8, 14, 28, 32)
@@ -68,6 +69,7 @@ class Sizes:
         (64, 3, 64),
     )
     scaled: tuple[str, ...] = ("digits", "mnist", "two-moons")
+    searched: int = 100
 
 
 QUICK = Sizes(
@@ -81,6 +83,7 @@ QUICK = Sizes(
     raced=((3, 4, 6),),
     bordered=((2, 3, 12),),
     scaled=("two-moons",),
+    searched=5,
 )
 """Within seconds, to see that all of it works."""
 
@@ -244,14 +247,14 @@ def borders(layers: tuple[tuple[int, int, int], ...]) -> None:
             print(f"{name:<32} {ratios[0]:6.3f} {ratios[1]:8.3f}  {bound.method}", flush=True)
 
 
-def scaling(names: tuple[str, ...]) -> None:
+def scaling(names: tuple[str, ...], steps: int) -> None:
     """By how much the blocks' bounds are smaller by scalings than by products of norms."""
     print("\nbranches by scalings, over the product of norms: least, mean, largest, s a block")
     for name in names:
         flow = iresflow.pretrained(name)
         product = [block.bound.upper for block in flow.certify()]
         began = time.process_time()
-        scaled = [block.bound.upper for block in flow.certify(bound=DiagonalScaling())]
+        scaled = [block.bound.upper for block in flow.certify(bound=DiagonalScaling(steps))]
         seconds = (time.process_time() - began) / len(scaled)
         for kind, uppers in (("product", product), ("scaled", scaled)):
             spread = min(uppers), statistics.mean(uppers), max(uppers)
@@ -273,7 +276,7 @@ def main() -> None:
     if "tightness" in arguments.only:
         tightness(sizes, arguments.run)
     if "scaling" in arguments.only:
-        scaling(sizes.scaled)
+        scaling(sizes.scaled, sizes.searched)
     if "certify" in arguments.only:
         certify(sizes)
     if "step" in arguments.only:

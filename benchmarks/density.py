@@ -283,7 +283,8 @@ def compare(name: str, case: Case, options: argparse.Namespace) -> None:
     data = data_of(name, options.root if name == "mnist" else None)
     batch = config.training.batch_size
     generator = torch.Generator().manual_seed(0)
-    x_first = as_floats(data, data.train.values[: 512 if data.levels else 48_000], generator)
+    initial = options.initial or (512 if data.levels else 48_000)
+    x_first = as_floats(data, data.train.values[:initial], generator)
 
     def initialised(make: Callable[[], Density]) -> Density:
         torch.manual_seed(0)
@@ -319,6 +320,7 @@ def main() -> None:
     parser.add_argument(
         "--at-once", type=int, help="samples that are scored, and drawn, at a time"
     )
+    parser.add_argument("--initial", type=int, help="samples that new models are initialised with")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each training")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2, 1e-1])
     parser.add_argument("--no-training", action="store_true", help="speeds alone")

@@ -4,7 +4,14 @@ PyTorch is imported where it is used: the process that hands out tests to others
 it, and they would wait for those seconds.
 """
 
+import gc
+
 import pytest
+
+
+def pytest_collection_finish(session):
+    """What is imported and collected stays: no collection of garbage has to look at it again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

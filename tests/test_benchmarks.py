@@ -92,7 +92,8 @@ SCRIPTS = {
         (r"2 dimensions\ndefault +100\.0", r"2 x 4 x 4 images\ndefault", r"random series, 2 +\d"),
     ),
     "density": Script(
-        "--only two-moons --seconds 0.1 --rates 0.01 --repeats 1 --at-once 50 --no-peers",
+        "--only two-moons --seconds 0.1 --rates 0.01 --repeats 1 --no-peers "
+        "--at-once 50 --initial 500",
         (r"\niresflow +[\d,]+ +0\.01 .* \+- ", r"training step, ms", r"certified Lip\(g\) 0\.\d+"),
     ),
     "frames": Script(  # which fails where a call crosses more than twelve

@@ -15,7 +15,7 @@ from iresflow.lipschitz import (
     ZeroPadding,
 )
 from iresflow.lipschitz.bounds.banded import banded_bound
-from iresflow.lipschitz.layers.estimates import lanczos
+from iresflow.lipschitz.layers.estimates import bidiagonalization, lanczos
 from iresflow.lipschitz.layers.watch import Watch
 
 LAYERS = {
@@ -183,6 +183,40 @@ def test_lanczos_keeps_its_basis_orthogonal_in_float32():
     bound = banded_bound(layer.weight, (14, 14), 1, ZeroPadding())
     estimate = float(lanczos(layer, layer.weight, layer.left.clone()))
     assert 0.997 * bound.estimate <= estimate <= bound.upper
+
+
+@pytest.mark.parametrize("kind", ["any", "of rank one", "orthogonal", "float32"])
+def test_bidiagonalization_is_exact_where_its_vectors_span_the_domain(kind):
+    if kind == "float32":
+        torch.set_default_dtype(torch.float32)
+    layer = NormalizedDense(6, 9, coeff=0.9)
+    with torch.no_grad():
+        if kind == "of rank one":
+            layer.weight.copy_(torch.outer(torch.randn(9), torch.randn(6)))
+        if kind == "orthogonal":
+            layer.weight.copy_(torch.linalg.qr(torch.randn(9, 6))[0])
+        layer.left.copy_(torch.nn.functional.normalize(torch.randn(9), dim=0))
+    norm = torch.linalg.matrix_norm(layer.weight.detach(), ord=2)
+    estimate = bidiagonalization(layer, layer.weight, layer.left).detach()
+    torch.testing.assert_close(estimate, norm, rtol=1e-8 if kind != "float32" else 1e-5, atol=0)
+
+
+def test_bidiagonalization_follows_a_weight_that_moves_closer_than_power_iteration():
+    """As an optimiser moves it: all entries by as much, in directions that change slowly."""
+    layer = NormalizedConv2d(6, 8, 3, (7, 7), coeff=0.9)
+    weight, direction = layer.weight.detach().clone(), torch.zeros_like(layer.weight)
+    lefts = {name: layer.left.clone() for name in ("bidiagonalization", "power-iteration")}
+    lags = {name: [] for name in lefts}
+    for _ in range(40):
+        direction = 0.9 * direction + torch.randn_like(weight)
+        weight += 0.01 * direction.sign()
+        norm = float(torch.linalg.matrix_norm(materialize(layer.operator(weight), (6, 7, 7)), 2))
+        for name, left in lefts.items():
+            estimate = float(NORMALIZATIONS[name].norm(layer, weight, left))
+            assert estimate <= norm * (1 + 1e-12)
+            lags[name].append(1 - estimate / norm)
+    lag, control = (sum(values) for values in lags.values())
+    assert 0 < 4 * lag < control
 
 
 def test_settled_norms_are_the_same_under_any_transform():

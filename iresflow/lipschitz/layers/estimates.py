@@ -28,6 +28,15 @@ else:  # the folder may be missing
 
 __all__ = ["bidiagonalization", "lanczos", "normalized", "power_iteration"]
 
+BASIS = 8
+"""Vectors of a bidiagonalisation."""
+
+ROUNDED = 16
+"""In units of eps: how much of a vector is rounding, once a part of it has been taken away."""
+
+SQUARINGS = 10
+"""Of a small matrix, whose power then is its largest eigenvector's."""
+
 STEPS = 40
 """Steps of Lanczos' method at most."""
 
@@ -61,11 +70,13 @@ def power_iteration(
 
 
 def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
-    r"""The norm by two steps of Golub and Kahan's bidiagonalisation; otherwise as power iteration.
+    r"""The norm by steps of Golub and Kahan's bidiagonalisation; otherwise as power iteration.
 
-    From the left vector u, :math:`A^\top u` and :math:`A^\top A A^\top u` span a space of right
-    vectors; in its orthonormal basis, A is a lower triangle of two columns, whose largest
-    singular vector is known in closed form (Golub and Kahan, 1965).
+    From the left vector u they make an orthonormal basis of what :math:`A^\top u`,
+    :math:`(A^\top A) A^\top u` and so on span (Golub and Kahan, 1965). The right vector is that in
+    it whose image is the largest: an eigenvector of the images' products, by powers of their
+    matrix. Many singular values of a trained layer are near its largest, and `BASIS` vectors tell
+    them apart where two steps of power iteration don't.
     """
     native = native_norm(weight, left) if family.plain else None
     if native is not None:
@@ -73,22 +84,29 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
     frozen = weight.detach()
     with torch.no_grad():
         multiply, adjoint = family.operator(frozen), family.adjoint(frozen)
-        u = left.unsqueeze(0)
-        first = adjoint(u)
-        upper = torch.linalg.vector_norm(first)
-        first = first / upper.clamp_min(_tiny(upper))
-        beside = multiply(first) - upper * u
-        below = torch.linalg.vector_norm(beside)
-        beside = beside / below.clamp_min(_tiny(below))
-        second = adjoint(beside)
-        # Where the first vector was right already, the rest is rounding, along the first too.
-        second = second - (first * second).sum() * first
-        lower = torch.linalg.vector_norm(second)
-        second = second / lower.clamp_min(_tiny(lower))
-        # The top eigenvector of [[upper, below], [0, lower]] times its transpose.
-        angle = torch.atan2(2 * below * lower, upper**2 + below**2 - lower**2) / 2
-        right = normalized(angle.cos() * first + angle.sin() * second)
-        image = multiply(right)
+        rest = adjoint(left.unsqueeze(0))
+        shape, tiny = rest.shape, _tiny(rest)
+        steps = min(BASIS, rest.numel(), left.numel())
+        basis, images = rest.new_zeros(steps, rest.numel()), left.new_zeros(steps, left.numel())
+        for step in range(steps):
+            rest = rest.flatten()
+            whole = torch.linalg.vector_norm(rest)
+            for _ in range(2):  # once leaves what the next step's errors grow from
+                rest = rest - (basis[:step] @ rest) @ basis[:step]
+            size = torch.linalg.vector_norm(rest)
+            # What rounding alone has left is no direction: the basis ends there.
+            size = torch.where(size > ROUNDED * torch.finfo(size.dtype).eps * whole, size, 0)
+            basis[step] = rest * ((size > 0) / size.clamp_min(tiny))
+            image = multiply(basis[step].view(shape))
+            images[step] = image.flatten()
+            rest = adjoint(image)
+        products = images @ images.T
+        for _ in range(SQUARINGS):
+            products = products / products.trace().clamp_min(tiny)
+            products = products @ products
+        # All entries are 0 or more, so the ones have a part of the largest eigenvector.
+        mixture = normalized(products.sum(1))
+        right, image = (mixture @ basis).view(shape), (mixture @ images).view(image.shape)
     return _norm(family, weight, right, image, left)
 
 

@@ -86,11 +86,10 @@ class PowerIteration(_Estimated):
 @final
 @dataclass(frozen=True)
 class Bidiagonalization(_Estimated):
-    """Golub and Kahan's bidiagonalisation, two warm-started steps: from below, and cheaper.
+    """Golub and Kahan's bidiagonalisation, eight warm-started steps: from below, and closer.
 
-    It takes the best vector of the space in which two power iterations take the last, for less
-    than half of the products of five iterations, and follows the norm as closely
-    (``benchmarks/certify.py --only overshoot``).
+    It takes the best vector of the space in which as many power iterations take the last, and the
+    true norm is a tenth as far ahead of it (``benchmarks/certify.py --only overshoot``).
     """
 
     def norm(self, family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:

@@ -97,18 +97,17 @@ class Settings(Section):
         "Complexity",
         "LatentFit",
         "ScoreNorm",
-        "LocalDimension",
         "DensityOfStates",
-        "States with complexity",
         "State of the score norm",
-        "LikelihoodRatio",
+        "State of complexity and norm",
     )
-    """Which ones; images are scored by each of them."""
+    """Which ones; images are scored by each of them. There are LocalDimension and LikelihoodRatio,
+    too, which cost more."""
     test: int = 2000
     """Images of each set to score, at most."""
     fit: int = 1000
     """Validation images that the scores are fitted to, at most."""
-    draws: int = 3
+    draws: int = 5
     """Of noise and probes for an image."""
     probes: int = 2
     """In each draw."""
@@ -198,7 +197,6 @@ def _scores(settings: Settings) -> dict[str, Score]:
         "ScoreNorm": ScoreNorm(scoring),
         "LocalDimension": LocalDimension(scoring, settings.krylov),
         "DensityOfStates": DensityOfStates(states),
-        "States with complexity": DensityOfStates((*states, Complexity(scoring))),
         "State of the score norm": DensityOfStates((ScoreNorm(scoring),), LOGARITHMS),
         "State of complexity and norm": DensityOfStates(
             (Complexity(scoring), ScoreNorm(scoring)), OF_THE_SECOND

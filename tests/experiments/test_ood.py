@@ -61,7 +61,7 @@ def test_images_of_a_packaged_flow(tmp_path):
 
 def test_images(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pretrained, "names", list)  # none is packaged: one is trained
-    some = ["--scores", '["LogProb","Complexity","LatentFit","States with complexity"]']
+    some = ["--scores", '["LogProb","Complexity","LatentFit","State of complexity and norm"]']
     arguments = ["images", "--into", str(tmp_path), "--quick", *some]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text())

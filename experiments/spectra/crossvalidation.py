@@ -1,5 +1,6 @@
 """Predictions by cross-validation, kept in files, and what they are worth."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,25 +30,26 @@ def cross_predict(
     """What models, each trained on a fold's other spectra, say of its spectra ``(spectra,)``.
 
     Arguments:
-        make: A new model.
+        make: A new model, whose ``repr`` has all of its settings.
         spectra: With labels.
         folds: Spectra that are in no test are not predicted: their entries mean nothing.
-        file: Beside it predictions are kept, of each fold by itself; what is there is not computed
-            again.
+        file: Beside it predictions are kept, of each fold by itself. Those of the same model on
+            the same spectra are not computed again.
     """
     assert spectra.labels is not None
     found = np.zeros_like(spectra.labels)
-    trained = False
-    for place, (train, test) in enumerate(folds):
-        kept = file.with_stem(f"{file.stem}-fold-{place}")
-        if not kept.is_file():
-            model = make().fit(spectra.X[train], spectra.labels[train])
-            np.save(kept, model.predict(spectra.X[test]))
-            trained = True
-        found[test] = np.load(kept)
+    for place, fold in enumerate(folds):
+        model = make()
+
+        def predict(
+            X: np.ndarray, y: np.ndarray, tested: np.ndarray, model: BaseEstimator = model
+        ) -> np.ndarray:
+            return model.fit(X, y).predict(tested)
+
+        found[fold[1]] = _once(file, place, repr(model), spectra, fold, predict)
     tested = np.concatenate([test for _, test in folds])
     accuracy = balanced_accuracy(spectra.labels[tested], found[tested])
-    print(f"{accuracy:<11.3f} {file.stem}{'' if trained else ', read'}", flush=True)
+    print(f"{accuracy:<11.3f} {file.stem}", flush=True)
     return found
 
 
@@ -56,16 +58,42 @@ def cross_predict_roc(
 ) -> Mapping[int, np.ndarray]:
     """The same for ROC/LDA with several numbers of bins, which are ranked once a fold."""
     assert spectra.labels is not None
-    found = {count: np.empty_like(spectra.labels) for count in features}
-    if file.is_file():
-        print(f"read from   {file}", flush=True)
-        return dict(zip(features, np.load(file), strict=True))
-    for train, test in folds:
-        models = fit_each(RocLda(), spectra.X[train], spectra.labels[train], features)
-        for count, model in models.items():
-            found[count][test] = model.predict(spectra.X[test])
-    np.save(file, np.stack(list(found.values())))
-    return found
+    found = np.zeros((len(features), len(spectra)), spectra.labels.dtype)
+
+    def predict(X: np.ndarray, y: np.ndarray, tested: np.ndarray) -> np.ndarray:
+        models = fit_each(RocLda(), X, y, features)
+        return np.stack([model.predict(tested) for model in models.values()])
+
+    for place, fold in enumerate(folds):
+        named = f"{RocLda()!r} {tuple(features)}"
+        found[:, fold[1]] = _once(file, place, named, spectra, fold, predict)
+    return dict(zip(features, found, strict=True))
+
+
+def _once(
+    file: Path,
+    place: int,
+    model: str,
+    spectra: Spectra,
+    fold: tuple[np.ndarray, np.ndarray],
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """What a model predicts of a fold, read from beside a file if the same one did already."""
+    assert spectra.labels is not None
+    train, test = fold
+    given = spectra.X[train], spectra.labels[train], spectra.X[test]
+    key = hashlib.sha256(model.encode())
+    for array in given:
+        key.update(array.tobytes())
+    kept = file.with_name(f"{file.stem}-fold-{place}.npz")
+    if kept.is_file():
+        with np.load(kept) as content:
+            if content["key"] == key.hexdigest():
+                predicted: np.ndarray = content["predicted"]
+                return predicted
+    predicted = predict(*given)
+    np.savez(kept, key=key.hexdigest(), predicted=predicted)
+    return predicted
 
 
 def scores(spectra: Spectra, predicted: np.ndarray) -> dict[str, float]:

@@ -46,6 +46,9 @@ class InvertibleNet:
         self.training = training
         self.seed = seed
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.training!r}, {self.seed})"
+
     def fit(self, X: np.ndarray, y: np.ndarray) -> Self:
         """Trains a new network on spectra ``(N, bins)`` and their labels ``(N,)``."""
         training = self.training

@@ -166,6 +166,12 @@ def test_predictions_are_made_by_other_folds_and_read_again(tmp_path):
     assert len(seen) == 6
     np.testing.assert_array_equal(cross_predict(make, spectra, folds, later), found)
     assert len(seen) == 8
+    # Predictions of other spectra, or of another model, are not taken for these.
+    moved = replace(spectra, X=spectra.X + 1)
+    cross_predict(make, moved, folds, later)
+    assert len(seen) == 12
+    cross_predict(lambda: SimpleNamespace(fit=fit, neighbours=1), moved, folds, later)
+    assert len(seen) == 16
     # The control: a neighbour that may look at the spectrum itself is always right.
     everything = [(np.arange(len(spectra)), np.arange(len(spectra)))]
     leaked = cross_predict(make, spectra, everything, tmp_path / "leaked.npy")
@@ -174,11 +180,13 @@ def test_predictions_are_made_by_other_folds_and_read_again(tmp_path):
     again = cross_predict_roc(spectra, folds, (5, 20), tmp_path / "roc.npy")
     assert each.keys() == again.keys() == {5, 20}
     np.testing.assert_array_equal(each[20], again[20])
+    (other,) = cross_predict_roc(spectra, folds, (20,), tmp_path / "roc.npy").values()
+    np.testing.assert_array_equal(each[20], other)
     with pytest.raises(ValueError, match="unknown task"):
         tissue_spectra(tissue, "colours")
 
 
-def test_the_comparison_by_the_command(tmp_path, capsys):
+def test_the_comparison_by_the_command(tmp_path):
     torch.set_default_dtype(torch.float32)
     quick = "--runs 2 --residual_runs 1 --invertible.steps 2"
     options = [*SMALL.split(), *quick.split(), "--into", str(tmp_path)]
@@ -193,11 +201,11 @@ def test_the_comparison_by_the_command(tmp_path, capsys):
     pairs = [(row["method"], row["against"]) for row in results(tmp_path)["differences"]]
     assert len(pairs) == 2 * 6 and pairs[0] == ("ResidualNet", "ROC/LDA")
     assert rows[2]["thesis, LP"] == "0.962, 1.000" and (tmp_path / "comparison.png").is_file()
-    capsys.readouterr()
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
+    assert len(kept) == 2 * 4 * (1 + 1 + 2 + 1)
     assert main(["comparison", *options]) == 0
     assert results(tmp_path)["comparison"] == rows
-    said = capsys.readouterr().out
-    assert said.count("ROC.npy") == 2 and said.count(", read") == 2 * 4
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
 
 
 def test_fewer_patients_are_some_of_more_from_all_arrays_and_classes():

@@ -228,6 +228,9 @@ def test_learning_curves_by_the_command(tmp_path):
     rows = results(tmp_path)["learning"]
     assert [row["spectra"] for row in rows] == 3 * [12] + 3 * [24]
     assert [row["method"] for row in rows[:3]] == ["ROC/LDA", "linear", "IsotopeNet"]
+    assert [row["less ROC/LDA"] == "" for row in rows] == [True, False, False] * 2
+    linear = rows[1]["spot"] - rows[0]["spot"]
+    assert float(rows[1]["less ROC/LDA"]) == pytest.approx(linear, abs=6e-4)
     assert (tmp_path / "learning.png").is_file()
     with pytest.raises(SystemExit):
         main(["learning", "--patients", "3", "--into", str(tmp_path)])

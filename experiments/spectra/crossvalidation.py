@@ -13,6 +13,7 @@ from iresflow.spectra import RocLda, balanced_accuracy, fit_each, majority_vote
 from iresflow.spectra.collection import Spectra
 
 __all__ = [
+    "compared",
     "core_interval",
     "cross_predict",
     "cross_predict_roc",
@@ -137,6 +138,25 @@ def patient_interval(
         drawn.append(each[generator.integers(len(each), size=(draws, len(each)))].mean(1))
     low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
     return float(np.mean(means)), float(low), float(high)
+
+
+def compared(
+    spectra: Spectra, right: np.ndarray, other: np.ndarray | None, name: str
+) -> dict[str, str]:
+    """The interval of a method's accuracy, and by how much it is above another's.
+
+    Arguments:
+        spectra: As for `patient_interval`.
+        right: How often each spectrum was right ``(spectra,)``, a share of runs.
+        other: The same of another method; None for no comparison.
+        name: What columns call it.
+    """
+    _, low, high = patient_interval(spectra, right)
+    found = {"interval": f"{low:.3f} to {high:.3f}", f"less {name}": "", "its interval": ""}
+    if other is not None:
+        more, low, high = patient_interval(spectra, right - other)
+        found |= {f"less {name}": f"{more:+.3f}", "its interval": f"{low:.3f} to {high:.3f}"}
+    return found
 
 
 def core_interval(spectra: Spectra, predicted: np.ndarray) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Settings(Section):
     learning_rate: float = 2e-3
     """Of its training."""
     tissue: Tissue = field(default_factory=lambda: Tissue(patients=12, spots=3))
-    training: Training = field(default_factory=lambda: Training(isotope_epochs=200))
+    training: Training = field(default_factory=lambda: Training(isotope_epochs=90))
     invertible: InvertibleTraining = field(default_factory=InvertibleTraining)
 
     def _check(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.base import BaseEstimator
 
-from experiments.spectra.crossvalidation import cross_predict, patient_interval, scores
+from experiments.spectra.crossvalidation import compared, cross_predict, scores
 from experiments.spectra.methods import NETWORKS, PLAIN, Training
 from experiments.spectra.tissue import TASKS, Tissue, array_folds, tissue_spectra
 from iresflow.commands.report import Report
@@ -80,8 +80,12 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
             for name, make in _methods(settings, len(some)).items():
                 file = f"{task}-{name.replace(' ', '-').replace('/', '-')}-{count}.npy"
                 predicted = cross_predict(make, spectra, [(some, test)], report.path / file)
-                found = _against(spectra[test], predicted[test], first)
-                first = predicted[test] if first is None else first
+                tested, right = spectra[test], (predicted == spectra.labels)[test].astype(float)
+                found = {
+                    **scores(tested, predicted[test]),
+                    **compared(tested, right, first, "ROC/LDA"),
+                }
+                first = right if first is None else first
                 rows.append({"task": task, "method": name, "spectra": len(some), **found})
                 report.table("learning", rows, _CAPTION)
     report.figure("learning", _figure(rows), "Balanced accuracy against training spectra")
@@ -92,17 +96,6 @@ _CAPTION = (
     "training on some patients of the other six. Intervals are those of accuracies on spots, and "
     "of their differences on the same spots, 95 % by the bootstrap over patients."
 )
-
-
-def _against(tested: Spectra, predicted: np.ndarray, other: np.ndarray | None) -> dict[str, Any]:
-    """Accuracies, and by how much they are above those of other predictions, with intervals."""
-    right = (predicted == tested.labels).astype(float)
-    _, low, high = patient_interval(tested, right)
-    found = {**scores(tested, predicted), "interval": f"{low:.3f} to {high:.3f}"}
-    if other is None:
-        return {**found, "less ROC/LDA": "", "its interval": ""}
-    more, low, high = patient_interval(tested, right - (other == tested.labels))
-    return {**found, "less ROC/LDA": f"{more:+.3f}", "its interval": f"{low:.3f} to {high:.3f}"}
 
 
 def _methods(settings: Settings, spectra: int) -> dict[str, Callable[[], BaseEstimator]]:

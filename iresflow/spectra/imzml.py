@@ -15,6 +15,7 @@ __all__ = ["binary_beside", "check_image", "encoded_lengths"]
 XML = "{http://psi.hupo.org/ms/mzml}"
 UUID = "universally unique identifier"
 DIGESTS = {"ibd SHA-1": "sha1", "ibd MD5": "md5"}
+KINDS = {"masses": "MS:1000514", "intensities": "MS:1000515"}
 HEAD = 16
 """Bytes of the binary file before its first array, which are its UUID."""
 
@@ -42,17 +43,23 @@ def encoded_lengths(file: Path) -> list[dict[str, int]]:
     the file does not say.
 
     Raises:
-        DataError: there is no spectrum, or another number of them than the list declares.
+        DataError: there is no spectrum, or another number of them than the list declares; or one
+            has not one array of masses and one of intensities.
         ParseError: this is no whole XML file.
         ValueError: a number is none.
     """
     found: list[dict[str, int]] = []
+    groups: dict[str, set[str | None]] = {}
     declared = None
     with file.open("rb") as opened:
         for event, element in iterparse(opened, ("start", "end")):
             if element.tag == XML + "spectrumList" and event == "start":
                 declared = element.get("count")
+            elif element.tag == XML + "referenceableParamGroup" and event == "end":
+                accessions = {p.get("accession") for p in element.iter(XML + "cvParam")}
+                groups[element.get("id", "")] = accessions
             elif element.tag == XML + "spectrum" and event == "end":
+                _check_kinds(file, len(found), element, groups)
                 found.append(dict(_encoded(element)))
                 element.clear()  # or the whole tree would stay in memory
     if declared is not None and int(declared) != len(found):
@@ -60,6 +67,23 @@ def encoded_lengths(file: Path) -> list[dict[str, int]]:
     if not found:
         raise DataError(f"{file} holds no spectrum")
     return found
+
+
+def _check_kinds(
+    file: Path, place: int, spectrum: Element, groups: dict[str, set[str | None]]
+) -> None:
+    """That a spectrum has one array of each kind, by the groups that its arrays refer to."""
+    arrays = [
+        {reference.get("ref", "") for reference in array.iter(XML + "referenceableParamGroupRef")}
+        for array in spectrum.iter(XML + "binaryDataArray")
+    ]
+    for what, accession in KINDS.items():
+        count = sum(any(accession in groups.get(r, ()) for r in refs) for refs in arrays)
+        if count != 1:
+            raise DataError(
+                f"{file}: spectrum {place} has {count} arrays whose group of parameters says that "
+                f"they are {what}; one is needed"
+            )
 
 
 def _encoded(spectrum: Element) -> Iterator[tuple[str, int]]:

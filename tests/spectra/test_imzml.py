@@ -169,6 +169,16 @@ MISFITS = {
         b'<cvParam cvRef="MS" accession="MS:1000515"',
         "intensities of several types, 32-bit float, 64-bit float",
     ),
+    "an array of another kind": (
+        b'accession="MS:1000515" name="intensity array"',
+        b'accession="MS:1000516" name="charge array"',
+        "spectrum 0 has 0 arrays whose group of parameters says that they are intensities",
+    ),
+    "masses twice": (
+        b'referenceableParamGroupRef ref="intensityArray"',
+        b'referenceableParamGroupRef ref="mzArray"',
+        "spectrum 0 has 2 arrays .* masses",
+    ),
     "a pixel twice": (
         parameter("position x", 2),
         parameter("position x", 1),

@@ -169,6 +169,24 @@ def test_error_bars_of_the_fit_of_latents_hold_the_mean_over_the_noise():
     assert cover(fitted.scores(images), replace(fitted, measure=again).score(images))
 
 
+def test_latents_without_log_determinants_are_drawn_more_often(monkeypatch):
+    flow, calls = tiny_image_flow(), []
+    images = distinct_images(flow, 20)
+    original = ImageFlow.dequantize
+    monkeypatch.setattr(
+        ImageFlow, "dequantize", lambda self, *given: calls.append(1) or original(self, *given)
+    )
+    fitted = LatentFit(SCORING).fit(flow, images)
+    assert len(calls) == 1
+    few, calls[:] = fitted.scores(images), []
+    fitted.scores(images)
+    assert len(calls) == 4 * SCORING.draws
+    coarse = replace(SCORING, draws=2)
+    assert bool(
+        (few.errors < LatentFit(coarse).fit(flow, images).errors(images)).double().mean() > 0.8
+    )
+
+
 def test_both_quadratures_bracket_the_form_and_meet():
     flow, x = wide_vector_flow(), torch.randn(5, 40)
     jacobian = FlowJacobian(flow, x, None)

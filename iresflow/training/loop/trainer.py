@@ -293,9 +293,8 @@ class Trainer:
         return [t for module in modules for t in (*module.parameters(), *module.buffers())]
 
     def _advice(self, what: str, step: int) -> str:
-        ways = ["a smaller learning rate", "a longer warm-up", "a smaller clip_norm"]
-        ways += filter(None, [self.objective.remedy(self.model)])
         return (
-            f"{what} at step {step}; {self.store.last}. Try {', '.join(ways[:-1])}, or "
-            f"{ways[-1]}; if it happens in the first steps, check the data"
+            f"{what} at step {step}; {self.store.last}. Try a smaller learning rate, a longer "
+            f"warm-up, or a smaller clip_norm{self.objective.remedy(self.model)}; if it happens "
+            "in the first steps, check the data"
         )

@@ -129,11 +129,12 @@ class Objective(ABC):
         return Ready({"model": stored(model)})
 
     def remedy(self, model: nn.Module) -> str:
-        """What may help where the loss is not finite, besides smaller steps; a clause, or ""."""
+        """What may help where the loss is not finite, besides smaller steps; words that
+        end a list of these, or none."""
         layers = [layer for layer in model.modules() if isinstance(layer, NormalizedLayer)]
         if all(layer.normalization.from_above() is layer.normalization for layer in layers):
             return ""
-        return "normalization 'certified', as estimates of norms lag behind large steps"
+        return ", or normalization 'certified', as estimates of norms lag behind large steps"
 
     def illustrate(  # noqa: B027
         self, model: nn.Module, split: Samples, album: Album

@@ -101,7 +101,8 @@ def test_two_machines_train_as_one(hosts, tmp_path):
     (expected,) = tmp_path.glob("alone/*/checkpoints/last.pt")
     state, alone = load_training(path)[0]["flow"], load_training(expected)[0]["flow"]
     for name, value in state.items():
-        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-5, msg=name)
+        atol = 1e-4 if name.endswith(".left") else 1e-5  # as in test_processes.py
+        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=atol, msg=name)
 
 
 def test_accelerate_understands_its_command_for_machines():

@@ -66,7 +66,9 @@ def alone(tmp_path_factory):
 def assert_close(a, b):
     assert a.keys() == b.keys()
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-5, msg=key)
+        # A singular vector moves by what its weight moves, over the gap to the next value.
+        atol = 1e-4 if key.endswith(".left") else 1e-5
+        torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=atol, msg=key)
 
 
 def loaded(path):

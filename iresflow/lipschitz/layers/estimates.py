@@ -31,10 +31,10 @@ __all__ = ["bidiagonalization", "lanczos", "normalized", "power_iteration"]
 BASIS = 8
 """Vectors of a bidiagonalisation."""
 
-ROUNDED = 16
+ROUNDED = 256
 """In units of eps: how much of a vector is rounding, once a part of it has been taken away."""
 
-SQUARINGS = 10
+SQUARINGS = 8
 """Of a small matrix, whose power then is its largest eigenvector's."""
 
 STEPS = 40
@@ -104,8 +104,8 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
         for _ in range(SQUARINGS):
             products = products / products.trace().clamp_min(tiny)
             products = products @ products
-        # All entries are 0 or more, so the ones have a part of the largest eigenvector.
-        mixture = normalized(products.sum(1))
+        # From the first vector: among equal singular values, the left vector stays where it is.
+        mixture = normalized(products[0])
         right, image = (mixture @ basis).view(shape), (mixture @ images).view(image.shape)
     return _norm(family, weight, right, image, left)
 

@@ -20,11 +20,11 @@ template <class T> double normalize(std::vector<T>& x) {
 }
 
 // As in `layers/estimates.py`, where the reasons stand.
-constexpr long BASIS = 8, ROUNDED = 16, SQUARINGS = 10;
+constexpr long BASIS = 8, ROUNDED = 256, SQUARINGS = 8;
 
-// The largest eigenvector of a symmetric n x n matrix without negative entries, or zeros.
+// The largest eigenvector of a symmetric n x n matrix, from the first unit vector; or zeros.
 inline std::vector<double> largest(long n, std::vector<double> matrix) {
-    std::vector<double> square(n * n), vector(n, 0.0);
+    std::vector<double> square(n * n);
     for (long round = 0; round < SQUARINGS; ++round) {
         double trace = std::numeric_limits<double>::min();
         for (long i = 0; i < n; ++i) trace += matrix[i * n + i];
@@ -34,10 +34,9 @@ inline std::vector<double> largest(long n, std::vector<double> matrix) {
                 square[i * n + j] = dot<double>(n, &matrix[i * n], &matrix[j * n]);
         std::swap(matrix, square);
     }
-    for (long i = 0; i < n; ++i)
-        for (long j = 0; j < n; ++j) vector[i] += matrix[i * n + j];
-    normalize(vector);
-    return vector;
+    matrix.resize(n);
+    normalize(matrix);
+    return matrix;
 }
 
 // Golub and Kahan's bidiagonalisation, as `bidiagonalization` of `layers/estimates.py` has it, with

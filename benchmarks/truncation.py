@@ -7,6 +7,10 @@ are of the same images, noise and probes, so their difference is known better th
 
     python benchmarks/truncation.py
     python benchmarks/truncation.py --steps 20 --every 10
+
+With the checkpoint of a trained flow of images it says by how much that flow has exploited it:
+
+    python benchmarks/truncation.py --model RUN/checkpoints/last.pt --data mnist --root DIR
 """
 
 import argparse
@@ -15,7 +19,8 @@ from collections.abc import Iterator
 
 import torch
 
-from iresflow import ImageFlow, PowerSeries, compile_kernels
+import iresflow
+from iresflow import ImageFlow, Krylov, PowerSeries, compile_kernels
 from iresflow.data import load_dataset
 
 BATCH = 64
@@ -51,14 +56,37 @@ def train(
             yield step, seen.mean, accurate.mean
 
 
+def score(model: str, data: str, root: str | None, count: int) -> None:
+    """Prints bits/dim of training images by some estimators of the log-determinants."""
+    flow = iresflow.load(model).eval()
+    assert isinstance(flow, ImageFlow)
+    images = load_dataset(data, root).train.values[:count]
+    estimators = {
+        "as training sees it": flow.log_det,
+        "60 terms": PowerSeries(60),
+        "200 terms": PowerSeries(200),
+        "20 Krylov steps": Krylov(20),
+    }
+    for name, estimator in estimators.items():
+        bits = flow.bits_per_dim(images, log_det=estimator, seed=0)
+        print(f"{name:<20} {bits.mean:7.4f} bits/dim of {count} images", flush=True)
+
+
 def main() -> None:
-    """Prints the two runs, one after the other."""
+    """Prints the two runs, one after the other, or the scores of a trained flow."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1500, help="of each training")
     parser.add_argument("--every", type=int, default=250, help="steps from one row to the next")
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and probes")
+    parser.add_argument("--model", help="file or checkpoint of a trained flow of images")
+    parser.add_argument("--data", default="digits", help="what it was trained on")
+    parser.add_argument("--root", help="where that lies")
+    parser.add_argument("--images", type=int, default=32, help="that are scored")
     options = parser.parse_args()
     compile_kernels()
+    if options.model:
+        score(options.model, options.data, options.root, options.images)
+        return
     cases = {
         "5 terms": PowerSeries(5),
         "tolerance 1e-3": PowerSeries(60, tol=1e-3),

@@ -23,6 +23,7 @@ __all__ = [
     "norm_per_sample",
     "norms",
     "per_sample",
+    "require_tensor",
     "rademacher",
     "spread",
     "sum_per_sample",
@@ -62,6 +63,12 @@ class _Linear(torch.autograd.Function):
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` (grad, jvp, vmap, ...) is at work."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def require_tensor(name: str, value: object) -> None:
+    """Raises a ValueError where a value is no tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} are tensors, got a {type(value).__name__}")
 
 
 def sum_per_sample(x: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class ChannelMeans(Bijection):
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.pixels = shape, math.prod(shape[1:])
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
@@ -89,13 +89,13 @@ class ChannelMeans(Bijection):
         return self.transform(x), x.new_zeros(x.shape[0])
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        pixels = self._reflected(x.reshape(len(x), self.shape[0], -1))
+        pixels = self._reflected(x.reshape(len(x), self.shape[0], self.pixels))
         return pixels.transpose(1, 2).flatten(1)
 
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
-        pixels = z.reshape(len(z), -1, self.shape[0]).transpose(1, 2)
+        pixels = z.reshape(len(z), self.pixels, self.shape[0]).transpose(1, 2)
         x = self._reflected(pixels).flatten(1)
         return Inverse.closed_form(x, rounding=ROUNDING * torch.finfo(x.dtype).eps * wide_norm(z))
 

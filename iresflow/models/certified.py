@@ -20,8 +20,9 @@ from iresflow.models.certificates.certificate import (
 )
 from iresflow.models.certificates.fingerprint import fingerprint
 from iresflow.models.storage import StoredModel, write_file
+from iresflow.tensors import require_tensor
 
-__all__ = ["CertifiedModel"]
+__all__ = ["CertifiedModel", "require_latents"]
 
 
 class CertifiedModel(StoredModel):
@@ -127,10 +128,7 @@ class CertifiedModel(StoredModel):
 
     def _checked_latents(self, z: Tensor) -> Tensor:
         """Latents ``(B, D)`` in the wider type of theirs and the weights', or a ValueError."""
-        if z.ndim != 2 or z.shape[1] != self.base_dim or not z.is_floating_point():
-            raise ValueError(
-                f"latents are floats of shape (B, {self.base_dim}), got {z.dtype} {tuple(z.shape)}"
-            )
+        require_latents(z, self.base_dim)
         if not bool(torch.isfinite(z.detach()).all()):
             raise ValueError("the latent holds NaN or infinity")
         return z.to(torch.promote_types(z.dtype, self._dtype()))
@@ -148,3 +146,10 @@ class CertifiedModel(StoredModel):
     def base_dim(self) -> int:
         """D, the dimension of the latent."""
         return self._dim
+
+
+def require_latents(z: Tensor, dim: int) -> None:
+    """Raises a ValueError where z are no floats of shape ``(B, dim)``."""
+    require_tensor("latents", z)
+    if z.ndim != 2 or z.shape[1] != dim or not z.is_floating_point():
+        raise ValueError(f"latents are floats of shape (B, {dim}), got {z.dtype} {tuple(z.shape)}")

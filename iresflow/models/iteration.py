@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from iresflow.bijections import Accuracy, Bijection, Inverse, LogDet, ResidualBlock
-from iresflow.models.certified import CertifiedModel
+from iresflow.models.certified import CertifiedModel, require_latents
 from iresflow.models.inversion import RESIDUAL
+from iresflow.models.parts.plain import integer
 from iresflow.tensors import wide_norm
 
 __all__ = ["CountedInverse", "IteratedInverse", "counted_inverses", "iterate_inverse"]
@@ -50,10 +51,10 @@ def iterate_inverse(model: CertifiedModel, z: Tensor, iterations: int = 100) -> 
         iterations: In each block.
 
     Raises:
-        ValueError: a negative number of iterations.
+        ValueError: no latents of the model, or iterations that are no whole number of 0 or more.
     """
-    if iterations < 0:
-        raise ValueError(f"iterations must be 0 or more, got {iterations}")
+    iterations = integer("iterations", iterations, 0)
+    require_latents(z, model.base_dim)
     wide = copy.deepcopy(model).double()
     target = z.double()
     for counter in counted_inverses(wide.bijection):

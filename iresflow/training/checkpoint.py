@@ -30,6 +30,8 @@ __all__ = [
     "Store",
     "find_checkpoint",
     "find_training",
+    "flow_of",
+    "load_any",
     "load_certified",
     "load_for_all",
     "load_model",
@@ -161,10 +163,19 @@ def load_model(path: Path, device: torch.device) -> tuple[Flow, Progress]:
     Warns:
         CertificateWarning: the weights are not those that the checkpoint's certificate is of.
     """
-    model, progress = _load_any(path, device)
+    model, progress = load_any(path, device)
+    return flow_of(model, path), progress
+
+
+def flow_of(model: CertifiedModel, path: Path) -> Flow:
+    """The model of a checkpoint, if it is a flow.
+
+    Raises:
+        CheckpointError: it is of another kind.
+    """
     if not isinstance(model, Flow):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, and this is for flows")
-    return model, progress
+    return model
 
 
 def load_for_all(
@@ -174,7 +185,7 @@ def load_for_all(
 
     The main one reads the file. Errors and warnings: as `load_certified` and `load_model`.
     """
-    model, progress = processes.on_main(lambda: _load_any(path, torch.device("cpu")))
+    model, progress = processes.on_main(lambda: load_any(path, torch.device("cpu")))
     return model.to(device), progress
 
 
@@ -195,7 +206,11 @@ def load_certified(
     return model, _progress(content, path), stored_certificate(content)
 
 
-def _load_any(path: Path, device: torch.device) -> tuple[CertifiedModel, Progress]:
+def load_any(path: Path, device: torch.device) -> tuple[CertifiedModel, Progress]:
+    """The certified model of a checkpoint, in eval mode, and where its run was.
+
+    Errors and warnings: as `load_certified` and `load_model`.
+    """
     model, progress, certificate = load_certified(path, device)
     warn_of_other_weights(model, certificate, path)
     return model, progress

@@ -156,7 +156,7 @@ def fit(
         raise ValueError("labels and context are two names of one thing: pass one of them")
     changes = (*((Flip(),) if flip else ()), *augment)
     samples = samples_of(model, x, labels if context is None else context, changes)
-    objective = objective or objective_of(model)
+    objective = _objective(model, objective)
     train, held = divided(model, samples, validation, seed, changes)
     directory = _directory(run, resume)
     trainer = Trainer(
@@ -192,6 +192,14 @@ def fit(
         progress.seconds,
         None if directory is None else directory.path,
     )
+
+
+def _objective(model: nn.Module, objective: Objective | None) -> Objective:
+    if objective is None:
+        return objective_of(model)
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective is an Objective, such as CrossEntropy(), got {objective!r}")
+    return objective
 
 
 def _config(minutes: float | None, options: dict[str, Any]) -> TrainingConfig:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from iresflow.models import InvertibleClassifier
+from iresflow.models.parts.plain import integer
 from iresflow.training.evaluation.information import Information, information_bound
 from iresflow.training.fitting import fit
 from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.loop.classes import require_class_numbers
 from iresflow.training.objectives.classification import CrossEntropy, class_numbers, predict
 from iresflow.training.objectives.independence import nuisance_network
 
@@ -61,8 +63,16 @@ def probe(
         bar: Whether to show a progress bar.
 
     Raises:
-        ValueError: no labels.
+        ValueError: no labels, labels out of range, no vectors of one size, or a size that is none.
     """
+    labels, steps = class_numbers(train), STEPS if steps is None else steps
+    for samples in (train, test):
+        require_class_numbers(class_numbers(samples), classes, "this probe")
+        if samples.values.ndim != 2 or samples.values.shape[1:] != train.values.shape[1:]:
+            raise ValueError(
+                f"both sets are vectors (N, D) of one size, got {tuple(train.values.shape)} and "
+                f"{tuple(test.values.shape)}"
+            )
     spread, mean = torch.std_mean(train.values.double(), dim=0)
     spread = torch.where(spread > 0, spread, 1.0)
 
@@ -71,13 +81,13 @@ def probe(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = nuisance_network(train.values.shape[1], classes, hidden)
+        width = integer("hidden", hidden, 1)
+        classifier = nuisance_network(train.values.shape[1], classes, width)
     classifier = classifier.to(train.values.device)
-    labels, steps = class_numbers(train).to(train.values.device), steps or STEPS
     fit(
         classifier,
         standardized(train.values),
-        labels,
+        labels.to(train.values.device),
         objective=CrossEntropy(),
         seed=seed,
         bar=bar,

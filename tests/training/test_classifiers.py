@@ -441,13 +441,6 @@ def test_independence_does_not_tell_a_cue_from_a_shape():
     assert conditional > information(cue, shifted) + 1
 
 
-def test_information_of_bad_input():
-    with pytest.raises(ValueError, match="N at least 1"):
-        information_bound(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))
-    with pytest.raises(iresflow.NonFiniteError):
-        information_bound(torch.full((2, 3), torch.nan), torch.zeros(2, dtype=torch.long))
-
-
 def test_a_fresh_classifier_finds_what_there_is():
     net = small_classifier((6,), read_out="simplified")
     x, labels = blobs(900)

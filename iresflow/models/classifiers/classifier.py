@@ -21,7 +21,7 @@ from iresflow.models.classifiers.radius import certified_radii
 from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.models.inversion import invert_flow
 from iresflow.models.parts.images import require_integers
-from iresflow.tensors import at_least_float32, transformed, widest
+from iresflow.tensors import at_least_float32, require_tensor, transformed, widest
 
 __all__ = ["InvertibleClassifier"]
 
@@ -265,6 +265,7 @@ class InvertibleClassifier(CertifiedModel):
 
     def _floats(self, x: Tensor) -> Tensor:
         """x as floats; its values are looked at in eval mode alone, since training checks once."""
+        require_tensor("samples", x)
         if tuple(x.shape[1:]) != self.shape or x.ndim != len(self.shape) + 1 or len(x) == 0:
             raise ValueError(
                 f"this classifier takes samples of shape (B, {', '.join(map(str, self.shape))}), "

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iresflow.errors import NonFiniteError
+from iresflow.training.loop.classes import require_class_numbers
 
 __all__ = ["Information", "information_bound"]
 
@@ -42,25 +43,29 @@ def information_bound(logits: Tensor, labels: Tensor, prior: Tensor | None = Non
     """The bound of Barber and Agakov (2003) by the softmax of logits on held-out samples.
 
     Arguments:
-        logits: ``(N, C)`` of a classifier q that saw the representation, not these samples.
-        labels: Class numbers ``(N,)``.
-        prior: The probabilities ``(C,)`` of the classes; by default their shares in the labels.
+        logits: ``(N, C)`` of a classifier q that saw the representation, not these samples;
+            minus infinity for a class that it rules out.
+        labels: Class numbers ``(N,)``, 0 .. C - 1.
+        prior: The probabilities ``(C,)`` of the classes, above 0 for those of the labels; by
+            default their shares in the labels.
 
     Raises:
-        ValueError: shapes that don't fit each other, or no sample.
-        NonFiniteError: a logit is NaN.
+        ValueError: shapes that don't fit each other, no sample, labels out of range, or no
+            probabilities.
+        NonFiniteError: a logit is NaN or infinity.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise ValueError(
             f"logits (N, C) and labels (N,) with N at least 1, got {tuple(logits.shape)} and "
             f"{tuple(labels.shape)}"
         )
-    logits, labels = logits.detach().double(), labels.to(logits.device).long()
-    if bool(logits.isnan().any()):
-        raise NonFiniteError("the classifier gives NaN")
     count, classes = logits.shape
+    require_class_numbers(labels, classes, "these logits")
+    logits, labels = logits.detach().double(), labels.to(logits.device).long()
+    if not bool((logits < math.inf).all()):
+        raise NonFiniteError("the classifier gives NaN or infinity")
     shares = torch.bincount(labels, minlength=classes).double() / count
-    prior = shares if prior is None else prior.to(shares)
+    prior = shares if prior is None else _probabilities(prior.to(shares), shares)
     # With the samples' own shares, the mean of -log p(y) is the entropy itself, so that the spread
     # of the terms holds the error of both.
     surprise = -prior.log()[labels]
@@ -76,6 +81,17 @@ def information_bound(logits: Tensor, labels: Tensor, prior: Tensor | None = Non
         accuracy_error=_error(right),
         samples=count,
     )
+
+
+def _probabilities(prior: Tensor, shares: Tensor) -> Tensor:
+    """A prior ``(C,)``, if it is one of classes with these shares."""
+    fits = prior.shape == shares.shape and bool((prior >= 0).all())
+    if not fits or abs(float(prior.sum()) - 1) > 1e-6 or bool((prior[shares > 0] == 0).any()):
+        raise ValueError(
+            f"the prior is {len(shares)} probabilities that add up to 1, above 0 for each class "
+            f"of the labels, got {prior.tolist()}"
+        )
+    return prior
 
 
 def _error(values: Tensor) -> float:

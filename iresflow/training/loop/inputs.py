@@ -3,7 +3,6 @@
 import zlib
 from collections.abc import Sequence
 from typing import Any
-from warnings import warn
 
 import numpy as np
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor, nn
 
 from iresflow.data.cuts import part_size
 from iresflow.data.images.augment import Augmentation, unchanged
-from iresflow.errors import callers_level
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
 from iresflow.models.parts.images import require_integers
 from iresflow.training.loop.batches import Batch, Samples
+from iresflow.training.loop.classes import require_class_numbers, require_classes
 from iresflow.training.loop.processes import Processes
 
-__all__ = ["Array", "divided", "require_classes", "require_good_data", "samples_of"]
+__all__ = ["Array", "divided", "require_good_data", "samples_of"]
 
 Array = Tensor | np.ndarray | Sequence[Any]
 """What can be made a tensor."""
@@ -130,41 +129,8 @@ def _class_numbers(net: InvertibleClassifier, labels: Tensor | None) -> Tensor:
     """
     if labels is None:
         raise ValueError("a classifier is trained on labels, class numbers (N,), and got none")
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise ValueError(
-            f"class numbers are integers of shape (N,), got {labels.dtype} {tuple(labels.shape)}"
-        )
-    labels = labels.long()
-    if not 0 <= int(labels.min()) <= int(labels.max()) < net.classes:
-        raise ValueError(
-            f"class numbers of this classifier are 0 .. {net.classes - 1}, got "
-            f"{int(labels.min())} .. {int(labels.max())}"
-        )
-    return labels
-
-
-def require_classes(labels: Tensor, classes: int) -> None:
-    """Checks that class numbers ``(N,)`` of training samples tell classes apart.
-
-    Warns:
-        UserWarning: a class has no sample.
-
-    Raises:
-        ValueError: all are of one class.
-    """
-    counts = torch.bincount(labels, minlength=classes)
-    missing = (counts == 0).nonzero().flatten().tolist()
-    if len(missing) == classes - 1:
-        raise ValueError(
-            f"all {len(labels)} samples are of class {int(labels[0])}: a classifier learns from "
-            "two classes at least"
-        )
-    if missing:
-        names = ", ".join(map(str, missing[:10]))
-        warn(
-            f"no training sample is of class {names}: what it looks like is not learnt",
-            stacklevel=callers_level(),
-        )
+    require_class_numbers(labels, net.classes, "this classifier")
+    return labels.long()
 
 
 def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
@@ -182,11 +148,7 @@ def _contexts(flow: Flow, labels: Tensor | None) -> Tensor | None:
     if not size:
         raise ValueError("this flow takes no context: it was built with context_dim=0")
     if labels.ndim == 1 and len(shape) == 1 and not labels.is_floating_point():
-        if not 0 <= int(labels.min()) <= int(labels.max()) < size:
-            raise ValueError(
-                f"class numbers of this flow are 0 .. {size - 1}, got {int(labels.min())} .. "
-                f"{int(labels.max())}"
-            )
+        require_class_numbers(labels, size, "this flow")
         return labels.long()
     if tuple(labels.shape[1:]) != shape:
         classes = ", or are class numbers (N,) as integers" if len(shape) == 1 else ""

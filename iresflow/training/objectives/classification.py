@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresflow.errors import NonFiniteError
-from iresflow.models import InvertibleClassifier
+from iresflow.models import Flow, InvertibleClassifier
 from iresflow.models.certified import CertifiedModel
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
@@ -23,6 +23,7 @@ __all__ = [
     "classifier_of",
     "initialize_classifier",
     "predict",
+    "require_made_for",
     "score_of",
 ]
 
@@ -51,6 +52,11 @@ class CrossEntropy(Objective):
         return score_of(predict(model, split.values), class_numbers(split))
 
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
+        if isinstance(model, Flow):
+            raise ValueError(
+                f"cross entropy is of logits, and a {type(model).__name__} gives none: a flow of "
+                "classes is trained by Generative()"
+            )
         if isinstance(model, InvertibleClassifier):
             initialize_classifier(model, split, seed)
 
@@ -116,6 +122,20 @@ def classifier_of(model: nn.Module) -> InvertibleClassifier:
             f"this objective trains an InvertibleClassifier, got a {type(model).__name__}"
         )
     return model
+
+
+def require_made_for(net: InvertibleClassifier, dim: int, classes: int) -> None:
+    """Checks that what an objective trains of its own is of this classifier's sizes.
+
+    Raises:
+        ValueError: it is of another one's.
+    """
+    if (net.base_dim, net.classes) != (dim, classes):
+        raise ValueError(
+            f"the objective was made for a classifier with {dim} entries of the latent and "
+            f"{classes} classes, and this one has {net.base_dim} and {net.classes}: make a new "
+            "one for it"
+        )
 
 
 def class_numbers(samples: Samples) -> Tensor:

@@ -11,7 +11,7 @@ from iresflow.models import Flow, ImageFlow
 from iresflow.models.likelihood import sample_stream
 from iresflow.streams import UNIFORM, KeyedStream, Stream, draw
 from iresflow.training.loop.batches import Batch, Samples
-from iresflow.training.loop.inputs import require_classes
+from iresflow.training.loop.classes import require_classes
 from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms
 from iresflow.training.objectives.classification import class_numbers
 from iresflow.training.objectives.likelihood import MaximumLikelihood
@@ -120,6 +120,17 @@ class MixtureLikelihood(Objective):
         return Score(value, {"accuracy": float(right.double().mean())})
 
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
+        """As `MaximumLikelihood`.
+
+        Raises:
+            ValueError: the labels of a sample are no probabilities of the classes.
+        """
+        rows = _weights(split).double()
+        if bool((rows < 0).any()) or float((rows.sum(1) - 1).abs().max()) > 1e-5:
+            raise ValueError(
+                "the class probabilities of each sample are 0 or more and add up to 1: one-hot "
+                "where the class is known, and the prior where it is not"
+            )
         MaximumLikelihood().initialize(model, split, seed)
 
     def make_ready(self, model: nn.Module) -> Ready:

@@ -23,6 +23,7 @@ from iresflow.training.objectives.classification import (
     class_numbers,
     classifier_of,
     initialize_classifier,
+    require_made_for,
     score_of,
 )
 
@@ -98,7 +99,9 @@ class Hybrid(Objective):
         return Score(score.value + self.weight * nats, {**score.logged, **logged})
 
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
-        initialize_classifier(classifier_of(model), split, seed)
+        net = classifier_of(model)
+        require_made_for(net, len(self.prior.mean), net.classes)
+        initialize_classifier(net, split, seed)
 
     def make_ready(self, model: nn.Module) -> Ready:
         return certified_ready(classifier_of(model))

@@ -26,6 +26,7 @@ from iresflow.training.objectives.classification import (
     class_numbers,
     classifier_of,
     initialize_classifier,
+    require_made_for,
     score_of,
 )
 from iresflow.training.objectives.hybrid import (
@@ -50,6 +51,7 @@ class Opponent(nn.Module):
 
     def __init__(self, dim: int, classes: int, hidden: int) -> None:
         super().__init__()
+        self.dim, self.classes = dim, classes
         self.classifier = nuisance_network(dim, classes, hidden)
         self.prior = DiagonalNormal(dim, learned=True)
 
@@ -193,7 +195,9 @@ class Independence(Objective):
         return Score(value, logged)
 
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
-        initialize_classifier(classifier_of(model), split, seed)
+        net, opponent = classifier_of(model), self.opponent
+        require_made_for(net, opponent.dim + opponent.classes, opponent.classes)
+        initialize_classifier(net, split, seed)
 
     def make_ready(self, model: nn.Module) -> Ready:
         return certified_ready(classifier_of(model))

@@ -3,9 +3,14 @@
 import math
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from iresflow.bijections import dequantize
 from iresflow.data import Dataset
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
 from iresflow.models.certified import CertifiedModel
+from iresflow.models.classifiers.density import density_of
 from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.models.likelihood import sample_stream
 from iresflow.training.evaluation.classification import ITERATIONS, classification_of, inverted
@@ -13,13 +18,22 @@ from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.contexts import batch_of
 from iresflow.training.probing import latent_parts, probe
 
-__all__ = ["report_certificate", "report_classes", "report_classifier", "report_nuisance"]
+__all__ = [
+    "report_certificate",
+    "report_classes",
+    "report_classifier",
+    "report_density",
+    "report_nuisance",
+]
 
 CLASSIFIED = 1000
 """Samples that a flow classifies, at most."""
 
 INVERTED = 250
 """Samples that are sent through the inverse, at most."""
+
+FITTED = 2000
+"""Training samples whose latents' moments make a density, at most."""
 
 PROBED = 10_000
 """Training samples that a fresh nuisance classifier sees, at most."""
@@ -76,6 +90,34 @@ def report_nuisance(net: InvertibleClassifier, dataset: Dataset, split: Samples)
             f"least {known} of the class",
             flush=True,
         )
+
+
+@torch.no_grad()
+def report_density(net: InvertibleClassifier, dataset: Dataset, split: Samples) -> None:
+    """Prints how likely samples are under a normal latent; of a certified map without padding."""
+    if net.pad or not net.certify():
+        return
+    flow = density_of(net, _floats(net, Batch.of(dataset.train, slice(FITTED)).values))
+    values = _floats(net, Batch.of(split, slice(INVERTED)).values)
+    log_prob = flow.likelihood(values, seed=0).log_prob.double()
+    unit, cost = "nats", -log_prob
+    if len(net.shape) == 3:
+        unit, cost = "bits/dim", cost / (net.base_dim * math.log(2)) + math.log2(net.levels)
+    error = float(cost.std()) / math.sqrt(len(cost)) if len(cost) > 1 else math.nan
+    print(
+        f"density     {float(cost.mean()):.4f} {unit} +- {error:.4f} over {len(cost)} samples, by "
+        "a normal latent with the moments of training samples",
+        flush=True,
+    )
+
+
+def _floats(net: InvertibleClassifier, values: Tensor) -> Tensor:
+    """Samples on the network's device, integer images with noise that repeats."""
+    values = values.to(next(net.parameters()).device)
+    if values.is_floating_point():
+        return values
+    noise = sample_stream((values,), None, 0)
+    return dequantize(values, net.levels, dtype=next(net.parameters()).dtype, generator=noise)
 
 
 def report_classes(flow: Flow, split: Samples) -> None:

@@ -4,7 +4,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from iresflow.commands.classifiers import report_classes, report_classifier, report_nuisance
+from iresflow.commands.classifiers import (
+    report_classes,
+    report_classifier,
+    report_density,
+    report_nuisance,
+)
 from iresflow.data import Dataset
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.models.certified import CertifiedModel
@@ -58,6 +63,7 @@ def report_model(
     if isinstance(model, InvertibleClassifier):
         if processes.main:
             report_classifier(model, split, file, **origin)
+            report_density(model, dataset, split)
             report_nuisance(model, dataset, split)
         return 0
     assert isinstance(model, Flow)

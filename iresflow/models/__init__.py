@@ -3,6 +3,7 @@
 from iresflow.models.bits import BitsPerDim
 from iresflow.models.certificates.certificate import Certificate
 from iresflow.models.classifiers.classifier import InvertibleClassifier
+from iresflow.models.classifiers.density import density_of
 from iresflow.models.classifiers.metamers import ClassifierInverse, Metamers
 from iresflow.models.densities import DiagonalNormal, UnitUniform
 from iresflow.models.distribution import FlowDistribution, FlowTransform
@@ -33,5 +34,6 @@ __all__ = [
     "StoredModel",
     "UnitUniform",
     "VectorFlow",
+    "density_of",
     "iterate_inverse",
 ]

@@ -13,6 +13,7 @@ from experiments.classifiers.networks import KINDS, Recipe, convolutional, train
 from experiments.classifiers.training import error_of, labelled, train_once
 from iresflow import ImageFlow, InvertibleClassifier
 from iresflow.commands.report import Report
+from iresflow.commands.samples.metamers import others
 from iresflow.data import Dataset
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.classification import CrossEntropy, predict
@@ -149,7 +150,7 @@ def _measured(
 ) -> tuple[dict[str, Any], list[Tensor]]:
     assert test.labels is not None
     x = net.prepare(test.values)
-    order = _partners(test.labels)
+    order = others(test.labels)
     found = net.metamer(x, x[order])
     error, _ = error_of(predict(net, test.values), test.labels)
     known, _ = error_of(predict(judge, x), test.labels)
@@ -180,16 +181,6 @@ def _measured(
     partners = x[order][first]
     steps = [interpolated(net, x[first], partners, share) for share in SHARES]
     return row, [*steps, partners]
-
-
-def _partners(labels: Tensor) -> Tensor:
-    """For each sample one of another class: the next such one, ``(N,)``."""
-    count = len(labels)
-    partners = []
-    for i in range(count):
-        j = next(j for j in range(i + 1, i + count) if labels[j % count] != labels[i])
-        partners.append(j % count)
-    return torch.tensor(partners)
 
 
 def _figure(grids: Mapping[str, list[Tensor]]) -> Figure:

@@ -12,14 +12,15 @@ from iresflow.commands.memory import keep_freed_memory
 from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.samples.conditions import Conditions
 from iresflow.commands.samples.many_samples import takes_many, write_many
+from iresflow.commands.samples.metamers import draw_from_classifier
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data import write_rows
 from iresflow.data.reading import Reading
 from iresflow.lipschitz import compile_kernels
-from iresflow.models import FlowInverse, ImageFlow, VectorFlow
+from iresflow.models import FlowInverse, ImageFlow, InvertibleClassifier, VectorFlow
 from iresflow.pictures import save_grid, save_image
 from iresflow.training.build import resolve_device
-from iresflow.training.checkpoint import find_checkpoint, load_model
+from iresflow.training.checkpoint import find_checkpoint, flow_of, load_any
 from iresflow.training.evaluation.reconstruction import reconstruct
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.contexts import context_for
@@ -45,7 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.reconstruct and options.interpolate:
         raise ValueError("--reconstruct and --interpolate are two pictures: ask for one at a time")
     device = resolve_device(options.device)
-    model, _ = load_model(find_checkpoint(options.run, options.checkpoint), device)
+    path = find_checkpoint(options.run, options.checkpoint)
+    certified, _ = load_any(path, device)
+    if isinstance(certified, InvertibleClassifier):
+        name = "reconstructions.png" if options.reconstruct else "metamers.png"
+        return draw_from_classifier(certified, options, _out(options, name))
+    model = flow_of(certified, path)
     if (options.reconstruct or options.interpolate) and (
         options.label is not None or options.temperature != 1
     ):
@@ -73,7 +79,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = new_parser(
-        "sample", "Writes samples of a trained model. The checkpoint knows the model."
+        "sample",
+        "Writes samples of a trained model, or metamers of an invertible classifier. The "
+        "checkpoint knows the model.",
     )
     add_run_arguments(parser)
     parser.add_argument("--n", type=int, help="samples (36), pairs (24) or paths (8) to draw")

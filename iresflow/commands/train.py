@@ -18,8 +18,9 @@ from iresflow.data import Dataset
 from iresflow.data.images.augment import Crop
 from iresflow.errors import TrainingInterrupted
 from iresflow.lipschitz import compile_kernels
-from iresflow.models import Flow
+from iresflow.models import Flow, InvertibleClassifier
 from iresflow.models.certified import CertifiedModel
+from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.training import presets
 from iresflow.training.build import (
     as_scored,
@@ -192,4 +193,7 @@ def _report(
     print(f"metrics     {run.metrics_file}, and tensorboard --logdir {run.events}")
     if isinstance(model, Flow):
         print(f"next        iresflow sample {run.path}")
+    elif isinstance(model, InvertibleClassifier) and len(model.shape) == 3 and model.limited:
+        split_latent = isinstance(model.read_out, SimplifiedReadOut)
+        print(f"next        iresflow sample {run.path}{'' if split_latent else ' --reconstruct'}")
     return 0

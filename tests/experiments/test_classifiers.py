@@ -12,7 +12,7 @@ from experiments.classifiers import shift
 from experiments.classifiers.__main__ import main
 from experiments.classifiers.labels import chosen
 from experiments.classifiers.limits_measures import norms_of
-from experiments.classifiers.metamers import _partners, interpolated
+from experiments.classifiers.metamers import interpolated
 from experiments.classifiers.networks import ordinary
 from experiments.classifiers.shift import planted
 from experiments.classifiers.spheres import attack_norms, max_margin, sphere
@@ -96,16 +96,13 @@ def test_cues_tell_the_class_and_leave_the_rest(side, levels):
     assert torch.equal(dark[:10], dark[10:])
 
 
-def test_choices_of_labels_and_partners():
+def test_choices_of_labels():
     labels = torch.arange(60) % 3
     places = chosen(labels, 4, 3, seed=2)
     assert torch.bincount(labels[places]).tolist() == [4, 4, 4] and len(set(places.tolist())) == 12
     assert torch.equal(places, chosen(labels, 4, 3, seed=2))
     with pytest.raises(ValueError, match="fewer than 21"):
         chosen(labels, 21, 3, seed=2)
-    some = torch.tensor([0, 0, 1, 1, 1, 0])
-    partners = _partners(some)
-    assert bool((some[partners] != some).all())
 
 
 def test_interpolated_metamers_start_at_the_image_and_end_at_the_metamer():

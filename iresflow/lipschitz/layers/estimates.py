@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import keeps_arithmetic, own_arithmetic
-from iresflow.lipschitz.layers.operator import OperatorFamily
+from iresflow.lipschitz.layers.operator import Operator, OperatorFamily
 from iresflow.tensors import transformed
 from iresflow.threads import threads_for
 
@@ -72,11 +72,12 @@ def power_iteration(
 def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
     r"""The norm by steps of Golub and Kahan's bidiagonalisation; otherwise as power iteration.
 
-    From the left vector u they make an orthonormal basis of what :math:`A^\top u`,
-    :math:`(A^\top A) A^\top u` and so on span (Golub and Kahan, 1965). The right vector is that in
-    it whose image is the largest: an eigenvector of the images' products, by powers of their
-    matrix. Many singular values of a trained layer are near its largest, and `BASIS` vectors tell
-    them apart where two steps of power iteration don't.
+    It goes on from the left vector u, or where the domain of A is the smaller side, from
+    :math:`A^\top u`. Lanczos' method makes an orthonormal basis of what powers of
+    :math:`A A^\top` or :math:`A^\top A` make of that (Golub and Kahan, 1965), and the largest
+    eigenvector of the tridiagonal matrix that stands for them there, by powers of that matrix.
+    Many singular values of a trained layer are near its largest, and `BASIS` vectors tell them
+    apart where two steps of power iteration don't.
     """
     native = native_norm(weight, left) if family.plain else None
     if native is not None:
@@ -84,30 +85,40 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
     frozen = weight.detach()
     with torch.no_grad():
         multiply, adjoint = family.operator(frozen), family.adjoint(frozen)
-        rest = adjoint(left.unsqueeze(0))
-        shape, tiny = rest.shape, _tiny(rest)
-        steps = min(BASIS, rest.numel(), left.numel())
-        basis, images = rest.new_zeros(steps, rest.numel()), left.new_zeros(steps, left.numel())
-        for step in range(steps):
-            rest = rest.flatten()
-            whole = torch.linalg.vector_norm(rest)
-            for _ in range(2):  # once leaves what the next step's errors grow from
-                rest = rest - (basis[:step] @ rest) @ basis[:step]
-            size = torch.linalg.vector_norm(rest)
-            # What rounding alone has left is no direction: the basis ends there.
-            size = torch.where(size > ROUNDED * torch.finfo(size.dtype).eps * whole, size, 0)
-            basis[step] = rest * ((size > 0) / size.clamp_min(tiny))
-            image = multiply(basis[step].view(shape))
-            images[step] = image.flatten()
-            rest = adjoint(image)
-        products = images @ images.T
-        for _ in range(SQUARINGS):
-            products = products / products.trace().clamp_min(tiny)
-            products = products @ products
-        # From the first vector: among equal singular values, the left vector stays where it is.
-        mixture = normalized(products[0])
-        right, image = (mixture @ basis).view(shape), (mixture @ images).view(image.shape)
+        u = left.unsqueeze(0)
+        v = adjoint(u)
+        domain = v.numel() <= u.numel()
+        vector = _ritz_vector(family.gram(frozen, domain), v if domain else u)
+        right = vector if domain else normalized(adjoint(vector))
+        image = multiply(right)
     return _norm(family, weight, right, image, left)
+
+
+def _ritz_vector(gram: Operator, rest: Tensor) -> Tensor:
+    """The best vector of the Krylov space of a symmetric operator from a start."""
+    shape, tiny = rest.shape, _tiny(rest)
+    steps = min(BASIS, rest.numel())
+    basis, tridiagonal = rest.new_zeros(steps, rest.numel()), rest.new_zeros(steps, steps)
+    for step in range(steps):
+        rest = rest.flatten()
+        whole = torch.linalg.vector_norm(rest)
+        for _ in range(2):  # once leaves what the next step's errors grow from
+            along = basis[:step] @ rest
+            rest = rest - along @ basis[:step]
+            tridiagonal[:step, :step].diagonal()[-1:] += along[-1:]
+        size = torch.linalg.vector_norm(rest)
+        # What rounding alone has left is no direction: the basis ends there.
+        size = torch.where(size > ROUNDED * torch.finfo(size.dtype).eps * whole, size, 0)
+        if step:
+            tridiagonal[step - 1, step] = tridiagonal[step, step - 1] = size
+        basis[step] = rest * ((size > 0) / size.clamp_min(tiny))
+        rest = gram(basis[step].view(shape))
+    tridiagonal[-1, -1] = basis[-1] @ rest.flatten()
+    for _ in range(SQUARINGS):
+        tridiagonal = tridiagonal / tridiagonal.trace().clamp_min(tiny)
+        tridiagonal = tridiagonal @ tridiagonal
+    # From the first vector: among equal singular values, the left vector stays where it is.
+    return (normalized(tridiagonal[0]) @ basis).view(shape)
 
 
 @torch.no_grad()

@@ -33,11 +33,6 @@ inline void multiply(long rows, long n, const T* x, long step, const T* factor, 
         for (long j = i; j < n; ++j) to[row * step_to + j] = x[row * step + j] * factor[j];
 }
 
-// Calls body with a number, as a type where that is one of some.
-template <long... KNOWN, class Body> inline void with_length(long n, Body body) {
-    if (!((n == KNOWN && (body(std::integral_constant<long, KNOWN>{}), true)) || ...)) body(n);
-}
-
 // Rows of a matrix (WIDTH channels, n), each times its slope; those of one channel are added up.
 template <class T, int WIDTH>
 void fold_rows(long channels, long n, const T* slope, const T* rows, T* to) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "links.h"
@@ -92,16 +93,23 @@ template <class Body> inline void for_taps(long height, long width, long side, B
         }
 }
 
+// Calls body with a number, as a type where that is one of some.
+template <long... KNOWN, class Body> inline void with_length(long n, Body body) {
+    if (!((n == KNOWN && (body(std::integral_constant<long, KNOWN>{}), true)) || ...)) body(n);
+}
+
 // The k x k patches of an image (height width, channels), with zeros beyond its border.
 template <class T>
 void windows(long height, long width, long channels, long side, const T* x, T* to) {
     const long line = side * side * channels;
     std::fill(to, to + height * width * line, T(0));
-    for_taps(height, width, side, [&](long pixel, long neighbour, long count, long tap) {
-        T* out = to + pixel * line + tap * channels;
-        const T* in = x + neighbour * channels;
-        for (long j = 0; j < count; ++j)
-            for (long c = 0; c < channels; ++c) out[j * line + c] = in[j * channels + c];
+    with_length<1, 3, 12>(channels, [=](auto channels) {
+        for_taps(height, width, side, [=](long pixel, long neighbour, long count, long tap) {
+            T* __restrict__ out = to + pixel * line + tap * channels;
+            const T* in = x + neighbour * channels;
+            for (long j = 0; j < count; ++j)
+                for (long c = 0; c < channels; ++c) out[j * line + c] = in[j * channels + c];
+        });
     });
 }
 
@@ -111,11 +119,13 @@ void gather(long height, long width, long channels, long side, const T* patches,
             const T* bias, T* to) {
     for (long i = 0; i < height * width; ++i)
         for (long c = 0; c < channels; ++c) to[i * channels + c] = bias ? bias[c] : T(0);
-    for_taps(height, width, side, [&](long pixel, long neighbour, long count, long tap) {
-        const T* in = patches + pixel * line + tap * channels;
-        T* out = to + neighbour * channels;
-        for (long j = 0; j < count; ++j)
-            for (long c = 0; c < channels; ++c) out[j * channels + c] += in[j * line + c];
+    with_length<1, 3, 12>(channels, [=](auto channels) {
+        for_taps(height, width, side, [=](long pixel, long neighbour, long count, long tap) {
+            const T* in = patches + pixel * line + tap * channels;
+            T* __restrict__ out = to + neighbour * channels;
+            for (long j = 0; j < count; ++j)
+                for (long c = 0; c < channels; ++c) out[j * channels + c] += in[j * line + c];
+        });
     });
 }
 

@@ -8,6 +8,7 @@ machine; the ratio is that of the medians.
     python benchmarks/step.py                   MNIST, digits and CIFAR shapes
     python benchmarks/step.py --only digits --repeats 30
     python benchmarks/step.py --no-reference    without normflows
+    python benchmarks/step.py --clock process   seconds of the processor, on a busy machine
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import torch
@@ -61,7 +63,11 @@ ESTIMATORS: dict[str, LogDetEstimator] = {
 
 WARM_UP = 4
 
-Step = Callable[[], None]
+Step = Callable[[], object]
+
+Clock = Callable[[], float]
+
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
 
 
 def our_flow(shape: Shape, log_det: LogDetEstimator, images: Tensor) -> iresflow.ImageFlow:
@@ -141,14 +147,14 @@ def reference_step(shape: Shape, terms: int | None, images: Tensor) -> Step:
     return step
 
 
-def timed(function: Step) -> float:
-    """Seconds."""
-    began = time.perf_counter()
+def timed(function: Step, clock: Clock) -> float:
+    """Seconds by a clock."""
+    began = clock()
     function()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def bare_convolutions(step: Step) -> float:
+def bare_convolutions(step: Step, clock: Clock) -> float:
     """Seconds for the convolutions of a step and nothing else, by PyTorch, on tensors like theirs.
 
     The same products, one after another over the whole batch.
@@ -178,7 +184,8 @@ def bare_convolutions(step: Step) -> float:
         rest = [torch.Size(s) for s in shapes[2:]]
         for _ in range(2):
             kinds[name](x, y, *rest)
-        seconds = [timed(lambda: kinds[name](x, y, *rest)) for _ in range(5)]  # noqa: B023
+        convolve = partial(kinds[name], x, y, *rest)
+        seconds = [timed(convolve, clock) for _ in range(5)]
         total += count * statistics.median(seconds)
     return total
 
@@ -195,7 +202,7 @@ def norms(flow: iresflow.ImageFlow) -> Step:
     return step
 
 
-def compare(name: str, shape: Shape, repeats: int, with_reference: bool) -> None:
+def compare(name: str, shape: Shape, repeats: int, with_reference: bool, clock: Clock) -> None:
     """Prints the table of one architecture."""
     torch.manual_seed(0)
     images = torch.rand(shape.batch, *shape.image)
@@ -207,7 +214,7 @@ def compare(name: str, shape: Shape, repeats: int, with_reference: bool) -> None
     seconds: dict[str, list[float]] = {label: [] for label in steps}
     for i in range(repeats + WARM_UP):
         for label, step in steps.items():
-            taken = timed(step)
+            taken = timed(step, clock)
             if i >= WARM_UP:
                 seconds[label].append(taken)
     print(f"\n{name}: {shape.blocks} blocks, {shape.hidden} channels, batch {shape.batch}")
@@ -221,9 +228,9 @@ def compare(name: str, shape: Shape, repeats: int, with_reference: bool) -> None
         row = " ".join(f"{1000 * v:8.1f}" for v in (middle, min(values), max(values)))
         print(f"{label:<28} {row} {ratio}", flush=True)
     whole = statistics.median(seconds["power series, 4 products"])
-    bare = bare_convolutions(steps["power series, 4 products"])
+    bare = bare_convolutions(steps["power series, 4 products"], clock)
     estimating = norms(flows["power series, 4 products"])
-    norm = statistics.median(timed(estimating) for _ in range(repeats))
+    norm = statistics.median(timed(estimating, clock) for _ in range(repeats))
     print(
         f"PyTorch's convolutions alone take {1000 * bare:.1f} ms, {100 * bare / whole:.0f} % of "
         f"the step with 4 products; the norms take {1000 * norm:.1f} ms, "
@@ -237,6 +244,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--no-compile", action="store_true", help="pointwise kernels unfused")
     args = parser.parse_args()
     logging.basicConfig()
@@ -252,7 +260,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}"
     )
     for name in args.only:
-        compare(name, SHAPES[name], args.repeats, not args.no_reference)
+        compare(name, SHAPES[name], args.repeats, not args.no_reference, CLOCKS[args.clock])
     print(f"\npointwise kernels were {'compiled' if kernels_compile() else 'not compiled'}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import linprog
 
-from experiments.relu.inversion import random_network
+from experiments.relu.inversion.experiment import random_network
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.relu.inversion.network_inversion import NetworkInversion, invert_network
 from iresflow.relu.networks.network import Layer, Network

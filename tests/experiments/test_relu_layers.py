@@ -10,8 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
-from experiments.relu import circles
 from experiments.relu.base import Report, Samples
+from experiments.relu.preimage import circles
 from iresflow.cli import main
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -75,7 +75,7 @@ def test_stability_writes_tables_and_figures(tmp_path):
 @pytest.mark.parametrize("name", ["frames", "inversion", "preimage", "stability"])
 def test_configs_hold_the_defaults_and_quick_is_smaller(name):
     experiment = import_module(f"experiments.relu.{name}")
-    values = yaml.safe_load(Path(experiment.__file__).with_suffix(".yaml").read_text())
+    values = yaml.safe_load(Path(experiment.__file__).parent.with_suffix(".yaml").read_text())
     settings = experiment.Settings()
     for section, fields in experiment.DATA.items():
         assert values.pop(section).items() >= fields.items()

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from experiments.relu.base import Samples
-from experiments.relu.frames_data import SCALINGS
-from experiments.relu.frames_settings import Settings as FrameSettings
-from experiments.relu.inversion_settings import Settings as InversionSettings
+from experiments.relu.frames.data import SCALINGS
+from experiments.relu.frames.settings import Settings as FrameSettings
+from experiments.relu.inversion.settings import Settings as InversionSettings
 from iresflow.cli import main
 
 pytestmark = pytest.mark.usefixtures("float32")

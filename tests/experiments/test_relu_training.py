@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.relu.inversion.vae import Autoencoder, EvidenceBound, VariationalAutoencoder
 from experiments.relu.networks import mlp
 from experiments.relu.training import Training, train
-from experiments.relu.vae import Autoencoder, EvidenceBound, VariationalAutoencoder
 from iresflow.data import load_dataset
 from iresflow.errors import NonFiniteError
 from iresflow.streams import PartialStream

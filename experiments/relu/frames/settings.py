@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from experiments.relu.frames_data import SCALINGS
+from experiments.relu.frames.data import SCALINGS
 from iresflow.training.sections import Section
 
 __all__ = ["Settings", "quick"]

@@ -1,8 +1,4 @@
-"""Bias estimation and reconstruction from one ReLU layer, on Iris and on images.
-
-Draws figures 2 to 5 and table 1 of H. Eckert, D. Haider, M. Ehler, P. Balazs, "Invertibility of
-ReLU-Layers: A Practical Approach", IJCCI 2024.
-"""
+"""The experiment `experiments.relu.frames`: its settings, and what it measures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from experiments.relu.base import Report, Samples
-from experiments.relu.frames_data import SCALINGS, iris_samples
-from experiments.relu.frames_figures import (
+from experiments.relu.frames.data import SCALINGS, iris_samples
+from experiments.relu.frames.figures import (
     accuracy_figure,
     bounds_figure,
     image_figure,
     share_figure,
 )
-from experiments.relu.frames_networks import Trained, first_layer, train_network
-from experiments.relu.frames_settings import Settings, quick
+from experiments.relu.frames.networks import Trained, first_layer, train_network
+from experiments.relu.frames.settings import Settings, quick
 from iresflow.relu.frames.active_rows import FrameBounds, frame_bounds
 from iresflow.relu.frames.reconstruction import Reconstruction, reconstruct
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from experiments.relu.base import Report
-from experiments.relu.inversion_figures import picture_figure
-from experiments.relu.inversion_settings import METHODS, Settings
+from experiments.relu.inversion.figures import picture_figure
+from experiments.relu.inversion.settings import METHODS, Settings
 from iresflow.relu.inversion.gradient_descent import descend
 from iresflow.relu.inversion.measurements import observe_part
 from iresflow.relu.inversion.network_inversion import invert_network

@@ -1,5 +1,4 @@
-"""Preimages of ReLU layers: their kinds on MNIST, images that a layer can't tell apart, and three
-neurons in the plane (Behrmann et al., 2018; thesis, section 3.3)."""
+"""The experiment `experiments.relu.preimage`: its settings, and what it measures."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from experiments.relu.attacks import attack_first_layer
 from experiments.relu.base import Report, Samples
-from experiments.relu.circles import draw_circles
-from experiments.relu.kinds import count_kinds
 from experiments.relu.networks import mlp
+from experiments.relu.preimage.attacks import attack_first_layer
+from experiments.relu.preimage.circles import draw_circles
+from experiments.relu.preimage.kinds import count_kinds
 from experiments.relu.training import Training, train
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 from iresflow.training.sections import Section

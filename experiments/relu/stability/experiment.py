@@ -1,5 +1,4 @@
-"""Singular values of ReLU networks, layer by layer: two convolutional networks on colour images
-and an MLP on MNIST (Behrmann et al., 2018; thesis, section 3.4)."""
+"""The experiment `experiments.relu.stability`: its settings, and what it measures."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from experiments.relu.base import Report, Samples
 from experiments.relu.networks import CIFAR_CHANNELS, cifar_network, mlp
-from experiments.relu.spectra import (
+from experiments.relu.stability.spectra import (
     Stages,
     decay_figure,
     effect_figure,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.relu.base import Samples
-from experiments.relu.frames_settings import Settings
+from experiments.relu.frames.settings import Settings
 from experiments.relu.training import Training, train
 from iresflow.relu.frames.bias_estimation import (
     InjectivityPenalty,

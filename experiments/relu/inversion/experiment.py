@@ -1,8 +1,4 @@
-"""Inversion of generative ReLU networks by linear programs, on random and on trained networks.
-
-Draws figure 5, table 1 and figure 6 of the supplement of Q. Lei, A. Jalal, I. S. Dhillon,
-A. G. Dimakis, "Inverting Deep Generative Models, One Layer at a Time", NeurIPS 2019.
-"""
+"""The experiment `experiments.relu.inversion`: its settings, and what it measures."""
 
 from collections.abc import Callable, Mapping
 from time import process_time
@@ -14,17 +10,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.relu.base import Report, Samples
-from experiments.relu.inversion_figures import noise_figure
-from experiments.relu.inversion_pictures import (
+from experiments.relu.inversion.figures import noise_figure
+from experiments.relu.inversion.pictures import (
     NOISES,
     draw_digits,
     draw_inpainting,
     stack_codes,
     uniform_noise,
 )
-from experiments.relu.inversion_settings import METHODS, Settings, quick
+from experiments.relu.inversion.settings import METHODS, Settings, quick
+from experiments.relu.inversion.vae import Autoencoder, train_autoencoder
 from experiments.relu.training import Training
-from experiments.relu.vae import Autoencoder, train_autoencoder
 from iresflow.relu.inversion.error_bounds import error_bounds
 from iresflow.relu.inversion.gradient_descent import descend
 from iresflow.relu.inversion.layer_programs import InfinityNorm

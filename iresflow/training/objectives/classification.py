@@ -17,48 +17,47 @@ from iresflow.training.objectives.base import Album, Objective, Ready, Score, Te
 from iresflow.training.objectives.certified import certified_ready, initialize_once
 
 __all__ = [
+    "Classification",
     "CrossEntropy",
     "accuracy",
     "class_numbers",
     "classifier_of",
-    "initialize_classifier",
     "predict",
     "require_made_for",
     "score_of",
+    "share_right",
 ]
 
 INITIALIZATION_SAMPLES = 512
 """Samples from which ActNorm is initialised, at most: more than a batch."""
 
 
-@final
-@dataclass(frozen=True)
-class CrossEntropy(Objective):
-    """The cross entropy of logits ``(B, classes)``, in nats, with class numbers ``(B,)``."""
-
-    def unit(self, model: nn.Module) -> str:
-        return "cross_entropy"
+class Classification(Objective):
+    """What the objectives of classifiers have in common."""
 
     @property
     def shown(self) -> tuple[str, ...]:
         return ("accuracy",)
 
-    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
-        logits, labels = model(batch.values), class_numbers(batch)
-        right = (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
-        return Terms(F.cross_entropy(logits, labels), {"accuracy": right})
-
-    def evaluate(self, model: nn.Module, split: Samples) -> Score:
-        return score_of(predict(model, split.values), class_numbers(split))
-
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
+        """From random samples, for an invertible classifier that has seen no data before.
+
+        Raises:
+            ValueError: a flow gives no logits.
+        """
         if isinstance(model, Flow):
             raise ValueError(
                 f"cross entropy is of logits, and a {type(model).__name__} gives none: a flow of "
                 "classes is trained by Generative()"
             )
-        if isinstance(model, InvertibleClassifier):
-            initialize_classifier(model, split, seed)
+        if not isinstance(model, InvertibleClassifier):
+            return
+        net, device = model, next(model.parameters()).device
+
+        def start(batch: Batch) -> None:
+            net.initialize(batch.values.to(device))
+
+        initialize_once(net, split, seed, INITIALIZATION_SAMPLES, start)
 
     def make_ready(self, model: nn.Module) -> Ready:
         """As the base; the norms of a certified model are enforced."""
@@ -73,14 +72,20 @@ class CrossEntropy(Objective):
             draw_classifier(model, split, album)
 
 
-def initialize_classifier(net: InvertibleClassifier, split: Samples, seed: int) -> None:
-    """Initialises an invertible classifier from random samples, unless it has seen data before."""
-    device = next(net.parameters()).device
+@final
+@dataclass(frozen=True)
+class CrossEntropy(Classification):
+    """The cross entropy of logits ``(B, classes)``, in nats, with class numbers ``(B,)``."""
 
-    def start(batch: Batch) -> None:
-        net.initialize(batch.values.to(device))
+    def unit(self, model: nn.Module) -> str:
+        return "cross_entropy"
 
-    initialize_once(net, split, seed, INITIALIZATION_SAMPLES, start)
+    def __call__(self, model: nn.Module, batch: Batch, stream: Stream) -> Terms:
+        logits, labels = model(batch.values), class_numbers(batch)
+        return Terms(F.cross_entropy(logits, labels), {"accuracy": share_right(logits, labels)})
+
+    def evaluate(self, model: nn.Module, split: Samples) -> Score:
+        return score_of(predict(model, split.values), class_numbers(split))
 
 
 def score_of(logits: Tensor, labels: Tensor) -> Score:
@@ -96,6 +101,11 @@ def score_of(logits: Tensor, labels: Tensor) -> Score:
     right = (logits.argmax(1) == labels).double().mean()
     error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
     return Score(float(losses.mean()), {"accuracy": float(right), "standard_error": error})
+
+
+def share_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of logits ``(B, classes)`` whose largest is that of their label, a scalar."""
+    return (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
 
 
 @torch.no_grad()

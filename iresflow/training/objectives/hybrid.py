@@ -16,15 +16,14 @@ from iresflow.models.parts.plain import number
 from iresflow.streams import KeyedStream, Stream
 from iresflow.tensors import widest
 from iresflow.training.loop.batches import Batch, Samples
-from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms
-from iresflow.training.objectives.certified import certified_ready
+from iresflow.training.objectives.base import Score, Terms
 from iresflow.training.objectives.classification import (
-    CrossEntropy,
+    Classification,
     class_numbers,
     classifier_of,
-    initialize_classifier,
     require_made_for,
     score_of,
+    share_right,
 )
 
 __all__ = ["Hybrid", "evaluated_latents", "latents_of", "require_density", "require_weights"]
@@ -35,7 +34,7 @@ EVALUATED = 100
 
 @final
 @dataclass(frozen=True, eq=False)
-class Hybrid(Objective):
+class Hybrid(Classification):
     r"""Cross entropy and the log-likelihood of x (Nalisnick et al., 2019; Chen et al., 2019).
 
     :math:`-\log p(y | x) - \frac{w}{D} \log p(x)` in nats, with the softmax of the logits, and
@@ -70,10 +69,6 @@ class Hybrid(Objective):
     def own(self) -> nn.Module:
         return self.prior
 
-    @property
-    def shown(self) -> tuple[str, ...]:
-        return ("accuracy",)
-
     def unit(self, model: nn.Module) -> str:
         return "hybrid"
 
@@ -83,10 +78,13 @@ class Hybrid(Objective):
         logits = net.read_out(z)
         cross_entropy = F.cross_entropy(logits, labels)
         nats = -(self.prior.log_prob(z) + log_det).mean() / z.shape[1]
-        right = (logits.detach().argmax(1) == labels).to(logits.dtype).mean()
         return Terms(
             cross_entropy + self.weight * nats,
-            {"accuracy": right, "cross_entropy": cross_entropy, "nats_per_dim": nats},
+            {
+                "accuracy": share_right(logits, labels),
+                "cross_entropy": cross_entropy,
+                "nats_per_dim": nats,
+            },
         )
 
     @torch.no_grad()
@@ -101,13 +99,7 @@ class Hybrid(Objective):
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
         net = classifier_of(model)
         require_made_for(net, len(self.prior.mean), net.classes)
-        initialize_classifier(net, split, seed)
-
-    def make_ready(self, model: nn.Module) -> Ready:
-        return certified_ready(classifier_of(model))
-
-    def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
-        CrossEntropy().illustrate(model, split, album)
+        super().initialize(model, split, seed)
 
 
 def require_weights(net: nn.Module, *weights: float) -> None:

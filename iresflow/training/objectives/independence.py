@@ -19,15 +19,14 @@ from iresflow.models.densities import DiagonalNormal
 from iresflow.models.parts.plain import integer
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
-from iresflow.training.objectives.base import Album, Objective, Ready, Score, Terms
-from iresflow.training.objectives.certified import certified_ready
+from iresflow.training.objectives.base import Score, Terms
 from iresflow.training.objectives.classification import (
-    CrossEntropy,
+    Classification,
     class_numbers,
     classifier_of,
-    initialize_classifier,
     require_made_for,
     score_of,
+    share_right,
 )
 from iresflow.training.objectives.hybrid import (
     evaluated_latents,
@@ -74,7 +73,7 @@ def nuisance_network(dim: int, classes: int, hidden: int) -> nn.Sequential:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Independence(Objective):
+class Independence(Classification):
     r"""Independence cross entropy (thesis, Definition 6.14) with its likelihood (equation 6.13).
 
     :math:`\min_\theta \max_\nu\; L_s(\theta) - v L_n(\theta, \nu) + w L_d(\theta)`: the cross
@@ -160,8 +159,8 @@ class Independence(Objective):
         # What is followed: down for the opponent, and through the reversal up for the network.
         followed = cross_entropy + of_nuisance + self.weight * nats
         logged = {
-            "accuracy": _share_right(semantic, labels),
-            "nuisance_accuracy": _share_right(guess, labels),
+            "accuracy": share_right(semantic, labels),
+            "nuisance_accuracy": share_right(guess, labels),
             "cross_entropy": cross_entropy,
             "nuisance_cross_entropy": of_nuisance,
             "nats_per_dim": nats,
@@ -186,7 +185,7 @@ class Independence(Objective):
         known = max(0.0, chance - of_nuisance)
         logged = {
             **score.logged,
-            "nuisance_accuracy": float(_share_right(guess, labels)),
+            "nuisance_accuracy": float(share_right(guess, labels)),
             "cross_entropy": score.value,
             "nuisance_cross_entropy": of_nuisance,
             "nats_per_dim": nats,
@@ -197,13 +196,7 @@ class Independence(Objective):
     def initialize(self, model: nn.Module, split: Samples, seed: int) -> None:
         net, opponent = classifier_of(model), self.opponent
         require_made_for(net, opponent.dim + opponent.classes, opponent.classes)
-        initialize_classifier(net, split, seed)
-
-    def make_ready(self, model: nn.Module) -> Ready:
-        return certified_ready(classifier_of(model))
-
-    def illustrate(self, model: nn.Module, split: Samples, album: Album) -> None:
-        CrossEntropy().illustrate(model, split, album)
+        super().initialize(model, split, seed)
 
     def _nats(self, nuisance: Tensor, log_det: Tensor | None) -> Tensor:
         if log_det is None:
@@ -232,7 +225,3 @@ def _reversed(x: Tensor, weight: float) -> Tensor:
     """x, and minus ``weight`` times its gradient."""
     reversed_: Tensor = _Reversal.apply(x, weight)
     return reversed_
-
-
-def _share_right(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(1) == labels).to(logits.dtype).mean()

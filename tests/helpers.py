@@ -31,6 +31,11 @@ PADDINGS = {"conv": ZeroPadding(), "circular": CircularPadding(), "reflect": Ref
 """The branches of convolutions by what they read beyond the border."""
 
 
+TINY = """--model.hidden 4 --training.steps 2 --training.batch_size 8 --training.validate_every 2
+--training.validation_samples 8 --log_det.terms 3 --training.compile false""".split()
+"""Options of ``iresflow train`` for a model whose training takes no time."""
+
+
 def pairs(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Few combinations in which any two values of different factors meet; a product has all.
 

@@ -16,9 +16,6 @@ from iresflow.commands.samples import many_samples
 
 pytestmark = pytest.mark.usefixtures("float32")
 
-TINY = """--model.hidden 4 --training.steps 2 --training.batch_size 8 --training.validate_every 2
---training.validation_samples 8 --log_det.terms 3 --training.compile false""".split()
-
 
 @pytest.fixture
 def points(tmp_path):
@@ -90,22 +87,6 @@ def test_samples_are_of_the_density(points, tmp_path):
 def test_one_class_can_be_asked_for(images, tmp_path):
     file = unpacked(sampled(tmp_path, "x.npz", "--label", "1", n=5))
     assert file["labels"].tolist() == [1] * 5
-
-
-@pytest.fixture(scope="module")
-def table_run(tmp_path_factory):
-    """A run on a table with an offset and a context."""
-    folder = tmp_path_factory.mktemp("runs")
-    torch.set_default_dtype(torch.float32)
-    x = np.random.default_rng(1).normal(size=(60, 3)) * [1, 2, 5] + [0, 30, 1000]
-    np.savetxt(folder / "x.csv", x, delimiter=",", header="a,b,when", comments="")
-    (folder / "c.yaml").write_text(
-        f"data: {{name: table, root: {folder / 'x.csv'}, context: [b], offset: {{when: 1000}}}}\n"
-        "model: {blocks: [1]}\n"
-    )
-    arguments = ["train", "--config", str(folder / "c.yaml"), *TINY, "--runs", str(folder)]
-    assert main([*arguments, "--name", "t"]) == 0
-    return folder / "0000-t", x
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.npz"])

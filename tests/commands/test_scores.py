@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TINY
 from PIL import Image
 
 import iresflow
@@ -20,8 +21,6 @@ from iresflow.training.objectives.contexts import context_of
 
 pytestmark = pytest.mark.usefixtures("float32")
 
-TINY = """--model.hidden 4 --training.steps 2 --training.batch_size 8 --training.validate_every 2
---training.validation_samples 8 --log_det.terms 3 --training.compile false""".split()
 COLUMNS = ["standard_error", "truncation_bound", "low", "high"]
 
 
@@ -207,28 +206,12 @@ def test_a_table_for_classes_has_a_column_of_labels(tmp_path):
     assert np.allclose(found, oracle.detach(), atol=1e-5) and abs(found[0] - found[1]) > 1e-4
 
 
-@pytest.fixture(scope="module")
-def conditional_run(tmp_path_factory):
-    """A run on a table with names, an offset, and a context column."""
-    folder = tmp_path_factory.mktemp("runs")
-    torch.set_default_dtype(torch.float32)
-    x = np.random.default_rng(1).normal(size=(60, 3)) * [1, 2, 5] + [0, 0, 100]
-    np.savetxt(folder / "x.csv", x, delimiter=",", header="a,b,when", comments="")
-    (folder / "config.yaml").write_text(
-        f"data: {{name: table, root: {folder / 'x.csv'}, context: [b], offset: {{when: 100}}}}\n"
-        "model: {blocks: [2]}\n"
-    )
-    arguments = ["train", "--config", str(folder / "config.yaml"), *TINY, "--runs", str(folder)]
-    assert main([*arguments, "--name", "t"]) == 0
-    return folder / "0000-t", x
-
-
 @pytest.mark.filterwarnings("default:.*passed over")
 @pytest.mark.parametrize("place", ["run", "checkpoint", "moved"])
 def test_a_run_or_its_checkpoint_alone_knows_columns_offsets_and_scales(
-    conditional_run, place, tmp_path, capsys
+    table_run, place, tmp_path, capsys
 ):
-    run, x = conditional_run
+    run, x = table_run
     model = {"run": run, "checkpoint": run / "checkpoints" / "best.pt", "moved": tmp_path / "m.pt"}
     shutil.copy(run / "checkpoints" / "best.pt", tmp_path / "m.pt")
     # Other columns beside, in another order.
@@ -239,7 +222,7 @@ def test_a_run_or_its_checkpoint_alone_knows_columns_offsets_and_scales(
     flow = iresflow.load(run / "checkpoints" / "best.pt").double()
     dataset = iresflow.training.runs.known_data.load_data(run)
     b = (x[:5, 1] - dataset.scaling.mean[0]) / dataset.scaling.deviation[0]
-    values = torch.from_numpy(np.column_stack([x[:5, 0], x[:5, 2] - 100]))
+    values = torch.from_numpy(np.column_stack([x[:5, 0], x[:5, 2] - 1000]))
     oracle = flow.log_prob(values, torch.from_numpy(b[:, None])).detach().numpy()
     assert np.allclose(found.astype(float), oracle, atol=1e-4)
 
@@ -284,8 +267,8 @@ def test_what_the_model_does_not_take_is_one_line(images, tmp_path, capsys):
     assert "--label is for" in refused(tmp_path, folder, "--label", "1", capsys=capsys)
 
 
-def test_columns_that_are_missing_are_named(conditional_run, points, tmp_path, capsys):
-    run, x = conditional_run
+def test_columns_that_are_missing_are_named(table_run, points, tmp_path, capsys):
+    run, x = table_run
     (tmp_path / "y.csv").write_text("b,c,when\n1,2,3\n")
     line = refused(tmp_path, tmp_path / "y.csv", capsys=capsys, model=run)
     assert "no column 'a'; it has b, c, when" in line

@@ -100,6 +100,11 @@ def parameter(name, value):
     return f'name="{name}" value="{value}"'.encode()
 
 
+def moved(name, old, new):
+    """A parameter with its value, and with another one."""
+    return parameter(name, old), parameter(name, new)
+
+
 # Masses take the bytes 16 to 344 and intensities of 164 bytes each follow.
 MISFITS = {
     "a spectrum more": (
@@ -114,48 +119,36 @@ MISFITS = {
     ),
     "a count of words": (b'spectrumList count="3"', b'spectrumList count="x"', "no imzML file"),
     "masses in the head": (
-        parameter("external offset", 16),
-        parameter("external offset", 8),
+        *moved("external offset", 16, 8),
         "the masses of spectrum 0 can't be 41 numbers from byte 8",
     ),
     "before the file": (
-        parameter("external offset", 344),
-        parameter("external offset", -5),
+        *moved("external offset", 344, -5),
         "the intensities of spectrum 0 can't be",
     ),
     "beyond the file": (
-        parameter("external offset", 344),
-        parameter("external offset", 2**70),
+        *moved("external offset", 344, 2**70),
         "the intensities of spectrum 0, 41 .* should end at byte 1180591620717411303588 of 836",
     ),
     "intensities of another": (
-        parameter("external offset", 508),
-        parameter("external offset", 344),
+        *moved("external offset", 508, 344),
         "the intensities of spectrum 0 and the intensities of spectrum 1 share bytes",
     ),
     "one number late": (
-        parameter("external offset", 508),
-        parameter("external offset", 512),
+        *moved("external offset", 508, 512),
         "the intensities of spectrum 1 and the intensities of spectrum 2 share bytes",
     ),
     "intensities in the masses": (
-        parameter("external offset", 344),
-        parameter("external offset", 340),
+        *moved("external offset", 344, 340),
         "the masses of spectrum 0 and the intensities of spectrum 0 share bytes",
     ),
-    "a negative length": (
-        parameter("external array length", 41),
-        parameter("external array length", -41),
-        "can't be -41 numbers",
-    ),
+    "a negative length": (*moved("external array length", 41, -41), "can't be -41 numbers"),
     "a long length": (
-        parameter("external array length", 41),
-        parameter("external array length", 10**12),
+        *moved("external array length", 41, 10**12),
         "the masses of spectrum 0, 1000000000000 numbers of 8 bytes",
     ),
     "a short length": (
-        parameter("external array length", 41),
-        parameter("external array length", 40),
+        *moved("external array length", 41, 40),
         "40 numbers of 8 bytes, and take 328 bytes",
     ),
     "a narrower type": (
@@ -179,21 +172,12 @@ MISFITS = {
         b'referenceableParamGroupRef ref="mzArray"',
         "spectrum 0 has 2 arrays .* masses",
     ),
-    "a pixel twice": (
-        parameter("position x", 2),
-        parameter("position x", 1),
-        r"one pixel, \(1, 1, 1\), has the spectra 0, 1",
-    ),
+    "a pixel twice": (*moved("position x", 2, 1), r"one pixel, \(1, 1, 1\), has the spectra 0, 1"),
     "a smaller image": (
-        parameter("max count of pixels y", 2),
-        parameter("max count of pixels y", 1),
+        *moved("max count of pixels y", 2, 1),
         "declares 1 pixels along y, and has 2",
     ),
-    "half a pixel": (
-        parameter("position x", 2),
-        parameter("position x", 1.5),
-        "no imzML file",
-    ),
+    "half a pixel": (*moved("position x", 2, 1.5), "no imzML file"),
 }
 
 
@@ -232,9 +216,7 @@ def test_images_that_count_otherwise_are_read(tmp_path):
     xml = path.read_bytes()
     for axis in "xy":  # pixels from 0, and no list of how many
         for place in (1, 2):
-            xml = xml.replace(
-                parameter(f"position {axis}", place), parameter(f"position {axis}", place - 1)
-            )
+            xml = xml.replace(*moved(f"position {axis}", place, place - 1))
     path.write_bytes(xml.replace(b'spectrumList count="3"', b"spectrumList"))
     assert read_imzml(path).coordinates.tolist() == [[0, 0, 1], [1, 0, 1], [0, 1, 1]]
 

@@ -21,6 +21,7 @@ RANKS = {
     "tensors": 1,
     "powers": 1.5,
     "solution": 1.5,
+    "lanczos": 1.5,
     "linearization": 2,
     "lipschitz": 3,
     "solvers": 3,

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from iresflow.lanczos import lanczos_process
 from iresflow.linearization import Linearization
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.logdet import LogDetEstimate
@@ -126,23 +127,8 @@ def largest_singular_value(layer: NormalizedLayer, steps: int = 60, seed: int = 
         seed: Of the first vector.
     """
     weight = layer.normalized_weight().double()
-    multiply, adjoint = layer.operator(weight), layer.adjoint(weight)
-    shape = layer.left.shape
+    shape = (1, *layer.left.shape)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device)
-    basis: list[Tensor] = [start.flatten() / start.norm()]
-    images: list[Tensor] = []
-    for _ in range(min(steps, shape.numel())):
-        rows = basis[-1].view(1, *shape)
-        image = multiply(adjoint(rows)).flatten()
-        images.append(image)
-        span = torch.stack(basis)
-        rest = image
-        for _ in range(2):  # the second pass takes out what rounding left of the first
-            rest = rest - (span @ rest) @ span
-        if float(rest.norm()) <= 1e-12 * float(image.norm()):
-            break
-        basis.append(rest / rest.norm())
-    projected = torch.stack(basis[: len(images)]) @ torch.stack(images).mT
-    square = float(torch.linalg.eigvalsh((projected + projected.mT) / 2)[-1])
-    return max(0.0, square) ** 0.5
+    *_, (_, matrix) = lanczos_process(layer.gram(weight, domain=False), start, steps)
+    return max(0.0, float(torch.linalg.eigvalsh(matrix)[-1])) ** 0.5

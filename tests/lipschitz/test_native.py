@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import branch_shape, expand, pairs, perturb, small_branch
+from helpers import branch_shape, expand, materialize, pairs, perturb, small_branch
 from torch.autograd import forward_ad
 
 from iresflow import Exact, Krylov, PowerSeries, RandomSeries
@@ -26,7 +26,7 @@ from iresflow.lipschitz import (
     dense_branch,
 )
 from iresflow.lipschitz.branch import Branch
-from iresflow.lipschitz.layers.estimates import bidiagonalization
+from iresflow.lipschitz.layers.estimates import bidiagonalization, lanczos
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.native import library
 from iresflow.lipschitz.passes.native.passes import NativePasses, native_passes
@@ -268,9 +268,16 @@ def test_a_changed_parameter_is_noticed(compiled):
 LAYERS = {
     "conv": lambda: NormalizedConv2d(2, 5, 3, (4, 6), coeff=0.9),
     "narrowing": lambda: NormalizedConv2d(7, 2, 3, (5, 3), coeff=0.9),
+    "few inputs": lambda: NormalizedConv2d(1, 24, 3, (6, 5), coeff=0.9),
+    "few outputs": lambda: NormalizedConv2d(24, 1, 3, (5, 6), coeff=0.9),
     "1 x 1": lambda: NormalizedConv2d(6, 9, 1, (4, 6), coeff=0.9),
     "dense": lambda: NormalizedDense(7, 4, coeff=0.9),
 }
+
+
+def layer_shape(layer):
+    size = getattr(layer, "image_size", ())
+    return (layer.weight.shape[1], *size)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -292,6 +299,22 @@ def test_norms_and_their_gradients_are_those_of_torch(kind, zero, compiled):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     if zero:
         assert float(results[0][0].detach()) == 0 and torch.equal(results[0][-1], start)
+    else:
+        matrix = materialize(layer.operator(layer.weight.detach()), layer_shape(layer))
+        norm = float(torch.linalg.matrix_norm(matrix, ord=2))
+        assert norm * (1 - 1e-3) < float(results[0][2].detach()) <= norm * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_weights_of_nan_have_no_norm_and_leave_no_trace(enabled, compiled):
+    compile_kernels(enabled)
+    for make in LAYERS.values():
+        layer = make().train()
+        start, weight = layer.left.clone(), layer.weight.detach().clone()
+        weight.flatten()[1] = math.nan
+        for estimate in (bidiagonalization, lanczos):
+            assert math.isnan(float(estimate(layer, weight, layer.left)))
+            assert torch.equal(layer.left, start)
 
 
 @pytest.mark.parametrize("kind", ["conv", "dense"])

@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from iresflow.lanczos import lanczos_process
 from iresflow.lipschitz.bounds.base import EPS, Bound, scaled
 from iresflow.lipschitz.layers.padding import Padding
 from iresflow.threads import threads_for
@@ -219,7 +220,7 @@ class _BandedGram:
         for block, (y, z) in zip(self.blocks, self._below, strict=True):
             matrix[y, :, z, :] = block
         size = self.height * self.block
-        return max(0.0, float(torch.linalg.eigvalsh(matrix.view(size, size))[-1]))
+        return _largest(matrix.view(size, size))
 
     def lanczos(self, steps: int) -> float:
         """The largest eigenvalue from below, from a fixed random vector.
@@ -228,30 +229,14 @@ class _BandedGram:
         """
         generator = torch.Generator().manual_seed(0)
         shape = (self.height, self.block)
-        vector = torch.randn(shape, generator=generator, dtype=torch.float64).flatten()
-        steps = min(steps, vector.numel())
-        basis = vector.new_zeros(steps, vector.numel())
-        tridiagonal = vector.new_zeros(steps, steps)
-        basis[0] = vector / torch.linalg.vector_norm(vector)
+        start = torch.randn(shape, generator=generator, dtype=torch.float64)
         value = 0.0
-        for step in range(steps):
-            image = self.multiply(basis[step].view(shape)).flatten()
-            tridiagonal[step, step] = image @ basis[step]
-            if step % 10 == 9 or step == steps - 1:
-                used = tridiagonal[: step + 1, : step + 1]
-                before, value = value, max(0.0, float(torch.linalg.eigvalsh(used)[-1]))
+        for step, (_, matrix) in enumerate(lanczos_process(self.multiply, start, steps)):
+            if step % 10 == 9:
+                before, value = value, _largest(matrix)
                 if value - before <= _SETTLED * value:
-                    break
-            for _ in range(2):  # once leaves them orthogonal to half of the digits only
-                image = image - (basis[: step + 1] @ image) @ basis[: step + 1]
-            size = float(torch.linalg.vector_norm(image))
-            if size <= 1e-10 * float(tridiagonal.max()):
-                break
-            if step < steps - 1:
-                basis[step + 1] = image / size
-                tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = size
-        used = tridiagonal[: step + 1, : step + 1]
-        return max(0.0, float(torch.linalg.eigvalsh(used)[-1]))
+                    return value
+        return _largest(matrix)
 
     def is_below(self, square: float) -> bool:
         """Whether a Cholesky factorisation of ``square * I`` less the matrix runs through."""
@@ -280,3 +265,8 @@ class _BandedGram:
         if place is None:
             return torch.zeros(self.block, self.block, dtype=torch.float64)
         return self.blocks[place]
+
+
+def _largest(matrix: Tensor) -> float:
+    """The largest eigenvalue of a symmetric matrix that is positive but for rounding."""
+    return max(0.0, float(torch.linalg.eigvalsh(matrix)[-1]))

@@ -6,6 +6,7 @@ so none exceeds the norm of A, but for rounding.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import keeps_arithmetic, own_arithmetic
-from iresflow.lipschitz.layers.operator import Operator, OperatorFamily
+from iresflow.lanczos import Tridiagonal, lanczos_process
+from iresflow.lipschitz.layers.operator import OperatorFamily
 from iresflow.tensors import transformed
 from iresflow.threads import threads_for
 
@@ -30,9 +32,6 @@ __all__ = ["bidiagonalization", "lanczos", "normalized", "power_iteration"]
 
 BASIS = 8
 """Vectors of a bidiagonalisation."""
-
-ROUNDED = 256
-"""In units of eps: how much of a vector is rounding, once a part of it has been taken away."""
 
 SQUARINGS = 8
 """Of a small matrix, whose power then is its largest eigenvector's."""
@@ -80,94 +79,66 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
     apart where two steps of power iteration don't.
     """
     native = native_norm(weight, left) if family.plain else None
-    if native is not None:
-        return native
+    return _from_krylov(family, weight, left, BASIS, _leading) if native is None else native
+
+
+def lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
+    r"""The norm by Lanczos' method, until it has settled; without a gradient.
+
+    As `bidiagonalization`, but for the number of vectors. NaN for a weight that is not finite.
+    Arguments as in `power_iteration`.
+    """
+    weight = weight.detach()
+    work = 2 * weight.numel() * left[0].numel()
+    # The same number in whatever surroundings it is first asked for.
+    with threads_for(work), own_arithmetic():
+        return _from_krylov(family, weight, left, STEPS, _settled)
+
+
+def _from_krylov(
+    family: OperatorFamily,
+    weight: Tensor,
+    left: Tensor,
+    steps: int,
+    choose: Callable[[Iterator[Tridiagonal]], Tensor],
+) -> Tensor:
+    """The norm by a vector from a Krylov space on the smaller side of the operator."""
     frozen = weight.detach()
     with torch.no_grad():
         multiply, adjoint = family.operator(frozen), family.adjoint(frozen)
         u = left.unsqueeze(0)
         v = adjoint(u)
         domain = v.numel() <= u.numel()
-        vector = _ritz_vector(family.gram(frozen, domain), v if domain else u)
+        start = v if domain else u
+        found = choose(lanczos_process(family.gram(frozen, domain), start, steps))
+        vector = found.view(start.shape)
         right = vector if domain else normalized(adjoint(vector))
         image = multiply(right)
     return _norm(family, weight, right, image, left)
 
 
-def _ritz_vector(gram: Operator, rest: Tensor) -> Tensor:
-    """The best vector of the Krylov space of a symmetric operator from a start."""
-    shape, tiny = rest.shape, _tiny(rest)
-    steps = min(BASIS, rest.numel())
-    basis, tridiagonal = rest.new_zeros(steps, rest.numel()), rest.new_zeros(steps, steps)
-    for step in range(steps):
-        rest = rest.flatten()
-        whole = torch.linalg.vector_norm(rest)
-        for _ in range(2):  # once leaves what the next step's errors grow from
-            along = basis[:step] @ rest
-            rest = rest - along @ basis[:step]
-            tridiagonal[:step, :step].diagonal()[-1:] += along[-1:]
-        size = torch.linalg.vector_norm(rest)
-        # What rounding alone has left is no direction: the basis ends there.
-        size = torch.where(size > ROUNDED * torch.finfo(size.dtype).eps * whole, size, 0)
-        if step:
-            tridiagonal[step - 1, step] = tridiagonal[step, step - 1] = size
-        basis[step] = rest * ((size > 0) / size.clamp_min(tiny))
-        rest = gram(basis[step].view(shape))
-    tridiagonal[-1, -1] = basis[-1] @ rest.flatten()
+def _leading(process: Iterator[Tridiagonal]) -> Tensor:
+    """The eigenvector of the largest eigenvalue after all steps, by powers of the small matrix."""
+    *_, (basis, matrix) = process
     for _ in range(SQUARINGS):
-        tridiagonal = tridiagonal / tridiagonal.trace().clamp_min(tiny)
-        tridiagonal = tridiagonal @ tridiagonal
+        matrix = matrix / matrix.trace().clamp_min(_tiny(matrix))
+        matrix = matrix @ matrix
     # From the first vector: among equal singular values, the left vector stays where it is.
-    return (normalized(tridiagonal[0]) @ basis).view(shape)
+    return normalized(matrix[0]).to(basis.dtype) @ basis
 
 
-@torch.no_grad()
-def lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
-    r"""The norm by Lanczos' method, until it has settled; without a gradient.
-
-    The largest Ritz value of :math:`A^\top A` or :math:`A A^\top`, whichever is the smaller, in a
-    Krylov space whose basis is kept orthogonal. NaN for a weight that is not finite. Arguments as
-    in `power_iteration`.
-    """
-    weight = weight.detach()
-    work = 2 * weight.numel() * left[0].numel()
-    # The same number in whatever surroundings it is first asked for.
-    with threads_for(work), own_arithmetic():
-        return _lanczos(family, weight, left)
-
-
-def _lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
-    multiply, adjoint = family.operator(weight), family.adjoint(weight)
-    u = left.unsqueeze(0)
-    v = adjoint(u)
-    domain = v.numel() <= u.numel()
-    vector = normalized(v if domain else u)
-    shape, gram = vector.shape, family.gram(weight, domain)
-    basis = vector.new_empty(min(STEPS, vector.numel()), vector.numel())
-    tridiagonal = torch.zeros(len(basis), len(basis), dtype=torch.float64)
-    norm, top = 0.0, torch.ones(1, dtype=torch.float64)
-    for step in range(len(basis)):
-        basis[step] = vector.flatten()
-        image = gram(vector).flatten()
-        tridiagonal[step, step] = float(image @ basis[step])
-        if not math.isfinite(tridiagonal[step, step]):
-            return weight.new_tensor(math.nan)
-        values, vectors = torch.linalg.eigh(tridiagonal[: step + 1, : step + 1])
-        before, norm, top = norm, math.sqrt(max(0.0, float(values[-1]))), vectors[:, -1]
-        if step + 1 == len(basis) or (step + 1 >= FEWEST and norm - before <= SETTLED * norm):
+def _settled(process: Iterator[Tridiagonal]) -> Tensor:
+    """The same as soon as the square root of the eigenvalue moves no more."""
+    norm, vector = 0.0, torch.empty(0)
+    for basis, matrix in process:
+        if not math.isfinite(float(matrix[-1, -1])):
+            return basis[-1]
+        values, vectors = torch.linalg.eigh(matrix.cpu())
+        before, norm = norm, math.sqrt(max(0.0, float(values[-1])))
+        vector = vectors[:, -1].to(basis) @ basis
+        if len(basis) >= FEWEST and norm - before <= SETTLED * norm:
             break
-        span = basis[: step + 1]
-        rest = image
-        for _ in range(2):  # once leaves what the next step's errors grow from
-            rest = rest - (span @ rest) @ span
-        size = float(torch.linalg.vector_norm(rest))
-        if size <= 8 * torch.finfo(rest.dtype).eps * norm**2:
-            break
-        tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = size
-        vector = (rest / size).view(shape)
-    ritz = (top.to(basis) @ basis[: len(top)]).view(shape)
-    right = normalized(ritz if domain else adjoint(ritz))
-    return _norm(family, weight, right, multiply(right), left)
+    return normalized(vector)
 
 
 def normalized(x: Tensor) -> Tensor:
@@ -180,12 +151,14 @@ def _norm(
 ) -> Tensor:
     """The norm of a unit vector's image, with the weight's gradient; that is the next start."""
     u = normalized(image)
+    norm = (u * image).sum()
     with torch.no_grad():
-        # From the zero vector, that of a zero weight, the iteration would never come back.
-        left.copy_(torch.where(u.any(), u.squeeze(0), left))
+        # From the zero vector, that of a zero weight, the iteration would never come back, nor
+        # from one of NaN.
+        left.copy_(torch.where(norm > 0, u.squeeze(0), left))
     if transformed():
         return (u * family.operator(weight)(right)).sum()
-    return _Norm.apply(weight, family, right, u, (u * image).sum())
+    return _Norm.apply(weight, family, right, u, norm)
 
 
 @keeps_arithmetic

@@ -144,15 +144,10 @@ def _refine(
             point = point.at(kept)
         x = point.x + point.residual
         if some_newton:
-            # d of d + J d = r, in the narrow type: the next point is x + d.
             chosen = positions(newton)
-            some, r = point.at(chosen), point.residual[chosen]
-            jacobian = narrow.jacobian(some.x.to(narrow.dtype), rows[chosen])
-            product = JacobianProduct(jacobian, "jvp", len(r), narrow.dtype)
-            used = torch.ones_like(rows[chosen])  # the linearization costs as an evaluation does
-            correction = iterate(task, product, r, r, used, certify=False)
-            steps[rows[chosen]] += used
-            x[chosen] = some.x + correction.value.to(wide.dtype)
+            some = rows[chosen]
+            x[chosen], used = _corrected(task, narrow, point.at(chosen), some)
+            steps[some] += used
         last = point
     if left:
         rows = torch.cat([some for some, _ in left])
@@ -161,6 +156,18 @@ def _refine(
         results.settle(rows, part.value, part.error, part.floor)
         steps[rows] = part.steps
     return Solution(results.value, steps, results.error, results.floor)
+
+
+def _corrected(
+    task: Task, narrow: RefinableMap, point: Point, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x + d for the d of d + J d = r, which is found in the narrow type; and what it cost."""
+    r = point.residual
+    jacobian = narrow.jacobian(point.x.to(narrow.dtype), rows)
+    product = JacobianProduct(jacobian, "jvp", len(r), narrow.dtype)
+    used = torch.ones_like(rows)  # the linearization costs as an evaluation does
+    found = iterate(task, product, r, r, used, certify=False)
+    return point.x + found.value.to(point.x.dtype), used
 
 
 @final

@@ -29,7 +29,7 @@ from iresflow.training.runs.directory import new_directory
 from iresflow.training.sections import Section, option_kinds, section_of
 from iresflow.training.values import converted
 
-__all__ = ["Room", "options_of", "run_experiment", "run_room"]
+__all__ = ["Room", "capped", "options_of", "run_experiment", "run_room"]
 
 S = TypeVar("S", bound=Section)
 
@@ -59,6 +59,18 @@ class Room:
     experiments: Mapping[str, str]
     augments: bool = False
     note: str = ""
+
+
+def capped(settings: S, **most: int) -> S:
+    """Settings whose numbers, each of several too, are at most so much; null stands for all."""
+
+    def cut(value: Any, limit: int) -> Any:  # noqa: ANN401 (of any field)
+        if isinstance(value, tuple):
+            return tuple(min(number, limit) for number in value)
+        return limit if value is None else min(value, limit)
+
+    changes = {name: cut(getattr(settings, name), limit) for name, limit in most.items()}
+    return replace(settings, **changes)
 
 
 def run_experiment(

@@ -1,9 +1,10 @@
 """The settings of the experiment on frames."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from experiments.relu.frames.data import SCALINGS
+from experiments.runner import capped
 from iresflow.training.sections import Section
 
 __all__ = ["Settings", "quick"]
@@ -73,12 +74,5 @@ class Settings(Section):
 
 def quick(settings: Settings) -> Settings:
     """Settings for a run within a minute."""
-    return replace(
-        settings,
-        iris_runs=min(settings.iris_runs, 2),
-        iris_epochs=min(settings.iris_epochs, 20),
-        image_samples=min(settings.image_samples, 1500),
-        image_epochs=min(settings.image_epochs, 2),
-        image_max_points=min(settings.image_max_points, 256),
-        points=min(settings.points, 16),
-    )
+    small = {"iris_runs": 2, "iris_epochs": 20, "image_samples": 1500, "image_epochs": 2}
+    return capped(settings, **small, image_max_points=256, points=16)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from experiments.runner import capped
 from iresflow.relu.inversion.layer_programs import InfinityNorm, LayerMethod, OneNorm, Relaxed
 from iresflow.training.sections import Section
 
@@ -57,19 +58,10 @@ class Settings(Section):
 
 def quick(settings: Settings) -> Settings:
     """Within a minute."""
+    problems = {"latent": 10, "timed": 2, "recoveries": 5, "trials": 3, "descent_steps": 200}
     return replace(
-        settings,
-        hidden=tuple(
-            min(width, bound) for width, bound in zip(settings.hidden, (60, 150), strict=False)
-        ),
-        latent=min(settings.latent, 10),
+        capped(settings, **problems, epochs=4, train_samples=6000, pictures=5),
+        hidden=tuple(min(pair) for pair in zip(settings.hidden, (60, 150), strict=False)),
         latents=tuple(k for k in settings.latents if k <= 30),
-        timed=min(settings.timed, 2),
-        recoveries=min(settings.recoveries, 5),
         noises=settings.noises[:3],
-        trials=min(settings.trials, 3),
-        descent_steps=min(settings.descent_steps, 200),
-        epochs=min(settings.epochs, 4),
-        train_samples=min(settings.train_samples or 6000, 6000),
-        pictures=min(settings.pictures, 5),
     )

@@ -13,6 +13,7 @@ from experiments.relu.preimage.attacks import attack_first_layer
 from experiments.relu.preimage.circles import draw_circles
 from experiments.relu.preimage.kinds import count_kinds
 from experiments.relu.training import Training, train
+from experiments.runner import capped
 from iresflow.training.objectives.classification import CrossEntropy, accuracy
 from iresflow.training.sections import Section
 
@@ -53,19 +54,9 @@ class Settings(Section):
 
 def quick(settings: Settings) -> Settings:
     """Within a minute."""
-    return replace(
-        settings,
-        resolution=min(settings.resolution, 40),
-        hidden=tuple(min(width, 1800) for width in settings.hidden),
-        epochs=min(settings.epochs, 2),
-        batch_size=min(settings.batch_size, 100),
-        samples=min(settings.samples, 20),
-        attacked_epochs=min(settings.attacked_epochs, 5),
-        attacked_batch_size=min(settings.attacked_batch_size, 100),
-        originals=min(settings.originals, 2),
-        targets=min(settings.targets, 2),
-        train_samples=min(settings.train_samples or 4000, 4000),
-    )
+    attacked = {"attacked_epochs": 5, "attacked_batch_size": 100, "originals": 2, "targets": 2}
+    trained = {"hidden": 1800, "epochs": 2, "batch_size": 100, "train_samples": 4000}
+    return capped(settings, resolution=40, samples=20, **trained, **attacked)
 
 
 def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None:

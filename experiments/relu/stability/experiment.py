@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
@@ -19,6 +19,7 @@ from experiments.relu.stability.spectra import (
     stages_figure,
 )
 from experiments.relu.training import Training, train
+from experiments.runner import capped
 from iresflow.relu.networks.linearize import linearize
 from iresflow.relu.ranks import singular_values
 from iresflow.relu.stability.removed_rows import correlation_bound, correlation_counts
@@ -75,17 +76,8 @@ class Settings(Section):
 
 def quick(settings: Settings) -> Settings:
     """Within a minute."""
-    return replace(
-        settings,
-        samples=min(settings.samples, 3),
-        window=min(settings.window or 6, 6),
-        whole_samples=0,
-        epochs=min(settings.epochs, 1),
-        hidden=tuple(min(width, 600) for width in settings.hidden),
-        mlp_epochs=min(settings.mlp_epochs, 2),
-        train_images=min(settings.train_images or 1000, 1000),
-        train_samples=min(settings.train_samples or 1000, 1000),
-    )
+    small = {"samples": 3, "window": 6, "whole_samples": 0, "epochs": 1, "train_images": 1000}
+    return capped(settings, **small, hidden=600, mlp_epochs=2, train_samples=1000)
 
 
 def run(settings: Settings, data: Mapping[str, Samples], report: Report) -> None:

@@ -92,11 +92,10 @@ def averaged(average: Density, density: Density) -> Density:
 
 
 def train(
-    density: Density, data: Dataset, batch: int, rate: float, seconds: float
+    density: Density, data: Dataset, held: Tensor, batch: int, rate: float, seconds: float
 ) -> list[Trained]:
     """Trains for so many seconds; what came out at the marks, until a loss is not finite."""
-    generator = torch.Generator().manual_seed(1)
-    held, values = data.validation.values[:2000], data.train.values
+    generator, values = torch.Generator().manual_seed(1), data.train.values
     optimizer = torch.optim.Adam(density.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
     average = copy.deepcopy(density)
     results: list[Trained] = []
@@ -134,10 +133,14 @@ def compare_likelihoods(
 ) -> dict[str, Density]:
     """Prints the table of test losses; returns the trained models."""
     unit = "nats" if data.levels is None else "bits/dim"
+    held, test = (
+        data.validation.values[: options.scored or 2000],
+        data.test.values[: options.scored],
+    )
     print(
         f"\n{name}: {unit} after {options.seconds:g} s of training with each rate of "
         f"{', '.join(f'{r:g}' for r in options.rates)}; batch {batch}, "
-        f"{len(data.test)} test samples\n"
+        f"{len(test)} test samples\n"
         f"{'model':<34} {'parameters':>10} {'rate':>7} {'seconds':>8} {'steps':>6} "
         f"{'validation':>11} {'test':>8} +- sample {'- ours':>9} +- paired"
     )
@@ -147,7 +150,7 @@ def compare_likelihoods(
         runs = [
             result
             for rate in options.rates
-            for result in train(make(), data, batch, rate, options.seconds)
+            for result in train(make(), data, held, batch, rate, options.seconds)
             if math.isfinite(result.validation)
         ]
         if not runs:
@@ -155,7 +158,7 @@ def compare_likelihoods(
             continue
         chosen = min(runs, key=lambda run: run.validation)
         best[label] = chosen.density
-        scores[label] = score(chosen.density, data, data.test.values, 2)
+        scores[label] = score(chosen.density, data, test, 2)
         line = (
             f"{label:<34} {chosen.density.parameters_count:10,} {chosen.rate:7g} "
             f"{chosen.seconds:8.1f} {chosen.steps:6d} {chosen.validation:11.3f} "
@@ -321,6 +324,9 @@ def main() -> None:
         "--at-once", type=int, help="samples that are scored, and drawn, at a time"
     )
     parser.add_argument("--initial", type=int, help="samples that new models are initialised with")
+    parser.add_argument(
+        "--scored", type=int, help="samples to validate and to test on; else 2000, and all"
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="of each training")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2, 3e-2, 1e-1])
     parser.add_argument("--no-training", action="store_true", help="speeds alone")

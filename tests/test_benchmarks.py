@@ -93,7 +93,7 @@ SCRIPTS = {
     ),
     "density": Script(
         "--only two-moons --seconds 0.1 --rates 0.01 --repeats 1 --no-peers "
-        "--at-once 50 --initial 500",
+        "--at-once 50 --initial 500 --scored 200",
         (r"\niresflow +[\d,]+ +0\.01 .* \+- ", r"training step, ms", r"certified Lip\(g\) 0\.\d+"),
     ),
     "frames": Script(  # which fails where a call crosses more than twelve

@@ -1,11 +1,11 @@
 """A model's arguments as plain values, by their names: what its file describes it by."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from iresflow.bijections import block_named
-from iresflow.lipschitz import PADDINGS, activation_named, links_named, normalization_named
+from iresflow.bijections import BLOCKS
+from iresflow.lipschitz import ACTIVATIONS, LINKS, NORMALIZATIONS, PADDINGS
 from iresflow.models.dequantization import NOISES
 from iresflow.models.parts.contexts import context_of_spec
 from iresflow.models.parts.plain import integer, integers, number, switch, widths, word
@@ -16,18 +16,10 @@ Plain = Callable[[str, Any], Any]
 """Makes a plain value of an argument, given its name; a ValueError where there is none."""
 
 
-def _choice(name: str, value: object, allowed: Sequence[str]) -> str:
+def _choice(name: str, value: object, allowed: Collection[str]) -> str:
     if word(name, value) not in allowed:
         raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(allowed)}")
     return str(value)
-
-
-def _named(find: Callable[[str], object]) -> Plain:
-    def known(name: str, value: object) -> str:
-        find(word(name, value))
-        return str(value)
-
-    return known
 
 
 ARGUMENTS: dict[str, Plain] = {
@@ -37,22 +29,22 @@ ARGUMENTS: dict[str, Plain] = {
     "blocks": partial(integers, least=0),
     "hidden": widths,
     "kernels": partial(integers, least=1),
-    "padding": partial(_choice, allowed=tuple(PADDINGS)),
+    "padding": partial(_choice, allowed=PADDINGS),
     "levels": partial(integer, least=2),
     "context_dim": lambda _, value: context_of_spec(value),
     "given": lambda name, value: None if value is None else word(name, value),
-    "activation": _named(activation_named),
+    "activation": partial(_choice, allowed=ACTIVATIONS),
     "activate_input": switch,
     "decorrelate": switch,
     "coeff": number,
-    "normalization": _named(normalization_named),
+    "normalization": partial(_choice, allowed=NORMALIZATIONS),
     "factor_out": switch,
     "alpha": number,
     "learned_prior": switch,
     "conditional_prior": switch,
-    "block": _named(block_named),
-    "links": _named(links_named),
-    "dequantization": partial(_choice, allowed=tuple(NOISES)),
+    "block": partial(_choice, allowed=BLOCKS),
+    "links": partial(_choice, allowed=LINKS),
+    "dequantization": partial(_choice, allowed=NOISES),
     "dequantization_blocks": partial(integer, least=1),
     "dequantization_deviation": number,
     "pad": partial(integer, least=0),

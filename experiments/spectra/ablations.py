@@ -22,7 +22,7 @@ from iresflow.spectra import (
     receptive_field,
 )
 from iresflow.spectra.checks import Floats
-from iresflow.spectra.networks import IsotopeNetwork
+from iresflow.spectra.networks.isotope import IsotopeNetwork
 from iresflow.training.sections import Section
 
 __all__ = ["DATA", "VARIANTS", "Settings", "quick", "run", "size_of"]

@@ -26,8 +26,8 @@ from iresflow.commands.report import Report
 from iresflow.spectra import Instrument, Layout, RocLda, draw_peptides, simulate, tof_grid
 from iresflow.spectra.collection import Spectra
 from iresflow.spectra.groups import group_folds
-from iresflow.spectra.peptides import Effect
 from iresflow.spectra.scores import balanced_accuracy
+from iresflow.spectra.simulation.peptides import Effect
 from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "run"]

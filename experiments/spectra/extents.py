@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from experiments.spectra.sets import DATA_SETS, load_set, spectra_root
 from iresflow.commands.report import Report
 from iresflow.spectra import BinFilters, isotope_pattern, pattern_bins, pattern_extent
-from iresflow.spectra.architecture import receptive_field
 from iresflow.spectra.checks import Floats
 from iresflow.spectra.grids import bin_edges, tof_grid
+from iresflow.spectra.networks.architecture import receptive_field
 from iresflow.training.sections import Section
 
 __all__ = ["DATA", "Settings", "quick", "run"]

@@ -11,8 +11,10 @@ from iresflow.spectra import SquareRoot, TotalIonCount
 from iresflow.spectra.collection import Spectra
 from iresflow.spectra.grids import tof_grid
 from iresflow.spectra.groups import group_folds
-from iresflow.spectra.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
-from iresflow.spectra.simulate import Instrument, Layout, simulate
+from iresflow.spectra.simulation.instrument import Instrument
+from iresflow.spectra.simulation.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
+from iresflow.spectra.simulation.spectra import simulate
+from iresflow.spectra.simulation.tissue import Layout
 from iresflow.training.sections import Section
 
 __all__ = ["TASKS", "Tissue", "array_folds", "prepared", "tissue_peptides", "tissue_spectra"]

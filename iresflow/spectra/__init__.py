@@ -5,16 +5,24 @@ are arrays ``(spectra, bins)`` of intensities, and a grid has the masses of the 
 ``(bins,)``, ascending, in daltons.
 """
 
-from iresflow.spectra.architecture import Suggestion, receptive_field, suggest_architecture
 from iresflow.spectra.collection import Spectra, gather
-from iresflow.spectra.estimators import IsotopeNet, ResidualNet
-from iresflow.spectra.filters import BinFilters, Filters, PhysicalFilters
+from iresflow.spectra.estimators.isotope_net import IsotopeNet
+from iresflow.spectra.estimators.residual_net import ResidualNet
+from iresflow.spectra.estimators.roc_lda import RocLda, fit_each, roc_areas
+from iresflow.spectra.estimators.storage import load_estimator
 from iresflow.spectra.grids import bin_edges, equidistant_grid, tof_grid
 from iresflow.spectra.groups import group_folds
-from iresflow.spectra.networks import IsotopeNetwork, ResidualNetwork, count_parameters
+from iresflow.spectra.networks.architecture import (
+    Suggestion,
+    count_parameters,
+    receptive_field,
+    suggest_architecture,
+)
+from iresflow.spectra.networks.filters import BinFilters, Filters, PhysicalFilters
+from iresflow.spectra.networks.isotope import IsotopeNetwork
+from iresflow.spectra.networks.physical import PhysicalConvolution
+from iresflow.spectra.networks.residual import ResidualNetwork
 from iresflow.spectra.patterns import isotope_pattern, pattern_bins, pattern_extent
-from iresflow.spectra.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
-from iresflow.spectra.physical import PhysicalConvolution
 from iresflow.spectra.preprocessing import (
     Binning,
     Resampling,
@@ -23,12 +31,14 @@ from iresflow.spectra.preprocessing import (
     TopHatBaseline,
     TotalIonCount,
 )
-from iresflow.spectra.readers import read_imzml, read_text
-from iresflow.spectra.roclda import RocLda, fit_each, roc_areas
+from iresflow.spectra.reading.imzml import read_imzml
+from iresflow.spectra.reading.text import read_text
 from iresflow.spectra.scores import balanced_accuracy, core_balanced_accuracy, majority_vote
 from iresflow.spectra.sensitivity import SensitiveMass, SensitivityMap, sensitivity_map
-from iresflow.spectra.simulate import Instrument, Layout, Variation, expected_ions, simulate
-from iresflow.spectra.storage import load_estimator
+from iresflow.spectra.simulation.instrument import Instrument
+from iresflow.spectra.simulation.peptides import HEIGHTS, ISOTOPES, Effect, Peptide, draw_peptides
+from iresflow.spectra.simulation.spectra import expected_ions, simulate
+from iresflow.spectra.simulation.tissue import Layout, Variation
 
 __all__ = [
     "BinFilters",

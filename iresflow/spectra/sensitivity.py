@@ -15,9 +15,9 @@ from scipy.signal import find_peaks
 from sklearn.utils.validation import check_is_fitted
 
 from iresflow.spectra.checks import Floats, require_grid, require_same_grid, require_spectra
-from iresflow.spectra.classifier import NetworkClassifier, tensor_of
 from iresflow.spectra.collection import grid_of
-from iresflow.spectra.objective import SCORED
+from iresflow.spectra.estimators.network import NetworkClassifier, tensor_of
+from iresflow.spectra.estimators.objective import SCORED
 from iresflow.spectra.patterns import ISOTOPE_DISTANCE
 
 __all__ = ["SensitiveMass", "SensitivityMap", "sensitivity_map"]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresflow.errors import NonFiniteError
-from iresflow.spectra.layers import shifted
+from iresflow.spectra.networks.layers import shifted
 from iresflow.streams import Stream
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Objective, Score, Terms

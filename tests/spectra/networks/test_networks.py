@@ -15,14 +15,14 @@ from iresflow.spectra import (
     receptive_field,
     suggest_architecture,
 )
-from iresflow.spectra.layers import (
+from iresflow.spectra.networks.layers import (
     LocallyConnected,
     ResidualLayer,
     convolution,
     dropped,
     shifted,
 )
-from iresflow.spectra.networks import residual_plan
+from iresflow.spectra.networks.residual import residual_plan
 from iresflow.streams import PartialStream
 
 BINS = 27_286  # of the thesis

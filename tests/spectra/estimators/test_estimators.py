@@ -24,8 +24,8 @@ from iresflow.spectra import (
     TotalIonCount,
     receptive_field,
 )
-from iresflow.spectra.classifier import weights_of_classes
-from iresflow.spectra.objective import WeightedCrossEntropy
+from iresflow.spectra.estimators.classifier import weights_of_classes
+from iresflow.spectra.estimators.objective import WeightedCrossEntropy
 from iresflow.training.loop.batches import Batch
 
 # In which convolutions are quick; predictions are compared exactly.
@@ -158,7 +158,7 @@ def test_groups_are_held_out_whole(small, monkeypatch):
         held["x"] = validation[0]
         raise StopIteration
 
-    monkeypatch.setattr("iresflow.spectra.classifier.fit", spy)
+    monkeypatch.setattr("iresflow.spectra.estimators.network.fit", spy)
     with pytest.raises(StopIteration):
         IsotopeNet(validation=0.2).fit(small.X, small.y, groups=small.cores)
     rows = [np.flatnonzero((small.X == x.numpy()).all(1))[0] for x in held["x"]]

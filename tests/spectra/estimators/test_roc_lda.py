@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from small_spectra import small_spectra
 
 from iresflow.spectra import RocLda, fit_each, roc_areas
-from iresflow.spectra import roclda as module
+from iresflow.spectra.estimators import roc_lda as module
 
 
 @pytest.mark.parametrize("classes", [2, 3])

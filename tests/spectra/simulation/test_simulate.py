@@ -7,9 +7,11 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
+from iresflow.spectra.estimators.roc_lda import RocLda
 from iresflow.spectra.grids import bin_edges, tof_grid
 from iresflow.spectra.patterns import isotope_pattern
-from iresflow.spectra.peptides import (
+from iresflow.spectra.simulation.instrument import Instrument
+from iresflow.spectra.simulation.peptides import (
     HEIGHTS,
     ISOTOPES,
     Effect,
@@ -17,8 +19,8 @@ from iresflow.spectra.peptides import (
     draw_peptides,
     form_pattern,
 )
-from iresflow.spectra.roclda import RocLda
-from iresflow.spectra.simulate import Instrument, Layout, Variation, expected_ions, simulate
+from iresflow.spectra.simulation.spectra import expected_ions, simulate
+from iresflow.spectra.simulation.tissue import Layout, Variation
 
 STILL = Variation(**{field.name: 0.0 for field in fields(Variation)})
 GRID = tof_grid(1990.0, 2020.0)

@@ -10,12 +10,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils.validation import check_is_fitted
 
 from iresflow.spectra.checks import Floats, require_count, require_same_grid, require_spectra
-from iresflow.spectra.classifier import (
+from iresflow.spectra.collection import grid_of
+from iresflow.spectra.estimators.classifier import (
     ClassifierOfSpectra,
     labelled_spectra,
     weights_of_classes,
 )
-from iresflow.spectra.collection import grid_of
 
 __all__ = ["RocLda", "fit_each", "roc_areas"]
 

@@ -1,6 +1,5 @@
-"""Mass spectra from files: imzML, and text of two columns."""
+"""Mass spectra from imzML files."""
 
-from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from iresflow.errors import DataError
 from iresflow.extras import import_extra
 from iresflow.spectra.checks import require_grid
 from iresflow.spectra.collection import Spectra, gather
-from iresflow.spectra.imzml import binary_beside, check_image, encoded_lengths
+from iresflow.spectra.reading.pair import binary_beside, check_image, encoded_lengths
 
-__all__ = ["read_imzml", "read_text"]
-
-File = str | PathLike[str]
+__all__ = ["read_imzml"]
 
 # The parser takes a whole file for granted, and fails as it happens where it is not.
 UNREADABLE = (
@@ -31,7 +28,7 @@ UNREADABLE = (
 )
 
 
-def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
+def read_imzml(path: str | PathLike[str], grid: ArrayLike | None = None) -> Spectra:
     """The spectra of an imzML file and of the ``.ibd`` file beside it, with their coordinates.
 
     Arguments:
@@ -71,46 +68,10 @@ def read_imzml(path: File, grid: ArrayLike | None = None) -> Spectra:
         raise DataError(f"{file} is truncated or no imzML file ({reason})") from None
     except OSError as error:
         raise DataError(f"{file} could not be read: {error}") from None
-    return _gathered(file, masses, intensities, grid, coordinates=coordinates)
-
-
-def read_text(paths: File | Iterable[File], grid: ArrayLike | None = None) -> Spectra:
-    """Spectra in text files, one in each: a line is a mass and an intensity.
-
-    Numbers are separated by white space, commas or semicolons. Lines that are empty or begin with
-    ``#`` are passed over, and so is a first line of two words, the names of the columns.
-
-    Arguments:
-        paths: The files, or one.
-        grid: Masses to bring all spectra to; None as for `read_imzml`.
-
-    Raises:
-        DataError: a file is missing or is no such text, by line, or spectra are not as
-            `iresflow.spectra.collection.gather` needs them.
-        ValueError: no file, or the grid is none.
-    """
-    given = [paths] if isinstance(paths, str | PathLike) else paths
-    files = [Path(path) for path in given]
-    if not files:
-        raise ValueError("there is no file to read")
-    grid = None if grid is None else require_grid(grid)
-    columns = [_columns(file) for file in files]
-    masses, intensities = zip(*columns, strict=True)
-    names = [str(file) for file in files]
-    return _gathered(None, masses, intensities, grid, names=names)
-
-
-def _gathered(
-    file: Path | None,
-    masses: Sequence[ArrayLike],
-    intensities: Sequence[ArrayLike],
-    grid: ArrayLike | None,
-    **known: Any,  # noqa: ANN401 (of `gather`)
-) -> Spectra:
     try:
-        return gather(masses, intensities, grid, **known)
+        return gather(masses, intensities, grid, coordinates=coordinates)
     except ValueError as error:
-        raise DataError(f"{file}: {error}" if file else str(error)) from None
+        raise DataError(f"{file}: {error}") from None
 
 
 def _arrays(parser: Any) -> tuple[list[NDArray], list[NDArray]]:  # noqa: ANN401 (has no types)
@@ -123,30 +84,3 @@ def _arrays(parser: Any) -> tuple[list[NDArray], list[NDArray]]:  # noqa: ANN401
         masses.append(at.setdefault(where, mass.astype(np.float64)))
         intensities.append(intensity)
     return masses, intensities
-
-
-def _columns(file: Path) -> tuple[list[float], list[float]]:
-    """The two columns of a text file."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} could not be read: {error}") from None
-    rows: list[tuple[float, ...]] = []
-    titled = False
-    for number, line in enumerate(lines, 1):
-        words = line.replace(",", " ").replace(";", " ").split()
-        if not words or words[0].startswith("#"):
-            continue
-        try:
-            values = tuple(float(word) for word in words)
-        except ValueError:
-            values = ()
-        if len(values) == 2:
-            rows.append(values)
-        elif values or rows or titled:
-            raise DataError(f"{file}, line {number}: {line!r} is not a mass and an intensity")
-        titled = True
-    if not rows:
-        raise DataError(f"{file} holds no line of a mass and an intensity")
-    mass, intensity = zip(*rows, strict=True)
-    return list(mass), list(intensity)

@@ -9,13 +9,18 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from iresflow.spectra.checks import Floats, require_grid, require_positive
-from iresflow.spectra.filters import BinFilters
-from iresflow.spectra.layers import ResidualLayer
+from iresflow.spectra.networks.filters import BinFilters
+from iresflow.spectra.networks.layers import ResidualLayer
 from iresflow.spectra.patterns import pattern_bins, pattern_extent
 
-__all__ = ["Suggestion", "receptive_field", "suggest_architecture"]
+__all__ = ["Suggestion", "count_parameters", "receptive_field", "suggest_architecture"]
 
 POINTWISE = (nn.ReLU, nn.BatchNorm1d, nn.Identity)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def receptive_field(network: nn.Module | object) -> int:

@@ -13,7 +13,7 @@ from pyimzml.ImzMLWriter import ImzMLWriter
 
 from iresflow.errors import DataError, MissingLibraryError
 from iresflow.spectra.grids import equidistant_grid
-from iresflow.spectra.readers import read_imzml
+from iresflow.spectra.reading.imzml import read_imzml
 
 GRID = np.linspace(1000.0, 1010.0, 41)
 PLACES = [(1, 1, 1), (2, 1, 1), (1, 2, 1)]

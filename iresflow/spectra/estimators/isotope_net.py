@@ -1,4 +1,4 @@
-"""IsotopeNet and ResidualNet (thesis, chapter 7) as scikit-learn estimators."""
+"""IsotopeNet (thesis, table 7.2) as a scikit-learn estimator."""
 
 from collections.abc import Mapping
 from typing import Any, final
@@ -8,11 +8,11 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from iresflow.spectra.checks import Floats
-from iresflow.spectra.classifier import NetworkClassifier
-from iresflow.spectra.filters import Filters
-from iresflow.spectra.networks import IsotopeNetwork, ResidualNetwork
+from iresflow.spectra.estimators.network import NetworkClassifier
+from iresflow.spectra.networks.filters import Filters
+from iresflow.spectra.networks.isotope import IsotopeNetwork
 
-__all__ = ["IsotopeNet", "ResidualNet"]
+__all__ = ["IsotopeNet"]
 
 
 @final
@@ -20,7 +20,7 @@ class IsotopeNet(NetworkClassifier):
     """A network whose features are of the size of isotope patterns (thesis, table 7.2).
 
     The defaults are those of the thesis where it names them (tables 7.2 and A.2, task LP); see
-    `iresflow.spectra.networks` for the kernel of the locally connected layer.
+    `iresflow.spectra.networks.isotope` for the kernel of the locally connected layer.
 
     Arguments:
         grid: Masses of the bins ``(bins,)`` in daltons, for arrays, which don't have them. Filters
@@ -80,55 +80,3 @@ class IsotopeNet(NetworkClassifier):
 
     def _network(self, bins: int, classes: int, grid: Floats | None) -> nn.Module:
         return IsotopeNetwork(bins, classes, grid, self.filters, self.local_kernel, self.dropout)
-
-
-@final
-class ResidualNet(NetworkClassifier):
-    """A deep residual network as for images (thesis, table A.1): what IsotopeNet is compared with.
-
-    Arguments:
-        grid: Masses of the bins ``(bins,)`` in daltons, for arrays, which don't have them.
-        epochs: Passes over the training spectra.
-        batch_size: Spectra in a step of training.
-        learning_rate: Of Adam; it rises at first, and falls over the last three tenths.
-        weight_decay: The factor of the weights that is added to their gradient.
-        shift: As of `IsotopeNet`.
-        validation: As of `IsotopeNet`.
-        patience: As of `IsotopeNet`.
-        class_weight: As of `IsotopeNet`.
-        device: As of `IsotopeNet`.
-        verbose: Whether to show a progress bar.
-        random_state: Seed of all that is random.
-    """
-
-    def __init__(
-        self,
-        *,
-        grid: ArrayLike | None = None,
-        epochs: int = 30,
-        batch_size: int = 64,
-        learning_rate: float = 5e-4,
-        weight_decay: float = 0.001,
-        shift: float = 0.0,
-        validation: float | int | None = None,
-        patience: int | None = None,
-        class_weight: Mapping[Any, float] | str | None = None,
-        device: str = "cpu",
-        verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.grid = grid
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.shift = shift
-        self.validation = validation
-        self.patience = patience
-        self.class_weight = class_weight
-        self.device = device
-        self.verbose = verbose
-        self.random_state = random_state
-
-    def _network(self, bins: int, classes: int, grid: Floats | None) -> nn.Module:
-        return ResidualNetwork(bins, classes)

@@ -8,8 +8,8 @@ from torch import nn
 
 from iresflow.spectra.checks import Floats, require_count, require_positive
 from iresflow.spectra.grids import bin_edges, equidistant_grid
-from iresflow.spectra.layers import ResidualLayer, convolution
-from iresflow.spectra.physical import PhysicalConvolution
+from iresflow.spectra.networks.layers import ResidualLayer, convolution
+from iresflow.spectra.networks.physical import PhysicalConvolution
 
 __all__ = ["BinFilters", "Filters", "PhysicalFilters", "reduced_length"]
 

@@ -12,7 +12,8 @@ from iresflow.spectra.grids import (
     resample,
     tof_grid,
 )
-from iresflow.spectra.readers import read_imzml, read_text
+from iresflow.spectra.reading.imzml import read_imzml
+from iresflow.spectra.reading.text import read_text
 
 GRID = np.linspace(1000.0, 1010.0, 41)
 

@@ -10,7 +10,7 @@ import torch
 
 from iresflow.errors import CheckpointError
 from iresflow.models.files import one_line, read_file, write_file
-from iresflow.spectra.filters import BinFilters, Filters, PhysicalFilters
+from iresflow.spectra.networks.filters import BinFilters, Filters, PhysicalFilters
 
 __all__ = ["Stored", "load_estimator"]
 

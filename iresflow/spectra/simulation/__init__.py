@@ -1,0 +1,1 @@
+"""Mass spectra of tissue with a truth that is known."""

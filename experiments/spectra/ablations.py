@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import make_pipeline
 
 from experiments.spectra.crossvalidation import compared, cross_predict, fold_scores, scores
-from experiments.spectra.methods import Training, isotope_net
+from experiments.spectra.methods import Training, isotope_net, require_known
 from experiments.spectra.tissue import TASKS, Tissue, array_folds, tissue_spectra
 from iresflow.commands.report import Report
 from iresflow.spectra import (
@@ -97,8 +97,7 @@ VARIANTS: Mapping[str, Variant] = {
 def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
     """Trains all variants on both tasks."""
     chosen = settings.variants or tuple(VARIANTS)
-    if unknown := [name for name in chosen if name not in VARIANTS]:
-        raise ValueError(f"unknown variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
+    require_known("variant", chosen, VARIANTS)
     rows: list[dict[str, Any]] = []
     found: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
     for task in settings.tasks:

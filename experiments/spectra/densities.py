@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from experiments.spectra.invertible import InvertibleNet, InvertibleTraining
-from experiments.spectra.methods import Training, isotope_net
+from experiments.spectra.methods import Training, isotope_net, require_known
 from experiments.spectra.sets import load_set
 from experiments.spectra.tissue import Tissue, array_folds, prepared
 from iresflow import Krylov, VectorFlow, fit
@@ -50,7 +50,7 @@ class Settings(Section):
     spectra: str | None = None
     """Directory of the measured spectra; null for $IRESFLOW_DATA/spectra."""
     width: float = 12.0
-    """Of the bins that those of measured spectra are summed in, in daltons: 1,084 for the 4,334 of the
+    """Of the bins that measured spectra are brought to, in daltons: 1,084 for the 4,334 of the
     species. Many of their peaks are narrower, so some that are neighbours merge."""
     log_height: float = 1.0
     """By how much a kind of tissue raises the logarithm of the ions of its own peptides."""
@@ -71,8 +71,7 @@ class Settings(Section):
     def _check(self) -> None:
         if not 1 <= self.folds <= 4:
             raise ValueError(f"folds must be 1 to 4, got {self.folds}")
-        if unknown := [name for name in self.methods if name not in METHODS]:
-            raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+        require_known("method", self.methods, METHODS)
 
 
 def quick(settings: Settings) -> Settings:

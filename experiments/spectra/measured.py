@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from experiments.spectra.crossvalidation import core_interval, cross_predict, scores
 from experiments.spectra.invertible import InvertibleNet, InvertibleTraining
-from experiments.spectra.methods import NETWORKS, PLAIN, Training
+from experiments.spectra.methods import NETWORKS, PLAIN, Training, require_known
 from experiments.spectra.sets import DATA_SETS, load_set
 from iresflow.commands.report import Report
 from iresflow.spectra import RocLda, SnipBaseline, SquareRoot, TotalIonCount
@@ -51,8 +51,7 @@ class Settings(Section):
     invertible: InvertibleTraining = field(default_factory=lambda: InvertibleTraining(bins=32))
 
     def _check(self) -> None:
-        if unknown := [name for name in self.methods if name not in METHODS]:
-            raise ValueError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+        require_known("method", self.methods, METHODS)
 
 
 def quick(settings: Settings) -> Settings:

@@ -1,6 +1,6 @@
 """The methods that are compared, and how long their networks are trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -13,7 +13,13 @@ from sklearn.preprocessing import StandardScaler
 from iresflow.spectra import IsotopeNet, ResidualNet
 from iresflow.training.sections import Section
 
-__all__ = ["NETWORKS", "PLAIN", "Training", "isotope_net", "residual_net"]
+__all__ = ["NETWORKS", "PLAIN", "Training", "isotope_net", "require_known", "residual_net"]
+
+
+def require_known(kind: str, names: Collection[str], known: Collection[str]) -> None:
+    """Raises a ValueError where one of some names is not among those of its kind."""
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown {kind} {unknown[0]!r}; choose from {', '.join(known)}")
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator, LeaveOneGroupOut, StratifiedGroupKFold
 
+from experiments.spectra.methods import require_known
 from iresflow.data.base import resolve_root
 from iresflow.errors import DataError
 from iresflow.spectra.collection import Spectra, gather
@@ -46,8 +47,7 @@ def load_set(name: str, directory: str | None) -> MeasuredSet:
         DataError: the directory or the set's file is missing.
         ValueError: there is no such set.
     """
-    if name not in DATA_SETS:
-        raise ValueError(f"unknown set {name!r}; choose from {', '.join(DATA_SETS)}")
+    require_known("set", [name], DATA_SETS)
     file, read = DATA_SETS[name]
     path = spectra_root(directory) / file
     if not path.is_file():

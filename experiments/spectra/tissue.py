@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 
+from experiments.spectra.methods import require_known
 from iresflow.spectra import SquareRoot, TotalIonCount
 from iresflow.spectra.collection import Spectra
 from iresflow.spectra.grids import tof_grid
@@ -54,8 +55,7 @@ def tissue_peptides(tissue: Tissue, task: str) -> tuple[Peptide, ...]:
     Raises:
         ValueError: there is no such task, or the tissue's numbers don't fit each other.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose from {', '.join(TASKS)}")
+    require_known("task", [task], TASKS)
     margin = 8.0  # so that whole isotope patterns lie in the range
     return draw_peptides(
         tissue.low + 1,

@@ -1,6 +1,6 @@
 """What spectra and grids must be: one place, so that every part refuses the same with one word."""
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -8,17 +8,29 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
 __all__ = [
-    "require_count",
     "require_grid",
     "require_members",
-    "require_not_negative",
-    "require_positive",
+    "require_pixels",
+    "require_real",
     "require_same_grid",
-    "require_share",
     "require_spectra",
+    "require_unmasked",
 ]
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+
+def require_unmasked(**values: object) -> None:
+    """Raises a ValueError where one of some named arrays hides entries by a mask.
+
+    Functions of NumPy pass over the mask, and so bring what it hides back.
+    """
+    for name, value in values.items():
+        if _hides(value):
+            raise ValueError(
+                f"{name} has masked entries, whose values are not known: leave these spectra or "
+                "bins away, or fill them"
+            )
 
 
 def require_spectra(X: ArrayLike, bins: int | None = None, *, by: object = None) -> Floats:
@@ -31,8 +43,9 @@ def require_spectra(X: ArrayLike, bins: int | None = None, *, by: object = None)
 
     Raises:
         ValueError: not two dimensions, no spectra, no bins, another number of bins, NaN, infinity,
-            or an intensity below 0.
+            masked entries, or an intensity below 0.
     """
+    require_unmasked(X=X)
     spectra: Floats = check_array(X, dtype=(np.float64, np.float32), input_name="X")
     if bins is not None and spectra.shape[1] != bins:
         raise ValueError(
@@ -49,6 +62,24 @@ def require_spectra(X: ArrayLike, bins: int | None = None, *, by: object = None)
     return spectra
 
 
+def require_real(**values: ArrayLike) -> Floats:
+    """One named array of real numbers, as floats of 64 bits.
+
+    Raises:
+        ValueError: it has masked entries, or holds something else, such as words, complex numbers
+            or rows of different lengths.
+    """
+    ((name, value),) = values.items()
+    require_unmasked(**values)
+    try:
+        found = np.asarray(value)
+        if found.dtype.kind not in "iufO":
+            raise TypeError(f"values of type {found.dtype}")
+        return found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} holds no real numbers: {error}") from None
+
+
 def require_grid(grid: ArrayLike, bins: int | None = None) -> Floats:
     """The masses of the bins' centres ``(bins,)`` in daltons, as floats of 64 bits.
 
@@ -57,10 +88,11 @@ def require_grid(grid: ArrayLike, bins: int | None = None) -> Floats:
         bins: How many there must be; None for any number.
 
     Raises:
-        ValueError: not one dimension, less than two masses, another number than ``bins``, NaN, a
-            mass of 0 or less, or masses that don't rise strictly.
+        ValueError: not one dimension, less than two masses, another number than ``bins``, NaN,
+            masked entries, a mass of 0 or less, masses that don't rise strictly, or what is no
+            number at all.
     """
-    masses = np.asarray(grid, dtype=np.float64)
+    masses = require_real(grid=grid)
     if masses.ndim != 1 or len(masses) < 2:
         raise ValueError(f"a grid has two or more masses (bins,), got shape {masses.shape}")
     if bins is not None and len(masses) != bins:
@@ -97,40 +129,6 @@ def require_same_grid(masses: Floats | None, fitted: Floats | None) -> None:
         )
 
 
-def require_positive(**values: object) -> None:
-    """Raises a ValueError where one of some named values is no finite number above 0."""
-    for name, value in values.items():
-        if not 0 < _number(value) < np.inf:
-            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-
-
-def require_not_negative(**values: object) -> None:
-    """Raises a ValueError where one of some named values is no finite number of 0 or more."""
-    for name, value in values.items():
-        if not 0 <= _number(value) < np.inf:
-            raise ValueError(f"{name} must be a finite number of 0 or more, got {value!r}")
-
-
-def require_share(**values: object) -> None:
-    """Raises a ValueError where one of some named values is no number from 0 to less than 1."""
-    for name, value in values.items():
-        if not 0 <= _number(value) < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
-
-
-def _number(value: object) -> float:
-    """A real number as a float, and NaN of anything else."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return float(value) if number else np.nan  # type: ignore[arg-type]
-
-
-def require_count(**values: object) -> None:
-    """Raises a ValueError where one of some named values is no whole number of 1 or more."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
-
-
 def require_members(spectra: int | None = None, **values: ArrayLike) -> list[NDArray]:
     """What each spectrum belongs to, by arrays ``(spectra,)`` of names or numbers.
 
@@ -139,22 +137,48 @@ def require_members(spectra: int | None = None, **values: ArrayLike) -> list[NDA
         values: Such as labels or cores.
 
     Raises:
-        ValueError: one has another shape, or something in it is no name: None, NaN, infinity, or
-            words beside numbers.
+        ValueError: one has another shape, or something in it is no name: a masked entry, None,
+            NaN, infinity, NaT, or words beside numbers.
     """
     found = []
     for name, value in values.items():
+        require_unmasked(**{name: value})
         members = np.asarray(value)
         spectra = len(members) if spectra is None and members.ndim == 1 else spectra
         if members.shape != (spectra,):
             wanted = "one for each spectrum" if spectra is None else f"({spectra},) is needed"
             raise ValueError(f"{name} has the shape {members.shape}; {wanted}")
+        if members.dtype.kind in "mM" and np.isnat(members).any():
+            raise ValueError(f"{name} holds NaT, which is no date")
         if np.issubdtype(members.dtype, np.inexact) and not np.isfinite(members).all():
             raise ValueError(f"{name} holds NaN or infinity")
         if members.dtype == object and not _of_one_kind(members):
             raise ValueError(f"{name} holds None or values of several kinds, not words or numbers")
         found.append(members)
     return found
+
+
+def require_pixels(coordinates: ArrayLike, spectra: int) -> NDArray[np.int64]:
+    """Places of spots ``(spectra, 3)`` in whole pixels.
+
+    Raises:
+        ValueError: another shape, masked entries, NaN, or what is no whole number.
+    """
+    found = require_real(coordinates=coordinates)
+    if found.shape != (spectra, 3):
+        raise ValueError(f"coordinates has the shape {found.shape}; {(spectra, 3)} is needed")
+    if not np.isfinite(found).all():
+        raise ValueError("coordinates holds NaN or infinity")
+    if (found != np.rint(found)).any():
+        raise ValueError("coordinates are whole numbers of pixels, got fractions")
+    return found.astype(np.int64)
+
+
+def _hides(value: object) -> bool:
+    """Whether a masked array, or one in a list, has masked entries."""
+    if isinstance(value, list | tuple):
+        return any(_hides(part) for part in value if not isinstance(part, float | int | str))
+    return bool(np.ma.is_masked(value))
 
 
 def _of_one_kind(members: NDArray) -> bool:

@@ -7,7 +7,14 @@ from typing import Any, Self, final
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from iresflow.spectra.checks import Floats, require_grid, require_members, require_spectra
+from iresflow.spectra.checks import (
+    Floats,
+    require_grid,
+    require_members,
+    require_pixels,
+    require_spectra,
+    require_unmasked,
+)
 from iresflow.spectra.grids import common_grid, resample
 
 __all__ = ["Spectra", "gather", "grid_of"]
@@ -32,8 +39,8 @@ class Spectra:
         coordinates: Places of the spots ``(spectra, 3)``, integer: x, y, z in pixels.
 
     Raises:
-        ValueError: shapes that don't fit, an unsorted grid, or intensities that are negative or
-            not finite.
+        ValueError: shapes that don't fit, an unsorted grid, intensities that are negative or not
+            finite, or entries that a mask hides.
     """
 
     X: Floats
@@ -48,9 +55,12 @@ class Spectra:
         values = require_spectra(self.X)
         object.__setattr__(self, "grid", require_grid(self.grid, values.shape[1]))
         object.__setattr__(self, "X", values)
-        for field in fields(self)[2:]:
-            if (entries := getattr(self, field.name)) is not None:
-                object.__setattr__(self, field.name, _entries(entries, field.name, len(values)))
+        if self.coordinates is not None:
+            object.__setattr__(self, "coordinates", require_pixels(self.coordinates, len(values)))
+        for name in ("labels", "cores", "patients", "arrays"):
+            if (entries := getattr(self, name)) is not None:
+                (members,) = require_members(len(values), **{name: entries})
+                object.__setattr__(self, name, members)
 
     def __len__(self) -> int:
         return len(self.X)
@@ -67,8 +77,15 @@ class Spectra:
             return np.asarray(self.X, dtype)
         return np.array(self.X, dtype, copy=copy)
 
-    def __getitem__(self, which: NDArray | slice) -> Self:
-        """Some of the spectra, by places or a mask ``(spectra,)``."""
+    def __getitem__(self, which: ArrayLike | slice) -> Self:
+        """Some of the spectra, by a slice, by places ``(some,)`` or a mask ``(spectra,)``.
+
+        Raises:
+            ValueError: a mask of another length, places that there are not, or none at all.
+        """
+        if isinstance(which, tuple) and len(which) == 2 and which[1] is Ellipsis:
+            which = which[0]  # as scikit-learn asks for rows
+        which = which if isinstance(which, slice) else _places(which, len(self))
         parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
         return replace(
             self, **{name: part[which] for name, part in parts.items() if part is not None}
@@ -107,15 +124,20 @@ def gather(
             intensities, masses that are unsorted or occur twice, intensities that are negative
             or not finite, or grids that don't overlap.
     """
+    if not (isinstance(masses, Iterable) and isinstance(intensities, Iterable)):
+        raise ValueError("masses and intensities are sequences of arrays, one for each spectrum")
     masses, intensities = list(masses), list(intensities)
     if len(masses) != len(intensities):
         raise ValueError(
             f"each spectrum has masses and intensities, got {len(masses)} and {len(intensities)}"
         )
+    if names and len(names) != len(masses):
+        raise ValueError(f"{len(masses)} spectra have {len(names)} names")
     own: list[Floats] = []
     values: list[Floats] = []
     for place, (mass, intensity) in enumerate(zip(masses, intensities, strict=True)):
         try:
+            require_unmasked(intensities=intensity)
             values.append(require_spectra(np.asarray(intensity)[None])[0])
             own.append(require_grid(mass, len(values[-1])))
         except ValueError as error:
@@ -156,12 +178,18 @@ def grid_of(X: object, named: ArrayLike | None = None, bins: int | None = None) 
     return X.grid
 
 
-def _entries(entries: ArrayLike, name: str, spectra: int) -> NDArray:
-    if name != "coordinates":
-        return require_members(spectra, **{name: entries})[0]
-    found = np.asarray(entries)
-    if found.shape != (spectra, 3):
-        raise ValueError(f"{name} has the shape {found.shape}; {(spectra, 3)} is needed")
-    if np.issubdtype(found.dtype, np.floating) and not np.isfinite(found).all():
-        raise ValueError(f"{name} holds NaN or infinity")
+def _places(which: ArrayLike, spectra: int) -> NDArray:
+    """Places of spectra, from places or a mask; those below 0 count from the end."""
+    require_unmasked(which=which)
+    found = np.asarray(which)
+    if found.ndim != 1 or isinstance(which, tuple):
+        raise ValueError(f"spectra are chosen by an array of one dimension, got {which!r}")
+    if found.dtype == bool:
+        if len(found) != spectra:
+            raise ValueError(f"the mask has {len(found)} entries, and there are {spectra} spectra")
+        return np.flatnonzero(found)
+    if found.dtype.kind not in "iu":
+        raise ValueError(f"spectra are chosen by whole numbers or a mask, got {which!r}")
+    if beyond := [int(place) for place in found if not -spectra <= place < spectra]:
+        raise ValueError(f"there is no spectrum {beyond[0]}: there are {spectra}")
     return found

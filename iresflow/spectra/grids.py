@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from iresflow.spectra.checks import Floats, require_grid, require_positive
+from iresflow.spectra.checks import Floats, require_grid, require_real
+from iresflow.spectra.parameters import require_positive
 
 __all__ = ["bin_edges", "common_grid", "equidistant_grid", "resample", "tof_grid"]
 
@@ -93,10 +94,11 @@ def resample(spectra: ArrayLike, grid: ArrayLike, onto: ArrayLike) -> Floats:
         Float64 ``(..., new bins)``.
 
     Raises:
-        ValueError: a grid is none, the shapes don't fit, or the new grid leaves the old one.
+        ValueError: a grid is none, the spectra are no numbers or masked, the shapes don't fit, or
+            the new grid leaves the old one.
     """
     old, new = require_grid(grid), require_grid(onto)
-    values: Floats = np.asarray(spectra, dtype=np.float64)
+    values = require_real(spectra=spectra)
     if values.ndim == 0 or values.shape[-1] != len(old):
         raise ValueError(f"spectra of shape {values.shape} on a grid of {len(old)} bins")
     edges = bin_edges(old)

@@ -30,9 +30,9 @@ def group_folds(
         Pairs of integer arrays, for the ``cv`` of scikit-learn's functions.
 
     Raises:
-        ValueError: one class, one group, more folds than groups, arguments of different lengths,
-            a core that belongs to several groups, or a fold without test spectra or whose
-            training spectra lack a class.
+        ValueError: no splitter, one class, one group, more folds than groups, arguments of
+            different lengths, a core that belongs to several groups, or a fold without test
+            spectra or whose training spectra lack a class.
     """
     label, group = require_members(labels=labels, groups=groups)
     classes, members = np.unique(label), np.unique(group)
@@ -42,7 +42,9 @@ def group_folds(
         raise ValueError(f"there is one group, {members[0]}: nothing can be left out")
     if cores is not None:
         _check_cores(require_members(len(label), cores=cores)[0], group)
-    splitter = splitter or StratifiedGroupKFold(4)
+    splitter = StratifiedGroupKFold(4) if splitter is None else splitter
+    if not (hasattr(splitter, "split") and hasattr(splitter, "get_n_splits")):
+        raise ValueError(f"splitter splits groups as GroupKFold does, got {splitter!r}")
     rows = np.zeros((len(label), 1))
     if (folds := splitter.get_n_splits(rows, label, group)) > len(members):
         raise ValueError(f"{folds} folds of {len(members)} groups: there are more folds")

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binom
 
-from iresflow.spectra.checks import Floats, require_grid, require_positive
+from iresflow.spectra.checks import Floats, require_grid
+from iresflow.spectra.parameters import require_fraction, require_positive
 
 __all__ = [
     "CARBON_13",
@@ -60,8 +61,7 @@ def isotope_pattern(mass: float, threshold: float = 0.005) -> Floats:
     Raises:
         ValueError: a mass that is not above 0, or a threshold outside of (0, 1).
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must lie strictly between 0 and 1, got {threshold}")
+    require_fraction(threshold=threshold)
     carbons = carbon_count(mass)
     logs = binom.logpmf(np.arange(carbons + 1), carbons, CARBON_13)
     heights: Floats = np.exp(logs - logs.max())

@@ -17,14 +17,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from iresflow.spectra.checks import (
     Floats,
-    require_count,
     require_grid,
-    require_positive,
+    require_real,
     require_same_grid,
     require_spectra,
 )
 from iresflow.spectra.collection import Spectra, grid_of
 from iresflow.spectra.grids import bin_edges, resample
+from iresflow.spectra.parameters import require_count, require_positive
 
 __all__ = [
     "Binning",
@@ -200,8 +200,8 @@ class Resampling(Preprocessing):
 
     def _prepare(self, bins: int, grid: Floats | None) -> Floats | None:
         old = _known(grid)
-        new = np.linspace(old[0], old[-1], bins) if self.masses is None else self.masses
-        found = require_grid(new)
+        named = None if self.masses is None else require_real(masses=self.masses)
+        found = require_grid(np.linspace(old[0], old[-1], bins) if named is None else named)
         resample(np.zeros(bins), old, found)  # says what does not fit
         return found
 

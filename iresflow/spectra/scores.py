@@ -17,8 +17,11 @@ def balanced_accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
         predicted: ``(spectra,)``.
 
     Raises:
-        ValueError: different lengths, or no spectra.
+        ValueError: different lengths, no spectra, or entries that are no class.
     """
+    labels, predicted = require_members(labels=labels, predicted=predicted)
+    if not len(labels):
+        raise ValueError("there is no spectrum")
     # Not scikit-learn's balanced_accuracy_score, which warns where a small fold lacks a class.
     return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
 
@@ -57,10 +60,8 @@ def core_balanced_accuracy(labels: ArrayLike, predicted: ArrayLike, cores: Array
     Raises:
         ValueError: different lengths, no spectra, or a core with labels of two classes.
     """
-    labels, cores = np.asarray(labels), np.asarray(cores)
+    labels, cores = require_members(labels=labels, cores=cores)
     known, voted = majority_vote(predicted, cores)
-    if labels.shape != cores.shape:
-        raise ValueError(f"{len(cores)} spectra have cores, and {len(labels)} have labels")
     truth = []
     for core in known:
         found = np.unique(labels[cores == core])

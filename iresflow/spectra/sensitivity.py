@@ -18,6 +18,7 @@ from iresflow.spectra.checks import Floats, require_grid, require_same_grid, req
 from iresflow.spectra.collection import grid_of
 from iresflow.spectra.estimators.network import NetworkClassifier, tensor_of
 from iresflow.spectra.estimators.objective import SCORED
+from iresflow.spectra.parameters import require_count, require_kind, require_positive
 from iresflow.spectra.patterns import ISOTOPE_DISTANCE
 
 __all__ = ["SensitiveMass", "SensitivityMap", "sensitivity_map"]
@@ -75,10 +76,14 @@ class SensitivityMap:
             isotopes: Peaks of a molecule's pattern after the first that bear its name, too.
 
         Raises:
-            ValueError: a count or tolerance that is not above 0.
+            ValueError: a number that is out of its range, or names that are no masses by name.
         """
-        if count < 1 or not tolerance > 0:
-            raise ValueError(f"count and tolerance must be above 0, got {count} and {tolerance}")
+        names = {} if names is None else names
+        require_count(count=count)
+        require_count(0, isotopes=isotopes)
+        require_positive(tolerance=tolerance)
+        require_kind(Mapping, names=names)
+        require_positive(**{f"names[{name!r}]": mass for name, mass in names.items()})
         size = np.abs(self.values)
         found, _ = find_peaks(np.concatenate([[0.0], size, [0.0]]))
         places = found - 1  # of the bins; the zeros let the first and last one be peaks
@@ -87,7 +92,7 @@ class SensitivityMap:
             SensitiveMass(
                 float(self.masses[place]),
                 float(self.values[place]),
-                _name_of(float(self.masses[place]), names or {}, tolerance, isotopes),
+                _name_of(float(self.masses[place]), names, tolerance, isotopes),
             )
             for place in best
         ]
@@ -109,11 +114,14 @@ def sensitivity_map(
         X: Spectra ``(spectra, bins)`` to average over, such as those of the class, as the network
             gets them.
         label: The class.
-        grid: Masses of the bins ``(bins,)`` in daltons; None for the model's own.
+        grid: Masses of the bins ``(bins,)`` in daltons, of a model that has none; None for the
+            model's own.
 
     Raises:
-        ValueError: an unknown class, spectra of another number of bins, or no grid.
+        ValueError: no network, an unknown class, spectra of another number of bins or on another
+            grid than at fitting, or no grid.
     """
+    require_kind(NetworkClassifier, model=model)
     check_is_fitted(model)
     spectra = require_spectra(X, model.n_features_in_, by=model)
     require_same_grid(grid_of(X, model.grid), model.grid_)
@@ -121,6 +129,8 @@ def sensitivity_map(
     if grid is None:
         raise ValueError("a map needs the masses of the bins, and the model has none: grid=...")
     masses = require_grid(grid, spectra.shape[1])
+    if model.grid_ is not None:
+        require_same_grid(masses, model.grid_)
     places = np.flatnonzero(model.classes_ == label)
     if len(places) != 1:
         raise ValueError(f"no class {label!r}; there are {', '.join(map(str, model.classes_))}")

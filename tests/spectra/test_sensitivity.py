@@ -96,7 +96,7 @@ def test_peaks_are_named():
     assert [peak.name for peak in found] == ["light", "heavy", ""]  # its second isotope peak
     whole = SensitivityMap("a", masses, values, np.zeros(80), 5)
     assert len(whole.peaks(50)) == 4 and whole.peaks(1)[0].name == ""
-    with pytest.raises(ValueError, match="count and tolerance must be above 0"):
+    with pytest.raises(ValueError, match="count must be a whole number of 1 or more, got 0"):
         whole.peaks(0)
 
 

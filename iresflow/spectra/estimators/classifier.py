@@ -10,8 +10,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
-from iresflow.spectra.checks import Floats, require_positive, require_spectra
+from iresflow.spectra.checks import Floats, require_spectra, require_unmasked
 from iresflow.spectra.estimators.storage import Stored
+from iresflow.spectra.parameters import require_positive
 
 __all__ = ["ClassifierOfSpectra", "labelled_spectra", "weights_of_classes"]
 
@@ -20,11 +21,13 @@ def labelled_spectra(X: ArrayLike, y: ArrayLike) -> tuple[Floats, np.ndarray, np
     """Spectra ``(N, bins)``, class numbers ``(N,)``, and the classes in order.
 
     Raises:
-        ValueError: spectra or labels that aren't such, different lengths, or one class alone.
+        ValueError: spectra or labels that aren't such or are masked, different lengths, or one
+            class alone.
     """
     spectra = require_spectra(X)
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
+    require_unmasked(y=y)
     labels = column_or_1d(y, warn=True)
     check_classification_targets(labels)
     if len(labels) != len(spectra):

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -13,14 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from iresflow.errors import NonFiniteError
-from iresflow.spectra.checks import (
-    Floats,
-    require_count,
-    require_members,
-    require_not_negative,
-    require_same_grid,
-    require_spectra,
-)
+from iresflow.spectra.checks import Floats, require_members, require_same_grid, require_spectra
 from iresflow.spectra.collection import grid_of
 from iresflow.spectra.estimators.classifier import (
     ClassifierOfSpectra,
@@ -28,6 +22,12 @@ from iresflow.spectra.estimators.classifier import (
     weights_of_classes,
 )
 from iresflow.spectra.estimators.objective import SCORED, WeightedCrossEntropy
+from iresflow.spectra.parameters import (
+    require_count,
+    require_flag,
+    require_kind,
+    require_not_negative,
+)
 from iresflow.training.build import resolve_device
 from iresflow.training.fitting import fit
 from iresflow.training.loop.batches import Batch
@@ -90,9 +90,12 @@ class NetworkClassifier(ClassifierOfSpectra):
             (groups,) = require_members(len(spectra), groups=groups)
         require_count(epochs=self.epochs, batch_size=self.batch_size)
         require_not_negative(shift=self.shift)
+        require_flag(verbose=self.verbose)
+        require_kind((str, int, torch.device), device=self.device)
+        _require_validation(self.validation, len(spectra))
         grid = grid_of(X, self.grid, spectra.shape[1])
         device = resolve_device(self.device)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = _drawn_seed(self.random_state)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
             network = self._network(spectra.shape[1], len(classes), grid).to(device)
@@ -199,3 +202,25 @@ class NetworkClassifier(ClassifierOfSpectra):
             "patience": self.patience,
             "log_every": per_epoch,
         }
+
+
+def _drawn_seed(random_state: object) -> int:
+    """A seed for all that is random, from a parameter as scikit-learn has it."""
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as error:
+        raise ValueError(f"random_state: {error}") from None
+
+
+def _require_validation(validation: object, spectra: int) -> None:
+    """Raises a ValueError where what is held out is neither a share nor a count nor None."""
+    if validation is None:
+        return
+    end = spectra if isinstance(validation, Integral) else 1
+    if isinstance(validation, bool) or not (
+        isinstance(validation, Real) and 0 <= float(validation) < end
+    ):
+        raise ValueError(
+            f"validation is a share from 0 to 1, a count below that of the {spectra} spectra, or "
+            f"None, got {validation!r}"
+        )

@@ -1,6 +1,6 @@
 """Single masses that tell classes apart, and a linear discriminant: the thesis' baseline (7.4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, final
 
 import numpy as np
@@ -9,13 +9,14 @@ from scipy.stats import rankdata
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.utils.validation import check_is_fitted
 
-from iresflow.spectra.checks import Floats, require_count, require_same_grid, require_spectra
+from iresflow.spectra.checks import Floats, require_same_grid, require_spectra
 from iresflow.spectra.collection import grid_of
 from iresflow.spectra.estimators.classifier import (
     ClassifierOfSpectra,
     labelled_spectra,
     weights_of_classes,
 )
+from iresflow.spectra.parameters import require_count, require_kind
 
 __all__ = ["RocLda", "fit_each", "roc_areas"]
 
@@ -155,6 +156,8 @@ def fit_each(
     Raises:
         ValueError: as `RocLda.fit`.
     """
+    require_kind(RocLda, model=model)
+    require_kind(Iterable, features=features)
     ranking = _ranking(X, y)
     return {
         count: RocLda(features=count, grid=model.grid, class_weight=model.class_weight)._fit(

@@ -11,6 +11,7 @@ import torch
 from iresflow.errors import CheckpointError
 from iresflow.models.files import one_line, read_file, write_file
 from iresflow.spectra.networks.filters import BinFilters, Filters, PhysicalFilters
+from iresflow.spectra.parameters import require_kind
 
 __all__ = ["Stored", "load_estimator"]
 
@@ -35,9 +36,10 @@ class Stored:
         """Writes the fitted estimator, whole or not at all.
 
         Raises:
-            ValueError: it is not fitted, or a parameter can't be stored.
+            ValueError: it is not fitted, a parameter can't be stored, or the path is none.
             CheckpointError: the file can't be written.
         """
+        require_kind((str, os.PathLike), path=path)
         parameters = self.get_params(deep=False)  # type: ignore[attr-defined]
         content = {
             "kind": type(self).__name__,
@@ -75,8 +77,10 @@ def load_estimator(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 (of any
     """The fitted estimator in a file, of whatever kind, on the CPU.
 
     Raises:
+        ValueError: the path is none.
         CheckpointError: the file is missing, damaged, or holds no estimator of this room.
     """
+    require_kind((str, os.PathLike), path=path)
     whole = read_file(path)
     content = whole.get(KEY)
     if content is None and "model" in whole:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
-from iresflow.spectra.checks import Floats, require_grid, require_positive
+from iresflow.spectra.checks import Floats, require_grid
 from iresflow.spectra.networks.filters import BinFilters
 from iresflow.spectra.networks.layers import ResidualLayer
+from iresflow.spectra.parameters import require_positive
 from iresflow.spectra.patterns import pattern_bins, pattern_extent
 
 __all__ = ["Suggestion", "count_parameters", "receptive_field", "suggest_architecture"]
@@ -18,9 +19,14 @@ __all__ = ["Suggestion", "count_parameters", "receptive_field", "suggest_archite
 POINTWISE = (nn.ReLU, nn.BatchNorm1d, nn.Identity)
 
 
-def count_parameters(network: nn.Module) -> int:
-    """How many numbers are trained."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+def count_parameters(network: nn.Module | object) -> int:
+    """How many numbers are trained, of a network or of a fitted estimator.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    parameters = _network_of(network).parameters()
+    return sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def receptive_field(network: nn.Module | object) -> int:
@@ -37,17 +43,22 @@ def receptive_field(network: nn.Module | object) -> int:
     Raises:
         ValueError: it holds something else, such as filters in daltons.
     """
-    network = getattr(network, "network_", network)
-    network = getattr(network, "convolutions", network)
-    if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"a receptive field is that of a network or of a fitted estimator, got a "
-            f"{type(network).__name__}"
-        )
+    module = _network_of(network)
+    convolutions: nn.Module = getattr(module, "convolutions", module)
     field, jump = 1, 1
-    for kernel_size, stride in _chain(network):
+    for kernel_size, stride in _chain(convolutions):
         field, jump = field + (kernel_size - 1) * jump, jump * stride
     return field
+
+
+def _network_of(network: object) -> nn.Module:
+    """The network itself, or that of a fitted estimator."""
+    found = getattr(network, "network_", network)
+    if not isinstance(found, nn.Module):
+        raise ValueError(
+            f"a network or a fitted estimator with one is needed, got a {type(found).__name__}"
+        )
+    return found
 
 
 def _chain(module: nn.Module) -> Iterator[tuple[int, int]]:

@@ -6,10 +6,11 @@ from typing import final
 
 from torch import nn
 
-from iresflow.spectra.checks import Floats, require_count, require_positive
+from iresflow.spectra.checks import Floats
 from iresflow.spectra.grids import bin_edges, equidistant_grid
 from iresflow.spectra.networks.layers import ResidualLayer, convolution
 from iresflow.spectra.networks.physical import PhysicalConvolution
+from iresflow.spectra.parameters import require_count, require_positive
 
 __all__ = ["BinFilters", "Filters", "PhysicalFilters", "reduced_length"]
 
@@ -59,6 +60,10 @@ class BinFilters(Filters):
     kernel_size: int = 3
 
     def __post_init__(self) -> None:
+        for name in ("strides", "maps"):
+            if not isinstance(value := getattr(self, name), list | tuple):
+                raise ValueError(f"{name} are whole numbers, one for each layer, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
         if len(self.strides) != len(self.maps) or not self.maps:
             raise ValueError(
                 f"each residual layer has a stride and a number of maps, got {self.strides} and "

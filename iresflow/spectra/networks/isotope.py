@@ -14,9 +14,10 @@ from typing import final
 
 from torch import Tensor, nn
 
-from iresflow.spectra.checks import Floats, require_count, require_share
+from iresflow.spectra.checks import Floats, require_grid
 from iresflow.spectra.networks.filters import BinFilters, Filters
 from iresflow.spectra.networks.layers import LocallyConnected, Standardized, dropped
+from iresflow.spectra.parameters import require_count, require_share
 from iresflow.streams import Stream
 
 __all__ = ["IsotopeNetwork"]
@@ -48,7 +49,10 @@ class IsotopeNetwork(nn.Module):
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
+        require_count(bins=bins)
+        require_count(2, classes=classes)
         require_share(dropout=dropout)
+        grid = None if grid is None else require_grid(grid, bins)
         if not isinstance(filters, Filters | None):
             raise ValueError(f"filters are BinFilters, PhysicalFilters or None, got {filters!r}")
         if local_kernel != 0:

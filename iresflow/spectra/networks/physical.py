@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 from torch import Tensor, nn
 
-from iresflow.spectra.checks import Floats, require_positive
+from iresflow.spectra.checks import Floats, require_real
 from iresflow.spectra.grids import bin_edges
+from iresflow.spectra.parameters import require_count, require_positive
 
 __all__ = ["PhysicalConvolution"]
 
@@ -36,7 +37,7 @@ class PhysicalConvolution(nn.Module):
         knots: Odd; a filter reaches ``h (knots + 1) / 2`` to each side.
 
     Raises:
-        ValueError: as `require_grid`; a spacing that is not above 0; an even number of knots.
+        ValueError: as `require_grid`; numbers out of range; no masses, or what are none.
     """
 
     rows: Tensor
@@ -54,9 +55,13 @@ class PhysicalConvolution(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(spacing=spacing)
-        if knots < 1 or knots % 2 == 0:
+        require_count(inputs=inputs, maps=maps, knots=knots)
+        if knots % 2 == 0:
             raise ValueError(f"a filter has an odd number of knots, got {knots}")
-        matrix = _matrix(bin_edges(grid), np.asarray(masses, dtype=np.float64), spacing, knots)
+        places = require_real(masses=masses)
+        if places.ndim != 1 or not len(places) or not np.isfinite(places).all():
+            raise ValueError(f"masses are finite numbers (L',), got {masses!r}")
+        matrix = _matrix(bin_edges(grid), places, spacing, knots)
         self.shape = matrix.shape
         self.weight = nn.Parameter(torch.empty(maps, inputs, knots))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")

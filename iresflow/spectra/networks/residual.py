@@ -10,6 +10,7 @@ from typing import final
 from torch import Tensor, nn
 
 from iresflow.spectra.networks.layers import ResidualLayer, Standardized, convolution
+from iresflow.spectra.parameters import require_count
 from iresflow.streams import Stream
 
 __all__ = ["ResidualNetwork", "residual_plan"]
@@ -39,10 +40,15 @@ class ResidualNetwork(nn.Module):
     Arguments:
         bins: Of the spectra.
         classes: Of the logits, 2 or more.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     def __init__(self, bins: int, classes: int) -> None:
         super().__init__()
+        require_count(bins=bins)
+        require_count(2, classes=classes)
         self.standardized = Standardized()
         plan = residual_plan(bins)
         inputs = [1, *(maps for maps, _ in plan)]

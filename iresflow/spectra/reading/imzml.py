@@ -12,6 +12,7 @@ from iresflow.errors import DataError
 from iresflow.extras import import_extra
 from iresflow.spectra.checks import require_grid
 from iresflow.spectra.collection import Spectra, gather
+from iresflow.spectra.parameters import require_kind
 from iresflow.spectra.reading.pair import binary_beside, check_image, encoded_lengths
 
 __all__ = ["read_imzml"]
@@ -46,8 +47,9 @@ def read_imzml(path: str | PathLike[str], grid: ArrayLike | None = None) -> Spec
             one pixel; or numbers that it declares (of spectra, pixels, places and lengths of
             arrays) do not fit what it holds.
         MissingLibraryError: pyimzml is not installed.
-        ValueError: the grid is none.
+        ValueError: the grid is none, or the path.
     """
+    require_kind((str, PathLike), path=path)
     grid = None if grid is None else require_grid(grid)
     library = import_extra("pyimzml.ImzMLParser", "spectra")
     file = Path(path)

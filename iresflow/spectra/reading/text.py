@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from iresflow.errors import DataError
 from iresflow.spectra.checks import require_grid
 from iresflow.spectra.collection import Spectra, gather
+from iresflow.spectra.parameters import require_kind
 
 __all__ = ["read_text"]
 
@@ -31,6 +32,7 @@ def read_text(paths: File | Iterable[File], grid: ArrayLike | None = None) -> Sp
         ValueError: no file, or the grid is none.
     """
     given = [paths] if isinstance(paths, str | PathLike) else paths
+    require_kind(Iterable, paths=given)
     files = [Path(path) for path in given]
     if not files:
         raise ValueError("there is no file to read")

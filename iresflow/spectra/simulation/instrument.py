@@ -7,8 +7,9 @@ from typing import final
 import numpy as np
 from scipy.special import ndtr
 
-from iresflow.spectra.checks import Floats, require_grid, require_not_negative, require_positive
+from iresflow.spectra.checks import Floats, require_grid
 from iresflow.spectra.grids import bin_edges
+from iresflow.spectra.parameters import require_not_negative, require_positive
 from iresflow.spectra.simulation.peptides import DEAMIDATION, Peptide, form_pattern
 
 __all__ = ["Instrument", "baseline_ions", "peptide_ions"]

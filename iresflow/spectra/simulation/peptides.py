@@ -7,6 +7,15 @@ from typing import final
 import numpy as np
 
 from iresflow.spectra.checks import Floats
+from iresflow.spectra.parameters import (
+    require_count,
+    require_finite,
+    require_kind,
+    require_not_negative,
+    require_positive,
+    require_seed,
+    require_share,
+)
 from iresflow.spectra.patterns import ISOTOPE_DISTANCE, isotope_pattern
 
 __all__ = ["HEIGHTS", "ISOTOPES", "Effect", "Peptide", "draw_peptides", "form_pattern"]
@@ -29,14 +38,16 @@ class Effect:
         log_height: Added to the natural logarithm of its ions: all its peaks grow alike.
         logit_share: Added to the logit of its share that is deamidated, a form that is 0.984 Da
             heavier: the ions stay, and move to later peaks of the isotope pattern.
+
+    Raises:
+        ValueError: one is no finite number.
     """
 
     log_height: float = 0.0
     logit_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not np.isfinite([self.log_height, self.logit_share]).all():
-            raise ValueError(f"{self} is not finite")
+        require_finite(log_height=self.log_height, logit_share=self.logit_share)
 
 
 # Strengths at which ROC/LDA is right on about 0.8 of the spots of the default simulation, as on
@@ -67,12 +78,10 @@ class Peptide:
     effects: tuple[Effect, ...] = (Effect(), Effect())
 
     def __post_init__(self) -> None:
-        if not (0 < self.mass < np.inf and 0 < self.ions < np.inf):
-            raise ValueError(
-                f"a peptide of {self.mass} Da with {self.ions} ions; both must be positive"
-            )
-        if not 0 <= self.share < 1:
-            raise ValueError(f"share is {self.share}; it must be at least 0 and below 1")
+        require_positive(mass=self.mass, ions=self.ions)
+        require_share(share=self.share)
+        require_kind(tuple, effects=self.effects)
+        require_kind(Effect, **{f"effects[{k}]": one for k, one in enumerate(self.effects)})
         if len(self.effects) < 2:
             raise ValueError(f"effects has {len(self.effects)} classes; at least 2 are needed")
         if self.share == 0 and any(effect.logit_share for effect in self.effects):
@@ -117,13 +126,21 @@ def draw_peptides(
     Raises:
         ValueError: an argument is out of its range, or there are too few peptides or masses.
     """
-    if classes < 2 or marking < 0 or count < max(1, marking * classes):
+    require_positive(low=low, high=high, ions=ions)
+    require_not_negative(spread=spread)
+    require_share(share=share)
+    require_count(count=count)
+    require_count(0, marking=marking)
+    require_count(2, classes=classes)
+    require_kind(Effect, effect=effect)
+    require_seed(seed)
+    if count < marking * classes:
         raise ValueError(
-            f"{count} peptides, of which {marking} mark each of {classes} classes: at least 2 "
-            "classes and as many peptides as mark any are needed"
+            f"{count} peptides, of which {marking} mark each of {classes} classes: at least as "
+            "many peptides as mark any are needed"
         )
-    if not 0 < low < high < np.inf:
-        raise ValueError(f"masses are finite, above 0 and ascending, got {low} to {high} Da")
+    if not low < high:
+        raise ValueError(f"masses ascend, got {low} to {high} Da")
     nucleons = np.arange(np.ceil(low / MASS_PER_NUCLEON), high / MASS_PER_NUCLEON)
     if len(nucleons) < count:
         raise ValueError(f"{count} peptides don't find masses of their own in {low} to {high} Da")
@@ -157,8 +174,11 @@ def classes_of(peptides: Sequence[Peptide]) -> int:
     """The number of classes that all peptides agree on.
 
     Raises:
-        ValueError: there is no peptide, or they don't agree.
+        ValueError: there is no peptide, something that is none, or they don't agree.
     """
+    if not isinstance(peptides, Sequence):
+        raise ValueError(f"peptides are a sequence of Peptide, got {peptides!r}")
+    require_kind(Peptide, **{f"peptides[{k}]": one for k, one in enumerate(peptides)})
     found = {len(peptide.effects) for peptide in peptides}
     if len(found) != 1:
         raise ValueError(

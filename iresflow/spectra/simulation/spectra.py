@@ -14,6 +14,7 @@ import numpy as np
 
 from iresflow.spectra.collection import Spectra
 from iresflow.spectra.grids import tof_grid
+from iresflow.spectra.parameters import require_kind, require_seed
 from iresflow.spectra.simulation.instrument import Instrument, baseline_ions, peptide_ions
 from iresflow.spectra.simulation.peptides import Peptide, classes_of
 from iresflow.spectra.simulation.tissue import Layout, Variation, scattered_ions
@@ -64,12 +65,16 @@ def expected_ions(
         (numbers from 0) and ``coordinates`` (the same for spots of different arrays).
 
     Raises:
-        ValueError: no peptide, peptides with different numbers of classes, or fewer patients
-            than classes.
+        ValueError: no peptide, peptides with different numbers of classes, fewer patients than
+            classes, a seed that is no whole number of 0 or more, or an argument of another class.
     """
     layout = layout or Layout()
     instrument = instrument or Instrument(tof_grid(1800.0, 2200.0))
     variation = variation or Variation()
+    require_kind(Layout, layout=layout)
+    require_kind(Instrument, instrument=instrument)
+    require_kind(Variation, variation=variation)
+    require_seed(seed)
     levels = layout.levels(classes_of(peptides))
     generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[0])
     ions, shares = scattered_ions(peptides, levels, variation, generator)

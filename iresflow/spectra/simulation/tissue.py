@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from iresflow.spectra.checks import Floats, require_count, require_not_negative
+from iresflow.spectra.checks import Floats
+from iresflow.spectra.parameters import require_count, require_not_negative
 from iresflow.spectra.simulation.peptides import Peptide
 
 __all__ = ["Layout", "Levels", "Variation", "scattered_ions"]

@@ -79,7 +79,7 @@ def test_another_grid_than_at_fitting_is_refused(kind, small):
         ({"local_kernel": 2}, "odd, got 2"),
         ({"local_kernel": None}, "local_kernel must be a whole number of 1 or more, got None"),
         ({"filters": "daltons"}, "filters are BinFilters, PhysicalFilters or None, got 'daltons'"),
-        ({"validation": 2.0}, "test_size"),
+        ({"validation": 2.0}, "validation is a share from 0 to 1, .* got 2.0"),
         ({"device": "abacus"}, "abacus"),
         ({"class_weight": "fair"}, "class_weight is a weight for each class, 'balanced' or None"),
         ({"class_weight": {"other": 2.0}}, "class_weight names 'other', and classes are"),

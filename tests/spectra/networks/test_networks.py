@@ -116,7 +116,7 @@ def test_residual_nets_see_by_their_own_layers():
 def test_what_has_no_receptive_field_is_refused():
     with pytest.raises(ValueError, match="a Linear has no receptive field in bins"):
         receptive_field(nn.Sequential(nn.Conv1d(1, 1, 3), nn.Linear(3, 3)))
-    with pytest.raises(ValueError, match="network or of a fitted estimator, got a int"):
+    with pytest.raises(ValueError, match="fitted estimator with one is needed, got a int"):
         receptive_field(43)
     grid = np.linspace(500.0, 520.0, 100)
     network = IsotopeNetwork(100, 2, grid, PhysicalFilters())

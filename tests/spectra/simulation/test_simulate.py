@@ -222,15 +222,19 @@ def test_wrong_arguments_are_refused():
         (lambda: Instrument(GRID, resolution=np.inf), "resolution must be a finite number"),
         (lambda: Instrument(GRID, baseline=np.inf), "baseline must be a finite number"),
         (lambda: Instrument(GRID[::-1]), "unsorted"),
-        (lambda: Peptide(-1.0, 1.0), "positive"),
+        (lambda: Peptide(-1.0, 1.0), "mass must be a finite number above 0, got -1.0"),
         (lambda: Peptide(1.0, 1.0, share=1.0), "below 1"),
         (lambda: Peptide(1.0, 1.0, effects=(Effect(),)), "at least 2"),
         (lambda: Peptide(1.0, 1.0, effects=(Effect(), ISOTOPES)), "that has none"),
-        (lambda: Effect(log_height=np.inf), "not finite"),
+        (lambda: Effect(log_height=np.inf), "log_height must be a finite number, got inf"),
         (lambda: draw_peptides(1000, 1010), "masses of their own"),
-        (lambda: draw_peptides(np.nan, 2000), "ascending, got nan to 2000 Da"),
+        (lambda: draw_peptides(np.nan, 2000), "low must be a finite number above 0, got nan"),
+        (lambda: draw_peptides(2000, 1000), "masses ascend, got 2000 to 1000 Da"),
         (lambda: draw_peptides(1000, 2000, count=3, marking=2), "as many peptides"),
-        (lambda: draw_peptides(1000, 2000, classes=1), "2 classes"),
+        (
+            lambda: draw_peptides(1000, 2000, classes=1),
+            "classes must be a whole number of 2",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -17,15 +17,17 @@ from iresflow.models.distribution import FlowDistribution
 from iresflow.models.flow_map import FlowMap
 from iresflow.models.generative import ClassProbabilities, by_bayes, log_prior_of
 from iresflow.models.inversion import invert_flow
-from iresflow.models.likelihood import BlockLikelihood, Likelihood, sample_stream
+from iresflow.models.likelihood import (
+    BlockLikelihood,
+    Likelihood,
+    arithmetic_error,
+    sample_stream,
+)
 from iresflow.models.parts.contexts import shown
 from iresflow.models.parts.plain import integer, number
 from iresflow.streams import Stream, fresh_seed
 
 __all__ = ["Flow"]
-
-ROUNDING = 8.0
-"""What is allowed for a likelihood's arithmetic, in units of eps for each dimension."""
 
 
 class Flow(FlowMap):
@@ -273,6 +275,5 @@ class Flow(FlowMap):
         z, term = self.forward(x, context, recording, stream, check=False)
         noise = torch.zeros_like(term) if noise is None else noise
         log_prob = self.base.log_prob(z, context) + term - noise
-        eps = torch.finfo(log_prob.dtype).eps
-        rounding = ROUNDING * eps * (self.base_dim + log_prob.abs() + noise.abs())
+        rounding = arithmetic_error(log_prob, noise, self.base_dim)
         return BlockLikelihood(log_prob, [*of_noise, *estimates], rounding)

@@ -13,7 +13,17 @@ from iresflow.logdet import LogDetEstimate
 from iresflow.streams import KeyedStream, fresh_seed
 from iresflow.tensors import widest
 
-__all__ = ["BlockLikelihood", "Likelihood", "pooled_degrees", "sample_stream", "student_quantile"]
+__all__ = [
+    "BlockLikelihood",
+    "Likelihood",
+    "arithmetic_error",
+    "pooled_degrees",
+    "sample_stream",
+    "student_quantile",
+]
+
+ROUNDING = 8.0
+"""What is allowed for a likelihood's arithmetic, in units of eps for each dimension."""
 
 
 @final
@@ -131,6 +141,17 @@ class BlockLikelihood:
             truncations.sum(0),
             rounding,
         )
+
+
+def arithmetic_error(log_prob: Tensor, noise: Tensor, dim: int) -> Tensor:
+    """What rounding is expected to change at most, ``(B,)`` nats: a model of it, no proof.
+
+    Arguments:
+        log_prob: ``(B,)`` nats.
+        noise: ``(B,)`` nats, the log-density of noise that was taken off.
+        dim: Of a sample.
+    """
+    return ROUNDING * torch.finfo(log_prob.dtype).eps * (dim + log_prob.abs() + noise.abs())
 
 
 def sample_stream(

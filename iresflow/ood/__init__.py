@@ -5,13 +5,13 @@ error bars too. ``decide`` says which samples a threshold can't tell for their e
 `evaluate` how well scores tell two sets apart.
 """
 
-from iresflow.ood.base import Decisions, FittedScore, Score, Scores
-from iresflow.ood.composite import Composite, Panel
+from iresflow.ood.base import Composite, FittedScore, Panel, Score
 from iresflow.ood.latent_fit import LatentFit
 from iresflow.ood.likelihoods import Complexity, LogProb, Typicality
 from iresflow.ood.local_dimension import LocalDimension
 from iresflow.ood.ratio import LikelihoodRatio, Mutation
 from iresflow.ood.score_norm import ScoreNorm
+from iresflow.ood.scores import Decisions, Scores
 from iresflow.ood.separation import Separation, evaluate
 from iresflow.ood.states import Density, DensityOfStates
 from iresflow.training.evaluation.single import Scoring

@@ -1,113 +1,43 @@
 """What a score of outliers is: fitted to samples that are inside, larger the more outlying."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from iresflow.ambient import full_precision
-from iresflow.errors import NonFiniteError
 from iresflow.models import Flow, ImageFlow
-from iresflow.models.likelihood import student_quantile
+from iresflow.ood.draws import Draws, Reads
 from iresflow.ood.samples import batches, checked, narrowed
+from iresflow.ood.scores import Decisions, Scores, require_numbers
 from iresflow.tensors import widest
 from iresflow.training.loop.inputs import Array
 
-__all__ = ["Decisions", "FittedScore", "Measure", "Score", "Scores", "measured", "require_numbers"]
+__all__ = ["Combine", "Composite", "FittedScore", "Measure", "Panel", "Score"]
 
 REACH = 0.25
 """Beyond the largest number of a type of float to this power, squares and products of a flow may
 overflow: such samples are scored in the widest type."""
 
+Measure = Callable[[Draws], Scores]
+"""Scores of a batch, of what is drawn of it."""
 
-@final
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Scores of B samples with their error bars.
-
-    Attributes:
-        values: ``(B,)`` float64, larger the more outlying; infinite where the density is 0.
-        low, high: ``(B,)``, the ends of the error bars: the exact score lies between them, with
-            the probability that was asked for. Both are the score where it is infinite.
-    """
-
-    values: Tensor
-    low: Tensor
-    high: Tensor
-
-    @property
-    def errors(self) -> Tensor:
-        """The longer side of each error bar ``(B,)``; 0 where the score is infinite."""
-        sides = torch.maximum(self.values - self.low, self.high - self.values)
-        return torch.where(self.values.isinf(), 0.0, sides)
-
-    def decide(self, threshold: float) -> "Decisions":
-        """Which samples are outlying, which are inside, and which are within their error bars.
-
-        Arguments:
-            threshold: Scores above it are of outliers.
-
-        Raises:
-            ValueError: the threshold is NaN.
-        """
-        if math.isnan(threshold):
-            raise ValueError("a threshold of NaN decides nothing")
-        return Decisions(self.low > threshold, self.high <= threshold)
-
-    @staticmethod
-    def around(values: Tensor, errors: Tensor) -> "Scores":
-        """With error bars of equal sides ``(B,)``."""
-        errors = torch.where(values.isinf(), 0.0, errors)
-        return Scores(values, values - errors, values + errors)
-
-    @staticmethod
-    def of_draws(draws: Tensor, bounds: Tensor | float, level: float) -> "Scores":
-        """Means over independent draws, with Student's t for their spread.
-
-        Arguments:
-            draws: ``(R, B)``; one draw is of what has no randomness.
-            bounds: ``(B,)``, what truncation and rounding may have changed on top.
-            level: Of the error bars, in (0, 1).
-        """
-        draws = draws.double()
-        values, count = draws.mean(0), len(draws)
-        errors = torch.zeros_like(values) + bounds
-        if count > 1:
-            degrees = torch.full_like(values, count - 1)
-            errors = errors + student_quantile(level, degrees) * draws.std(0) / count**0.5
-        return Scores.around(values, errors)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Decisions:
-    """What can be said of B samples and a threshold, with the scores' errors.
-
-    Attributes:
-        outlying: ``(B,)`` booleans: the whole error bar is above the threshold.
-        inside: ``(B,)`` booleans: the whole error bar is at or below it.
-    """
-
-    outlying: Tensor
-    inside: Tensor
-
-    @property
-    def undecided(self) -> Tensor:
-        """``(B,)`` booleans: the threshold lies within the error bar; more draws would tell."""
-        return ~(self.outlying | self.inside)
-
-
-Measure = Callable[[Flow, Tensor, Tensor | None], Scores]
-"""Scores of a batch under a flow: of checked samples, and their contexts or None."""
+Combine = Callable[[Flow, Tensor, Sequence[Scores]], Scores]
+"""From samples and their scores by each part to their scores."""
 
 
 class Score(ABC):
-    """A score that can be fitted. A subclass is a frozen dataclass of its settings."""
+    """A score that can be fitted. A subclass is a frozen dataclass of its settings.
+
+    Attributes:
+        reads: What it reads of a draw, which says in what order several scores ask.
+    """
+
+    reads: ClassVar[Reads] = Reads.SAMPLE
 
     @final
     def fit(self, flow: Flow, x: Array, context: Array | None = None) -> "FittedScore":
@@ -124,8 +54,7 @@ class Score(ABC):
                 fitted to.
             NonFiniteError: the flow gives NaN.
         """
-        values, known = checked(flow, x, context)
-        return FittedScore(flow, self.prepare(flow, values, known))
+        return FittedScore(Panel(flow, [self], x, context))
 
     @abstractmethod
     def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
@@ -138,6 +67,89 @@ class Score(ABC):
         """
 
 
+class Composite(Score):
+    """A score that is a function of other scores, its parts."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Score, ...]:
+        """The scores that it is a function of."""
+
+    @abstractmethod
+    def combine(self, flow: Flow, x: Tensor, inside: Sequence[Scores]) -> Combine:
+        """The function, given samples that are inside and their scores by each part.
+
+        Raises:
+            ValueError: it can't be fitted to these.
+        """
+
+    @final
+    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
+        raise TypeError(f"a {type(self).__name__} is combined of its parts")
+
+
+@final
+class Panel:
+    """Several scores of a flow, fitted to the same samples; what they share is computed once.
+
+    That holds for scores that others are functions of, and for passes through the flow: one pass
+    of a draw gives its latent, its log-density and the gradient, whichever scores read them.
+
+    Arguments:
+        flow, x, context: As of `Score.fit`.
+        scores: What to fit.
+
+    Raises:
+        What `Score.fit` raises.
+    """
+
+    def __init__(
+        self, flow: Flow, scores: Sequence[Score], x: Array, context: Array | None = None
+    ) -> None:
+        values, known = checked(flow, x, context)
+        self.flow, self._scores = flow, tuple(scores)
+        self._measures = {s: s.prepare(flow, values, known) for s in _measured(self._scores)}
+        self._combines: dict[Composite, Combine] = {}
+        composites = [score for score in self._scores if isinstance(score, Composite)]
+        inside = self._measure(values, known, _measured(composites))
+        for composite in composites:
+            self._fit(composite, values, inside)
+
+    def scores(self, x: Array, context: Array | None = None) -> list[Scores]:
+        """Of samples by each score, in their order; arguments and errors as of a fitted one."""
+        values, known = checked(self.flow, x, context)
+        found = self._measure(values, known, self._measures)
+        return [self._of(score, values, found) for score in self._scores]
+
+    def _fit(self, score: Composite, x: Tensor, inside: dict[Score, Scores]) -> None:
+        for part in score.parts:
+            if isinstance(part, Composite):
+                self._fit(part, x, inside)
+        parts = [self._of(part, x, inside) for part in score.parts]
+        self._combines[score] = score.combine(self.flow, x, parts)
+
+    def _of(self, score: Score, x: Tensor, found: dict[Score, Scores]) -> Scores:
+        """By a score, of which ``found`` has all that are measured, and keeps the others."""
+        if score not in found:
+            assert isinstance(score, Composite)
+            parts = [self._of(part, x, found) for part in score.parts]
+            found[score] = require_numbers(self._combines[score](self.flow, x, parts))
+        return found[score]
+
+    @full_precision()
+    def _measure(
+        self, x: Tensor, context: Tensor | None, scores: Iterable[Score]
+    ) -> dict[Score, Scores]:
+        """Scores of checked samples by scores that are measured, batch by batch."""
+        wanted = {score: self._measures[score] for score in scores}
+        if not wanted:
+            return {}
+        parts = [_of_batch(wanted, self.flow, *batch) for batch in batches(x, context)]
+        return {
+            s: require_numbers(Scores(*torch.cat([part[s] for part in parts], 1))) for s in wanted
+        }
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class FittedScore:
@@ -148,12 +160,15 @@ class FittedScore:
     independent between different samples.
 
     Attributes:
-        flow: In eval mode.
-        measure: Scores a batch.
+        panel: Of this score alone.
     """
 
-    flow: Flow
-    measure: Measure
+    panel: Panel
+
+    @property
+    def flow(self) -> Flow:
+        """Whose samples are scored; in eval mode."""
+        return self.panel.flow
 
     def scores(self, x: Array, context: Array | None = None) -> Scores:
         """Scores of samples, and their errors.
@@ -168,7 +183,7 @@ class FittedScore:
             NonFiniteError: the flow gives NaN.
             NotContractiveError: a block has no certified Lipschitz bound below 1.
         """
-        return measured(self.measure, self.flow, *checked(self.flow, x, context))
+        return self.panel.scores(x, context)[0]
 
     def score(self, x: Array, context: Array | None = None) -> Tensor:
         """``(B,)`` float64, larger the more outlying; arguments and errors as of `scores`."""
@@ -192,44 +207,44 @@ class FittedScore:
         return self.scores(x, context).decide(threshold)
 
 
-@full_precision()
-def measured(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-    """Scores of checked samples, batch by batch.
+def _measured(scores: Iterable[Score]) -> list[Score]:
+    """The scores that are measured, of which the others are functions: each once, and those first
+    that read most of a draw, whose passes serve the others."""
 
-    Raises:
-        NonFiniteError: a score is NaN.
-    """
-    parts = [_of_batch(measure, flow, *batch) for batch in batches(x, context)]
-    columns = ([getattr(part, name) for part in parts] for name in ("values", "low", "high"))
-    return require_numbers(Scores(*map(torch.cat, columns)))
+    def each(score: Score) -> Iterator[Score]:
+        if not isinstance(score, Composite):
+            yield score
+            return
+        for part in score.parts:
+            yield from each(part)
 
-
-def require_numbers(scores: Scores) -> Scores:
-    """The scores, or a NonFiniteError where one is NaN."""
-    wrong = int(scores.values.isnan().sum())
-    if wrong:
-        raise NonFiniteError(
-            f"{wrong} of {len(scores.values)} scores are NaN: the flow's weights are damaged, or "
-            "samples are beyond what floats can hold"
-        )
-    return scores
+    known = dict.fromkeys(part for score in scores for part in each(score))
+    return sorted(known, key=lambda score: score.reads, reverse=True)
 
 
-def _of_batch(measure: Measure, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
+def _of_batch(
+    measures: Mapping[Score, Measure], flow: Flow, x: Tensor, context: Tensor | None
+) -> dict[Score, Tensor]:
+    """Values and ends of the error bars, ``(3, B)``, by each score."""
     if isinstance(flow, ImageFlow):
-        return measure(flow, x, context)
+        return _of_draws(measures, Draws(flow, x, context))
     narrow = narrowed(flow, x)
     largest = flow.data_map.transform(narrow).flatten(1).abs().amax(1)
     near = largest <= torch.finfo(narrow.dtype).max ** REACH
     if bool(near.all()):
-        return measure(flow, narrow, context)
+        return _of_draws(measures, Draws(flow, narrow, context))
     wide = copy.deepcopy(flow).to(widest(x.device))
-    columns = torch.empty(3, len(x), dtype=torch.float64, device=x.device)
+    found = {s: x.new_empty(3, len(x), dtype=torch.float64) for s in measures}
     # Each row by itself decides its type, so that its score is the same in any batch.
     for rows, model in ((near, flow), (~near, wide)):
         if bool(rows.any()):
             part_x = narrowed(model, x[rows])
             known = None if context is None else context[rows].to(part_x.dtype)
-            part = measure(model, part_x, known)
-            columns[:, rows] = torch.stack([part.values, part.low, part.high])
-    return Scores(*columns)
+            for score, columns in _of_draws(measures, Draws(model, part_x, known)).items():
+                found[score][:, rows] = columns
+    return found
+
+
+def _of_draws(measures: Mapping[Score, Measure], draws: Draws) -> dict[Score, Tensor]:
+    parts = {score: measure(draws) for score, measure in measures.items()}
+    return {s: torch.stack([part.values, part.low, part.high]) for s, part in parts.items()}

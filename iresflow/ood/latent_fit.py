@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch.special import log_ndtr
 
 from iresflow.errors import NonFiniteError
 from iresflow.models import DiagonalNormal, Flow, ImageFlow
-from iresflow.ood.base import Measure, Score, Scores
-from iresflow.ood.draws import drawn, seeds_of
+from iresflow.ood.base import Measure, Score
+from iresflow.ood.draws import Draws, Reads, seeds_of
 from iresflow.ood.samples import batches, narrowed, rounding_of
+from iresflow.ood.scores import Scores
 from iresflow.training.evaluation.single import Scoring
 
 __all__ = ["LatentFit", "anderson_darling", "latent_statistics"]
@@ -45,6 +46,7 @@ class LatentFit(Score):
     """
 
     scoring: Scoring = field(default_factory=Scoring)
+    reads: ClassVar[Reads] = Reads.LATENT
 
     def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
         from sklearn.covariance import LedoitWolf  # slow to import
@@ -53,7 +55,7 @@ class LatentFit(Score):
             raise ValueError("a spread is fitted to two samples or more, got 1")
         seed = seeds_of(flow, self.scoring, math.inf)[0]
         taken = batches(narrowed(flow, x), context)
-        parts = [_statistics(flow, *batch, seed) for batch in taken]
+        parts = [_statistics(Draws(flow, *batch), seed) for batch in taken]
         inside = np.concatenate(parts)
         deviation = inside.std(0)
         if not np.isfinite(inside).all():
@@ -70,29 +72,27 @@ def _distances(
     mean: np.ndarray,
     deviation: np.ndarray,
     precision: np.ndarray,
-    flow: Flow,
-    x: Tensor,
-    context: Tensor | None,
+    draws: Draws,
 ) -> Scores:
-    draws = []
-    for seed in seeds_of(flow, replace(scoring, draws=DRAWS * scoring.draws), math.inf):
-        away = (_statistics(flow, x, context, seed) - mean) / deviation
+    rows = []
+    for seed in seeds_of(draws.flow, replace(scoring, draws=DRAWS * scoring.draws), math.inf):
+        away = (_statistics(draws, seed) - mean) / deviation
         distance = np.einsum("bi,ij,bj->b", away, precision, away)
         # Latents so far out that a statistic is infinite have no product of two, but a distance.
         far = np.isinf(away).any(1) & ~np.isnan(away).any(1)
-        draws.append(torch.from_numpy(np.where(far, np.inf, distance)))
-    stacked = torch.stack(draws).to(x.device)
+        rows.append(torch.from_numpy(np.where(far, np.inf, distance)))
+    stacked = torch.stack(rows).to(draws.x.device)
     # Statistics are means of many entries: their rounding is far below that of one.
-    rounding = rounding_of(flow) * (1 + stacked.mean(0))
+    rounding = rounding_of(draws.flow) * (1 + stacked.mean(0))
     return Scores.of_draws(stacked, rounding, scoring.level)
 
 
 @torch.no_grad()
-def _statistics(flow: Flow, x: Tensor, context: Tensor | None, seed: int) -> np.ndarray:
+def _statistics(draws: Draws, seed: int) -> np.ndarray:
+    flow = draws.flow
     if not isinstance(flow.base, DiagonalNormal):
         raise ValueError(f"the fit of latents is known for normal base densities, not {flow.base}")
-    values, _ = drawn(flow, x, context, seed)
-    z = flow.base.standardized(flow.transform(values, context), context)
+    z = flow.base.standardized(draws.latent(seed), draws.context)
     scales = flow.latents(z) if isinstance(flow, ImageFlow) else (z,)
     full = (scale.double() for scale in scales if scale.numel())  # some factor nothing out
     columns = [column for scale in full for column in latent_statistics(scale)]

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Measure, Score, Scores
-from iresflow.ood.composite import Combine, Composite
-from iresflow.ood.draws import likelihood_of, limits_of, seeds_of
+from iresflow.ood.base import Combine, Composite, Measure, Score
+from iresflow.ood.draws import Draws, Reads, limits_of, seeds_of
 from iresflow.ood.png import png_nats
+from iresflow.ood.scores import Scores
 from iresflow.training.evaluation.single import Scoring
 
 __all__ = ["Complexity", "LogProb", "Typicality"]
@@ -34,6 +34,7 @@ class LogProb(Score):
     """
 
     scoring: Scoring = field(default_factory=Scoring)
+    reads: ClassVar[Reads] = Reads.LIKELIHOOD
 
     def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
         return partial(_surprisal, self.scoring)
@@ -92,9 +93,9 @@ class Complexity(Composite):
         return _beyond_code
 
 
-def _surprisal(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-    seeds = seeds_of(flow, scoring, limits_of(flow, scoring).values)
-    found = [likelihood_of(flow, x, context, scoring, seed) for seed in seeds]
+def _surprisal(scoring: Scoring, draws: Draws) -> Scores:
+    seeds = seeds_of(draws.flow, scoring, limits_of(draws.flow, scoring).values)
+    found = [draws.likelihood(scoring, seed) for seed in seeds]
     bounds = torch.stack([row.truncation_bound + row.rounding for row in found]).double().mean(0)
     return Scores.of_draws(-torch.stack([row.log_prob for row in found]), bounds, scoring.level)
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Measure, Score, Scores
-from iresflow.ood.draws import drawn, estimator_of, seeds_of
+from iresflow.ood.base import Measure, Score
+from iresflow.ood.draws import Draws, estimator_of, seeds_of
 from iresflow.ood.jacobian import FlowJacobian
 from iresflow.ood.quadrature import resolvent_bounds
 from iresflow.ood.samples import batches, narrowed, rounding_of
+from iresflow.ood.scores import Scores
 from iresflow.tensors import rademacher
 from iresflow.training.evaluation.single import Scoring
 
@@ -59,22 +60,22 @@ class LocalDimension(Score):
 
     def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
         taken = batches(narrowed(flow, x), context)
-        logs = [_mean_logs(self.scoring, flow, *batch) for batch in taken]
+        logs = [_mean_logs(self.scoring, Draws(flow, *batch)) for batch in taken]
         return partial(self._count, float(torch.cat(logs).double().mean().exp()))
 
-    def _count(self, width: float, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-        draws, gaps = [], []
+    def _count(self, width: float, draws: Draws) -> Scores:
+        flow, rows, gaps = draws.flow, [], []
         for seed in seeds_of(flow, self.scoring, EXACT_UP_TO):
-            values, stream = drawn(flow, x, context, seed)
-            jacobian = FlowJacobian(flow, values, context)
+            values, stream = draws.noisy(seed)
+            jacobian = FlowJacobian(flow, values, draws.context)
             if flow.base_dim <= EXACT_UP_TO:
                 low = high = _exact(jacobian, width)
             else:
                 probes = rademacher(self.scoring.probes, jacobian.point, stream)
                 low, high = resolvent_bounds(jacobian, probes, width**2, self.steps)
-            draws.append(-(low + high) / 2)
+            rows.append(-(low + high) / 2)
             gaps.append((high - low) / 2)
-        stacked, gap = torch.stack(draws), torch.stack(gaps).mean(0)
+        stacked, gap = torch.stack(rows), torch.stack(gaps).mean(0)
         bounds = gap + rounding_of(flow) * flow.base_dim
         return Scores.of_draws(stacked, bounds, self.scoring.level)
 
@@ -90,10 +91,11 @@ def _exact(jacobian: FlowJacobian, width: float) -> Tensor:
 
 
 @torch.no_grad()
-def _mean_logs(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
+def _mean_logs(scoring: Scoring, draws: Draws) -> Tensor:
     """The means of the logarithms of the singular values, ``(B,)``: log |det J| / D."""
-    values, stream = drawn(flow, x, context, seeds_of(flow, scoring, EXACT_UP_TO)[0])
+    flow = draws.flow
+    values, stream = draws.noisy(seeds_of(flow, scoring, EXACT_UP_TO)[0])
     estimator = estimator_of(flow, scoring) or flow.log_det
     y = flow.data_map.transform(values)
-    _, log_det = flow.bijection(y, context, partial(estimator, generator=stream))
+    _, log_det = flow.bijection(y, draws.context, partial(estimator, generator=stream))
     return log_det / flow.base_dim

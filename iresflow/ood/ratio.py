@@ -3,15 +3,16 @@
 import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from iresflow.models import Flow, ImageFlow
-from iresflow.ood.base import Measure, Score, Scores
-from iresflow.ood.draws import likelihood_of, limits_of, seeds_of
+from iresflow.ood.base import Measure, Score
+from iresflow.ood.draws import Draws, Reads, limits_of, seeds_of
 from iresflow.ood.samples import narrowed, weight_of
+from iresflow.ood.scores import Scores
 from iresflow.training.evaluation.single import Scoring
 from iresflow.training.fitting import fit
 
@@ -78,6 +79,7 @@ class LikelihoodRatio(Score):
     corruption: Mutation = field(default_factory=Mutation)
     steps: int = 1000
     scoring: Scoring = field(default_factory=Scoring)
+    reads: ClassVar[Reads] = Reads.LIKELIHOOD
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -104,18 +106,17 @@ class LikelihoodRatio(Score):
             )
         return partial(self._ratios, background)
 
-    def _ratios(self, background: Flow, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
+    def _ratios(self, background: Flow, draws: Draws) -> Scores:
+        flow = draws.flow
         like = weight_of(flow).dtype
         if weight_of(background).dtype != like:
             background = copy.deepcopy(background).to(like)
         rows, bounds = [], []
+        beside = Draws(background, draws.x, draws.context)
         exact = min(limits_of(model, self.scoring).values for model in (background, flow))
         for seed in seeds_of(flow, self.scoring, exact):
-            pair = [
-                likelihood_of(model, x, context, self.scoring, seed)
-                for model in (background, flow)
-            ]
-            before, own = (likelihood.log_prob.double() for likelihood in pair)
+            pair = [part.likelihood(self.scoring, seed) for part in (beside, draws)]
+            before, own = (likelihood.log_prob for likelihood in pair)
             # Where both densities are 0, the sample is as far out as can be.
             rows.append(torch.where(own.isneginf(), torch.inf, before - own))
             bounds.append(torch.stack([p.truncation_bound + p.rounding for p in pair]).sum(0))

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from iresflow.models import Flow
 from iresflow.models.likelihood import student_quantile
-from iresflow.ood.base import Measure, Score, Scores
-from iresflow.ood.draws import drawn, estimator_of, limits_of, seeds_of
+from iresflow.ood.base import Measure, Score
+from iresflow.ood.draws import Draws, Reads, limits_of, seeds_of
 from iresflow.ood.samples import rounding_of
+from iresflow.ood.scores import Scores
 from iresflow.training.evaluation.single import Scoring
 
 __all__ = ["ScoreNorm"]
@@ -39,6 +40,7 @@ class ScoreNorm(Score):
     """
 
     scoring: Scoring = field(default_factory=Scoring)
+    reads: ClassVar[Reads] = Reads.GRADIENT
 
     def __post_init__(self) -> None:
         if self.scoring.draws < FEWEST_DRAWS:
@@ -51,11 +53,12 @@ class ScoreNorm(Score):
         return partial(_norms, self.scoring)
 
 
-def _norms(scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None) -> Scores:
-    seeds = seeds_of(flow, scoring, limits_of(flow, scoring).gradients)
-    draws = [_gradient(scoring, flow, x, context, seed) for seed in seeds]
-    nowhere = torch.stack([draw.nowhere for draw in draws]).any(0)
-    found = _norms_of(torch.stack([draw.gradient for draw in draws]).double(), scoring, flow)
+def _norms(scoring: Scoring, draws: Draws) -> Scores:
+    seeds = seeds_of(draws.flow, scoring, limits_of(draws.flow, scoring).gradients)
+    gradients = torch.stack([draws.gradient(scoring, seed) for seed in seeds])
+    log_probs = torch.stack([draws.likelihood(scoring, seed).log_prob for seed in seeds])
+    nowhere = log_probs.isneginf().any(0)
+    found = _norms_of(gradients.double(), scoring, draws.flow)
     columns = (found.values, found.low, found.high)
     return Scores(*(torch.where(nowhere, torch.inf, column) for column in columns))
 
@@ -82,27 +85,3 @@ def _unbiased(gradients: Tensor) -> Tensor:
     """The squared norm of the mean of which ``(R, B, D)`` are draws, ``(B,)``."""
     count, own = len(gradients), gradients.square().sum((0, 2))
     return (gradients.sum(0).square().sum(1) - own) / (count * (count - 1))
-
-
-@final
-class _Slope(NamedTuple):
-    """The gradients of log-densities ``(B, D)``, and whether the density is 0 there, ``(B,)``."""
-
-    gradient: Tensor
-    nowhere: Tensor
-
-
-def _gradient(
-    scoring: Scoring, flow: Flow, x: Tensor, context: Tensor | None, seed: int
-) -> _Slope:
-    """Of one draw."""
-    values, stream = drawn(flow, x, context, seed)
-    estimator = estimator_of(flow, scoring) or flow.log_det
-    y = flow.data_map.transform(values).detach().requires_grad_()
-    with torch.enable_grad():
-        z, log_det = flow.bijection(y, context, partial(estimator, generator=stream))
-        log_prob = flow.base.log_prob(z, context) + log_det
-    nowhere = log_prob.detach().isneginf()
-    if not log_prob.requires_grad:  # a density that is constant where it is not 0
-        return _Slope(torch.zeros_like(y).flatten(1), nowhere)
-    return _Slope(torch.autograd.grad(log_prob.sum(), y)[0].flatten(1), nowhere)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Score, Scores
-from iresflow.ood.composite import Combine, Composite
+from iresflow.ood.base import Combine, Composite, Score
 from iresflow.ood.latent_fit import LatentFit
 from iresflow.ood.likelihoods import LogProb
 from iresflow.ood.score_norm import ScoreNorm
+from iresflow.ood.scores import Scores
 
 __all__ = ["Density", "DensityOfStates", "StateDensity"]
 

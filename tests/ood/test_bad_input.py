@@ -124,7 +124,7 @@ def test_where_the_density_is_0_a_score_is_infinite():
 
 
 def test_an_infinite_statistic_gives_an_infinite_state():
-    from iresflow.ood.base import Scores
+    from iresflow.ood.scores import Scores
     from iresflow.ood.states import StateDensity
 
     density = StateDensity.fit([torch.randn(50), torch.randn(50)])

@@ -1,5 +1,6 @@
 """What the error bars of scores hold, counted; and that a sample's score is its own."""
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -25,11 +26,11 @@ from iresflow.ood import (
     Scoring,
     Typicality,
 )
-from iresflow.ood.base import Scores
-from iresflow.ood.draws import limits_of, seeds_of
+from iresflow.ood.draws import Draws, estimator_of, limits_of, seeds_of
 from iresflow.ood.jacobian import FlowJacobian
 from iresflow.ood.quadrature import resolvent_bounds
 from iresflow.ood.score_norm import _unbiased
+from iresflow.ood.scores import Scores
 from iresflow.ood.states import StateDensity
 from iresflow.tensors import rademacher
 
@@ -162,11 +163,12 @@ def test_error_bars_of_the_score_norm_of_images():
 def test_error_bars_of_the_fit_of_latents_hold_the_mean_over_the_noise():
     flow = tiny_image_flow()
     images = distinct_images(flow, 150)
-    fitted = LatentFit(SCORING).fit(flow, images)
+    measure = LatentFit(SCORING).prepare(flow, images, None)
     # The oracle: the same distance with many other draws.
     many = Scoring(draws=200, level=LEVEL, seed=1)
-    again = partial(fitted.measure.func, many, *fitted.measure.args[1:])
-    assert cover(fitted.scores(images), replace(fitted, measure=again).score(images))
+    again = partial(measure.func, many, *measure.args[1:])
+    draws = Draws(flow, images, None)
+    assert cover(measure(draws), again(draws).values)
 
 
 def test_latents_without_log_determinants_are_drawn_more_often(monkeypatch):
@@ -223,7 +225,7 @@ def test_products_are_those_of_the_dense_jacobian(make, block):
 def test_error_bars_of_the_local_dimension():
     flow, x = wide_vector_flow(), torch.randn(COUNT, 40)
     fitted = LocalDimension(SCORING, steps=20).fit(flow, x[:50])
-    width = fitted.measure.args[0]
+    width = LocalDimension(SCORING).prepare(flow, x[:50], None).args[0]
     dense = dense_jacobian(flow.bijection.transform, flow.data_map.transform(x))
     values = torch.linalg.svdvals(dense)
     truth = -(1 / (1 + (values / width).square())).sum(1)
@@ -238,12 +240,14 @@ def test_error_bars_of_a_density_of_states():
     flow, x = wide_vector_flow(70), torch.randn(COUNT, 70)
     with torch.no_grad():
         exact = -flow.log_prob(x, log_det=Exact())
-    fitted = DensityOfStates((LogProb(SCORING), LatentFit(SCORING))).fit(flow, x[:100])
+    states = DensityOfStates((LogProb(SCORING), LatentFit(SCORING)))
+    fitted = states.fit(flow, x[:100])
+    inside = [part.fit(flow, x[:100]).scores(x[:100]) for part in states.parts]
     latents = LatentFit(SCORING).fit(flow, x[:100]).scores(x)
     zero = torch.zeros_like(exact)
     scores = type(latents)
     parts = [scores.around(exact, zero), scores.around(latents.values, zero)]
-    truth = fitted.measure.combine(flow, x, parts).values
+    truth = states.combine(flow, x[:100], inside)(flow, x, parts).values
     assert cover(fitted.scores(x), truth)
 
 
@@ -335,18 +339,72 @@ def test_a_panel_gives_what_its_scores_give_by_themselves():
         torch.testing.assert_close(part.errors, alone.errors, rtol=1e-3, atol=1e-4)
 
 
-def test_a_panel_computes_common_parts_once(monkeypatch):
+def count_passes(monkeypatch, flow):
+    """Counts of the passes through a flow's blocks: with log-determinants, of latents alone."""
+    kind, counts = type(flow.bijection), Counter()
+
+    def counting(name, original):
+        def counted(self, *given):
+            counts[name] += 1
+            return original(self, *given)
+
+        monkeypatch.setattr(kind, name, counted)
+
+    for name in ("forward", "transform"):
+        counting(name, getattr(kind, name))
+    return counts
+
+
+def test_a_panel_makes_each_pass_once(monkeypatch):
+    """One with a gradient for each draw; latents take more draws, whose passes are their own."""
     flow = small_image_flow(levels=17)
-    images, calls = torch.randint(0, 17, (3, 2, 4, 4)), []
-    original = ImageFlow.bits_per_dim
-    monkeypatch.setattr(
-        ImageFlow,
-        "bits_per_dim",
-        lambda self, *given, **named: calls.append(1) or original(self, *given, **named),
-    )
-    panel = Panel(flow, (LogProb(SCORING), Typicality(SCORING), Complexity(SCORING)), images)
+    images = torch.randint(0, 17, (6, 2, 4, 4))
+    states = DensityOfStates((Complexity(SCORING), ScoreNorm(SCORING)))
+    scores = [
+        LatentFit(SCORING),
+        LogProb(SCORING),
+        Typicality(SCORING),
+        ScoreNorm(SCORING),
+        states,
+    ]
+    panel = Panel(flow, scores, images)
+    counts = count_passes(monkeypatch, flow)
+    for of_some, forward, transform in (
+        (panel, SCORING.draws, 3 * SCORING.draws),
+        (Panel(flow, scores[1:3], images), SCORING.draws, 0),
+        (LatentFit(SCORING).fit(flow, images).panel, 0, 4 * SCORING.draws),
+    ):
+        counts.clear()
+        of_some.scores(images)
+        assert (counts["forward"], counts["transform"]) == (forward, transform)
+
+
+def test_other_probes_or_another_seed_are_other_passes(monkeypatch):
+    flow = small_image_flow(levels=17)
+    images = torch.randint(0, 17, (4, 2, 4, 4))
+    others = replace(SCORING, probes=3), replace(SCORING, seed=1), replace(SCORING, level=0.5)
+    panel = Panel(flow, [ScoreNorm(SCORING), *(LogProb(other) for other in others)], images)
+    counts = count_passes(monkeypatch, flow)
     panel.scores(images)
-    assert len(calls) == 2 * SCORING.draws
+    assert counts["forward"] == 3 * SCORING.draws  # the level alone changes nothing that is drawn
+
+
+@pytest.mark.parametrize("noise", ["uniform", "variational"])
+def test_a_pass_with_a_gradient_gives_what_others_give(noise):
+    flow = small_image_flow(levels=17, dequantization=noise)
+    images = torch.randint(0, 17, (5, 2, 4, 4))
+    steep, plain = Draws(flow, images, None), Draws(flow, images, None)
+    gradient = steep.gradient(SCORING, 3)
+    one, other = (draws.likelihood(SCORING, 3) for draws in (steep, plain))
+    own = flow.bits_per_dim(images, log_det=estimator_of(flow, SCORING), seed=3).likelihood
+    nats = own.log_prob - flow.base_dim * np.log(flow.levels)
+    torch.testing.assert_close(one.log_prob, nats, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(other.log_prob, nats)
+    for name in ("variance", "degrees", "truncation_bound", "rounding"):
+        torch.testing.assert_close(getattr(other, name), getattr(own, name))
+    torch.testing.assert_close(steep.latent(3), flow.transform(plain.noisy(3)[0]))
+    assert gradient.shape == (5, flow.base_dim) and not gradient.requires_grad
+    assert not steep.likelihood(SCORING, 3).log_prob.requires_grad
 
 
 def test_draws_of_another_seed_are_others():

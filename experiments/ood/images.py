@@ -242,7 +242,7 @@ def _rows(
     rows = []
     for title, a, b in zip(titles, inside, outside, strict=True):
         told = evaluate(a.values, b.values)
-        threshold = float(a.values.quantile(0.95))
+        threshold = a.threshold()
         near = [part.decide(threshold).undecided for part in (a, b)]
         rows.append(
             {

@@ -44,8 +44,10 @@ DESCRIPTION = """\
 Scores the test samples of a run and samples from elsewhere by all scores of iresflow.ood, fitted
 to the run's validation samples, and says how well each score tells them apart. --outside is the
 name of a data set (brought to the size and grey levels of the run's), a directory of images, or a
-file as of iresflow evaluate --data. Writes a table, a figure of histograms, and with --scores the
-scores of all samples with their error bars."""
+file as of iresflow evaluate --data. Writes a table and a figure of histograms. --scores writes a
+line for each sample: its set and name, and of each score the value (SCORE), both ends of its error
+bar (SCORE_low, SCORE_high), and what these say (SCORE_decision): outlying, inside, or undecided
+where the bar holds the threshold that 5 % of the samples inside exceed."""
 
 NAMES = (
     "LogProb",
@@ -135,6 +137,12 @@ def _ratio(options: Namespace, scoring: Scoring) -> LikelihoodRatio:
     return LikelihoodRatio(background, scoring=scoring)
 
 
+CAPTION = (
+    "Intervals of 95 % by bootstrap; errors are the medians of the error bars' longer sides; "
+    "undecided: the share of samples whose error bar holds the threshold, which 5 % of the "
+    "samples inside exceed."
+)
+
 Asked = tuple[Tensor, Tensor | None]
 
 
@@ -153,6 +161,8 @@ def _report(found: dict[str, tuple[Scores, Scores]], out: Path, options: Namespa
     for name, (inside, outside) in found.items():
         told = evaluate(inside.values, outside.values, seed=options.seed)
         low, high = told.auroc_interval
+        threshold = inside.threshold()
+        undecided = [_share(part.decide(threshold).undecided) for part in (inside, outside)]
         rows.append(
             {
                 "score": name,
@@ -163,15 +173,19 @@ def _report(found: dict[str, tuple[Scores, Scores]], out: Path, options: Namespa
                 "FPR95": told.fpr95,
                 "error inside": float(inside.errors.median()),
                 "error outside": float(outside.errors.median()),
+                "threshold": threshold,
+                "undecided inside": undecided[0],
+                "undecided outside": undecided[1],
             }
         )
         print(
             f"{name:<16} AUROC {told.auroc:.4f} ({low:.4f} .. {high:.4f})   AUPR {told.aupr:.4f}"
-            f"   FPR95 {told.fpr95:.4f}",
+            f"   FPR95 {told.fpr95:.4f}   within the error bar {undecided[0]:.1%} inside, "
+            f"{undecided[1]:.1%} outside",
             flush=True,
         )
     report = Report(out, f"Outliers: {options.outside}")
-    report.table("separation", rows, "Intervals by bootstrap; median half widths of error bars.")
+    report.table("separation", rows, CAPTION)
     figure = histogram_figure(
         list(found),
         [inside.values.cpu().numpy() for inside, _ in found.values()],
@@ -182,28 +196,36 @@ def _report(found: dict[str, tuple[Scores, Scores]], out: Path, options: Namespa
 
 
 def _write_scores(found: dict[str, tuple[Scores, Scores]], file: Path, outside: Outside) -> None:
-    """One line a sample: which it is, and each score with its error."""
+    """One line a sample: which it is, and each score with its error bar and decision."""
     count = len(next(iter(found.values()))[0].values)
-    columns: list[str] = []
-    numbers: list[Tensor] = []
+    columns: dict[str, Sequence[str]] = {
+        "set": ["inside"] * count + ["outside"] * len(outside.names),
+        "sample": [*map(str, range(count)), *outside.names],
+    }
     for name, pair in found.items():
-        columns += [name, f"{name}_error"]
-        numbers += [torch.cat([getattr(part, a) for part in pair]) for a in ("values", "errors")]
-    names = [*(("inside", str(i)) for i in range(count)), *(("outside", n) for n in outside.names)]
+        for end, attribute in (("", "values"), ("_low", "low"), ("_high", "high")):
+            numbers = torch.cat([getattr(part, attribute) for part in pair]).tolist()
+            columns[name + end] = [f"{number:.9g}" for number in numbers]
+        threshold = pair[0].threshold()
+        said = [word for part in pair for word in part.decide(threshold).words()]
+        columns[f"{name}_decision"] = said
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
-        writer.writerow(("set", "sample", *columns))
-        for start, row in zip(names, torch.stack(numbers, 1).tolist(), strict=True):
-            writer.writerow((*start, *(f"{value:.9g}" for value in row)))
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
     print(f"written     {file}")
+
+
+def _share(said: Tensor) -> float:
+    return float(said.double().mean())
 
 
 def _parser() -> ArgumentParser:
     parser = new_parser("ood", DESCRIPTION)
     add_run_arguments(parser)
     parser.add_argument("--outside", required=True, help="name, directory or file of samples")
-    parser.add_argument("--scores", help="file for all samples' scores and errors, .csv")
+    parser.add_argument("--scores", help="file for all samples' scores and error bars, .csv")
     parser.add_argument("--out", help="directory of table and figure; RUN/ood unless given")
     parser.add_argument("--n", type=int, default=500, help="samples of each set to score")
     parser.add_argument(

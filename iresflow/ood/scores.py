@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import final
 
 import torch
@@ -11,6 +12,9 @@ from iresflow.errors import NonFiniteError
 from iresflow.models.likelihood import student_quantile
 
 __all__ = ["Decisions", "Scores", "require_numbers"]
+
+ROUNDING = 1e-9
+"""Of a share times a number of samples."""
 
 
 @final
@@ -34,6 +38,20 @@ class Scores:
         sides = torch.maximum(self.values - self.low, self.high - self.values)
         return torch.where(self.values.isinf(), 0.0, sides)
 
+    def threshold(self, exceeded: float = 0.05) -> float:
+        """A score that at most a share of these samples exceed: the smallest one of theirs.
+
+        Arguments:
+            exceeded: The share, in [0, 1).
+
+        Raises:
+            ValueError: it is out of range.
+        """
+        if not 0 <= exceeded < 1:
+            raise ValueError(f"the share exceeded must lie in [0, 1), got {exceeded}")
+        above = math.floor(exceeded * len(self.values) + ROUNDING)
+        return float(self.values.sort(descending=True).values[above])
+
     def decide(self, threshold: float) -> "Decisions":
         """Which samples are outlying, which are inside, and which are within their error bars.
 
@@ -41,8 +59,11 @@ class Scores:
             threshold: Scores above it are of outliers.
 
         Raises:
-            ValueError: the threshold is NaN.
+            ValueError: the threshold is NaN or no number.
         """
+        if not isinstance(threshold, Real | Tensor):
+            raise ValueError(f"a threshold is a number, got {threshold!r}")
+        threshold = float(threshold)
         if math.isnan(threshold):
             raise ValueError("a threshold of NaN decides nothing")
         return Decisions(self.low > threshold, self.high <= threshold)
@@ -88,6 +109,13 @@ class Decisions:
     def undecided(self) -> Tensor:
         """``(B,)`` booleans: the threshold lies within the error bar; more draws would tell."""
         return ~(self.outlying | self.inside)
+
+    def words(self) -> list[str]:
+        """Of each sample: outlying, inside or undecided."""
+        pairs = zip(self.outlying.tolist(), self.inside.tolist(), strict=True)
+        return [
+            "outlying" if out else "inside" if within else "undecided" for out, within in pairs
+        ]
 
 
 def require_numbers(scores: Scores) -> Scores:

@@ -74,7 +74,21 @@ def test_all_scores_of_images_in_an_array(run, tmp_path, capsys):
     pairs = np.sign(values[8:, None] - values[None, :8])
     auroc = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
     assert table[0]["AUROC"] == pytest.approx(auroc)
-    assert all(float(line["LogProb_error"]) > 0 for line in lines)
+    for row in table:
+        name, threshold = row["score"], row["threshold"]
+        undecided = {"inside": [], "outside": []}
+        for line in lines:
+            low, value, high = (float(line[name + end]) for end in ("_low", "", "_high"))
+            assert low <= value <= high
+            said = (
+                "outlying" if low > threshold else "inside" if high <= threshold else "undecided"
+            )
+            assert line[f"{name}_decision"] == said
+            undecided[line["set"]].append(said == "undecided")
+        for where, shares in undecided.items():
+            assert row[f"undecided {where}"] == pytest.approx(np.mean(shares))
+        # Of eight samples none is in the 5 % that may exceed it, but for the digits of the file.
+        assert max(float(line[name]) for line in lines[:8]) == pytest.approx(threshold, rel=1e-8)
 
 
 def test_named_sets_directories_and_some_scores(run, tmp_path, capsys):

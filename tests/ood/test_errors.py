@@ -432,3 +432,17 @@ def test_a_decision_within_the_error_bar_is_none():
     )
     assert bool((found.values[said.outlying] > threshold).all())
     assert bool((found.values[said.inside] < threshold).all())
+
+
+def test_a_threshold_is_exceeded_by_the_share_that_was_asked_for():
+    values = torch.randperm(200).double()
+    scores = Scores.around(values, torch.zeros(200))
+    for share in (0.0, 0.05, 0.07, 0.5, 0.995):
+        assert int((values > scores.threshold(share)).sum()) == round(200 * share)
+    far = torch.cat([values, torch.full((200,), torch.inf)])
+    half = Scores.around(far, torch.zeros(400))
+    assert half.threshold(0.5) == 199 and half.threshold(0.49) == torch.inf
+    assert bool(half.decide(torch.inf).inside.all())
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="share"):
+            scores.threshold(share)

@@ -1,4 +1,4 @@
-"""Per-sample sums and norms, and probe vectors.
+"""Per-sample sums and norms, probe vectors, and what people pass as arrays.
 
 Two layouts occur. A *batch* is ``(B, *event)``. A *stack of directions* is ``(K, B, *event)``:
 K vectors for each sample, as the estimators and the linearizations exchange them.
@@ -7,6 +7,7 @@ K vectors for each sample, as the estimators and the linearizations exchange the
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +17,7 @@ from iresflow.streams import BITS, NORMAL, Stream, draw
 
 __all__ = [
     "Probe",
+    "as_tensor",
     "at_least_float32",
     "dot",
     "gaussian",
@@ -34,6 +36,34 @@ __all__ = [
 
 Probe = Callable[[int, Tensor, Stream | None], Tensor]
 """Draws ``(K, B, *event)`` probes with mean zero and identity covariance for a batch."""
+
+
+def as_tensor(name: str, values: object) -> Tensor:
+    """What a person passed for an array: a tensor as it is, or one of the numbers in it.
+
+    Arguments:
+        name: What it is called in an error.
+        values: A tensor, a NumPy array, a table that NumPy takes, or sequences of equal lengths.
+
+    Raises:
+        ValueError: it can't be made a tensor, misses some of its numbers under a mask, or is
+            sparse.
+    """
+    if not isinstance(values, Tensor):
+        try:
+            array: np.ndarray = np.require(values, requirements=["C", "W"])
+            tensor = torch.from_numpy(array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} can't be made a tensor: {error}") from None
+        if np.ma.is_masked(values):
+            count = int(np.ma.count_masked(values))
+            raise ValueError(
+                f"{name} masks {count} of its {array.size} numbers: nothing is known there"
+            )
+        return tensor
+    if values.layout != torch.strided:
+        raise ValueError(f"{name} is a sparse tensor ({values.layout}); allowed are dense ones")
+    return values
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """The most probable image, given a noisy linear measurement and a prior (thesis, section 5.6)."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import final
@@ -86,15 +87,20 @@ def map_estimate(
             unknown ``where``, something that is no prior, or a start without a finite density.
         InversionError: in latents, where an inverse missed its tolerance.
     """
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(f"an operator is a LinearOperator, got {_kind(operator)}")
     prior = FlowPrior(prior) if isinstance(prior, Flow) else prior
     if not isinstance(prior, Potential):
         raise ValueError(f"a prior is a FlowPrior, a PatchPrior or a flow, got {_kind(prior)}")
+    noise = _deviation(noise)
     if isinstance(where, str) and where not in VARIABLES:
         raise ValueError(f"where is one of {', '.join(VARIABLES)}, got {where!r}")
     variable = (VARIABLES[where] if isinstance(where, str) else where)(prior)
     function = negative_log_posterior(operator, y, variable, noise)
     if start is None:
         start = first_guess(operator, y, prior)
+    elif not isinstance(start, Tensor):
+        raise ValueError(f"images to start at are a tensor, got {_kind(start)}")
     elif len(start) != len(y):
         raise ValueError(f"{len(start)} images to start at, for {len(y)} measurements")
     begin = variable.of_images(start.detach().to(y))
@@ -130,8 +136,7 @@ def negative_log_posterior(
         ValueError: measurements of another shape or with NaN, or a noise that is not positive.
     """
     _require_measurements(operator, y)
-    if not 0 < noise < float("inf"):
-        raise ValueError(f"noise is a standard deviation above 0, got {noise}")
+    noise = _deviation(noise)
 
     def evaluated(u: Tensor, index: Tensor) -> Evaluation:
         with torch.enable_grad():
@@ -178,7 +183,19 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
+def _deviation(noise: float) -> float:
+    try:
+        value = math.nan if isinstance(noise, str) else float(noise)
+    except (TypeError, ValueError, RuntimeError):  # of what is no number, or several
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"noise is a standard deviation above 0, got {noise!r}")
+    return value
+
+
 def _require_measurements(operator: LinearOperator, y: Tensor) -> None:
+    if not isinstance(y, Tensor):
+        raise ValueError(f"measurements are a tensor, got {_kind(y)}")
     if y.ndim != len(operator.measured) + 1 or tuple(y.shape[1:]) != operator.measured:
         raise ValueError(
             f"measurements have the shape (B, {', '.join(map(str, operator.measured))}), got "

@@ -59,7 +59,7 @@ def constrain(
         NotContractiveError: in eval mode, where the weight's type of float can't meet the limit.
         DerivativeError: second derivatives in weights through the norm in training mode.
     """
-    if not 0 < coeff < math.inf:
+    if isinstance(coeff, str) or not 0 < coeff < math.inf:
         raise ValueError(f"coeff must be positive and finite, got {coeff}")
     family = operator_of(module, image_size)
     if parametrize.is_parametrized(module, "weight"):

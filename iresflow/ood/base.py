@@ -17,7 +17,7 @@ from iresflow.ood.scores import Decisions, Scores, require_numbers
 from iresflow.tensors import widest
 from iresflow.training.loop.inputs import Array
 
-__all__ = ["Combine", "Composite", "FittedScore", "Measure", "Panel", "Score"]
+__all__ = ["Combine", "Composite", "FittedScore", "Measure", "Panel", "Score", "require_scores"]
 
 REACH = 0.25
 """Beyond the largest number of a type of float to this power, squares and products of a flow may
@@ -106,8 +106,8 @@ class Panel:
     def __init__(
         self, flow: Flow, scores: Sequence[Score], x: Array, context: Array | None = None
     ) -> None:
+        self.flow, self._scores = flow, require_scores("a panel", scores)
         values, known = checked(flow, x, context)
-        self.flow, self._scores = flow, tuple(scores)
         self._measures = {s: s.prepare(flow, values, known) for s in _measured(self._scores)}
         self._combines: dict[Composite, Combine] = {}
         composites = [score for score in self._scores if isinstance(score, Composite)]
@@ -205,6 +205,15 @@ class FittedScore:
             ValueError: as `scores`, or the threshold is NaN.
         """
         return self.scores(x, context).decide(threshold)
+
+
+def require_scores(what: str, scores: Iterable[Score]) -> tuple[Score, ...]:
+    """The scores, or a ValueError where one of them is none."""
+    found = (scores,) if isinstance(scores, Score) else tuple(scores)
+    for score in found:
+        if not isinstance(score, Score):
+            raise ValueError(f"{what} is of scores such as LogProb(), got {score!r}")
+    return found
 
 
 def _measured(scores: Iterable[Score]) -> list[Score]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from iresflow.models import Flow, ImageFlow
 from iresflow.models.parts.images import require_integers
-from iresflow.tensors import widest
+from iresflow.tensors import as_tensor, widest
 from iresflow.training.loop.inputs import Array
 from iresflow.training.objectives.contexts import context_of
 
@@ -24,7 +24,7 @@ def checked(flow: Flow, x: Array, context: Array | None) -> tuple[Tensor, Tensor
     if flow.training:
         raise ValueError("scores are of a flow in eval mode: call flow.eval() first")
     like = weight_of(flow)
-    values = torch.as_tensor(x, device=like.device)
+    values = as_tensor("x", x).to(like.device)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError("there are no samples to be scored or fitted to")
     if isinstance(flow, ImageFlow):
@@ -51,7 +51,7 @@ def _contexts(flow: Flow, x: Tensor, context: Array | None) -> Tensor | None:
         if context is not None:
             raise ValueError("this flow takes no context: it was built with context_dim=0")
         return None
-    given = None if context is None else torch.as_tensor(context)
+    given = None if context is None else as_tensor("the context", context)
     known = context_of(given, flow.context_dim, like)
     wanted = (len(x), *flow.context_shape)
     if known is None or tuple(known.shape) != wanted or not bool(known.isfinite().all()):

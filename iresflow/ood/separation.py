@@ -7,6 +7,8 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
+from iresflow.tensors import as_tensor
+
 __all__ = ["Separation", "evaluate"]
 
 Interval = tuple[float, float]
@@ -83,9 +85,10 @@ def evaluate(
 
 
 def _array(values: Tensor | np.ndarray | Sequence[float], name: str) -> np.ndarray:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double().numpy()
-    array = np.asarray(values, dtype=float)
+    tensor = as_tensor(f"scores {name}", values).detach().cpu()
+    if tensor.is_complex():
+        raise ValueError(f"scores {name} must be real numbers, got {tensor.dtype}")
+    array = tensor.double().numpy()
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"scores {name} are numbers (N,), one or more, got shape {array.shape}")
     if np.isnan(array).any():

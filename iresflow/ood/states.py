@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Combine, Composite, Score
+from iresflow.ood.base import Combine, Composite, Score, require_scores
 from iresflow.ood.latent_fit import LatentFit
 from iresflow.ood.likelihoods import LogProb
 from iresflow.ood.score_norm import ScoreNorm
@@ -44,7 +44,7 @@ class DensityOfStates(Composite):
             units of the statistics' deviations. It is asked all along the error bars, too.
 
     Raises:
-        ValueError: no statistics.
+        ValueError: no statistics, others than scores, or no density estimator.
 
     References:
         Density of States Estimation for Out-of-Distribution Detection (Morningstar et al., 2021).
@@ -57,8 +57,16 @@ class DensityOfStates(Composite):
     density: Density | None = None
 
     def __post_init__(self) -> None:
-        if not self.statistics:
+        statistics = require_scores("a state", self.statistics)
+        if not statistics:
             raise ValueError("statistics must name one score or more, got none")
+        object.__setattr__(self, "statistics", statistics)
+        for method in ("fit", "score_samples", "get_params"):
+            if self.density is not None and not callable(getattr(self.density, method, None)):
+                raise ValueError(
+                    f"a density is an estimator of scikit-learn with {method}, got "
+                    f"{self.density!r}"
+                )
 
     @property
     def parts(self) -> tuple[Score, ...]:

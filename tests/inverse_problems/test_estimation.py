@@ -2,6 +2,7 @@
 
 from itertools import cycle
 
+import numpy as np
 import pytest
 import torch
 from helpers import materialize, perturb, small_image_flow
@@ -187,12 +188,19 @@ def test_measurements_and_settings_that_do_not_fit_are_refused():
         (torch.full_like(y, torch.nan), "NaN or infinity"),
         (y.long(), "floats, got torch.int64"),
         (y[:0], "batch is empty"),
+        (y.numpy(), "a tensor, got ndarray"),
+        (np.ma.masked_array(y.numpy(), mask=y.numpy() > 0.5), "a tensor, got MaskedArray"),
+        (None, "a tensor, got NoneType"),
     ):
         with pytest.raises(ValueError, match=message):
             map_estimate(operator, wrong, flow, 0.1)
-    for noise in (0.0, -0.1, torch.nan):
+    for noise in (0.0, -0.1, torch.nan, torch.inf, "0.1", None, torch.ones(2)):
         with pytest.raises(ValueError, match="standard deviation above 0"):
             map_estimate(operator, y, flow, noise)
+    with pytest.raises(ValueError, match="images to start at are a tensor, got list"):
+        map_estimate(operator, y, flow, 0.1, start=[0.5])
+    with pytest.raises(ValueError, match="LinearOperator, got Tensor"):
+        map_estimate(torch.eye(16), y, flow, 0.1)
     with pytest.raises(ValueError, match="a prior is a FlowPrior.* got Linear"):
         map_estimate(operator, y, torch.nn.Linear(2, 2), 0.1)
     with pytest.raises(ValueError, match="where is one of image, latent"):

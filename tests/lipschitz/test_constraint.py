@@ -211,7 +211,7 @@ def test_an_implicit_layer_stays_a_contraction():
 
 
 def test_what_cannot_be_constrained_is_refused():
-    for coeff in (0, -1.0, math.inf, math.nan):
+    for coeff in (0, -1.0, math.inf, math.nan, "0.9"):
         with pytest.raises(ValueError, match=f"coeff must be positive and finite, got {coeff}"):
             constrain(conv(), coeff, (6, 6))
     with pytest.raises(ValueError, match="no bound is known of Sequential"):

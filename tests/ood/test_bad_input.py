@@ -19,6 +19,7 @@ from iresflow.ood import (
     LocalDimension,
     LogProb,
     Mutation,
+    Panel,
     ScoreNorm,
     Scoring,
     Typicality,
@@ -260,3 +261,77 @@ def test_vectors_in_float32_and_a_float64_file():
     flow.initialize(torch.randn(50, 2))
     fitted = LogProb().fit(flow.eval(), torch.randn(9, 2).double())
     assert fitted.score(torch.ones(2, 2)).dtype == torch.float64
+
+
+def with_a_mask(values):
+    """The same numbers in an array of NumPy, of which the first is masked."""
+    masked = np.ma.masked_array(values.numpy(), mask=np.zeros(values.shape, dtype=bool))
+    masked[(0,) * values.ndim] = np.ma.masked
+    return masked
+
+
+NO_ARRAYS = [
+    ("words", "can't be made a tensor"),
+    (None, "can't be made a tensor"),
+    ([[0.0, 1.0, 2.0], [3.0]], "can't be made a tensor"),
+    (np.array([[None, 1.0, 2.0]], dtype=object), "can't be made a tensor"),
+    (with_a_mask(torch.zeros(4, 3)), "masks 1 of its 12"),
+    (torch.eye(3).to_sparse(), "sparse"),
+]
+
+
+@pytest.mark.parametrize(("x", "message"), NO_ARRAYS)
+def test_what_is_no_array_of_known_numbers(x, message):
+    flow = small_vector_flow()
+    fitted = LogProb().fit(flow, torch.randn(5, 3))
+    for use in (fitted.score, lambda x: LogProb().fit(flow, x), lambda x: evaluate(x, [1.0])):
+        with pytest.raises(ValueError, match=message):
+            use(x)
+    conditional = small_vector_flow(context_dim=3)
+    asked = "contexts of shape" if x is None else f"context .*{message}"
+    with pytest.raises(ValueError, match=asked):
+        LogProb().fit(conditional, torch.randn(4, 3), x)
+
+
+def test_images_some_of_whose_pixels_are_masked():
+    fitted = fitted_to_images()
+    images = torch.randint(0, 17, (3, 2, 4, 4))
+    with pytest.raises(ValueError, match="masks 1 of its 96"):
+        fitted.score(with_a_mask(images))
+    nothing_masked = np.ma.masked_array(images.numpy(), mask=False)
+    torch.testing.assert_close(fitted.score(nothing_masked), fitted.score(images))
+
+
+def test_arrays_that_lie_backwards_or_are_read_only():
+    flow, x = small_vector_flow(), np.random.default_rng(0).normal(size=(5, 3))
+    fitted = LogProb().fit(flow, x)
+    backwards = x[::-1]
+    x.flags.writeable = False
+    torch.testing.assert_close(fitted.score(backwards), fitted.score(x).flip(0))
+
+
+def test_what_is_no_score_no_density_or_no_number():
+    flow, x = small_vector_flow(), torch.randn(5, 3)
+    for wrong in (["LogProb"], [LogProb], [None]):
+        with pytest.raises(ValueError, match="scores such as"):
+            Panel(flow, wrong, x)
+        with pytest.raises(ValueError, match="scores such as"):
+            DensityOfStates(wrong)
+    assert DensityOfStates(LogProb()) == DensityOfStates([LogProb()])
+    with pytest.raises(ValueError, match="estimator of scikit-learn with fit"):
+        DensityOfStates((LogProb(),), density=object())
+    fitted = LogProb().fit(flow, x)
+    with pytest.raises(ValueError, match="a threshold is a number, got 'high'"):
+        fitted.decide(x, "high")
+    for number in (np.float32(1), torch.tensor(1.0), 1):
+        assert fitted.decide(x, number).inside.shape == (5,)
+    for settings in ({"draws": 2.5}, {"probes": 1}, {"draws": "many"}):
+        with pytest.raises(ValueError, match="whole number"):
+            Scoring(**settings)
+    with pytest.raises(ValueError, match="real numbers"):
+        evaluate(torch.ones(3, dtype=torch.complex64), [1.0])
+
+
+def test_a_panel_of_no_scores_has_none():
+    flow, x = small_vector_flow(), torch.randn(5, 3)
+    assert Panel(flow, [], x).scores(x) == []

@@ -502,6 +502,7 @@ def test_validation_is_a_part_or_samples_of_their_own(moons):
         ({"x": torch.zeros(9, 3)}, r"samples of shape \(N, 2\)"),
         ({"x": torch.full((9, 2), torch.inf)}, "x holds NaN or infinity"),
         ({"x": [["a", "b"]]}, "x can't be made a tensor"),
+        ({"x": np.ma.masked_array(np.zeros((9, 2)), mask=np.eye(9, 2))}, "masks 2 of its 18"),
         ({"x": torch.zeros(9, 2, dtype=torch.complex64)}, "x is complex"),
         ({"steps": 0}, "steps must be above 0"),
         ({"learning_rat": 1.0}, "'learning_rat' of training: the nearest is learning_rate"),

@@ -11,6 +11,7 @@ from iresflow.errors import NonFiniteError
 from iresflow.logdet import LogDetEstimator
 from iresflow.models import Flow, ImageFlow
 from iresflow.models.likelihood import student_quantile
+from iresflow.models.parts.plain import integer
 from iresflow.training.evaluation.evaluate import Precision, round_seed, scoring_estimator
 
 __all__ = ["SingleScores", "Scoring"]
@@ -41,10 +42,8 @@ class Scoring:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws < FEWEST_DRAWS or self.probes < 2:
-            raise ValueError(
-                f"draws and probes must be at least 2, got {self.draws} and {self.probes}"
-            )
+        integer("draws", self.draws, FEWEST_DRAWS)
+        integer("probes", self.probes, 2)
         if not 0 < self.level < 1:
             raise ValueError(f"level must lie strictly between 0 and 1, got {self.level}")
 

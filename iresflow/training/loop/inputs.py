@@ -12,6 +12,7 @@ from iresflow.data.cuts import part_size
 from iresflow.data.images.augment import Augmentation, unchanged
 from iresflow.models import Flow, ImageFlow, InvertibleClassifier
 from iresflow.models.parts.images import require_integers
+from iresflow.tensors import as_tensor
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.loop.classes import require_class_numbers, require_classes
 from iresflow.training.loop.processes import Processes
@@ -89,11 +90,7 @@ def samples_of(
 
 
 def _tensor(name: str, values: Array, dtype: torch.dtype) -> Tensor:
-    if not isinstance(values, Tensor):
-        try:
-            values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} can't be made a tensor: {error}") from None
+    values = as_tensor(name, values)
     if values.is_complex():
         raise ValueError(f"{name} is complex, {values.dtype}; allowed are integers and floats")
     if not values.is_floating_point():

@@ -5,7 +5,8 @@ error bars too. ``decide`` says which samples a threshold can't tell for their e
 `evaluate` how well scores tell two sets apart.
 """
 
-from iresflow.ood.base import Composite, FittedScore, Panel, Score
+from iresflow.ood.base import Composite, FittedScore, MeasuredScore, Panel, Score
+from iresflow.ood.draws import Draws, Reads
 from iresflow.ood.latent_fit import LatentFit
 from iresflow.ood.likelihoods import Complexity, LogProb, Typicality
 from iresflow.ood.local_dimension import LocalDimension
@@ -22,13 +23,16 @@ __all__ = [
     "Decisions",
     "Density",
     "DensityOfStates",
+    "Draws",
     "FittedScore",
     "LatentFit",
     "LikelihoodRatio",
     "LocalDimension",
     "LogProb",
+    "MeasuredScore",
     "Mutation",
     "Panel",
+    "Reads",
     "Score",
     "ScoreNorm",
     "Scores",

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -17,7 +17,16 @@ from iresflow.ood.scores import Decisions, Scores, require_numbers
 from iresflow.tensors import widest
 from iresflow.training.loop.inputs import Array
 
-__all__ = ["Combine", "Composite", "FittedScore", "Measure", "Panel", "Score", "require_scores"]
+__all__ = [
+    "Combine",
+    "Composite",
+    "FittedScore",
+    "Measure",
+    "MeasuredScore",
+    "Panel",
+    "Score",
+    "require_scores",
+]
 
 REACH = 0.25
 """Beyond the largest number of a type of float to this power, squares and products of a flow may
@@ -31,13 +40,12 @@ Combine = Callable[[Flow, Tensor, Sequence[Scores]], Scores]
 
 
 class Score(ABC):
-    """A score that can be fitted. A subclass is a frozen dataclass of its settings.
+    """A score that can be fitted: a `MeasuredScore`, or a `Composite` of others."""
 
-    Attributes:
-        reads: What it reads of a draw, which says in what order several scores ask.
-    """
-
-    reads: ClassVar[Reads] = Reads.SAMPLE
+    @property
+    @abstractmethod
+    def measured(self) -> tuple["MeasuredScore", ...]:
+        """The scores of what is drawn that it is a function of."""
 
     @final
     def fit(self, flow: Flow, x: Array, context: Array | None = None) -> "FittedScore":
@@ -56,6 +64,21 @@ class Score(ABC):
         """
         return FittedScore(Panel(flow, [self], x, context))
 
+
+class MeasuredScore(Score):
+    """A score of what is drawn of a sample. A subclass is a frozen dataclass of its settings.
+
+    Attributes:
+        reads: What it reads of a draw, which says in what order several scores ask.
+    """
+
+    reads: ClassVar[Reads] = Reads.SAMPLE
+
+    @property
+    @final
+    def measured(self) -> tuple["MeasuredScore", ...]:
+        return (self,)
+
     @abstractmethod
     def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
         """What measures samples, given those that are inside.
@@ -68,12 +91,17 @@ class Score(ABC):
 
 
 class Composite(Score):
-    """A score that is a function of other scores, its parts."""
+    """A score that is a function of other scores, its parts. A subclass is a frozen dataclass."""
 
     @property
     @abstractmethod
     def parts(self) -> tuple[Score, ...]:
         """The scores that it is a function of."""
+
+    @property
+    @final
+    def measured(self) -> tuple[MeasuredScore, ...]:
+        return tuple(one for part in self.parts for one in part.measured)
 
     @abstractmethod
     def combine(self, flow: Flow, x: Tensor, inside: Sequence[Scores]) -> Combine:
@@ -82,10 +110,6 @@ class Composite(Score):
         Raises:
             ValueError: it can't be fitted to these.
         """
-
-    @final
-    def prepare(self, flow: Flow, x: Tensor, context: Tensor | None) -> Measure:
-        raise TypeError(f"a {type(self).__name__} is combined of its parts")
 
 
 @final
@@ -108,10 +132,10 @@ class Panel:
     ) -> None:
         self.flow, self._scores = flow, require_scores("a panel", scores)
         values, known = checked(flow, x, context)
-        self._measures = {s: s.prepare(flow, values, known) for s in _measured(self._scores)}
+        self._measures = {s: s.prepare(flow, values, known) for s in _in_order(self._scores)}
         self._combines: dict[Composite, Combine] = {}
         composites = [score for score in self._scores if isinstance(score, Composite)]
-        inside = self._measure(values, known, _measured(composites))
+        inside = self._measure(values, known, _in_order(composites))
         for composite in composites:
             self._fit(composite, values, inside)
 
@@ -138,9 +162,9 @@ class Panel:
 
     @full_precision()
     def _measure(
-        self, x: Tensor, context: Tensor | None, scores: Iterable[Score]
+        self, x: Tensor, context: Tensor | None, scores: Iterable[MeasuredScore]
     ) -> dict[Score, Scores]:
-        """Scores of checked samples by scores that are measured, batch by batch."""
+        """Checked samples' scores by those that are measured, batch by batch."""
         wanted = {score: self._measures[score] for score in scores}
         if not wanted:
             return {}
@@ -216,24 +240,16 @@ def require_scores(what: str, scores: Iterable[Score]) -> tuple[Score, ...]:
     return found
 
 
-def _measured(scores: Iterable[Score]) -> list[Score]:
-    """The scores that are measured, of which the others are functions: each once, and those first
-    that read most of a draw, whose passes serve the others."""
-
-    def each(score: Score) -> Iterator[Score]:
-        if not isinstance(score, Composite):
-            yield score
-            return
-        for part in score.parts:
-            yield from each(part)
-
-    known = dict.fromkeys(part for score in scores for part in each(score))
+def _in_order(scores: Iterable[Score]) -> list[MeasuredScore]:
+    """What they are functions of: each once, and those first that read most of a draw, whose
+    passes serve the others."""
+    known = dict.fromkeys(part for score in scores for part in score.measured)
     return sorted(known, key=lambda score: score.reads, reverse=True)
 
 
 def _of_batch(
-    measures: Mapping[Score, Measure], flow: Flow, x: Tensor, context: Tensor | None
-) -> dict[Score, Tensor]:
+    measures: Mapping[MeasuredScore, Measure], flow: Flow, x: Tensor, context: Tensor | None
+) -> dict[MeasuredScore, Tensor]:
     """Values and ends of the error bars, ``(3, B)``, by each score."""
     if isinstance(flow, ImageFlow):
         return _of_draws(measures, Draws(flow, x, context))
@@ -254,6 +270,8 @@ def _of_batch(
     return found
 
 
-def _of_draws(measures: Mapping[Score, Measure], draws: Draws) -> dict[Score, Tensor]:
+def _of_draws(
+    measures: Mapping[MeasuredScore, Measure], draws: Draws
+) -> dict[MeasuredScore, Tensor]:
     parts = {score: measure(draws) for score, measure in measures.items()}
     return {s: torch.stack([part.values, part.low, part.high]) for s, part in parts.items()}

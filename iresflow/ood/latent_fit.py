@@ -12,7 +12,7 @@ from torch.special import log_ndtr
 
 from iresflow.errors import NonFiniteError
 from iresflow.models import DiagonalNormal, Flow, ImageFlow
-from iresflow.ood.base import Measure, Score
+from iresflow.ood.base import Measure, MeasuredScore
 from iresflow.ood.draws import Draws, Reads, seeds_of
 from iresflow.ood.samples import batches, narrowed, rounding_of
 from iresflow.ood.scores import Scores
@@ -26,7 +26,7 @@ DRAWS = 4
 
 @final
 @dataclass(frozen=True)
-class LatentFit(Score):
+class LatentFit(MeasuredScore):
     """How far a latent's statistics are from those of samples that are inside.
 
     Under the model, the entries of a latent in units of the base density are independent and

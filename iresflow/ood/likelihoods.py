@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Combine, Composite, Measure, Score
+from iresflow.ood.base import Combine, Composite, Measure, MeasuredScore, Score
 from iresflow.ood.draws import Draws, Reads, limits_of, seeds_of
 from iresflow.ood.png import png_nats
 from iresflow.ood.scores import Scores
@@ -20,7 +20,7 @@ __all__ = ["Complexity", "LogProb", "Typicality"]
 
 @final
 @dataclass(frozen=True)
-class LogProb(Score):
+class LogProb(MeasuredScore):
     r""":math:`-\log p(x)` in nats; of images, of the integers, in the mean over the noise.
 
     It fails where simple images are likely under a flow that has never seen their like.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow
-from iresflow.ood.base import Measure, Score
+from iresflow.ood.base import Measure, MeasuredScore
 from iresflow.ood.draws import Draws, estimator_of, seeds_of
 from iresflow.ood.jacobian import FlowJacobian
 from iresflow.ood.quadrature import resolvent_bounds
@@ -25,7 +25,7 @@ EXACT_UP_TO = 32
 
 @final
 @dataclass(frozen=True)
-class LocalDimension(Score):
+class LocalDimension(MeasuredScore):
     r""":math:`-\sum_i 1 / (1 + \sigma_i^2 / t^2)`, minus the number of directions that are wide.
 
     The :math:`\sigma_i` are the singular values of the Jacobian of z = F(y) at a sample, where y

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iresflow.models import Flow, ImageFlow
-from iresflow.ood.base import Measure, Score
+from iresflow.ood.base import Measure, MeasuredScore
 from iresflow.ood.draws import Draws, Reads, limits_of, seeds_of
 from iresflow.ood.samples import narrowed, weight_of
 from iresflow.ood.scores import Scores
@@ -54,7 +54,7 @@ class Mutation:
 
 @final
 @dataclass(frozen=True)
-class LikelihoodRatio(Score):
+class LikelihoodRatio(MeasuredScore):
     r""":math:`\log p_0(x) - \log p(x)` in nats, with the density :math:`p_0` of a background.
 
     What both flows have learned cancels: the background, and with it what makes any simple image

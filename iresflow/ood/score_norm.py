@@ -9,7 +9,7 @@ from torch import Tensor
 
 from iresflow.models import Flow
 from iresflow.models.likelihood import student_quantile
-from iresflow.ood.base import Measure, Score
+from iresflow.ood.base import Measure, MeasuredScore
 from iresflow.ood.draws import Draws, Reads, limits_of, seeds_of
 from iresflow.ood.samples import rounding_of
 from iresflow.ood.scores import Scores
@@ -23,7 +23,7 @@ FEWEST_DRAWS = 3
 
 @final
 @dataclass(frozen=True)
-class ScoreNorm(Score):
+class ScoreNorm(MeasuredScore):
     r""":math:`|\nabla_y \log p|`, the norm of the statistical score.
 
     y is what the flow's blocks take: the columns of vectors in units of their deviations, so that

@@ -59,7 +59,7 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     options = "--images.name digits --size 8 --signals 100 --hidden 4 --steps 3 --test 4"
     options += " --image_hidden 3 --image_steps 2 --compared_steps 2"
-    options += " --through_steps 2"
+    options += " --through_steps 2 --through_rate 1e-12"
     options += " --limits [0.5,0.9] --image_limits [0.5]"
     assert main(["learned", *options.split(), "--into", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
@@ -72,6 +72,12 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
     for row in rows:
         assert row["largest amplification"] <= row["stability, certified"]
         assert row["stability, certified"] <= 1 / (1 - row["L"]) * (1 + 1e-9)
+    # What is trained through its inverse begins as what approximates.
+    errors = {(row["kind"], row["L"]): row["error"] for row in rows}
+    for limit in (0.5, 0.9):
+        through = errors["network, through the inverse", limit]
+        assert through == pytest.approx(errors["network", limit], rel=1e-4)
+        assert through != pytest.approx(errors["linear", limit], rel=1e-3)
     assert len(results["objectives"]) == 7 and "blur-errors" in results
     for figure in ("smoothing", "blur", "images"):
         assert (tmp_path / f"{figure}.png").stat().st_size > 5000

@@ -58,10 +58,11 @@ class Settings(Section):
     """Signals to train on."""
     steps: int = 4000
     """Of training on signals, 128 in a step."""
-    through_steps: int = 500
+    through_steps: int = 200
     """Of training the same network on, through its inverse, 64 in a step."""
-    through_rate: float = 1e-3
-    """Learning rate of that."""
+    through_rate: float = 1e-2
+    """Learning rate of that, over the root of 1 - L: an inverse that may amplify more depends more
+    on the weights."""
     pool: int = 2
     """Pixels on the side of the squares that images are averaged over before."""
     image_limits: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98)
@@ -135,20 +136,23 @@ class _Kind:
     Attributes:
         build: From a limit.
         objective: From the relative noise of what it shall invert.
-        options: Of training.
+        options: Of training, from a limit.
         start: The kind whose trained network it begins with, at each limit; None for a new one.
     """
 
     build: Callable[[float], LearnedOperator]
     objective: Callable[[float], Objective]
-    options: Mapping[str, Any]
+    options: Callable[[float], Mapping[str, Any]]
     start: str | None = None
 
 
 def _approximating(problem: Problem, options: Mapping[str, Any]) -> dict[str, _Kind]:
     """The problem's maps, as near to its operator as they come."""
     objective = Approximation(problem.operator)
-    return {n: _Kind(b, lambda noise: objective, options) for n, b in problem.networks.items()}
+    return {
+        name: _Kind(build, lambda noise: objective, lambda limit: options)
+        for name, build in problem.networks.items()
+    }
 
 
 def _of_signals(problem: Problem, settings: Settings) -> dict[str, _Kind]:
@@ -158,11 +162,10 @@ def _of_signals(problem: Problem, settings: Settings) -> dict[str, _Kind]:
     is smaller by as much.
     """
     options = {"batch_size": 128, "learning_rate": 1e-2, "steps": settings.steps}
-    through = {
-        "batch_size": 64,
-        "learning_rate": settings.through_rate,
-        "steps": settings.through_steps,
-    }
+
+    def through(limit: float) -> dict[str, Any]:
+        rate = settings.through_rate * (1 - limit) ** 0.5
+        return {"batch_size": 64, "learning_rate": rate, "steps": settings.through_steps}
 
     def reconstruction(noise: float) -> Objective:
         return Reconstruction(problem.operator, deviation_of(problem, noise), tol=1e-4)
@@ -203,7 +206,7 @@ def _converge(
             where = report.path / f"{problem.name}-{_as_file(name)}-{limit:g}"
             net = copy.deepcopy(nets[kind.start][limit]) if kind.start else kind.build(limit)
             nets[name][limit] = train_operator(
-                net, problem, where, kind.objective(noise), seed, kind.options
+                net, problem, where, kind.objective(noise), seed, kind.options(limit)
             )
         curves[name] = [errors(problem, inverse_of(net), noisy) for net in nets[name].values()]
         for index, (limit, net) in enumerate(nets[name].items()):

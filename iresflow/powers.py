@@ -124,8 +124,9 @@ class Series:
         weights: Those of :math:`u_k` in `PowerSums.neumann` and `PowerSums.weighted`; both 1 for
             k = 0. As many terms at most.
         terms: How many each direction takes, ``(K, B)`` integers from 1; None for all.
-        enough: A direction ends, ``(K, B)``, at the first k with :math:`|u_{k-1}|` below k times
-            this; None for never.
+        enough: A direction ends, ``(K, B)``, at the first k from 2 at which
+            :math:`\sum_{j \ge 1} |u_{k-1}| r^j / k` is at most this, where r is the largest factor
+            by which a product made one of its powers longer; None for never.
     """
 
     weights: Sequence[tuple[float, float]]
@@ -142,8 +143,10 @@ class Series:
         going = torch.full_like(sums.size[:, index], k < len(self.weights), dtype=torch.bool)
         if self.terms is not None:
             going &= self.terms[:, index] > k
-        if self.enough is not None:
-            going &= sums.size[:, index] >= k * self.enough[:, index]
+        if self.enough is not None and k > 1:
+            rate = sums.growth[:, index]
+            left = k * self.enough[:, index] * (1 - rate)
+            going &= sums.size[:, index] * rate > left
         return going
 
 

@@ -15,7 +15,7 @@ from iresflow.errors import DerivativeError
 from iresflow.lipschitz import Branch
 from iresflow.lipschitz.passes.chain import Chain
 from iresflow.lipschitz.passes.rounding import RoundedChain, fused_solve
-from iresflow.logdet import LogDetEstimator, PowerSeries
+from iresflow.logdet import TRAINING, LogDetEstimator
 from iresflow.solvers import attach, solve
 from iresflow.tensors import transformed, wide_norm
 
@@ -42,7 +42,7 @@ class BranchBlock(Bijection):
     def __init__(self, branch: Branch, log_det: LogDetEstimator | None = None) -> None:
         super().__init__()
         self.branch = branch
-        self.log_det = log_det or PowerSeries()
+        self.log_det = log_det or TRAINING
         self.name = "a residual block"
 
     def sharpen(self) -> None:

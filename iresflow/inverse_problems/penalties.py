@@ -7,7 +7,7 @@ https://arxiv.org/abs/2510.26704): a first variation in F and an integration by 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import final
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iresflow.inverse_problems.learned import LearnedOperator
-from iresflow.logdet import LogDetEstimator, PowerSeries
+from iresflow.logdet import TRAINING, LogDetEstimator
 from iresflow.logdet.probes import check_settings, draw_probes
 from iresflow.streams import Stream
 from iresflow.tensors import dot
@@ -45,7 +45,7 @@ class LogDetPenalty:
     """
 
     noise: float
-    log_det: LogDetEstimator = field(default_factory=PowerSeries)
+    log_det: LogDetEstimator = TRAINING
 
     def __post_init__(self) -> None:
         _require_deviation(self.noise)

@@ -21,6 +21,7 @@ from iresflow.logdet.small import ExactWhereSmall
 __all__ = [
     "ESTIMATORS",
     "LENGTHS",
+    "TRAINING",
     "Cayley",
     "DifferentiableSeries",
     "Exact",
@@ -52,6 +53,12 @@ ESTIMATORS: dict[str, type[LogDetEstimator]] = {
     "reduced-precision": ReducedPrecision,
 }
 """The estimators by the names that configurations and checkpoints use."""
+
+TRAINING = Krylov(tol=1e-3)
+"""The estimator of training steps where none is given.
+
+Training finds Jacobians with eigenvalues near -1, for which a series needs many terms, and where
+its errors make it believe in a better flow (docs/numbers/fixed-terms.md)."""
 
 LENGTHS: dict[str, type[LengthDistribution]] = {"geometric": Geometric, "poisson": Poisson}
 """The distributions of random lengths by the names that configurations and checkpoints use."""

@@ -38,9 +38,10 @@ class PowerSeries(LogDetEstimator):
         terms: n, at least 1.
         probes: Number of probes K for each sample.
         probe: Name of their distribution, ``rademacher``, ``gaussian`` or ``orthogonal``.
-        tol: Where above 0, each probe of each sample stops by itself, as soon as its last term
-            is below this many nats per dimension: no estimate depends on the other samples of its
-            batch. The truncation bound is that of the terms taken.
+        tol: Where above 0, each probe of each sample stops by itself, as soon as what it leaves
+            out is below this many nats per dimension, if its powers shrink at their slowest rate
+            until then: no estimate depends on the other samples of its batch. The truncation bound
+            is that of the terms taken.
 
     Raises:
         ValueError: terms or probes below 1, a negative tolerance, or an unknown distribution.
@@ -66,7 +67,8 @@ class PowerSeries(LogDetEstimator):
         with torch.no_grad():
             image = linearization.jvp(v)
             size, slope = norms(v), norms(image)
-            # Term k + 1 is at most |u_k| |J v| / (k + 1).
+            # Term k + 1 is at most |u_k| |J v| / (k + 1), and those after it no more than that
+            # times the powers of the rate.
             enough = self.tol * v[0, 0].numel() / slope if self.tol else None
             sums = linearization.power_sums(v, Series(weights, enough=enough))
             invalid = expands(size, slope) | (sums.growth > EXPANSION)

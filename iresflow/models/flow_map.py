@@ -11,13 +11,7 @@ from iresflow.ambient import own_arithmetic
 from iresflow.bijections import Accuracy, Bijection, Composition, LogDet, StreamedLogDet
 from iresflow.bijections.inverse import warn_of_floor
 from iresflow.lipschitz import ContextDim, compiled_kernels
-from iresflow.logdet import (
-    Exact,
-    ExactWhereSmall,
-    Krylov,
-    LogDetEstimator,
-    PowerSeries,
-)
+from iresflow.logdet import TRAINING, Exact, ExactWhereSmall, Krylov, LogDetEstimator
 from iresflow.models.certified import CertifiedModel
 from iresflow.models.inversion import FlowInverse, invert_flow
 from iresflow.models.parts.contexts import context_shape, shown
@@ -58,7 +52,7 @@ class FlowMap(CertifiedModel):
         super().__init__(bijection, data_map or Composition(), shape)
         self.context_shape = context_shape(context_dim)
         self.context_dim = self.context_shape[0] if self.context_shape else 0
-        self.log_det = log_det or PowerSeries()
+        self.log_det = log_det or TRAINING
 
     def forward(
         self,

@@ -17,7 +17,7 @@ from iresflow.bijections import (
     quantize,
 )
 from iresflow.linearization import Linearization
-from iresflow.logdet import LogDetEstimate, LogDetEstimator, PowerSeries
+from iresflow.logdet import TRAINING, LogDetEstimate, LogDetEstimator
 from iresflow.models.bits import BitsPerDim
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.dequantization import Noisy
@@ -116,7 +116,7 @@ class ImageFlow(Flow):
         log_det: LogDetEstimator | None = None,
     ) -> None:
         plain = plain_arguments(locals())
-        log_det = log_det or PowerSeries()
+        log_det = log_det or TRAINING
         parts = ImageParts(plain)
         self.spec = {**parts.spec, "log_det": estimator_spec(log_det)}
         super().__init__(

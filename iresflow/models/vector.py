@@ -13,7 +13,7 @@ from iresflow.bijections import (
     block_named,
 )
 from iresflow.lipschitz import activation_named, dense_branch, links_named, normalization_named
-from iresflow.logdet import Exact, LogDetEstimator, PowerSeries
+from iresflow.logdet import TRAINING, Exact, LogDetEstimator
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.flow import Flow
 from iresflow.models.parts.arguments import described, plain_arguments
@@ -98,7 +98,7 @@ class VectorFlow(Flow):
         count = partial(integer, least=0)
         plain = plain_arguments(locals(), blocks=count, context_dim=count)
         dim, context_dim = plain["dim"], plain["context_dim"]
-        log_det = log_det or (Exact() if dim <= EXACT_UP_TO else PowerSeries())
+        log_det = log_det or (Exact() if dim <= EXACT_UP_TO else TRAINING)
         self.spec = {**described(plain, SILENT), "log_det": estimator_spec(log_det)}
         maps: list[Bijection] = []
         for index in range(plain["blocks"]):

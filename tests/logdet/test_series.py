@@ -11,6 +11,7 @@ from helpers import (
 
 from iresflow import Exact, NotContractiveError, PowerSeries, RandomSeries
 from iresflow.linearization import FunctionLinearization
+from iresflow.logdet import TRAINING
 from iresflow.streams import PartialStream
 
 
@@ -209,3 +210,21 @@ def test_a_sample_stops_by_itself_and_never_by_its_batch():
 def test_without_a_tolerance_all_terms_are_taken():
     estimate = PowerSeries(7)(MatrixLinearization(contractions(1e-3), 0.5))
     assert bool((estimate.products == 7).all())
+
+
+@pytest.mark.parametrize("estimator", [PowerSeries(2000, tol=1e-3), TRAINING])
+@pytest.mark.parametrize("lowest", [-0.5, -0.9, -0.97])
+def test_a_tolerance_is_one_of_what_is_left_out(estimator, lowest):
+    """With eigenvalues near -1, which training seeks, all terms of the series have one sign."""
+    vectors = torch.linalg.qr(torch.randn(5, 64, 64)).Q
+    linear = MatrixLinearization(vectors @ torch.linspace(lowest, 0.2, 64).diag() @ vectors.mT)
+
+    def value(estimator):
+        return estimator(linear, torch.Generator().manual_seed(1)).value
+
+    exact, limit = value(PowerSeries(2000)), 1e-3 * 64
+    assert float((value(estimator) - exact).abs().max()) <= limit
+    # A control: the series that ends with its first term below the tolerance.
+    sums = [value(PowerSeries(n)) for n in range(1, 60)]
+    last = next(i for i in range(1, 59) if float((sums[i] - sums[i - 1]).abs().max()) < limit)
+    assert float((sums[last] - exact).abs().max()) > limit or lowest == -0.5

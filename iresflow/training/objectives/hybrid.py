@@ -1,6 +1,6 @@
 """The objective of hybrid models: class and density from one network."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import final
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iresflow.bijections import dequantize
-from iresflow.logdet import LogDetEstimator, PowerSeries
+from iresflow.logdet import TRAINING, LogDetEstimator
 from iresflow.models import Flow, InvertibleClassifier
 from iresflow.models.densities import DiagonalNormal
 from iresflow.models.parts.plain import number
@@ -49,7 +49,7 @@ class Hybrid(Classification):
 
     prior: DiagonalNormal
     weight: float = 1.0
-    log_det: LogDetEstimator = field(default_factory=PowerSeries)
+    log_det: LogDetEstimator = TRAINING
 
     @staticmethod
     def of(
@@ -63,7 +63,7 @@ class Hybrid(Classification):
         """
         require_weights(net, weight)
         require_density(net)
-        return Hybrid(DiagonalNormal(net.base_dim, learned=True), weight, log_det or PowerSeries())
+        return Hybrid(DiagonalNormal(net.base_dim, learned=True), weight, log_det or TRAINING)
 
     @property
     def own(self) -> nn.Module:

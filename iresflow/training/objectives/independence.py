@@ -5,14 +5,14 @@ nuisance classifier ascends it. Between the two stands a *gradient reversal* (Ga
 2015, arXiv:1409.7495), which leaves values as they are and turns the gradient's sign.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iresflow.logdet import LogDetEstimator, PowerSeries
+from iresflow.logdet import TRAINING, LogDetEstimator
 from iresflow.models import InvertibleClassifier
 from iresflow.models.classifiers.read_outs import SimplifiedReadOut
 from iresflow.models.densities import DiagonalNormal
@@ -97,7 +97,7 @@ class Independence(Classification):
     opponent: Opponent
     weight: float = 1.0
     nuisance_weight: float = 1.0
-    log_det: LogDetEstimator = field(default_factory=PowerSeries)
+    log_det: LogDetEstimator = TRAINING
 
     @staticmethod
     def of(
@@ -131,7 +131,7 @@ class Independence(Classification):
         if dim == 0:
             raise ValueError("all entries of the latent are logits, and none is left as nuisance")
         opponent = Opponent(dim, net.classes, integer("hidden", hidden, 1))
-        return Independence(opponent, weight, nuisance_weight, log_det or PowerSeries())
+        return Independence(opponent, weight, nuisance_weight, log_det or TRAINING)
 
     @property
     def own(self) -> nn.Module:

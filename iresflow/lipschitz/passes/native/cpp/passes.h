@@ -183,8 +183,11 @@ void power_sums(const Shape& shape, const Link* links, const Powers<T>& powers) 
             bool some = false;
             for (long s = 0; s < count; ++s) {
                 if (powers.limit && powers.limit[first + s] <= term) running[s] = 0;
-                if (powers.enough && !(powers.size[first + s] >= term * powers.enough[first + s]))
-                    running[s] = 0;
+                if (powers.enough && term > 1) {  // as `Series.goes_on`
+                    const T rate = powers.growth[first + s];
+                    const T left = term * powers.enough[first + s] * (1 - rate);
+                    if (!(powers.size[first + s] * rate > left)) running[s] = 0;
+                }
                 some |= running[s];
             }
             if (!some) break;

@@ -1,4 +1,4 @@
-"""A fixed linear map of vectors that takes away the correlations of their entries."""
+"""A fixed linear map that takes away the correlations of entries, or of channels."""
 
 import math
 from typing import final
@@ -25,16 +25,17 @@ class Decorrelate(SetFromData):
 
     Of all maps that decorrelate, the symmetric root leaves standardised entries closest to what
     they were (Kessy, Lewin and Strimmer, 2018, "Optimal whitening and decorrelation"); so it comes
-    after `Standardize`. It is not trained.
+    after `Standardize`. Of an image it is the same map at each pixel, and of its channels. It is
+    not trained.
 
     Arguments:
-        dim: D of ``(B, D)``.
+        channels: C of ``(B, C, H, W)``, or D of ``(B, D)``.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.matrix: Tensor
-        self.register_buffer("matrix", torch.eye(dim))
+        self.register_buffer("matrix", torch.eye(channels))
 
     def _set(self, values: Tensor, mean: Tensor, spread: Tensor) -> None:
         centred = values - mean[:, None]
@@ -46,23 +47,25 @@ class Decorrelate(SetFromData):
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
     ) -> tuple[Tensor, Tensor]:
         z = self.transform(x, context)
-        return z, torch.linalg.slogdet(self.matrix.double())[1].to(z.dtype).expand(len(x))
+        volume = torch.linalg.slogdet(self.matrix.double())[1] * x[0, 0].numel()
+        return z, volume.to(z.dtype).expand(len(x))
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self._require_initialized("used")
-        return x @ self.matrix.T.to(x.dtype)
+        return _times(self.matrix.to(x.dtype), x)
 
     def invert(
         self, z: Tensor, context: Tensor | None = None, accuracy: Accuracy | None = None
     ) -> Inverse:
         self._require_initialized("inverted")
         matrix = self.matrix.double()
-        x = torch.linalg.solve(matrix, z.double().T).T
+        columns = z.double().movedim(1, 0)
+        x = torch.linalg.solve(matrix, columns.flatten(1)).reshape(columns.shape).movedim(0, 1)
         value = x.to(z.dtype)
         # An error e leaves a residual of M e: what is left, and what its own sums may have lost.
-        left = wide_norm(value.double() @ matrix.T - z.double())
+        left = wide_norm(_times(matrix, value.double()) - z.double())
         lost = len(matrix) * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(matrix)
-        lipschitz = self.stretch(len(matrix)).inverse
+        lipschitz = self.stretch(z[0].numel()).inverse
         return Inverse.closed_form(
             value, lipschitz=lipschitz, rounding=lipschitz * (left + lost * wide_norm(value))
         )
@@ -71,11 +74,11 @@ class Decorrelate(SetFromData):
         """Of the matrix as it is stored, from its singular values."""
         singular = torch.linalg.svdvals(self.matrix.double())
         # The computed ones are those of a matrix so close (Higham, 2002, section 20.3).
-        error = 8 * dim * torch.finfo(torch.float64).eps * float(singular[0])
+        error = 8 * len(singular) * torch.finfo(torch.float64).eps * float(singular[0])
         low, high = float(singular[-1]) - error, float(singular[0]) + error
         if not 0 < low <= high < math.inf:
             return Stretch.unknown()
-        log_det = float(singular.log().sum())
+        log_det = float(singular.log().sum()) * (dim // len(singular))
         slack = 2 * dim * error / low
         return Stretch(math.log(high), -math.log(low), log_det - slack, log_det + slack)
 
@@ -86,3 +89,8 @@ class Decorrelate(SetFromData):
         if float(singular[-1]) <= len(singular) * torch.finfo(torch.float64).eps * singular[0]:
             return f"its matrix is singular: it shrinks a direction by {float(singular[-1]):.4g}"
         return None
+
+
+def _times(matrix: Tensor, x: Tensor) -> Tensor:
+    """The product with the channels at each place of ``(B, C, ...)``."""
+    return (matrix @ x.flatten(2)).view_as(x) if x.ndim > 2 else x @ matrix.mT

@@ -71,6 +71,9 @@ class ImageFlow(Flow):
             or variational, see `iresflow.models.dequantization`.
         dequantization_blocks: Residual blocks of the flow that makes variational noise.
         dequantization_deviation: Standard deviation of truncated-normal noise, in grey levels.
+        decorrelate: Whether a fixed linear map at each pixel takes the channels' correlations away
+            before the blocks of each scale, see `iresflow.bijections.Decorrelate`: blocks would
+            have to learn that map otherwise.
         log_det: The estimator in training mode.
 
     Raises:
@@ -113,6 +116,7 @@ class ImageFlow(Flow):
         dequantization: str = "uniform",
         dequantization_blocks: int = 4,
         dequantization_deviation: float = 1 / 6,
+        decorrelate: bool = False,
         log_det: LogDetEstimator | None = None,
     ) -> None:
         plain = plain_arguments(locals())

@@ -124,7 +124,8 @@ class ModelConfig(Section):
     """What of each image is known, the rest being modelled: grey for its colours, a small image
     for its detail at twice the size, surroundings for a hole in the middle; null for nothing."""
     decorrelate: bool = False
-    """Whether a fixed linear map takes the columns' correlations away first (vectors)."""
+    """Whether a fixed linear map takes correlations away: those of columns first, or those of an
+    image's channels, squeezed pixels among them, before the blocks of each scale."""
     pad: int = 0
     """Channels of zeros that a classifier appends to its input."""
     read_out: Literal["pooled", "flat", "simplified"] = "pooled"

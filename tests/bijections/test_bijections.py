@@ -57,6 +57,7 @@ BIJECTIONS = {
     "standardize-vector": (lambda: Standardize(3), (3,), 0),
     "standardize-image": (lambda: Standardize(2), (2, 3, 3), 0),
     "decorrelate": (lambda: Composition([Standardize(3), Decorrelate(3)]), (3,), 0),
+    "decorrelate-image": (lambda: Composition([Squeeze(), Decorrelate(8)]), (2, 4, 6), 0),
     "squeeze": (Squeeze, (2, 4, 6), 0),
     "channel-means": (
         lambda: Composition([MultiScale([Squeeze()], [(8, 2, 3)], []), ChannelMeans((8, 2, 3))]),
@@ -284,6 +285,10 @@ def test_decorrelated_entries_are_white_and_stay_close_to_what_they_were():
     # Any other rotation of white entries, such as the principal components, is further away.
     principal = x @ torch.from_numpy(directions / values**0.5)
     assert (z - x).square().sum() < 0.9 * (principal.abs() - x.abs()).square().sum()
+    # Pixels are as many vectors of channels.
+    images = x.reshape(100, 2, 2, 3).movedim(3, 1)
+    pixels = Decorrelate(3).initialize(images).movedim(1, 3).reshape(400, 3)
+    torch.testing.assert_close(pixels, z, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

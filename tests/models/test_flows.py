@@ -45,6 +45,7 @@ FLOWS = {
     "vector-symmetric": lambda: small_vector_flow(
         5, links="symmetric", hidden=[3], context_dim=2, activation="tanh"
     ),
+    "image-decorrelated": lambda: small_image_flow(decorrelate=True),
     "vector": small_vector_flow,
     "vector-concatenated": lambda: small_vector_flow(
         4, links="concatenated", context_dim=1, activation="clipswish", activate_input=False

@@ -10,6 +10,7 @@ from iresflow.bijections import (
     ActNorm,
     Bijection,
     ConditionalPrior,
+    Decorrelate,
     MultiScale,
     ResidualBlock,
     block_named,
@@ -42,6 +43,7 @@ SILENT: dict[str, Any] = {
     "conditional_prior": False,
     "block": "residual",
     "links": "chained",
+    "decorrelate": False,
 }
 """What an argument is in a file that does not name it."""
 
@@ -103,7 +105,12 @@ class ImageParts:
             self._step,
             factor_out=self.plain["factor_out"],
             prior=self._prior if self.plain["conditional_prior"] else None,
+            entry=self._entry if self.plain["decorrelate"] else None,
         )
+
+    def _entry(self, channels: int) -> list[Bijection]:
+        """What the blocks of a scale begin with; a single channel has nothing to decorrelate."""
+        return [Decorrelate(channels)] if channels > 1 else []
 
     def _step(self, channels: int, size: tuple[int, int], first: bool) -> list[Bijection]:
         """One block of the flow; the first one has no activation in front."""

@@ -10,7 +10,10 @@ from iresflow.bijections import (
     Squeeze,
 )
 
-__all__ = ["Prior", "Step", "multi_scale", "require_divisible"]
+__all__ = ["Entry", "Prior", "Step", "multi_scale", "require_divisible"]
+
+Entry = Callable[[int], list[Bijection]]
+"""Makes what the steps of a scale begin with, from the channels."""
 
 Step = Callable[[int, tuple[int, int], bool], list[Bijection]]
 """Makes one block and what goes with it from the channels, the height and width, and whether no
@@ -48,6 +51,7 @@ def multi_scale(
     *,
     factor_out: bool = False,
     prior: Prior | None = None,
+    entry: Entry | None = None,
 ) -> MultiScale:
     """Rows of steps, one row a scale, with a squeeze of 2 x 2 pixels to channels between them.
 
@@ -57,13 +61,14 @@ def multi_scale(
         step: Makes one of them.
         factor_out: Whether half of the channels go to the latent after each scale that has steps.
         prior: Makes what maps these channels given those that stay; None for nothing.
+        entry: Makes what comes before the steps of a scale that has any; None for nothing.
     """
     channels, height, width = shape
     scales, shapes, factored = [], [], []
     priors: dict[int, ConditionalPrior] = {}
     first = True
     for level, count in enumerate(blocks):
-        maps: list[Bijection] = []
+        maps: list[Bijection] = entry(channels) if entry is not None and count else []
         for _ in range(count):
             maps += step(channels, (height, width), first)
             first = False

@@ -15,6 +15,7 @@ from PIL import Image
 
 import iresflow
 from iresflow.cli import main
+from iresflow.commands import figures
 from iresflow.models.storage import read_file, write_file
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -220,7 +221,7 @@ def test_sample_fails_by_name_for_weights_that_are_not_finite(run, tmp_path, cap
 
 
 @pytest.mark.filterwarnings("always:digits needs no files")
-def test_certify_draws_its_figures(run, tmp_path, capsys):
+def test_certify_draws_its_figures(run, tmp_path, monkeypatch, capsys):
     out = tmp_path / "figures"
     arguments = ["certify", str(run), "--plots", "--out", str(out), "--tol", "1e-3"]
     assert main(arguments) == 0
@@ -234,6 +235,8 @@ def test_certify_draws_its_figures(run, tmp_path, capsys):
     block = values["blocks"][0]
     assert block["inverse_lipschitz"] == pytest.approx(1 / (1 - block["upper"]))
     capsys.readouterr()
+    monkeypatch.setattr(figures, "EFFORTS", (1, 2))
+    monkeypatch.setattr(figures, "ITERATIONS", (0, 1))
     assert main(["certify", str(run), "--plots", "--root", str(tmp_path)]) == 0
     assert "warning: digits needs no files" in capsys.readouterr().err
     assert (run / "certificate" / "certificate.txt").is_file()

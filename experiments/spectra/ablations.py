@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import make_pipeline
 
-from experiments.spectra.crossvalidation import compared, cross_predict, fold_scores, scores
+from experiments.spectra.crossvalidation import (
+    compared,
+    cross_predict,
+    fold_scores,
+    patient_interval,
+    scores,
+)
 from experiments.spectra.methods import Training, isotope_net, require_known
 from experiments.spectra.tissue import TASKS, Tissue, array_folds, tissue_spectra
 from iresflow.commands.report import Report
@@ -63,6 +69,9 @@ LARGE = BinFilters(kernel_size=7)
 FINE = BinFilters(strides=(1, 2, 1, 3))
 COARSE = BinFilters(strides=(1, 15, 1, 1))
 
+# Of each fold and run; and the mean of spots with its interval.
+Scores = tuple[list[float], tuple[float, float, float]]
+
 Variant = Callable[[Floats, Training, int], BaseEstimator]
 
 
@@ -99,7 +108,7 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
     chosen = settings.variants or tuple(VARIANTS)
     require_known("variant", chosen, VARIANTS)
     rows: list[dict[str, Any]] = []
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
+    found: dict[str, dict[str, Scores]] = {name: {} for name in chosen}
     for task in settings.tasks:
         spectra = tissue_spectra(settings.tissue, task)
         folds = array_folds(spectra, settings.seed)[: settings.folds]
@@ -114,8 +123,8 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
                 each.append(scores(spectra[tested], predicted[tested]))
                 of_folds += [s["spot"] for s in fold_scores(spectra, predicted, folds)]
                 rights.append((predicted == spectra.labels)[tested])
-            found[name][task] = of_folds
             right = np.mean(rights, axis=0)
+            found[name][task] = of_folds, patient_interval(spectra[tested], right)
             rows.append(
                 {
                     "task": task,
@@ -132,7 +141,8 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
             report.table(
                 "ablations", rows, _CAPTION.format(folds=settings.folds, runs=settings.runs)
             )
-    report.figure("ablations", _figure(found), "Balanced accuracy of spots, each fold a point")
+    said = "Balanced accuracy of spots: mean and 95 % interval over patients, each fold a point"
+    report.figure("ablations", _figure(found), said)
 
 
 _CAPTION = (
@@ -154,16 +164,16 @@ def size_of(model: BaseEstimator, bins: int) -> dict[str, Any]:
     }
 
 
-def _figure(found: Mapping[str, Mapping[str, list[float]]]) -> Figure:
+def _figure(found: Mapping[str, Mapping[str, Scores]]) -> Figure:
     tasks = list(next(iter(found.values())))
     size = (2.5 + 3.2 * len(tasks), 0.8 + 0.45 * len(found))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
     for axes, task in zip(grid, tasks, strict=True):
         for place, of_tasks in enumerate(found.values()):
-            values = of_tasks[task]
+            values, (mean, low, high) = of_tasks[task]
             axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5)
-            axes.plot(np.mean(values), place, "|", color="black", ms=16)
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="k|", ms=12)
         axes.set_yticks(range(len(found)), list(found))
         axes.set_title(f"classes differ by {task}", fontsize=11)
         axes.set_xlabel("balanced accuracy of spots")

@@ -357,6 +357,13 @@ def test_two_dimensional_densities_are_drawn(tmp_path):
     assert width_of(run / "samples" / "samples.png") > 300
 
 
+@pytest.mark.parametrize("verb", ["train", "sample", "evaluate", "certify", "ood"])
+def test_help_shows_names_of_types(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "<" not in capsys.readouterr().out
+
+
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

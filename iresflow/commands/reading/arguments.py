@@ -23,7 +23,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     """The arguments of all verbs that take a run."""
     parser.add_argument(
         "run",
-        type=pretrained.located,
+        type=str,
         help="run directory, such as runs/0000-digits, or a checkpoint file, or a model that "
         f"travels with the package: {', '.join(pretrained.names())}",
     )
@@ -35,11 +35,17 @@ def add_run_arguments(parser: ArgumentParser) -> None:
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parses, or ends the process with one line that says what is wrong and what is nearest."""
+    """Parses, or ends the process with one line that says what is wrong and what is nearest.
+
+    A run that is the name of a packaged model becomes that model's file.
+    """
     try:
-        return parser.parse_args(list(arguments))
+        options = parser.parse_args(list(arguments))
     except Exception as error:  # the library raises several kinds for bad input
         fail(_unknown_option(parser, arguments) or " ".join(str(error).split()), code=2)
+    if "run" in options:  # no type of the option: its help would show the function's address
+        options.run = pretrained.located(options.run)
+    return options
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

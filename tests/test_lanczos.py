@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from iresflow.lanczos import lanczos_process
+from iresflow.lanczos import LanczosProcess
+
+
+def steps_of(operator, start, steps):
+    """What the basis and the matrix are after each step."""
+    process, found = LanczosProcess(start, steps), []
+    for vector in process:
+        assert vector.shape == start.shape
+        process.take(operator(vector))
+        found.append((process.basis.clone(), process.matrix.clone()))
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -12,7 +22,7 @@ def test_the_basis_is_orthonormal_and_the_operator_tridiagonal_in_it(dtype):
     matrix = factor @ factor.mT
     eps = torch.finfo(dtype).eps * float(torch.linalg.matrix_norm(matrix, ord=2))
     start = torch.randn(1, 5, 6, dtype=dtype)
-    found = list(lanczos_process(lambda x: (matrix @ x.flatten()).view(x.shape), start, 40))
+    found = steps_of(lambda x: (matrix @ x.flatten()).view(x.shape), start, 40)
     assert [len(basis) for basis, _ in found] == list(range(1, 31))  # no more than dimensions
     basis, tridiagonal = found[-1]
     assert tridiagonal.dtype == torch.float64
@@ -27,7 +37,7 @@ def test_the_basis_is_orthonormal_and_the_operator_tridiagonal_in_it(dtype):
 
 def test_it_ends_with_zeros_where_the_space_of_powers_ends():
     values = torch.tensor([3.0, 3.0, 2.0, 2.0, 2.0, 1.0])
-    *_, (basis, tridiagonal) = lanczos_process(lambda x: values * x, torch.randn(6), 6)
+    *_, (basis, tridiagonal) = steps_of(lambda x: values * x, torch.randn(6), 6)
     assert torch.equal(basis.norm(dim=1) > 0.5, torch.arange(6) < 3) and not basis[3:].any()
     expected = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0])
     torch.testing.assert_close(torch.linalg.eigvalsh(tridiagonal), expected)
@@ -35,7 +45,7 @@ def test_it_ends_with_zeros_where_the_space_of_powers_ends():
 
 def test_nothing_comes_of_zeros_and_nan_of_nan():
     for start, value in ((0.0, 0.0), (float("nan"), float("nan"))):
-        *_, (_, matrix) = lanczos_process(lambda x: 2 * x, torch.full((4,), start), 3)
+        *_, (_, matrix) = steps_of(lambda x: 2 * x, torch.full((4,), start), 3)
         torch.testing.assert_close(
             matrix.diagonal(), torch.full((3,), value), equal_nan=True, rtol=0, atol=0
         )

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.lanczos import lanczos_process
+from iresflow.lanczos import LanczosProcess
 from iresflow.linearization import Linearization
 from iresflow.lipschitz import NormalizedLayer
 from iresflow.logdet import LogDetEstimate
@@ -130,5 +130,7 @@ def largest_singular_value(layer: NormalizedLayer, steps: int = 60, seed: int = 
     shape = (1, *layer.left.shape)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device)
-    *_, (_, matrix) = lanczos_process(layer.gram(weight, domain=False), start, steps)
-    return max(0.0, float(torch.linalg.eigvalsh(matrix)[-1])) ** 0.5
+    process, gram = LanczosProcess(start, steps), layer.gram(weight, domain=False)
+    for vector in process:
+        process.take(gram(vector))
+    return max(0.0, float(torch.linalg.eigvalsh(process.matrix)[-1])) ** 0.5

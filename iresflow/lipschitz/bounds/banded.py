@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.lanczos import lanczos_process
+from iresflow.lanczos import LanczosProcess
 from iresflow.lipschitz.bounds.base import EPS, Bound, scaled
 from iresflow.lipschitz.layers.padding import Padding
 from iresflow.threads import threads_for
@@ -230,13 +230,14 @@ class _BandedGram:
         generator = torch.Generator().manual_seed(0)
         shape = (self.height, self.block)
         start = torch.randn(shape, generator=generator, dtype=torch.float64)
-        value = 0.0
-        for step, (_, matrix) in enumerate(lanczos_process(self.multiply, start, steps)):
+        process, value = LanczosProcess(start, steps), 0.0
+        for step, vector in enumerate(process):
+            process.take(self.multiply(vector))
             if step % 10 == 9:
-                before, value = value, _largest(matrix)
+                before, value = value, _largest(process.matrix)
                 if value - before <= _SETTLED * value:
                     return value
-        return _largest(matrix)
+        return _largest(process.matrix)
 
     def is_below(self, square: float) -> bool:
         """Whether a Cholesky factorisation of ``square * I`` less the matrix runs through."""

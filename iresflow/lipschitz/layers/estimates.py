@@ -6,7 +6,6 @@ so none exceeds the norm of A, but for rounding.
 """
 
 import math
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iresflow.ambient import keeps_arithmetic, own_arithmetic
-from iresflow.lanczos import Tridiagonal, lanczos_process
+from iresflow.lanczos import LanczosProcess
 from iresflow.lipschitz.layers.operator import OperatorFamily
 from iresflow.tensors import transformed
 from iresflow.threads import threads_for
@@ -79,9 +78,24 @@ def bidiagonalization(family: OperatorFamily, weight: Tensor, left: Tensor) -> T
     apart where two steps of power iteration don't.
     """
     native = native_norm(weight, left) if family.plain else None
-    return _from_krylov(family, weight, left, BASIS, _leading) if native is None else native
+    if native is not None:
+        return native
+    frozen = weight.detach()
+    with torch.no_grad():
+        multiply, adjoint = family.operator(frozen), family.adjoint(frozen)
+        u = left.unsqueeze(0)
+        start, domain = _smaller(adjoint(u), u)
+        first, second = (multiply, adjoint) if domain else (adjoint, multiply)
+        process = LanczosProcess(start, BASIS)
+        for vector in process:
+            process.take(second(first(vector)))
+        found = process.combined(_leading(process.matrix))
+        right = found if domain else normalized(adjoint(found))
+        image = multiply(right)
+    return _norm(family, weight, right, image, left)
 
 
+@torch.no_grad()
 def lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
     r"""The norm by Lanczos' method, until it has settled; without a gradient.
 
@@ -92,53 +106,39 @@ def lanczos(family: OperatorFamily, weight: Tensor, left: Tensor) -> Tensor:
     work = 2 * weight.numel() * left[0].numel()
     # The same number in whatever surroundings it is first asked for.
     with threads_for(work), own_arithmetic():
-        return _from_krylov(family, weight, left, STEPS, _settled)
-
-
-def _from_krylov(
-    family: OperatorFamily,
-    weight: Tensor,
-    left: Tensor,
-    steps: int,
-    choose: Callable[[Iterator[Tridiagonal]], Tensor],
-) -> Tensor:
-    """The norm by a vector from a Krylov space on the smaller side of the operator."""
-    frozen = weight.detach()
-    with torch.no_grad():
-        multiply, adjoint = family.operator(frozen), family.adjoint(frozen)
+        multiply, adjoint = family.operator(weight), family.adjoint(weight)
         u = left.unsqueeze(0)
-        v = adjoint(u)
-        domain = v.numel() <= u.numel()
-        start = v if domain else u
-        found = choose(lanczos_process(family.gram(frozen, domain), start, steps))
-        vector = found.view(start.shape)
-        right = vector if domain else normalized(adjoint(vector))
-        image = multiply(right)
-    return _norm(family, weight, right, image, left)
+        start, domain = _smaller(adjoint(u), u)
+        process, gram = LanczosProcess(start, STEPS), family.gram(weight, domain)
+        norm, top = 0.0, torch.ones(1, dtype=torch.float64)
+        for vector in process:
+            process.take(gram(vector))
+            if not math.isfinite(float(process.matrix[-1, -1])):
+                return weight.new_tensor(math.nan)
+            values, vectors = torch.linalg.eigh(process.matrix.cpu())
+            before, norm, top = norm, math.sqrt(max(0.0, float(values[-1]))), vectors[:, -1]
+            if len(top) >= FEWEST and norm - before <= SETTLED * norm:
+                break
+        found = process.combined(top)
+        right = normalized(found if domain else adjoint(found))
+        return _norm(family, weight, right, multiply(right), left)
 
 
-def _leading(process: Iterator[Tridiagonal]) -> Tensor:
-    """The eigenvector of the largest eigenvalue after all steps, by powers of the small matrix."""
-    *_, (basis, matrix) = process
+def _smaller(v: Tensor, u: Tensor) -> tuple[Tensor, bool]:
+    """The smaller one of a vector of the domain and one of the range, and whether it is the first.
+
+    Krylov spaces are made of it.
+    """
+    return (v, True) if v.numel() <= u.numel() else (u, False)
+
+
+def _leading(matrix: Tensor) -> Tensor:
+    """The eigenvector of the largest eigenvalue of a small matrix, by its powers; or zeros."""
     for _ in range(SQUARINGS):
         matrix = matrix / matrix.trace().clamp_min(_tiny(matrix))
         matrix = matrix @ matrix
     # From the first vector: among equal singular values, the left vector stays where it is.
-    return normalized(matrix[0]).to(basis.dtype) @ basis
-
-
-def _settled(process: Iterator[Tridiagonal]) -> Tensor:
-    """The same as soon as the square root of the eigenvalue moves no more."""
-    norm, vector = 0.0, torch.empty(0)
-    for basis, matrix in process:
-        if not math.isfinite(float(matrix[-1, -1])):
-            return basis[-1]
-        values, vectors = torch.linalg.eigh(matrix.cpu())
-        before, norm = norm, math.sqrt(max(0.0, float(values[-1])))
-        vector = vectors[:, -1].to(basis) @ basis
-        if len(basis) >= FEWEST and norm - before <= SETTLED * norm:
-            break
-    return normalized(vector)
+    return normalized(matrix[0])
 
 
 def normalized(x: Tensor) -> Tensor:

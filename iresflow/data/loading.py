@@ -2,9 +2,10 @@
 
 import warnings
 from pathlib import Path
+from typing import TypedDict
 
 from iresflow.data.base import Dataset, unknown_name
-from iresflow.data.cuts import Part, cut_named
+from iresflow.data.cuts import Cut, Part, cut_named
 from iresflow.data.images.named import IMAGE_NAMES, load_images
 from iresflow.data.tables.table_set import TableOptions
 from iresflow.data.tables.vectors import VECTOR_NAMES, load_vectors
@@ -15,6 +16,15 @@ OWN_DATA = ("folder", "table")
 """The names that stand for data of the user's own."""
 
 _BUILT_IN = {"digits", *VECTOR_NAMES} - {*OWN_DATA}
+
+
+class _Parts(TypedDict):
+    """How samples are split, for images and for vectors."""
+
+    validation: Part | None
+    test: Part | None
+    seed: int
+    cut: Cut
 
 
 def load_dataset(
@@ -55,6 +65,7 @@ def load_dataset(
         DataError: If data is missing, unreadable or corrupt.
     """
     cut = cut_named(order, seed)
+    parts: _Parts = {"validation": validation, "test": test, "seed": seed, "cut": cut}
     if root is not None and name in _BUILT_IN:
         warnings.warn(
             f"{name} needs no files, so those in {root} are not read: the names of data of your "
@@ -70,16 +81,7 @@ def load_dataset(
                 f"count={count} and table={table}; {name!r} holds images, allowed is None"
             )
         return load_images(
-            name,
-            root,
-            size=size,
-            channels=channels,
-            bits=bits,
-            validation=validation,
-            test=test,
-            seed=seed,
-            cut=cut,
-            cache=cache,
+            name, root, size=size, channels=channels, bits=bits, cache=cache, **parts
         )
     if name in VECTOR_NAMES:
         if (size, channels, bits, cache) != (None, None, None, None):
@@ -87,14 +89,5 @@ def load_dataset(
                 f"size={size}, channels={channels}, bits={bits} and cache={cache}; {name!r} holds "
                 "vectors, allowed is None"
             )
-        return load_vectors(
-            name,
-            root,
-            count=count,
-            validation=validation,
-            test=test,
-            seed=seed,
-            cut=cut,
-            table=table,
-        )
+        return load_vectors(name, root, count=count, table=table, **parts)
     raise unknown_name(name, (*IMAGE_NAMES, *VECTOR_NAMES))

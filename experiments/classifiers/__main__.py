@@ -16,6 +16,7 @@ ROOM = Room(
         "spheres": "two kinds of attacks on adversarial spheres (figure 6.3)",
         "metamers": "images with the logits of one and the nuisance of another (6.1, 6.5)",
         "shift": "a cue that misleads in the test (remark 6.12, figure 6.4)",
+        "hiding": "ways to hide the class from a nuisance classifier, under that cue",
         "labels": "few labels: densities of classes beside a supervised network (section 5.6)",
     },
     augments=True,

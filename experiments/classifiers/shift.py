@@ -21,7 +21,7 @@ from iresflow.training.objectives.classification import predict
 from iresflow.training.probing import latent_parts, probe
 from iresflow.training.sections import Section
 
-__all__ = ["DATA", "Settings", "planted", "quick", "run"]
+__all__ = ["CUES", "DATA", "Settings", "measured", "planted", "quick", "run", "with_cues"]
 
 DATA = {"images": {"name": "mnist"}}
 
@@ -95,7 +95,7 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
     rows = []
     for cue in settings.cues:
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            splits = _splits(dataset, cue, settings)
+            splits = with_cues(dataset, cue, settings.train, settings.test, settings.seed)
             for kind in KINDS:
                 net = train_kind(
                     kind,
@@ -111,7 +111,7 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
                         "cue": cue,
                         "objective": kind,
                         "seed": seed,
-                        **_measured(net, splits, settings),
+                        **measured(net, splits, settings.probed, settings.probe_steps),
                     }
                 )
                 report.table("shift", rows, _CAPTION.format(name=dataset.name))
@@ -131,13 +131,23 @@ _CAPTION = (
 )
 
 
-def _splits(dataset: Dataset, cue: str, settings: Settings) -> dict[str, Batch]:
+def with_cues(
+    dataset: Dataset, cue: str, train: int | None, test: int | None, seed: int
+) -> dict[str, Batch]:
+    """The splits ``train``, ``held`` and ``test`` with cues, and each of them ``-shifted``.
+
+    Arguments:
+        dataset: Integer images of ten classes.
+        cue: As of `planted`.
+        train, test: Images of training, and of either other split; None for all.
+        seed: Of the cues under the shift.
+    """
     levels = dataset.levels or 256
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(seed)
     parts = {
-        "train": labelled(dataset.train, settings.train),
-        "held": labelled(dataset.validation, settings.test),
-        "test": labelled(dataset.test, settings.test),
+        "train": labelled(dataset.train, train),
+        "held": labelled(dataset.validation, test),
+        "test": labelled(dataset.test, test),
     }
     splits = {}
     for name, part in parts.items():
@@ -148,19 +158,27 @@ def _splits(dataset: Dataset, cue: str, settings: Settings) -> dict[str, Batch]:
     return splits
 
 
-def _measured(
-    net: InvertibleClassifier, splits: Mapping[str, Batch], settings: Settings
+def measured(
+    net: InvertibleClassifier, splits: Mapping[str, Batch], probed: int, steps: int
 ) -> dict[str, Any]:
+    """Errors of the network, and what fresh classifiers find, with the cues and under the shift.
+
+    Arguments:
+        net: In eval mode.
+        splits: Of `with_cues`.
+        probed: Images that a fresh classifier learns from, at most.
+        steps: Of its training.
+    """
     found: dict[str, Any] = {}
     for suffix, words in (("", ""), ("-shifted", ", shifted")):
         test = splits[f"test{suffix}"]
         assert test.labels is not None
         wrong, spread = error_of(predict(net, test.values), test.labels)
         found[f"error{words}"], found[f"+-{words}"] = wrong, spread
-        train = Batch.of(splits[f"train{suffix}"], slice(settings.probed))
+        train = Batch.of(splits[f"train{suffix}"], slice(probed))
         seen, asked = _parts(net, train), _parts(net, test)
         for part, mine in seen.items():
-            known = probe(mine, asked[part], net.classes, steps=settings.probe_steps)
+            known = probe(mine, asked[part], net.classes, steps=steps)
             found[f"I(Y; {part}){words}"] = known.nats
             found[f"error on {part}{words}"] = 1 - known.accuracy
     return found

@@ -1,6 +1,7 @@
 """The experiments on invertible classifiers: closed forms, and the commands on small sizes."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from helpers import materialize, small_classifier
 from torch import nn
 
-from experiments.classifiers import shift
+from experiments.classifiers import hiding, shift
 from experiments.classifiers.__main__ import main
 from experiments.classifiers.labels import chosen
 from experiments.classifiers.limits_measures import norms_of
@@ -17,7 +18,11 @@ from experiments.classifiers.networks import ordinary
 from experiments.classifiers.shift import planted
 from experiments.classifiers.spheres import attack_norms, max_margin, sphere
 from experiments.runner import options_of
+from iresflow import Exact
+from iresflow.data import Dataset, Split
 from iresflow.training import probing
+from iresflow.training.loop.batches import Batch
+from iresflow.training.objectives.independence import Independence
 
 USED, DIM, INNER, OUTER, BIAS = 3, 5, 1.0, 1.3, 1.12
 
@@ -134,6 +139,65 @@ class _Doubles(nn.Module):
 
     def forward(self, images):
         return self.network(images.double())
+
+
+def test_hiding_by_reversal_is_independence_cross_entropy():
+    """Both players get the gradients of the package's objective, in the nuisance's own units."""
+    net = small_classifier((6,), read_out="simplified")
+    base = Independence.of(net, 0.7, 0.4, hidden=8, log_det=Exact())
+    batch = Batch(torch.randn(12, 6), torch.arange(12) % 3)
+    with torch.no_grad():
+        deviation, mean = torch.std_mean(net.transform(batch.values)[:, 3:], dim=0)
+        base.opponent.prior.mean.copy_(mean)
+        base.opponent.prior.log_std.copy_(deviation.log())
+    variant = hiding.Variant("reversal", hiding.reversal, 0.4, 0.7)
+    gradients = []
+    for objective in (base, hiding.Hidden(base, variant)):
+        parameters = [*net.parameters(), *base.opponent.parameters()]
+        loss = objective(net, batch, torch.Generator().manual_seed(0)).loss
+        gradients.append(torch.autograd.grad(loss, parameters))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    free = hiding.Hidden(base, replace(variant, logit_weight=0.5))
+    difference = free(net, batch, None).loss - hiding.Hidden(base, variant)(net, batch, None).loss
+    expected = 0.25 * net(batch.values).square().sum(1).mean()
+    torch.testing.assert_close(difference, expected)
+
+
+def test_what_confuses_is_least_where_nothing_is_known():
+    logits = torch.randn(5, 4, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    right = logits.detach().softmax(1)[torch.arange(5), labels]
+    expected = -torch.log1p(-right).mean()
+    torch.testing.assert_close(hiding.denial(logits, labels).detach(), expected)
+    even = torch.full((5, 4), 0.3)
+    assert float(hiding.confusion(even, labels)) == pytest.approx(math.log(4))
+    assert float(hiding.confusion(logits.detach(), labels)) > math.log(4)
+    # Where the nuisance classifier is sure and right, reversal gives no gradient, and these do.
+    sure = (20 * torch.eye(4)[labels]).requires_grad_()
+    sizes = {}
+    for hide in (hiding.reversal, hiding.confusion, hiding.denial):
+        (gradient,) = torch.autograd.grad(hide(sure, labels), sure)
+        sizes[hide.__name__] = float(gradient.norm())
+    assert sizes["reversal"] < 1e-6 and sizes["confusion"] > 0.1 and sizes["denial"] > 0.1
+
+
+def test_ways_of_hiding_by_the_command(tmp_path, monkeypatch):
+    torch.set_default_dtype(torch.float32)
+    images = torch.randint(0, 256, (80, 1, 28, 28), dtype=torch.uint8)
+    split = Split(images, torch.arange(80) % 10)
+    parts = {"train": split, "validation": split, "test": split}
+    names = tuple(map(str, range(10)))
+    monkeypatch.setattr(
+        "experiments.runner.build_dataset",
+        lambda config, seed: Dataset("noise", **parts, levels=256, classes=names),
+    )
+    monkeypatch.setattr(hiding, "VARIANTS", hiding.VARIANTS[:1] + hiding.VARIANTS[3:4])
+    options = "--quick --train 60 --test 20 --steps 2 --probe_steps 2 --runs"
+    assert main(["hiding", *options.split(), str(tmp_path)]) == 0
+    rows = results(tmp_path)["hiding"]
+    assert [row["objective"] for row in rows] == ["cross entropy", "confusion"]
+    assert all(0 <= row["error, shifted"] <= 1 for row in rows)
 
 
 def results(runs):

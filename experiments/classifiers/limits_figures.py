@@ -22,7 +22,8 @@ def draw_norms(norms: Mapping[str, Sequence[float]]) -> Figure:
         axes.set_xlabel("layer")
         axes.set_ylabel("largest singular value, certified")
         axes.set_title(title, fontsize=11)
-        axes.legend(fontsize=8)
+        # Below, as the lines of many layers leave no room.
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
     right.set_ylim(bottom=0)
     left.set_ylim(bottom=0)
     return figure

@@ -76,6 +76,8 @@ VARIANTS = (
     Variant("confusion, v = 0.1", confusion, 0.1),
     Variant("denial, v = 0.3", denial, 0.3),
     Variant("confusion, small logits, likelihood", confusion, 1.0, 1.0, 0.03),
+    Variant("confusion, v = 0.05", confusion, 0.05),
+    Variant("denial, v = 0.1", denial, 0.1),
 )
 """The rows, for each cue."""
 
@@ -88,6 +90,8 @@ class Settings(Section):
     """Seed of the networks and of the cues."""
     cues: tuple[Literal["pixel", "texture"], ...] = CUES
     """What is planted."""
+    rows: tuple[int, ...] = tuple(range(len(VARIANTS)))
+    """Which variants, by their numbers from 0 on."""
     steps: int = 450
     """Of training, of 64 images each."""
     train: int = 20_000
@@ -159,11 +163,14 @@ def standardized(nuisance: Tensor) -> Tensor:
 
 def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None:
     """Trains and measures one network for each variant and cue."""
+    if not all(0 <= number < len(VARIANTS) for number in settings.rows):
+        raise ValueError(f"rows are 0 .. {len(VARIANTS) - 1}, got {list(settings.rows)}")
     dataset = halved(data["images"])
     rows: list[dict[str, Any]] = []
     for cue in settings.cues:
         splits = with_cues(dataset, cue, settings.train, settings.test, settings.seed)
-        for number, variant in enumerate(VARIANTS):
+        for number in settings.rows:
+            variant = VARIANTS[number]
             torch.manual_seed(settings.seed)
             net = InvertibleClassifier(
                 dataset.shape, 10, (0, 2, 2), 32, pad=0, read_out="simplified", levels=256

@@ -192,12 +192,13 @@ def test_ways_of_hiding_by_the_command(tmp_path, monkeypatch):
         "experiments.runner.build_dataset",
         lambda config, seed: Dataset("noise", **parts, levels=256, classes=names),
     )
-    monkeypatch.setattr(hiding, "VARIANTS", hiding.VARIANTS[:1] + hiding.VARIANTS[3:4])
-    options = "--quick --train 60 --test 20 --steps 2 --probe_steps 2 --runs"
+    options = "--rows [0,3] --quick --train 60 --test 20 --steps 2 --probe_steps 2 --runs"
     assert main(["hiding", *options.split(), str(tmp_path)]) == 0
     rows = results(tmp_path)["hiding"]
     assert [row["objective"] for row in rows] == ["cross entropy", "confusion"]
     assert all(0 <= row["error, shifted"] <= 1 for row in rows)
+    with pytest.raises(SystemExit):
+        main(["hiding", "--rows", "[9]", "--runs", str(tmp_path)])
 
 
 def results(runs):

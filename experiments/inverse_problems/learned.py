@@ -60,9 +60,9 @@ class Settings(Section):
     """Of training on signals, 128 in a step."""
     through_steps: int = 200
     """Of training the same network on, through its inverse, 64 in a step."""
-    through_rate: float = 1e-2
-    """Learning rate of that, over the root of 1 - L: an inverse that may amplify more depends more
-    on the weights."""
+    through_rate: float = 2e-2
+    """Learning rate of that, over 1 - L: an inverse that may amplify more depends more on the
+    weights."""
     pool: int = 2
     """Pixels on the side of the squares that images are averaged over before."""
     image_limits: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98)
@@ -164,7 +164,7 @@ def _of_signals(problem: Problem, settings: Settings) -> dict[str, _Kind]:
     options = {"batch_size": 128, "learning_rate": 1e-2, "steps": settings.steps}
 
     def through(limit: float) -> dict[str, Any]:
-        rate = settings.through_rate * (1 - limit) ** 0.5
+        rate = settings.through_rate * (1 - limit)
         return {"batch_size": 64, "learning_rate": rate, "steps": settings.through_steps}
 
     def reconstruction(noise: float) -> Objective:

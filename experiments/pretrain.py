@@ -30,6 +30,9 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "digits": ("--config", "digits"),
     "mnist": ("--config", "mnist-small"),
     "fashion-mnist": ("--config", "fashion-mnist", "--training.steps", "2400"),
+    "cifar10-subset": tuple(
+        "--config cifar10-subset --training.steps 2400 --training.decay_steps 0.3".split()
+    ),
 }
 """What ``iresflow train`` is told for each model."""
 

@@ -156,7 +156,10 @@ def _data_options(run: Path) -> tuple[DataConfig, int]:
     config = data_config(options["data"]) if options and "data" in options else None
     # Which samples of one's own were trained on is known to the run's directory alone.
     if options is None or config is None or config.name in OWN_DATA:
-        raise RunError(f"{run} is not a run directory, so the data it was trained on is not known")
+        raise RunError(
+            f"{run} is not a run directory, so which samples it was trained on is not known: "
+            "evaluate --data FILE --scores OUT scores samples of your own"
+        )
     return config, converted(options.get("seed"), int, "seed")
 
 

@@ -48,6 +48,8 @@ def test_information_of_bad_input():
         information_bound(logits, torch.tensor([0, 1, 3]))
     with pytest.raises(ValueError, match="integers of shape"):
         information_bound(logits, labels.double())
+    with pytest.raises(ValueError, match="logits are tensors, got a ndarray"):
+        information_bound(logits.numpy(), labels)
     for prior in ([0.5, 0.5], [1.0, 0.5, 0.5], [1.5, -0.5, 0.0], [1.0, 0.0, 0.0]):
         with pytest.raises(ValueError, match="3 probabilities that add up to 1, above 0 for each"):
             information_bound(logits, labels, torch.tensor(prior))
@@ -98,6 +100,8 @@ def test_objectives_are_of_the_model_that_they_train():
         with pytest.raises(ValueError, match="with 5 entries of the latent and 3 classes"):
             net = small_classifier((6,), read_out="simplified")
             fit(net, x, LABELS, objective=make(other), **ONCE)
+        with pytest.raises(ValueError, match="log_det is a LogDetEstimator, such as PowerSeries"):
+            make(other, log_det="exact")
     images = torch.randint(0, 256, (12, 2, 4, 4))
     with pytest.raises(ValueError, match="cross entropy is of logits, and a ImageFlow"):
         fit(small_image_flow(context_dim=3), images, LABELS, objective=CrossEntropy(), **ONCE)

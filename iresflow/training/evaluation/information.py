@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iresflow.errors import NonFiniteError
+from iresflow.tensors import require_tensor
 from iresflow.training.loop.classes import require_class_numbers
 
 __all__ = ["Information", "information_bound"]
@@ -54,6 +55,8 @@ def information_bound(logits: Tensor, labels: Tensor, prior: Tensor | None = Non
             probabilities.
         NonFiniteError: a logit is NaN or infinity.
     """
+    require_tensor("logits", logits)
+    require_tensor("labels", labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise ValueError(
             f"logits (N, C) and labels (N,) with N at least 1, got {tuple(logits.shape)} and "

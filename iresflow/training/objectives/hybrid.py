@@ -26,7 +26,14 @@ from iresflow.training.objectives.classification import (
     share_right,
 )
 
-__all__ = ["Hybrid", "evaluated_latents", "latents_of", "require_density", "require_weights"]
+__all__ = [
+    "Hybrid",
+    "estimator_of",
+    "evaluated_latents",
+    "latents_of",
+    "require_density",
+    "require_weights",
+]
 
 EVALUATED = 100
 """Samples whose log-determinants are evaluated at a time."""
@@ -63,7 +70,8 @@ class Hybrid(Classification):
         """
         require_weights(net, weight)
         require_density(net)
-        return Hybrid(DiagonalNormal(net.base_dim, learned=True), weight, log_det or TRAINING)
+        prior = DiagonalNormal(net.base_dim, learned=True)
+        return Hybrid(prior, weight, estimator_of(log_det))
 
     @property
     def own(self) -> nn.Module:
@@ -107,6 +115,19 @@ def require_weights(net: nn.Module, *weights: float) -> None:
     classifier_of(net)
     if not all(number("each weight", weight) >= 0 for weight in weights):
         raise ValueError(f"weights must be 0 or more, got {', '.join(map(str, weights))}")
+
+
+def estimator_of(log_det: LogDetEstimator | None) -> LogDetEstimator:
+    """An estimator for training: the one that is given, or else `TRAINING`.
+
+    Raises:
+        ValueError: something else is given.
+    """
+    if log_det is None:
+        return TRAINING
+    if not isinstance(log_det, LogDetEstimator):
+        raise ValueError(f"log_det is a LogDetEstimator, such as PowerSeries(), got {log_det!r}")
+    return log_det
 
 
 def require_density(net: InvertibleClassifier) -> None:

@@ -29,6 +29,7 @@ from iresflow.training.objectives.classification import (
     share_right,
 )
 from iresflow.training.objectives.hybrid import (
+    estimator_of,
     evaluated_latents,
     latents_of,
     require_density,
@@ -131,7 +132,7 @@ class Independence(Classification):
         if dim == 0:
             raise ValueError("all entries of the latent are logits, and none is left as nuisance")
         opponent = Opponent(dim, net.classes, integer("hidden", hidden, 1))
-        return Independence(opponent, weight, nuisance_weight, log_det or TRAINING)
+        return Independence(opponent, weight, nuisance_weight, estimator_of(log_det))
 
     @property
     def own(self) -> nn.Module:

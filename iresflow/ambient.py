@@ -129,7 +129,7 @@ class WideFloats:
                 f"a {type(self).__name__} computes in float32 or float64, not in {dtype}, whose "
                 "digits suffice for no inverse and no likelihood. Training may take 16-bit "
                 "products in the series alone: ReducedPrecision(PowerSeries()), or "
-                "training.precision=mixed"
+                "training.precision=mixed with log_det.name=power-series"
             )
         return super()._apply(fn, recurse)  # type: ignore[misc]  # of nn.Module
 

@@ -16,7 +16,7 @@ from iresflow.models.certified import CertifiedModel
 from iresflow.models.inversion import FlowInverse, invert_flow
 from iresflow.models.parts.contexts import context_shape, shown
 from iresflow.streams import KeyedStream, Stream, fresh_seed
-from iresflow.tensors import at_least_float32, transformed
+from iresflow.tensors import at_least_float32, require_tensor, transformed
 
 __all__ = ["FlowMap"]
 
@@ -155,6 +155,7 @@ class FlowMap(CertifiedModel):
         return partial(estimator, generator=generator)
 
     def _checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        require_tensor("samples", x)
         if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
             raise ValueError(
                 f"this flow takes samples of shape (B, {', '.join(map(str, self.shape))}), got "
@@ -184,6 +185,7 @@ class FlowMap(CertifiedModel):
             raise ValueError(
                 f"this flow needs a context of shape ({n}, {shown(self.context_shape)})"
             )
+        require_tensor("contexts", context)
         if context.ndim == 1 + len(self.context_shape) and len(context) == 1:
             context = context.expand(n, *context.shape[1:])
         if tuple(context.shape) != (n, *self.context_shape):

@@ -464,3 +464,19 @@ def test_base_flow_of_any_bijection():
         flow.save("nowhere.pt")
     with pytest.raises(ValueError, match="empty batch"):
         flow.log_prob(torch.zeros(0, 2))
+
+
+def test_what_is_no_tensor_is_refused():
+    flow, images = small_vector_flow(3, context_dim=2), small_image_flow()
+    x, context = data_for(flow)
+    for wrong in (x.numpy(), x.tolist()):
+        for method in (flow, flow.transform, flow.log_prob, flow.likelihood, flow.initialize):
+            with pytest.raises(ValueError, match="samples are tensors, got a"):
+                method(wrong, context)
+    for method in (flow.log_prob, flow.initialize, flow.transform):
+        with pytest.raises(ValueError, match="contexts are tensors, got a ndarray"):
+            method(x, context.numpy())
+    pixels = torch.zeros(2, *images.shape, dtype=torch.uint8)
+    for method in (images.dequantize, images.bits_per_dim):
+        with pytest.raises(ValueError, match="images are tensors, got a ndarray"):
+            method(pixels.numpy())

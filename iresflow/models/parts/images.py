@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from iresflow.tensors import require_tensor
+
 __all__ = ["require_integers"]
 
 
@@ -13,6 +15,7 @@ def require_integers(images: Tensor, shape: tuple[int, ...], levels: int) -> Non
         shape: (C, H, W).
         levels: Grey levels.
     """
+    require_tensor("images", images)
     if images.is_floating_point() or images.is_complex():
         raise ValueError(
             f"dequantize takes integers 0 .. {levels - 1}, got {images.dtype}; floats in [0, 1) "

@@ -61,8 +61,8 @@ class VectorFlow(Flow):
             a layer and its transpose, see `iresflow.lipschitz.symmetric`.
         decorrelate: Whether a fixed linear map takes the correlations of the columns away first,
             see `iresflow.bijections.Decorrelate`: blocks would have to learn that map otherwise.
-        log_det: The estimator in training mode; None for the exact one in small dimensions and a
-            power series above.
+        log_det: The estimator in training mode; None for the exact one in small dimensions, and
+            Krylov subspaces above.
 
     Raises:
         ValueError: a value out of range.

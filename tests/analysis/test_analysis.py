@@ -184,7 +184,8 @@ def test_the_bias_of_a_series_falls_and_its_deviation_stays(flow):
     x, context = torch.rand(4, *flow.shape), random_context(flow, 4)
     series, krylov, _ = estimator_curves(flow, x, context, efforts=[1, 4, 16])
     for curve in (series, krylov):
-        assert bool((np.diff(curve.bias) <= 0).all()) and curve.bias[-1] < 1e-6
+        # The reference is one to 1e-9 nats per dimension.
+        assert bool((np.diff(curve.bias) <= 1e-9).all()) and curve.bias[-1] < 1e-6
         assert 0.3 < curve.deviation[-1] / curve.deviation[1] < 3
     assert krylov.bias[1] < series.bias[1] < series.bias[0]
 

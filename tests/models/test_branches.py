@@ -102,7 +102,9 @@ def test_shapes_that_make_no_branch_are_refused(settings, message):
 def test_loading_computes_no_norm_and_draws_nothing(tmp_path, monkeypatch):
     flow = image_flow("two layers")
     flow.save(tmp_path / "flow.pt")
-    monkeypatch.setattr(estimates, "_lanczos", None)  # whatever asks for a norm would fail
+    monkeypatch.setattr(estimates, "LanczosProcess", None)
+    with pytest.raises(TypeError):  # whatever asks for a norm
+        image_flow("two layers").eval().transform(torch.rand(2, 1, 4, 4))
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)

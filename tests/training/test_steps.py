@@ -100,7 +100,7 @@ def no_votes():
 
 def test_a_tolerance_waits_once_a_term(tmp_path, float32):
     """A control, and the only wait that an option brings."""
-    trainer = new_trainer(tmp_path, Deferred(CPU), training={"steps": 1})
+    trainer = new_trainer(tmp_path, Deferred(CPU), training={"steps": 1}, name="power-series")
     trainer._start_alike()
     trainer.model.train()
     with Waits() as waits:

@@ -37,7 +37,10 @@ def test_labels_that_are_no_class_numbers_are_refused(labels, message):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.bool])
 def test_class_numbers_are_integers_of_any_type(dtype):
-    require_class_numbers(torch.tensor([0, 1]).to(dtype), 2, "these")
+    labels = torch.tensor([0, 1]).to(dtype)
+    assert require_class_numbers(labels, 2, "these") is None
+    with pytest.raises(ValueError, match=r"0 \.\. 0, got 0 \.\. 1"):  # a class fewer
+        require_class_numbers(labels, 1, "these")
 
 
 def test_information_of_bad_input():

@@ -16,7 +16,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import AffineTransform, ExpTransform
 
-from iresflow import Exact, ImageFlow, VectorFlow
+from iresflow import Exact, ImageFlow, VectorFlow, compile_kernels
 from iresflow.models import Flow
 
 FLOWS = {
@@ -299,7 +299,9 @@ def test_sample_is_rsample_without_gradients():
     torch.testing.assert_close(cold[0], cold[1])
 
 
-def test_no_samples_are_an_empty_batch(flow):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_samples_are_an_empty_batch(flow, compiled):
+    compile_kernels(compiled)
     context = contexts(flow, 0)
     for x in (flow.sample(0, context), flow.rsample(0, context)):
         assert x.shape == (0, *flow.shape)

@@ -68,7 +68,7 @@ class NativePasses(Passes):
             record.width = link.width
             record.beta = 0.0 if link.beta is None else float(link.beta)
             record.weight, record.bias = weight.data_ptr(), bias.data_ptr()
-            record.bias_stride = 0 if bias.ndim == 1 else bias[0].numel()
+            record.bias_stride = 0 if bias.ndim == 1 else bias.shape[1:].numel()
             record.bias_step = bias.shape[1] if bias.ndim == 4 else 0
             matrix = like.new_empty(self._function("packed_size")(record))
             record.matrix = matrix.data_ptr()

@@ -52,6 +52,14 @@ def float64_and_seed():
 
 
 @pytest.fixture
+def native_passes(float64_and_seed):
+    """The compiled passes, as the commands have them: less time for tests of many samples."""
+    from iresflow import compile_kernels
+
+    compile_kernels()
+
+
+@pytest.fixture
 def float32(float64_and_seed):
     """What people train in, for tests of whole runs."""
     import torch

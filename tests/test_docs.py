@@ -76,7 +76,7 @@ def is_known(words):
     return any(" ".join(words).startswith(begin) for begin in OTHERS)
 
 
-@pytest.mark.usefixtures("short_training")
+@pytest.mark.usefixtures("short_training", "native_passes")
 @pytest.mark.parametrize("page", guides(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_guide_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -119,7 +119,7 @@ def test_the_intervals_of_an_image_hold_the_mean_over_its_noise(images):
     with torch.no_grad():
         exact = 8 - images.log_prob(many).double() / (16 * np.log(2))
     truth, error = float(exact.mean()), float(exact.std() / draws**0.5)
-    count, level = 150, 0.8
+    count, level = 80, 0.8
     found = [Scoring(seed=seed, level=level)(images, image, None) for seed in range(count)]
     mean = np.mean([float(score.values) for score in found])
     spread = np.std([float(score.values) for score in found])

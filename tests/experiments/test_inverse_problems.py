@@ -152,7 +152,8 @@ def digits():
     return build_dataset(DataConfig(name="digits"), 0)
 
 
-def test_the_restoration_goes_through_and_goes_on(digits, tmp_path):
+def test_the_restoration_goes_through_and_goes_on(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(restoration, "ROUGH", replace(restoration.ROUGH, iterations=5))
     settings = restoration.quick(restoration.Settings())
     settings = replace(
         settings,

@@ -14,6 +14,8 @@ from iresflow.logdet import ExactWhereSmall, Lanczos
 from iresflow.models import Likelihood
 from iresflow.models.likelihood import pooled_degrees, student_quantile
 
+pytestmark = pytest.mark.usefixtures("native_passes")
+
 ESTIMATORS = {
     "default": None,
     "krylov": Krylov(probes=2),

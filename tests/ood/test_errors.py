@@ -34,6 +34,8 @@ from iresflow.ood.scores import Scores
 from iresflow.ood.states import StateDensity
 from iresflow.tensors import rademacher
 
+pytestmark = pytest.mark.usefixtures("native_passes")
+
 LEVEL = 0.8
 SCORING = Scoring(draws=4, probes=2, level=LEVEL)
 COUNT = 150

@@ -14,6 +14,8 @@ from iresflow.models.storage import write_file
 from iresflow.training.evaluation.evaluate import Precision, evaluate
 from iresflow.training.evaluation.rounds import Evaluation, Scores
 
+pytestmark = pytest.mark.usefixtures("native_passes")
+
 SEEDS = 20
 
 

@@ -7,7 +7,7 @@ import iresflow
 from iresflow import ImageFlow
 from iresflow.cli import main
 
-pytestmark = pytest.mark.usefixtures("float32")
+pytestmark = pytest.mark.usefixtures("float32", "native_passes")
 
 SMALL = ["--model.blocks", "[0,1]", "--model.kernels", "[3,3]", "--model.hidden", "8"]
 

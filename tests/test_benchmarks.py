@@ -7,6 +7,7 @@ folder on the path. Peers (normflows, zuko) take part where they are installed.
 import logging
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ NUMBER = r"-?\d[\d.]*(?:e[+-]\d+)?"
 
 SCRIPTS = {
     "ablation": Script(
-        "--only prior --steps 1",
+        "--only 'prior fixed' 'prior factor out' --steps 1",
         (
             r"prior fixed, seed 0: 1 steps, validation \d",
             rf"base +1 [\d, ]+ 1 +0\.\d+ +{NUMBER} \.\. {NUMBER} +\d\.\d+ +\d\.\d+ +0\.000",
@@ -216,7 +217,7 @@ def printed(
 ) -> str:
     """What a script prints that ends with exit code 0."""
     file = FOLDER / f"{name}.py"
-    monkeypatch.setattr(sys, "argv", [str(file), *script.arguments.replace("RUN", run).split()])
+    monkeypatch.setattr(sys, "argv", [str(file), *shlex.split(script.arguments.replace("RUN", run))])
     try:
         runpy.run_path(str(file), run_name="__main__")
     except SystemExit as end:

@@ -55,7 +55,7 @@ class Settings(Section):
     """The configuration that gives our model, and the batch of all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights, batches and noise."""
-    marks: tuple[float, ...] = (10.0, 60.0)
+    marks: tuple[float, ...] = (10.0, 60.0, 180.0)
     """Seconds of processor time that the table is of; the last is what a training takes."""
     every: float = 2.5
     """Seconds between validations."""

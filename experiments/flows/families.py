@@ -36,6 +36,8 @@ class Settings(Section):
     """Rows of the table."""
     preset: str = "digits"
     """The configuration that gives our model, the pixel map and the batch."""
+    blocks: tuple[int, ...] | None = None
+    """Residual blocks of ours on each scale; null for those of the preset."""
     minutes: float = 1.0
     """Of processor time, for each training."""
     rates: tuple[float, ...] = (1e-3, 1e-2)
@@ -60,6 +62,8 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
     if images.levels is None:
         raise ValueError("the table is of images: --images.name names some")
     config = section_of(Config, read_yaml(presets.find(settings.preset)))
+    if settings.blocks is not None:
+        config = replace(config, model=replace(config.model, blocks=settings.blocks))
     rows: list[dict[str, Any]] = []
     for name in settings.families:
         rows.append(_row(name, settings, config, images, report))

@@ -115,7 +115,12 @@ SCRIPTS = {
     ),
     "logdet": Script(
         "RUN --n 2 --draws 2",
-        (r"Theorem 5\.8 +\d+", r"random series, Poisson +9 ", r"Lanczos +9 +\d"),
+        (
+            r"Theorem 5\.8 +\d+",
+            r"random series, Poisson +9 ",
+            r"Lanczos +9 +\d",
+            r"Krylov, each probe's own stop +\d+\.\d\d +Krylov\(",
+        ),
     ),
     "memory": Script("--no-reference --rows 2,1,3", (r"\n +2 +3 +3 +\d+ +\d+ +\d+\n",)),
     "odd_options": Script("--share 0.002", (r"odd_options refused +\d", r" tried, 0 violations")),

@@ -96,6 +96,14 @@ def test_the_table_has_the_families_of_the_thesis():
         assert FAMILIES[name].published[0] == bits
 
 
+def test_a_family_is_a_row_and_ours_has_the_blocks_that_are_asked_for(tmp_path):
+    options = ["families", "--families", '["i-ResNet, the preset"]', "--minutes", "0.002"]
+    options += ["--rates", "[0.01]", "--test", "10", "--blocks", "[0,1]", "--into", str(tmp_path)]
+    assert main(options) == 0
+    (row,) = json.loads((tmp_path / "results.json").read_text())["table-5-1"]
+    assert row["steps"] > 0 and row["test"] > 0 and row["parameters"] < 27_955  # the preset's
+
+
 def test_columns_have_unit_deviations_and_those_of_few_values_are_left_out():
     rng = np.random.default_rng(0)
     values = np.stack([rng.normal(5, 3, 50), rng.integers(0, 2, 50), rng.exponential(1e4, 50)], 1)

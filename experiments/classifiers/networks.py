@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from experiments.classifiers.noise import WithNoise
 from experiments.classifiers.training import train_once
 from iresflow import InvertibleClassifier, PowerSeries
 from iresflow.data import Dataset
@@ -19,7 +20,7 @@ from iresflow.training.sections import Section
 __all__ = ["KINDS", "Recipe", "convolutional", "ordinary", "train_kind"]
 
 KINDS = ("cross-entropy", "independence")
-"""The two objectives that are compared."""
+"""The two objectives that are compared; `train_kind` knows ``noise`` as well."""
 
 
 @final
@@ -44,6 +45,8 @@ class Recipe(Section):
     6.13, the dimension of the nuisance."""
     terms: int = 10
     """Terms of the series of log-determinants in training (independence)."""
+    noise: float = 0.5
+    """Deviation of normal noise on training images, in units of the pixels' range (noise)."""
 
 
 def train_kind(
@@ -55,7 +58,16 @@ def train_kind(
     where: Path,
     seed: int,
 ) -> InvertibleClassifier:
-    """A trained classifier of one kind, from the start or from where its directory has it."""
+    """A trained classifier of one kind, from the start or from where its directory has it.
+
+    Arguments:
+        kind: ``cross-entropy``, ``independence``, or ``noise``: cross entropy on noisy images.
+        recipe: Its sizes.
+        dataset: Which classes and grey levels there are.
+        train, held: The samples, and those to choose by.
+        where: The training's own directory.
+        seed: Of weights and order.
+    """
     torch.manual_seed(seed)
     net = InvertibleClassifier(
         dataset.shape,
@@ -76,6 +88,8 @@ def train_kind(
             recipe.nuisance_weight,
             log_det=PowerSeries(recipe.terms, tol=1e-2),
         )
+    elif kind == "noise":
+        objective = WithNoise(objective, recipe.noise)
     train_once(
         net,
         train,

@@ -15,13 +15,16 @@ from experiments.classifiers.labels import chosen
 from experiments.classifiers.limits_measures import norms_of
 from experiments.classifiers.metamers import interpolated
 from experiments.classifiers.networks import ordinary
+from experiments.classifiers.noise import WithNoise
 from experiments.classifiers.shift import planted
 from experiments.classifiers.spheres import attack_norms, max_margin, sphere
 from experiments.runner import options_of
 from iresflow import Exact
 from iresflow.data import Dataset, Split
+from iresflow.streams import PartialStream
 from iresflow.training import probing
 from iresflow.training.loop.batches import Batch
+from iresflow.training.objectives.classification import CrossEntropy
 from iresflow.training.objectives.independence import Independence
 
 USED, DIM, INNER, OUTER, BIAS = 3, 5, 1.0, 1.3, 1.12
@@ -182,7 +185,9 @@ def test_what_confuses_is_least_where_nothing_is_known():
     assert sizes["reversal"] < 1e-6 and sizes["confusion"] > 0.1 and sizes["denial"] > 0.1
 
 
-def test_ways_of_hiding_by_the_command(tmp_path, monkeypatch):
+@pytest.fixture
+def noise_images(monkeypatch):
+    """Images of noise in the place of any data set."""
     torch.set_default_dtype(torch.float32)
     images = torch.randint(0, 256, (80, 1, 28, 28), dtype=torch.uint8)
     split = Split(images, torch.arange(80) % 10)
@@ -192,6 +197,10 @@ def test_ways_of_hiding_by_the_command(tmp_path, monkeypatch):
         "experiments.runner.build_dataset",
         lambda config, seed: Dataset("noise", **parts, levels=256, classes=names),
     )
+
+
+@pytest.mark.usefixtures("noise_images")
+def test_ways_of_hiding_by_the_command(tmp_path):
     options = "--rows [0,3] --quick --train 60 --test 20 --steps 2 --probe_steps 2 --runs"
     assert main(["hiding", *options.split(), str(tmp_path)]) == 0
     rows = results(tmp_path)["hiding"]
@@ -199,6 +208,48 @@ def test_ways_of_hiding_by_the_command(tmp_path, monkeypatch):
     assert all(0 <= row["error, shifted"] <= 1 for row in rows)
     with pytest.raises(SystemExit):
         main(["hiding", "--rows", "[9]", "--runs", str(tmp_path)])
+
+
+@pytest.mark.usefixtures("noise_images")
+def test_kinds_under_the_shift_by_the_command(tmp_path):
+    options = """--kinds [cross-entropy,noise] --quick --train 60 --test 20 --probed 40
+    --probe_steps 2 --recipe.steps 2 --seeds 2 --runs"""
+    assert main(["shift", *options.split(), str(tmp_path)]) == 0
+    found = results(tmp_path)
+    kinds = [(row["objective"], row["seed"]) for row in found["shift"]]
+    assert kinds == [("cross-entropy", 0), ("noise", 0), ("cross-entropy", 1), ("noise", 1)]
+    for kind, row in zip(("cross-entropy", "noise"), found["summary"], strict=True):
+        mine = [r["error, shifted"] for r in found["shift"] if r["objective"] == kind]
+        assert row["error, shifted"] == pytest.approx(sum(mine) / 2)
+    (run,) = tmp_path.iterdir()
+    assert (run / "pixel.png").is_file()
+    with pytest.raises(SystemExit):
+        main(["shift", "--kinds", "[blur]", "--runs", str(tmp_path)])
+
+
+def test_noise_is_on_training_images_alone_and_no_part_of_a_batch_changes_it():
+    net = small_classifier(read_out="simplified")
+    images = torch.randint(0, 256, (6, 2, 4, 4), dtype=torch.uint8)
+    batch = Batch(images, torch.arange(6) % 3)
+    noisy = WithNoise(CrossEntropy(), 0.3)
+
+    def stream():
+        return torch.Generator().manual_seed(5)
+
+    x = net.prepare(images)
+    moved = x + 0.3 * torch.randn(x.shape, generator=stream(), dtype=x.dtype)
+    expected = nn.functional.cross_entropy(net(moved), batch.labels)
+    torch.testing.assert_close(noisy(net, batch, stream()).loss, expected)
+    parts = [
+        noisy(net, Batch.of(batch, rows), PartialStream(stream(), 6, rows.start)).loss
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    torch.testing.assert_close((2 * parts[0] + 4 * parts[1]) / 6, expected)
+    none = WithNoise(CrossEntropy(), 0.0)(net, batch, stream()).loss
+    torch.testing.assert_close(none, CrossEntropy()(net, batch, stream()).loss)
+    assert noisy.evaluate(net, batch) == CrossEntropy().evaluate(net, batch)
+    with pytest.raises(ValueError, match="0 or more"):
+        WithNoise(CrossEntropy(), math.nan)
 
 
 def results(runs):

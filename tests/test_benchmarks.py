@@ -222,7 +222,8 @@ def printed(
 ) -> str:
     """What a script prints that ends with exit code 0."""
     file = FOLDER / f"{name}.py"
-    monkeypatch.setattr(sys, "argv", [str(file), *shlex.split(script.arguments.replace("RUN", run))])
+    arguments = shlex.split(script.arguments.replace("RUN", run))
+    monkeypatch.setattr(sys, "argv", [str(file), *arguments])
     try:
         runpy.run_path(str(file), run_name="__main__")
     except SystemExit as end:

@@ -4,7 +4,7 @@ Two layouts occur. A *batch* is ``(B, *event)``. A *stack of directions* is ``(K
 K vectors for each sample, as the estimators and the linearizations exchange them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ __all__ = [
     "dot",
     "gaussian",
     "linear",
+    "mark_written",
     "norm_per_sample",
     "norms",
     "per_sample",
@@ -99,6 +100,16 @@ def require_tensor(name: str, value: object) -> None:
     """Raises a ValueError where a value is no tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} are tensors, got a {type(value).__name__}")
+
+
+def mark_written(tensors: Iterable[Tensor]) -> None:
+    """Counts a write to each: for who writes by an operation that does not count it itself.
+
+    What is kept of a weight is kept until its count changes. PyTorch's fused optimisers don't
+    change it, nor do CUDA graphs.
+    """
+    for tensor in tensors:
+        torch.autograd.graph.increment_version(tensor)
 
 
 def sum_per_sample(x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from iresflow import (
 from iresflow.data import Split, load_dataset
 from iresflow.data.images.augment import Flip
 from iresflow.horizon import Notes
+from iresflow.lipschitz import NormalizedLayer
 from iresflow.training.build import build_model
 from iresflow.training.checkpoint import load_model
 from iresflow.training.evaluation.evaluate import evaluate
@@ -217,6 +218,45 @@ def test_a_run_trains_stores_resumes_and_is_evaluated_there(tmp_path, float32, n
         split = Split(load_dataset("digits").test.values[:6])
         assert evaluate(model, split).mean > 0
         assert reconstruct(model, split, count=2) is not None
+
+
+def grown(flow, factor=3.0):
+    """Weights written without counting, as a fused optimiser does."""
+    with torch.no_grad():
+        for p in flow.parameters():
+            with torch.autograd._unsafe_preserve_version_counter(p):
+                p.mul_(factor)
+
+
+def largest_norm(flow):
+    """Of the layers' acting weights, against their coefficients, as matrices on the host."""
+    return max(
+        float(torch.linalg.matrix_norm(layer.normalized_weight().detach().cpu(), 2)) / layer.coeff
+        for _, block in flow.blocks()
+        for layer in block.branch.layers
+    )
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_weights_that_were_written_without_counting_are_normalised_anew(control, monkeypatch):
+    flow = small_vector_flow(12)
+    if control:
+        monkeypatch.setattr(NormalizedLayer, "look_again", lambda self: None)
+    with PretendedDevice():
+        flow.cuda().eval()
+        assert largest_norm(flow) < 1.001
+        flow.train()
+        grown(flow)
+        flow.eval()
+        switched = largest_norm(flow)
+        flow.enforce()
+        grown(flow)
+        flow.enforce()
+        enforced = largest_norm(flow)
+    if control:
+        assert switched > 1.5 and enforced > 1.5
+    else:
+        assert switched < 1.001 and enforced <= 1 + 1e-12 and flow.certify()
 
 
 # Waits.

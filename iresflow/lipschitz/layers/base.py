@@ -128,6 +128,8 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         return self.form.acting(self.weight * self._scale(self._norm()))
 
     def train(self, mode: bool = True) -> Self:
+        if mode != self.training:
+            self.look_again()  # an optimiser may write to a weight without counting it
         if mode:
             self._frozen = None
         return super().train(mode)
@@ -138,6 +140,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     @torch.no_grad()
     def settle(self) -> None:
         """Stores the settled norm, so that ``sigma`` belongs to the weight as it is now."""
+        self.look_again()
         self._own(self._settled_norm())
 
     @torch.no_grad()
@@ -157,6 +160,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
         Raises:
             NotContractiveError: the type of float can't hold the norm.
         """
+        self.look_again()
         tight = self._raw_bound().upper
         upper = self.normalization.enforced(self, self.weight, tight)
         upper += scaling_error(self.weight) * self.amplification

@@ -1,9 +1,10 @@
 """Whether a weight is still the one that something was computed from.
 
-A version counter misses writes through ``.data``, and a look at all entries costs more than a
-small layer's product. So a few entries are looked at each time, and all of them, by their
-checksum, only where these or the counter say that the weight may be another: a copy, or a tensor
-that was moved or loaded, holds what it held.
+A version counter misses writes through ``.data`` and those of PyTorch's fused optimisers, and a
+look at all entries costs more than a small layer's product. So a few entries are looked at each
+time, and all of them, by their checksum, only where these or the counter say that the weight may
+be another: a copy, or a tensor that was moved or loaded, holds what it held. On a GPU, where a
+look is waited for, the counter decides alone, until somebody asks to look again.
 """
 
 import zlib

@@ -7,6 +7,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from iresflow.tensors import mark_written
+
 __all__ = ["WeightAverage"]
 
 
@@ -34,6 +36,7 @@ class WeightAverage:
         if average:
             current = [p.detach() for p in model.parameters()]
             torch._foreach_lerp_(average, current, 1 - decay)
+            mark_written(average)
 
     @torch.no_grad()
     def settle(self, model: nn.Module) -> nn.Module:

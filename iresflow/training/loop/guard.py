@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from iresflow.tensors import mark_written
+
 __all__ = ["Deferred", "Guard", "Immediate", "Step", "guard_for", "put_back"]
 
 
@@ -87,6 +89,7 @@ class Immediate(Guard):
         known = Step(number, tuple(numbers.tolist()))
         if known.fault is None:
             optimizer.step()
+            mark_written(p for group in optimizer.param_groups for p in group["params"])
         return [known]
 
     def settle(self) -> list[Step]:
@@ -116,6 +119,7 @@ class Deferred(Guard):
         # Not by a product: NaN times zero is NaN.
         for group, old, new in zip(_by_type(weights), before, _flat(weights), strict=True):
             put_back(group, torch.where(self._sound, new, old))
+        mark_written(weights)
         known = self.settle()
         self._pending = (number, *_copied(numbers))
         return known

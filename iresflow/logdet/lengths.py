@@ -35,8 +35,8 @@ class LengthDistribution(ABC):
         device = torch.device("cpu") if generator is None else generator.device
         u = draw(UNIFORM, size, generator, batch=-1, device=device, dtype=torch.float64)
         # N >= k if u lies below P(N >= k), for one u and all k: the inverse of the distribution.
-        tail = self.tails()[1:].to(device, non_blocking=True)
-        return torch.searchsorted(tail.flip(0), u, right=True).neg().add(len(tail))
+        rising = _rising(self, device)
+        return torch.searchsorted(rising, u, right=True).neg().add(len(rising))
 
 
 @final
@@ -92,6 +92,12 @@ class Geometric(LengthDistribution):
 @functools.lru_cache(maxsize=64)
 def _tails(distribution: LengthDistribution) -> Tensor:
     return distribution.survival()
+
+
+@functools.lru_cache(maxsize=64)
+def _rising(distribution: LengthDistribution, device: torch.device) -> Tensor:
+    """P(N >= k) for k = ..., 2, 1; a device that gets it in every step would be waited for."""
+    return distribution.tails()[1:].flip(0).to(device)
 
 
 def _resolved(tails: Tensor) -> Tensor:

@@ -110,11 +110,15 @@ def _tails(lipschitz: float | None, taken: Tensor, terms: int) -> float | Tensor
     """`tail_sum` after each number of terms; infinite where no bound is known."""
     if lipschitz is None:
         return torch.inf
-    table = torch.tensor(_tail_sums(lipschitz, terms), dtype=taken.dtype)
-    return table.to(taken.device, non_blocking=True)[taken.long() - 1]
+    return _table(lipschitz, terms, taken.dtype, taken.device)[taken.long() - 1]
 
 
 @functools.lru_cache(maxsize=64)
+def _table(lipschitz: float, terms: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`_tail_sums` on a device, which would be waited for if it got them in every step."""
+    return torch.tensor(_tail_sums(lipschitz, terms), dtype=dtype).to(device)
+
+
 def _tail_sums(lipschitz: float, terms: int) -> list[float]:
     """Those after 1, 2, ... terms: S(n - 1) = L (1 / n + S(n))."""
     sums = [tail_sum(lipschitz, terms)]

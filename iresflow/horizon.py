@@ -106,7 +106,7 @@ class Notes:
         self._counts: list[_Counts] = []
         self._notes: list[Tensor] = []
         self._late: list[Tensor] = []  # of a step that was computed again
-        self._again = False
+        self._again, self._margin = False, 0
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -118,11 +118,35 @@ class Notes:
         finally:
             _THREAD.notes = before
 
+    @property
+    def horizons(self) -> tuple[int | None, ...]:
+        """Of all loops that are known; None for one that takes all steps."""
+        return tuple(counts.largest for counts in self._counts)
+
+    @property
+    def left(self) -> list[Tensor]:
+        """The notes of the step that is computed."""
+        return self._notes
+
+    @left.setter
+    def left(self, notes: list[Tensor]) -> None:
+        self._notes = notes
+
+    @contextmanager
+    def further(self, margin: int) -> Iterator[None]:
+        """Loops that are run inside go further than the last ones by some steps."""
+        self._margin = margin
+        try:
+            yield
+        finally:
+            self._margin = 0
+
     def next_horizon(self) -> int | None:
         """Of the next loop; None where nothing is known."""
         if len(self._notes) == len(self._counts):
             self._counts.append(_Counts())
-        return self._counts[len(self._notes)].largest
+        known = self._counts[len(self._notes)].largest
+        return None if known is None else known + self._margin
 
     def add(self, note: Tensor) -> None:
         """Of the loop whose horizon was the last one asked for."""

@@ -198,7 +198,8 @@ class TrainingConfig(Section):
     """Of products in training steps: tf32 on NVIDIA GPUs; mixed: bfloat16 in the series alone."""
     compile: bool = True
     """Whether what takes most of the time is compiled, where there is a compiler: the branches'
-    passes on a CPU (some seconds, once a machine), pointwise kernels of other large tensors."""
+    passes on a CPU (some seconds, once a machine), pointwise kernels of other large tensors. One
+    process on a GPU also records its steps, and replays them."""
     optimizer: OptimizerName = "adam"  # [RF]
     """Optimiser."""
     momentum: float = 0.9

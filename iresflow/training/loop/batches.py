@@ -11,7 +11,7 @@ from iresflow.data.ahead import ahead
 from iresflow.data.images.augment import Augmentation, unchanged
 from iresflow.streams import PartialStream, Stream
 
-__all__ = ["Batch", "Batches", "Samples", "Share", "random_stream"]
+__all__ = ["Batch", "Batches", "Samples", "Share", "random_stream", "seed_of"]
 
 LARGE = 2**30
 """Bytes of values of which batches are made ahead of the steps."""
@@ -67,8 +67,12 @@ def random_stream(seed: int, step: int, purpose: int, device: torch.device) -> t
     Streams depend on seed, step and purpose alone, so a resumed run draws what the uninterrupted
     one would have drawn, and nothing of them needs to be stored.
     """
-    mixed = ((seed * 1_000_003 + step) * 8 + purpose) % 2**63
-    return torch.Generator(device).manual_seed(mixed)
+    return torch.Generator(device).manual_seed(seed_of(seed, step, purpose))
+
+
+def seed_of(seed: int, step: int, purpose: int) -> int:
+    """Of the random stream of one step for one purpose."""
+    return ((seed * 1_000_003 + step) * 8 + purpose) % 2**63
 
 
 @final

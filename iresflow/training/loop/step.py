@@ -1,6 +1,6 @@
 """One step of training: the gradient of a batch, in parts and over processes, and its use."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import final
 
@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 
 from iresflow.ambient import full_precision, reduced_precision
 from iresflow.horizon import Notes
-from iresflow.streams import Stream
 from iresflow.training.config import TrainingConfig
-from iresflow.training.loop.batches import Batch, Share, random_stream
+from iresflow.training.loop.batches import Batch, Share, seed_of
 from iresflow.training.loop.guard import Guard, Step, put_back
 from iresflow.training.loop.processes import Processes
+from iresflow.training.loop.replay import Gradient, Replay, replays
 from iresflow.training.objectives.base import Objective, Terms
 
 __all__ = ["PRECISIONS", "StepFunction", "own_shares"]
@@ -75,6 +75,12 @@ class StepFunction:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.notes = Notes()
+        self.generators = [torch.Generator(self.device) for _ in shares]
+        """One for each share, all in the same state."""
+        self.compute: Gradient = self._gradient
+        if config.compile and processes.count == 1 and replays(self.device):
+            modules = (model, objective.own)
+            self.compute = Replay(self._gradient, modules, self.generators, self.notes)
         self.names: tuple[str, ...] = ()
         """What else is logged than the loss; known after the first step."""
 
@@ -96,14 +102,7 @@ class StepFunction:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with PRECISIONS[self.config.precision](), self.notes.collecting():
-            for shares in self._until_exact(step, batch):
-                logged: list[Tensor] = []
-                for part, weight, stream in shares:
-                    terms = self.objective(self.model, part, stream)
-                    numbers = self._logged(terms)
-                    (terms.loss * weight).backward()
-                    logged.append(numbers * weight)
-            parts = torch.stack(logged).sum(0)
+            parts = self._exact(step, batch)
             # Filled on the device: a copy from the host would be waited for.
             said = [parts.new_full((1,), vote) for vote in votes()]
             summed = self._sum_over_processes(torch.cat([parts, *said]))
@@ -112,13 +111,11 @@ class StepFunction:
         numbers = torch.cat([summed, norm.detach().to(summed).view(1)])
         return numbers, self.guard.step(step, numbers, self.optimizer)
 
-    def _until_exact(
-        self, step: int, batch: Batch
-    ) -> Iterator[Iterator[tuple[Batch, float, Stream]]]:
-        """The shares of a batch, as `_parts` has them, to be gone through without a gradient.
+    def _exact(self, step: int, batch: Batch) -> Tensor:
+        """Leaves the gradient of a batch in the parameters, and returns its numbers.
 
-        And once more, from the same buffers and random streams, where a series on a GPU had not
-        been followed far enough.
+        Once more, from the same buffers and random streams, where a series on a GPU had not been
+        followed far enough.
         """
         waits = self.device.type != "cpu"
         # Not those that say whether something was initialised: written, they would be read again.
@@ -126,25 +123,32 @@ class StepFunction:
         buffers = [b for b in every if b.dtype != torch.bool]
         before = [b.clone() for b in buffers]
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
-            yield self._parts(step, batch)
+            for generator in self.generators:
+                generator.manual_seed(seed_of(self.seed, step, 2))
+            numbers = self.compute(batch)
             if self.notes.all_ended():
-                return
+                return numbers
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
 
-    def _parts(self, step: int, batch: Batch) -> Iterator[tuple[Batch, float, Stream]]:
-        """This process' shares of a batch, what the mean of each counts, and their streams."""
+    def _gradient(self, batch: Batch) -> Tensor:
+        """Of this process' shares of a batch, one after another."""
+        self.optimizer.zero_grad(set_to_none=True)
         first = self.shares[0].first
         # Each share is normalised by the same norms, from where the last step left the iteration.
         buffers = [b for b in self.model.buffers() if b.is_floating_point()]
         before = [b.clone() for b in buffers] if len(self.shares) > 1 else []
-        for share in self.shares:
-            if share is not self.shares[0]:
+        logged: list[Tensor] = []
+        for share, generator in zip(self.shares, self.generators, strict=True):
+            if logged:
                 torch._foreach_copy_(buffers, before)
             rows = slice(share.first - first, share.first - first + share.size)
-            stream = share.stream(random_stream(self.seed, step, 2, self.device))
-            yield Batch.of(batch, rows), share.weight, stream
+            part, stream = Batch.of(batch, rows), share.stream(generator)
+            terms = self.objective(self.model, part, stream)
+            numbers = self._logged(terms)
+            (terms.loss * share.weight).backward()
+            logged.append(numbers * share.weight)
+        return torch.stack(logged).sum(0)
 
     def _logged(self, terms: Terms) -> Tensor:
         """The loss and what else is logged, as one tensor without a graph."""

@@ -89,7 +89,8 @@ class Objective(ABC):
 
     An objective may draw what is random from the stream it gets, and then repeats in every number
     of processes and parts of a batch; `iresflow.streams.draw` does it. What is stored in the
-    objective itself should be constant, or parameters and buffers of `own`.
+    objective itself should be constant, or parameters and buffers of `own`: on a GPU a step is
+    recorded, and later ones do the same operations without asking the objective.
     """
 
     @property

@@ -113,6 +113,13 @@ SCRIPTS = {
         "--n 40 --size 4 --batch-size 4 --in-memory",
         (r"decoded: one epoch .* (\d+)\n(?:.*\n)*.*found: one epoch .* \1\n", r"in memory: one"),
     ),
+    "gpu": Script(
+        "--only digits --device cpu --samples 8 --repeats 1",
+        (r"digits +27,955 +32 +\d+\.\d +\d",),
+    ),
+    "log_prob": Script(
+        "RUN --n 2 --repeats 1", (r" 2  default +\d", r" 2  Krylov, 2 probes +\d+\.\d\d .*e")
+    ),
     "logdet": Script(
         "RUN --n 2 --draws 2",
         (

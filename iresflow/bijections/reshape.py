@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from iresflow.bijections.base import Bijection, LogDet
+from iresflow.bijections.base import Bijection, Composition, LogDet
 from iresflow.bijections.conditional_prior import ConditionalPrior
 from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
@@ -105,8 +105,9 @@ class MultiScale(Bijection):
         total = x.new_zeros(x.shape[0])
         pieces = []
         for index, scale in enumerate(self.scales):
-            x, term = scale(x, context, log_det)
-            total = total + term
+            for bijection in scale.maps if isinstance(scale, Composition) else (scale,):
+                x, term = bijection(x, context, log_det)
+                total = total + term
             piece, x = self._cut(index, x)
             if (prior := self._prior(index)) is not None:
                 piece, term = prior(piece, x, context)

@@ -1,6 +1,6 @@
 """One step of training: the gradient of a batch, in parts and over processes, and its use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import final
 
@@ -102,7 +102,9 @@ class StepFunction:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with PRECISIONS[self.config.precision](), self.notes.collecting():
-            parts = self._exact(step, batch)
+            parts = torch.empty(0)
+            for _ in self._attempts(step):
+                parts = self.compute(batch)
             # Filled on the device: a copy from the host would be waited for.
             said = [parts.new_full((1,), vote) for vote in votes()]
             summed = self._sum_over_processes(torch.cat([parts, *said]))
@@ -111,11 +113,11 @@ class StepFunction:
         numbers = torch.cat([summed, norm.detach().to(summed).view(1)])
         return numbers, self.guard.step(step, numbers, self.optimizer)
 
-    def _exact(self, step: int, batch: Batch) -> Tensor:
-        """Leaves the gradient of a batch in the parameters, and returns its numbers.
+    def _attempts(self, step: int) -> Iterator[None]:
+        """Asks for the gradient of a step.
 
-        Once more, from the same buffers and random streams, where a series on a GPU had not been
-        followed far enough.
+        And once more, from the same buffers and random streams, where a series on a GPU had not
+        been followed far enough.
         """
         waits = self.device.type != "cpu"
         # Not those that say whether something was initialised: written, they would be read again.
@@ -125,9 +127,9 @@ class StepFunction:
         while True:
             for generator in self.generators:
                 generator.manual_seed(seed_of(self.seed, step, 2))
-            numbers = self.compute(batch)
+            yield
             if self.notes.all_ended():
-                return numbers
+                return
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
 

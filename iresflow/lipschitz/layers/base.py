@@ -218,6 +218,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     @torch.no_grad()
     def _raw_bound(self) -> Bound:
         """Certified bound of the raw weight's norm."""
+        self._distrust()
         if self._raw is None or not self._raw[1].unchanged(self.weight):
             watch = Watch(self.weight)
             self._raw = (self.tight_bound(self.weight, self.left), watch)
@@ -243,6 +244,7 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
     def _norm_of_weight(self) -> Tensor:
         if self.weight.is_meta:  # a shape without numbers
             return self.sigma
+        self._distrust()
         if self._owner is not None and self._owner.unchanged(self.weight):
             return self.sigma
         if self._settled is None or not self._settled[1].unchanged(self.weight):
@@ -251,6 +253,14 @@ class NormalizedLayer(nn.Module, OperatorFamily, LipschitzMap, ABC):
                 norm = self.normalization.settled(self, self.weight, self.left.clone())
                 self._settled = (norm.to(self.sigma), watch)
         return self._settled[0]
+
+    def _distrust(self) -> None:
+        """In training mode an optimiser may have written to the weight without counting it.
+
+        A CPU shows it by some entries; see `iresflow.lipschitz.layers.watch`.
+        """
+        if self.training and self.weight.device.type != "cpu":
+            self.look_again()
 
     def _own(self, norm: Tensor) -> None:
         self.sigma.copy_(norm)

@@ -90,11 +90,13 @@ class Geometric(LengthDistribution):
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _tails(distribution: LengthDistribution) -> Tensor:
     return distribution.survival()
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # they outlast the call that first asks for them
 def _rising(distribution: LengthDistribution, device: torch.device) -> Tensor:
     """P(N >= k) for k = ..., 2, 1; a device that gets it in every step would be waited for."""
     return distribution.tails()[1:].flip(0).to(device)

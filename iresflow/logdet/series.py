@@ -114,6 +114,7 @@ def _tails(lipschitz: float | None, taken: Tensor, terms: int) -> float | Tensor
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # they outlast the call that first asks for them
 def _table(lipschitz: float, terms: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`_tail_sums` on a device, which would be waited for if it got them in every step."""
     return torch.tensor(_tail_sums(lipschitz, terms), dtype=dtype).to(device)

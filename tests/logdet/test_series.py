@@ -7,11 +7,12 @@ from helpers import (
     contractions,
     dense_jacobian,
     small_branch,
+    small_vector_flow,
 )
 
 from iresflow import Exact, NotContractiveError, PowerSeries, RandomSeries
 from iresflow.linearization import FunctionLinearization
-from iresflow.logdet import TRAINING
+from iresflow.logdet import TRAINING, lengths, series
 from iresflow.streams import PartialStream
 
 
@@ -228,3 +229,16 @@ def test_a_tolerance_is_one_of_what_is_left_out(estimator, lowest):
     sums = [value(PowerSeries(n)) for n in range(1, 60)]
     last = next(i for i in range(1, 59) if float((sums[i] - sums[i - 1]).abs().max()) < limit)
     assert float((sums[last] - exact).abs().max()) > limit or lowest == -0.5
+
+
+@pytest.mark.parametrize("estimator", [RandomSeries(), PowerSeries(20, tol=1e-3)])
+def test_constants_that_inference_mode_asked_for_first_serve_gradients(estimator):
+    for kept in (lengths._rising, lengths._tails, series._table):
+        kept.cache_clear()
+    flow = small_vector_flow(5).eval()
+    x = torch.randn(3, 5)
+    with torch.inference_mode():
+        flow.likelihood(x, log_det=estimator)
+    for mode in (False, True):
+        flow.train(mode).log_prob(x, log_det=estimator).sum().backward()
+    assert all(p.grad is not None for p in flow.parameters())

@@ -144,7 +144,8 @@ class Replay:
             ):
                 numbers = self.gradient(fixed)
         except RuntimeError as error:
-            logger.warning("steps can't be recorded, and take longer: %s", error)
+            reason = str(error).partition("\n")[0]
+            logger.warning("steps can't be recorded, and take longer: %s", reason)
             self._possible, self.notes.left = False, []
             _restore(streams, before)
             return False

@@ -219,14 +219,14 @@ def print_table(records: Sequence[Record]) -> None:
         certified = max(max(r["certified"]) for r in found)
         measured = [m for r in found for m in r["measured"]]
         differences = [r["test"] - base[r["seed"]] for r in found if r["seed"] in base]
-        spread = math.nan
+        difference = f"{statistics.mean(differences):9.3f}" if differences else ""
         if len(differences) > 1:
             spread = statistics.stdev(differences) / math.sqrt(len(differences))
+            difference += f" +- {spread:.3f}"
         print(
             f"{name:<26} {len(found):5d} {found[0]['parameters']:10,} {mean(found, 'steps'):6.0f} "
             f"{certified:9.4f} {min(measured):6.3f} .. {max(measured):.2f} {means[name]:10.3f} "
-            f"{mean(found, 'test'):7.3f} "
-            f"{statistics.mean(differences) if differences else math.nan:9.3f} +- {spread:.3f}"
+            f"{mean(found, 'test'):7.3f} {difference}"
             f"{'  best by validation' if name == best else ''}"
         )
 

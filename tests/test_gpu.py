@@ -7,7 +7,17 @@ from contextlib import contextmanager
 import pytest
 import torch
 from helpers import small_image_flow
-from test_pretended_device import ESTIMATORS, FLOWS, LOOKING, SOLVERS, inputs, moved, trainer
+from test_pretended_device import (
+    ESTIMATORS,
+    FLOWS,
+    LOOKING,
+    SOLVERS,
+    inputs,
+    inverse_with_gradient,
+    moved,
+    trainer,
+    values_and_gradients,
+)
 
 import iresflow
 from iresflow import Accuracy, InvertibleClassifier, Krylov
@@ -36,13 +46,8 @@ def test_values_and_gradients_are_those_of_the_host(kind, estimator):
     tolerance = 1e-2 if estimator == "reduced precision" else 1e-8
 
     def results(flow, x, context):
-        found = []
-        for training in (False, True):
-            flow.train(training).zero_grad()
-            stream = KeyedStream.of_samples(5, x)
-            value = flow.log_prob(x, context, ESTIMATORS[estimator], stream)
-            value.sum().backward()
-            found += [value, *(p.grad for p in flow.parameters())]
+        streams = (KeyedStream.of_samples(5, x) for _ in range(2))
+        found = values_and_gradients(flow, x, context, ESTIMATORS[estimator], streams)
         return [None if t is None else t.detach().cpu() for t in found]
 
     expected = results(copy.deepcopy(flow), x, context)
@@ -58,12 +63,10 @@ def test_inverses_are_those_of_the_host(kind, solver):
     x, context = inputs(flow)
     z = flow.transform(x, context).detach().requires_grad_()
     accuracy = Accuracy(1e-9, SOLVERS[solver])
-    expected = flow.invert(z, context, accuracy)
-    expected.value.square().sum().backward()
+    expected = inverse_with_gradient(flow, z, context, accuracy)
     z_there, context = moved(z.detach(), context)
     z_there.requires_grad_()
-    found = flow.cuda().invert(z_there, context, accuracy)
-    found.value.square().sum().backward()
+    found = inverse_with_gradient(flow.cuda(), z_there, context, accuracy)
     torch.testing.assert_close(found.value.cpu(), expected.value)
     torch.testing.assert_close(z_there.grad.cpu(), z.grad)
 

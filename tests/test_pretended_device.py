@@ -69,6 +69,24 @@ def moved(*tensors):
     return [None if t is None else t.cuda() for t in tensors]
 
 
+def values_and_gradients(flow, x, context, estimator, streams):
+    """Log-densities and the gradients of all parameters, in eval mode and in training mode."""
+    found = []
+    for training, stream in zip((False, True), streams, strict=True):
+        flow.train(training).zero_grad()
+        value = flow.log_prob(x, context, estimator, stream)
+        value.sum().backward()
+        found += [value, *(p.grad for p in flow.parameters())]
+    return found
+
+
+def inverse_with_gradient(flow, z, context, accuracy):
+    """The inverse at z, whose gradient is left in it."""
+    found = flow.invert(z, context, accuracy)
+    found.value.square().sum().backward()
+    return found
+
+
 def test_the_pretended_device_tells_devices_apart():
     x, y = torch.randn(3, 2), torch.randn(2)
     with PretendedDevice() as device:
@@ -112,14 +130,8 @@ def test_values_and_gradients_are_those_of_the_host(kind, estimator):
     x, context = inputs(flow)
 
     def results(flow, x, context, device):
-        found = []
-        for training in (False, True):
-            flow.train(training).zero_grad()
-            generator = torch.Generator(device).manual_seed(5)
-            value = flow.log_prob(x, context, ESTIMATORS[estimator], generator)
-            value.sum().backward()
-            found += [value, *(p.grad for p in flow.parameters())]
-        return found
+        streams = (torch.Generator(device).manual_seed(5) for _ in range(2))
+        return values_and_gradients(flow, x, context, ESTIMATORS[estimator], streams)
 
     expected = results(copy.deepcopy(flow), x, context, "cpu")
     with PretendedDevice():
@@ -136,13 +148,11 @@ def test_inverses_are_those_of_the_host(kind, solver):
     x, context = inputs(flow)
     z = flow.transform(x, context).detach().requires_grad_()
     accuracy = Accuracy(1e-9, SOLVERS[solver])
-    expected = flow.invert(z, context, accuracy)
-    expected.value.square().sum().backward()
+    expected = inverse_with_gradient(flow, z, context, accuracy)
     with PretendedDevice():
         z_there, context = moved(z.detach(), context)
         z_there.requires_grad_()
-        found = flow.cuda().invert(z_there, context, accuracy)
-        found.value.square().sum().backward()
+        found = inverse_with_gradient(flow.cuda(), z_there, context, accuracy)
         assert all(t.device == CUDA for t in (*vars(found).values(), z_there.grad))
     torch.testing.assert_close(found.value, expected.value)
     torch.testing.assert_close(z_there.grad, z.grad)

@@ -102,6 +102,17 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "rate 2e-2": {"training.learning_rate": 2e-2},
     "batch 16": {"training.batch_size": 16},
     "batch 64": {"training.batch_size": 64},
+    "batch 8 to 32": {
+        "training.batch_size": 8,
+        "training.schedule": "batch",
+        "training.drops": (0.3, 0.6),
+        "training.drop": 0.5,
+    },
+    "batch 32 to 128": {
+        "training.schedule": "batch",
+        "training.drops": (0.5, 0.75),
+        "training.drop": 0.5,
+    },
     "noise uniform": {"model.dequantization": "uniform"},
     "decorrelate": {"model.decorrelate": True},
     "hidden 16": {"model.hidden": 16},

@@ -74,7 +74,8 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
     init = None if begun else config.init
     started = None if init is None else processes.on_main(lambda: take_weights(model, init))
     objective = build_objective(config, model, build_estimator(config))
-    own_shares(config.training, len(dataset.train), processes)  # its errors come before the run
+    batch = min(config.training.batch_size, len(dataset.train))
+    own_shares(batch, config.training.accumulate, processes)  # its errors come before the run
     run = resumed or processes.on_main(
         lambda: RunDirectory.create(config.runs, config.name or config.data.name)
     )

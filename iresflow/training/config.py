@@ -17,7 +17,7 @@ __all__ = ["Config", "DataConfig", "LogDetConfig", "ModelConfig", "TrainingConfi
 ActivationName = Literal["clipswish", "elu", "lipswish", "sine", "sine-cosine", "softplus", "tanh"]
 NormalizationName = Literal["bidiagonalization", "power-iteration", "certified"]
 OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop"]
-ScheduleName = Literal["linear", "cosine", "steps"]
+ScheduleName = Literal["linear", "cosine", "steps", "batch"]
 
 
 MOST_BLOCKS, MOST_TERMS = 10_000, 100_000
@@ -211,14 +211,15 @@ class TrainingConfig(Section):
     warmup_steps: int = 100  # [own]
     """Steps over which the learning rate rises linearly from 0."""
     schedule: ScheduleName = "linear"
-    """How the learning rate falls: over decay_steps, or by the factor drop at each of drops."""
+    """How the learning rate falls: over decay_steps, or by the factor drop at each of drops; with
+    batch it stays, and a batch grows by the inverse of drop at each of drops."""
     decay_steps: int | float = 0
     """Last steps over which the learning rate falls to 0: a count, or a fraction of training below
     1 (which ends with steps or minutes, whichever is over first); 0 for none."""
     drops: tuple[float, ...] = (0.5, 0.75)
-    """Fractions of training at which the schedule steps lowers the learning rate, rising."""
+    """Fractions of training at which the schedules steps and batch change something, rising."""
     drop: float = 0.1
-    """Factor of the learning rate at each of these."""
+    """Factor of the learning rate at each of these; a batch is divided by it."""
     clip_norm: float | None = 1.0  # [RF] its code
     """Largest norm of the gradient; null for no clipping."""
     ema_decay: float = 0.999  # [RF] its code

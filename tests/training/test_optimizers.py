@@ -150,6 +150,19 @@ def test_steps_fall_at_their_fractions():
     assert found == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
 
 
+def test_a_batch_grows_where_a_rate_would_fall():
+    options = {"steps": 100, "batch_size": 12, "drops": (0.5, 0.75), "drop": 0.4}
+    options |= {"warmup_steps": 0, "learning_rate": 1.0}
+    growing = Schedule(TrainingConfig(**options, schedule="batch"))
+    at = [0, 49, 50, 74, 75, 99]
+    assert [growing.batch_size(step) for step in at] == [12, 12, 30, 30, 75, 75]
+    assert {growing.rate(step) for step in at} == {1.0}
+    falling = Schedule(TrainingConfig(**options, schedule="steps"))
+    assert {falling.batch_size(step) for step in at} == {12}
+    timed = Schedule(TrainingConfig(**{**options, "steps": None, "minutes": 1}, schedule="batch"))
+    assert [timed.batch_size(7, seconds) for seconds in (0, 31, 46)] == [12, 30, 75]
+
+
 def test_a_fraction_is_a_count_of_steps():
     assert rates(decay_steps=0.3) == pytest.approx(rates(decay_steps=30))
 

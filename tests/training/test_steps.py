@@ -259,10 +259,9 @@ def test_processes_own_consecutive_shares():
     class Third(Alone):
         rank, count = 2, 3
 
-    config = TrainingConfig(batch_size=12, accumulate=2)
-    assert own_shares(config, 100, Third()) == Share.split(12, 6)[4:]
+    assert own_shares(12, 2, Third()) == Share.split(12, 6)[4:]
     with pytest.raises(ValueError, match="batch of 5"):
-        own_shares(config, 5, Third())
+        own_shares(5, 2, Third())
     with pytest.raises(ValueError, match="accumulate must be above 0"):
         TrainingConfig(accumulate=0)
 

@@ -27,6 +27,9 @@ pytestmark = pytest.mark.usefixtures("float32")
 
 CPU = torch.device("cpu")
 
+GROWING = {"schedule": "batch", "drops": (0.5, 0.8), "drop": 0.5}
+"""Batches that grow after steps 3 and 5 of 6."""
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -92,8 +95,9 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(digits, tmp_pat
     assert steps == sorted(steps) and max(steps) == 6
 
 
-def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path):
-    whole = train(tiny(), digits, tmp_path)
+@pytest.mark.parametrize("options", [{}, GROWING], ids=["a fixed batch", "a growing batch"])
+def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path, options):
+    whole = train(tiny(**options), digits, tmp_path)
 
     def interrupting(terms):
         if trainer.progress.step == 3:
@@ -101,14 +105,29 @@ def test_an_interrupted_run_saves_and_goes_on_exactly(digits, tmp_path):
         return terms
 
     run = RunDirectory.create(tmp_path, "interrupted")
-    trainer = new_trainer(tiny(), digits, run, Acting(interrupting))
+    trainer = new_trainer(tiny(**options), digits, run, Acting(interrupting))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    rest = new_trainer(tiny(), digits, trainer.run)
+    rest = new_trainer(tiny(**options), digits, trainer.run)
     rest.resume()
     assert rest.progress.step == 4  # the step in which the signal came was finished
     rest.train()
     assert_same_weights(weights(rest), weights(whole))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_steps_compute_batches_that_grow(digits, tmp_path, accumulate):
+    class Counting(MaximumLikelihood):
+        def __call__(self, model, batch, stream):
+            sizes.append(len(batch))
+            return super().__call__(model, batch, stream)
+
+    sizes = []
+    run = RunDirectory.create(tmp_path, "growing")
+    config = tiny(**GROWING, accumulate=accumulate)
+    new_trainer(config, digits, run, Counting()).train()
+    found = [sum(sizes[i : i + accumulate]) for i in range(0, len(sizes), accumulate)]
+    assert found == [8, 8, 8, 16, 16, 32]
 
 
 def test_an_echo_of_a_signal_is_no_second_one(monkeypatch):

@@ -1,4 +1,4 @@
-"""The optimisers, and the learning rate as a function of how far training has come."""
+"""The optimisers, and the learning rate and batch as functions of how far training has come."""
 
 import math
 from bisect import bisect_right
@@ -54,13 +54,17 @@ def take_up(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 @final
 @dataclass(frozen=True)
 class Schedule:
-    """How far training has come, and the learning rate there.
+    """How far training has come, and the learning rate and the size of a batch there.
 
     With a time limit, the fall of the learning rate ends with whichever comes first, the last step
     or the last minute; without one, all is a function of the step alone.
 
     Arguments:
         config: The options of training.
+
+    References:
+        Don't Decay the Learning Rate, Increase the Batch Size (Smith et al., 2018): the schedule
+        ``batch``. https://arxiv.org/abs/1711.00489
     """
 
     config: TrainingConfig
@@ -74,6 +78,13 @@ class Schedule:
         config = self.config
         rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
         return config.learning_rate * min(1.0, rise, self._fall(self._done(step, seconds)))
+
+    def batch_size(self, step: int, seconds: float = 0.0) -> int:
+        """Samples in a step (the first is 0) that begins after some seconds."""
+        config = self.config
+        grown = config.schedule == "batch"
+        factor = self._dropped(self._done(step, seconds)) if grown else 1.0
+        return round(config.batch_size / factor)
 
     def validates(self, step: int, before: float, after: float) -> bool:
         """Whether a step is followed by a validation.
@@ -101,9 +112,15 @@ class Schedule:
     def _fall(self, done: float) -> float:
         config = self.config
         if config.schedule == "steps":
-            return config.drop ** bisect_right(config.drops, done / self._whole)
+            return self._dropped(done)
+        if config.schedule == "batch":
+            return 1.0
         span = config.decay_steps if config.decay_steps >= 1 else config.decay_steps * self._whole
         if not span:
             return 1.0
         left = min(1.0, max(0.0, (self._whole - done) / span))
         return left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+
+    def _dropped(self, done: float) -> float:
+        """The factor of the drops so far."""
+        return self.config.drop ** bisect_right(self.config.drops, done / self._whole)

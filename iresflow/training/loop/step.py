@@ -26,20 +26,19 @@ PRECISIONS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
-def own_shares(config: TrainingConfig, samples: int, processes: Processes) -> list[Share]:
-    """What one process computes of each batch, one after another.
+def own_shares(whole: int, accumulate: int, processes: Processes) -> list[Share]:
+    """What one process computes of a batch, one after another.
 
     Arguments:
-        config: The options of training.
-        samples: In the training split; a batch has so many at most.
+        whole: Samples in the batch.
+        accumulate: Parts of a process.
         processes: Those that share a batch.
 
     Raises:
         ValueError: a batch has fewer samples than there are shares.
     """
-    parts = processes.count * config.accumulate
-    shares = Share.split(min(config.batch_size, samples), parts)
-    return shares[processes.rank * config.accumulate :][: config.accumulate]
+    shares = Share.split(whole, processes.count * accumulate)
+    return shares[processes.rank * accumulate :][:accumulate]
 
 
 @final
@@ -52,7 +51,7 @@ class StepFunction:
         optimizer: Of the parameters of both.
         guard: What keeps bad steps out of them.
         config: The options of training.
-        shares: What this process computes of each batch.
+        shares: What this process computes of each batch; another size of batch has others.
         processes: Those that share a batch.
         seed: Of all random streams.
     """

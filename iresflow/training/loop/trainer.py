@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, final
 
@@ -91,9 +91,8 @@ class Trainer:
         self.split, self.seed, self.run = train, seed, run
         self.device = next(model.parameters()).device
         self.own = objective.own.to(self.device)
-        shares = own_shares(config, len(train), self.processes)
-        self.rows = slice(shares[0].first, shares[-1].rows.stop)
         self.batches = Batches(train, config.batch_size, seed, self.device, augment)
+        shares = own_shares(self.batches.count, config.accumulate, self.processes)
         count = slice(config.validation_samples)
         self.held = None if validation is None else Batch.of(validation, count)
         self.optimizer = new_optimizer([*model.parameters(), *self.own.parameters()], config)
@@ -145,7 +144,6 @@ class Trainer:
         self._start_alike()
         self.model.train()
         self.own.train()
-        batches = self.batches.from_step(start, self.rows)
         self._elapsed, self._interrupted, self._ended = self.progress.seconds, False, False
         unit, shown = self.objective.unit(self.model), self.objective.shown
         self.recorder = Recorder(unit, self.run if main else None, start, shown)
@@ -155,14 +153,15 @@ class Trainer:
         bar = new_bar("step", total, wanted=wanted, initial=start, title=self.title)
         echo = ECHO if self.processes.count > 1 else 0.0
         with bar, closing(self.recorder), deferred_interrupt(echo) as interrupted:
-            self._run(batches, bar, interrupted)
+            self._run(bar, interrupted)
             if not self._validated:
                 self.validate()
             if any(self.processes.gather(interrupted.is_set())):
                 raise TrainingInterrupted
 
-    def _run(self, batches: Iterator[Batch], bar: tqdm, interrupted: threading.Event) -> None:
+    def _run(self, bar: tqdm, interrupted: threading.Event) -> None:
         """Takes steps until the end."""
+        batches = self._next_batches()
         while not self._done():
             if self._interrupted:
                 self._settle()
@@ -186,6 +185,22 @@ class Trainer:
             self._validated = False
             if self.schedule.validates(self.progress.step, before, self._position()):
                 self.validate()
+
+    def _next_batches(self) -> Iterator[Batch]:
+        """This process' rows of the batches to come, each of the size that the schedule says."""
+        while True:
+            size = self._batch_size()
+            batches = replace(self.batches, size=size)
+            shares = own_shares(batches.count, self.config.accumulate, self.processes)
+            self.steps.shares = shares
+            rows = slice(shares[0].first, shares[-1].rows.stop)
+            for batch in batches.from_step(self.progress.step, rows):
+                yield batch
+                if self._batch_size() != size:
+                    break
+
+    def _batch_size(self) -> int:
+        return self.schedule.batch_size(self.progress.step, self._elapsed)
 
     def _votes(self, interrupted: threading.Event, began: float) -> tuple[float, float]:
         """Whether this process has been interrupted, and the seconds of the main one so far."""

@@ -27,10 +27,13 @@ class Variant:
     Attributes:
         group: What the row is about.
         changes: Options by name, such as ``model.hidden``.
+        frequencies: Where sines start in front of a branch and between its layers; None for the
+            package's own.
     """
 
     group: str
     changes: Mapping[str, Any]
+    frequencies: tuple[float, float] | None = None
 
 
 def _one(group: str, option: str, *values: object) -> dict[str, Variant]:
@@ -145,6 +148,8 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "sine": {"model.activation": "sine"},
 }
 
+STARTS = ((0.974, 0.974), (2.5, 0.974), (0.974, 2), (0.974, 3), (0.7, 3.5), (0.3, 4), (0.5, 6))
+
 KINDS: dict[str, dict[str, Any]] = {
     "chained": {},
     "monotone": {"model.block": "monotone"},
@@ -215,6 +220,19 @@ VARIANTS: dict[str, Variant] = {
     **{
         f"preset, {name}": Variant("with the preset", {**PRESET, **more})
         for name, more in WITH_PRESET.items()
+    },
+    **{
+        f"preset, frequencies {front:g}, {between:g}": Variant(
+            "frequencies", PRESET, (front, between)
+        )
+        for front, between in (
+            (0.974, 0.974),
+            (0.7, 1.5),
+            (0.6, 2.5),
+            (0.5, 6),
+            (0.3, 4),
+            (2.5, 1),
+        )
     },
     **{f"kind {name}": Variant("kind", {**PRESET, **more}) for name, more in KINDS.items()},
     "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),

@@ -155,8 +155,8 @@ def chained(
         layer(*sizes, depth, Alone())
         for depth, sizes in enumerate(zip(inputs, outputs, strict=True))
     ]
-    activations = [activation() for _ in layers]
-    return layers, activations if activate_input else [None, *activations[1:]]
+    front = activation.in_front() if activate_input else None
+    return layers, [front, *(activation() for _ in widths)]
 
 
 def concatenated(
@@ -177,12 +177,14 @@ def concatenated(
         phi = activation if activate_input or depth else None
         inputs = channels * (phi.width if phi else 1)
         layers.append(layer(inputs, width, depth, Concatenated(channels)))
-        activations.append(beside(phi)())
+        kept = beside(phi)
+        activations.append(kept() if depth else kept.in_front())
         channels += width
-    last = activate_input or bool(widths)
-    inputs = channels * (activation.width if last else 1)
+    front = activation.in_front() if activate_input else None
+    last = activation() if widths else front
+    inputs = channels * (last.width if last else 1)
     layers.append(layer(inputs, ends[1], len(widths), Alone()))
-    activations.append(activation() if last else None)
+    activations.append(last)
     return layers, activations
 
 

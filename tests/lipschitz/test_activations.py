@@ -4,7 +4,16 @@ import pytest
 import torch
 from helpers import CLOSED
 
-from iresflow.lipschitz import ACTIVATIONS, ELU, CLipSwish, LipSwish, Sine, SineCosine
+from iresflow.lipschitz import (
+    ACTIVATIONS,
+    ELU,
+    CLipSwish,
+    LipSwish,
+    Sine,
+    SineCosine,
+    dense_branch,
+    links_named,
+)
 
 NAMES = sorted(ACTIVATIONS)
 
@@ -68,6 +77,20 @@ def test_the_trainable_slope_does_not_move_the_lipschitz_constant():
             activation.raw_beta.data.fill_(raw)
             slope = activation.jet(h, activation.beta(), 1)[1].detach()
             assert float(slope.norm(dim=1).max()) <= activation.lipschitz * (1 + 1e-15)
+
+
+@pytest.mark.parametrize("links", ["chained", "concatenated"])
+def test_sines_start_slower_in_front_of_a_branch(links):
+    branch = dense_branch(
+        2, [3, 3], activation=SineCosine, coeff=0.9, links=links_named(links), activate_input=True
+    )
+    starts = [activation.beta().item() for activation in branch.activations]
+    assert starts == pytest.approx([0.5, 4, 4], rel=1e-12)
+    without = dense_branch(
+        2, [3, 3], activation=Sine, coeff=0.9, links=links_named(links), activate_input=False
+    )
+    assert [a.beta().item() for a in without.activations[1:]] == pytest.approx([4, 4], rel=1e-12)
+    assert Sine(2.5).beta().item() == pytest.approx(2.5, rel=1e-12)
 
 
 def test_constants_of_the_swish_family_follow_from_the_extremum_of_its_slope():

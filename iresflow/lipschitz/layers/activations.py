@@ -11,7 +11,7 @@ for a log-determinant, and the closed-form gradient of `iresflow.lipschitz.passe
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,11 @@ class Activation(nn.Module, ABC):
     def lipschitz_in(self, norm: float) -> float:
         """The Lipschitz constant in a p-norm of domain and range, rounded upwards."""
         return self.constants.get(norm, self.lipschitz)
+
+    @classmethod
+    def in_front(cls) -> Self:
+        """A new one for the input of a branch, whose slope may start elsewhere."""
+        return cls()
 
     def beta(self) -> Tensor | None:
         """The trainable slope, a positive scalar, or None."""
@@ -193,11 +198,21 @@ class CLipSwish(Activation):
 
 
 class _Frequency(Activation):
-    """With a trainable frequency, which starts as the slope of `LipSwish` does."""
+    """With a trainable frequency.
 
-    def __init__(self) -> None:
+    Arguments:
+        frequency: Where it starts. Layers of norms below 1 give values of which a sine of
+            frequency 1 sees its middle alone, and training is slow to raise it; a branch's input
+            is larger. Both starts are from docs/numbers/ablation.md.
+    """
+
+    def __init__(self, frequency: float = 4.0) -> None:
         super().__init__()
-        self.raw_beta = nn.Parameter(torch.tensor(0.5))
+        self.raw_beta = nn.Parameter(torch.tensor(math.log(math.expm1(frequency))))
+
+    @classmethod
+    def in_front(cls) -> Self:
+        return cls(0.5)
 
     def beta(self) -> Tensor:
         return nn.functional.softplus(self.raw_beta)

@@ -17,7 +17,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import ClassVar, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +66,13 @@ def beside(phi: type[Activation] | None) -> type[Beside]:
             math.inf: max(1.0, most),
         }
 
-        def __init__(self) -> None:
+        def __init__(self, phi: Activation | None = None) -> None:
             super().__init__()
-            self.inner = inner()
+            self.inner = phi or inner()
+
+        @classmethod
+        def in_front(cls) -> Self:
+            return cls(inner.in_front())
 
         @staticmethod
         def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:

@@ -48,13 +48,15 @@ class Exact(LogDetEstimator):
         elif recorded is not None:
             value, surrogate = _checked(recorded).detach(), recorded.value
         elif torch.is_grad_enabled():
+            directions = _directions(point)
             with torch.no_grad():
-                columns = _columns(linearization)
+                # The tangents of all directions at once, which the form below asks for again.
+                columns = linearization.jvp(directions).flatten(2).movedim(0, 1)
                 value = _checked(_determinant(columns))
                 # Without a check, for which the host would wait: a singular matrix has no value.
                 inverse, _ = torch.linalg.inv_ex(_shifted(columns))
             weights = inverse.transpose(0, 1).reshape(dim, *point.shape)
-            surrogate = linearization.bilinear(weights, _directions(point)).sum(0)
+            surrogate = linearization.bilinear(weights, directions).sum(0)
             surrogate = linearization.any_order(surrogate, _recorded)
         else:
             found = linearization.fused_determinant()

@@ -148,7 +148,7 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "sine": {"model.activation": "sine"},
 }
 
-STARTS = ((0.974, 0.974), (2.5, 0.974), (0.974, 2), (0.974, 3), (0.7, 3.5), (0.3, 4), (0.5, 6))
+STARTS = ((0.974, 0.974), (2.5, 0.974), (0.974, 3), (0.3, 4), (0.5, 6))
 
 KINDS: dict[str, dict[str, Any]] = {
     "chained": {},

@@ -43,7 +43,7 @@ from iresflow.analysis.norms import block_norms
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
 from iresflow.errors import NonFiniteError
-from iresflow.lipschitz import Branch, Sine, SineCosine, compile_kernels
+from iresflow.lipschitz import compile_kernels
 from iresflow.training.build import build_dataset, build_model
 from iresflow.training.config import Config
 
@@ -84,27 +84,10 @@ def base_of(data: str, root: str | None) -> Config:
     return changed(Config(), {**BASES[data], "data.root": root})
 
 
-def start_at(flow: Flow, frequencies: tuple[float, float]) -> None:
-    """Sets where sines start, in front of the branches and between their layers."""
-    for branch in (module for module in flow.modules() if isinstance(module, Branch)):
-        for depth, activation in enumerate(branch.activations):
-            if isinstance(activation, (Sine, SineCosine)):
-                raw = math.log(math.expm1(frequencies[min(depth, 1)]))
-                activation.raw_beta.data.fill_(raw)
-
-
-def train(
-    config: Config,
-    data: Dataset,
-    seed: int,
-    budget: dict[str, Any],
-    frequencies: tuple[float, float] | None = None,
-) -> Record:
+def train(config: Config, data: Dataset, seed: int, budget: dict[str, Any]) -> Record:
     """Trains and scores one row."""
     torch.manual_seed(seed)
     flow = build_model(config, data)
-    if frequencies is not None:
-        start_at(flow, frequencies)
     options = dataclasses.asdict(config.training)
     for name in ELSEWHERE:
         del options[name]
@@ -173,22 +156,18 @@ def measure(options: argparse.Namespace) -> list[Record]:
     results = []
     for seed in options.seeds:
         for row in chosen(options.only):
-            variant = VARIANTS[row]
-            changes = dict(variant.changes)
-            if variant.frequencies is not None:
-                changes["frequencies"] = variant.frequencies
+            changes = VARIANTS[row].changes
             record: Record = {
                 "data": options.data,
                 "row": row,
-                "changes": json.loads(json.dumps(changes)),
+                "changes": json.loads(json.dumps(dict(changes))),
                 "seed": seed,
                 "budget": budget,
             }
             key = key_of(record)
             if key not in known:
                 try:
-                    changed_config = changed(config, variant.changes)
-                    record |= train(changed_config, data, seed, budget, variant.frequencies)
+                    record |= train(changed(config, changes), data, seed, budget)
                 except (NonFiniteError, ValueError) as error:
                     record["failure"] = str(error).splitlines()[0]
                 known[key] = record

@@ -27,13 +27,10 @@ class Variant:
     Attributes:
         group: What the row is about.
         changes: Options by name, such as ``model.hidden``.
-        frequencies: Where sines start in front of a branch and between its layers; None for the
-            package's own.
     """
 
     group: str
     changes: Mapping[str, Any]
-    frequencies: tuple[float, float] | None = None
 
 
 def _one(group: str, option: str, *values: object) -> dict[str, Variant]:
@@ -98,9 +95,19 @@ WITH_BEST: dict[str, dict[str, Any]] = {
     "best, prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
 }
 
-PRESET: dict[str, Any] = {**BEST, "training.batch_size": 32, "training.learning_rate": 1e-2}
+PRESET: dict[str, Any] = {
+    **BEST,
+    "model.slopes": (0.5, 4.0),
+    "training.batch_size": 32,
+    "training.learning_rate": 1e-2,
+}
 
 WITH_PRESET: dict[str, dict[str, Any]] = {
+    "slopes 0.97, 0.97": {"model.slopes": None},
+    "slopes 2.5, 0.97": {"model.slopes": (2.5, 0.974)},
+    "slopes 0.97, 3": {"model.slopes": (0.974, 3.0)},
+    "slopes 0.3, 4": {"model.slopes": (0.3, 4.0)},
+    "slopes 0.5, 6": {"model.slopes": (0.5, 6.0)},
     "rate 5e-3": {"training.learning_rate": 5e-3},
     "rate 2e-2": {"training.learning_rate": 2e-2},
     "batch 16": {"training.batch_size": 16},
@@ -147,8 +154,6 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "elu": {"model.activation": "elu"},
     "sine": {"model.activation": "sine"},
 }
-
-STARTS = ((0.974, 0.974), (2.5, 0.974), (0.974, 3), (0.3, 4), (0.5, 6))
 
 KINDS: dict[str, dict[str, Any]] = {
     "chained": {},
@@ -220,19 +225,6 @@ VARIANTS: dict[str, Variant] = {
     **{
         f"preset, {name}": Variant("with the preset", {**PRESET, **more})
         for name, more in WITH_PRESET.items()
-    },
-    **{
-        f"preset, frequencies {front:g}, {between:g}": Variant(
-            "frequencies", PRESET, (front, between)
-        )
-        for front, between in (
-            (0.974, 0.974),
-            (0.7, 1.5),
-            (0.6, 2.5),
-            (0.5, 6),
-            (0.3, 4),
-            (2.5, 1),
-        )
     },
     **{f"kind {name}": Variant("kind", {**PRESET, **more}) for name, more in KINDS.items()},
     "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),

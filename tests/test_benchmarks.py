@@ -299,7 +299,7 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
 
     trained = []
 
-    def train(config, data, seed, budget, frequencies):
+    def train(config, data, seed, budget):
         trained.append((config.model.learned_prior, config.model.factor_out, seed))
         if len(trained) == 3:
             raise KeyboardInterrupt

@@ -27,6 +27,9 @@ __all__ = [
 
 MakeLayer = Callable[[int, int, int, Form], NormalizedLayer]
 Links = tuple[Sequence[Layer], Sequence[Activation | None]]
+Slopes = tuple[float, float]
+"""Where trainable slopes of activations start: in front of a branch, and between its layers."""
+
 Linking = Callable[[MakeLayer, tuple[int, int], Sequence[int], type[Activation], bool], Links]
 
 
@@ -44,6 +47,7 @@ def conv_branch(
     context_dim: ContextDim = 0,
     outputs: int | None = None,
     links: Linking | None = None,
+    slopes: Slopes | None = None,
 ) -> Branch:
     """A branch of convolutions, by default 3 x 3, 1 x 1 and 3 x 3 (thesis, appendix A.2).
 
@@ -61,6 +65,8 @@ def conv_branch(
         context_dim: Dimension of the context, or (C, H, W) of one that is an image; 0 for none.
         outputs: Channels of the image that goes out; None for those that come in.
         links: How the layers make up the branch; `chained` by default, or `concatenated`.
+        slopes: Where the activations' trainable slopes start, in front of the first layer and
+            between layers, above 0; None for 0.97. Activations without one don't mind.
 
     Raises:
         ValueError: no kernel, an even one, or another number of widths than of gaps.
@@ -81,7 +87,7 @@ def conv_branch(
     widths = hidden_widths(hidden, len(kernels))
     ends = (channels, outputs or channels)
     made = (links or chained)(layer, ends, widths, activation, activate_input)
-    return Branch(*made, context_dim=context_dim)
+    return Branch(*_started(made, slopes), context_dim=context_dim)
 
 
 def dense_branch(
@@ -94,6 +100,7 @@ def dense_branch(
     activate_input: bool = True,
     context_dim: int = 0,
     links: Linking | None = None,
+    slopes: Slopes | None = None,
 ) -> Branch:
     """A branch of dense layers on vectors ``(B, dim)``.
 
@@ -111,7 +118,16 @@ def dense_branch(
     layers = 3 if isinstance(hidden, int) else len(hidden) + 1
     widths = hidden_widths(hidden, layers)
     made = (links or chained)(layer, (dim, dim), widths, activation, activate_input)
-    return Branch(*made, context_dim=context_dim)
+    return Branch(*_started(made, slopes), context_dim=context_dim)
+
+
+def _started(made: Links, slopes: Slopes | None) -> Links:
+    """Layers and activations, whose trainable slopes start there."""
+    if slopes is not None:
+        for depth, activation in enumerate(made[1]):
+            if activation is not None:
+                activation.start_at(slopes[min(depth, 1)])
+    return made
 
 
 def hidden_widths(hidden: int | Sequence[int], layers: int) -> list[int]:
@@ -155,8 +171,8 @@ def chained(
         layer(*sizes, depth, Alone())
         for depth, sizes in enumerate(zip(inputs, outputs, strict=True))
     ]
-    front = activation.in_front() if activate_input else None
-    return layers, [front, *(activation() for _ in widths)]
+    activations = [activation() for _ in layers]
+    return layers, activations if activate_input else [None, *activations[1:]]
 
 
 def concatenated(
@@ -177,14 +193,12 @@ def concatenated(
         phi = activation if activate_input or depth else None
         inputs = channels * (phi.width if phi else 1)
         layers.append(layer(inputs, width, depth, Concatenated(channels)))
-        kept = beside(phi)
-        activations.append(kept() if depth else kept.in_front())
+        activations.append(beside(phi)())
         channels += width
-    front = activation.in_front() if activate_input else None
-    last = activation() if widths else front
-    inputs = channels * (last.width if last else 1)
+    last = activate_input or bool(widths)
+    inputs = channels * (activation.width if last else 1)
     layers.append(layer(inputs, ends[1], len(widths), Alone()))
-    activations.append(last)
+    activations.append(activation() if last else None)
     return layers, activations
 
 

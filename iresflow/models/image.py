@@ -55,6 +55,9 @@ class ImageFlow(Flow):
             or tanh.
         activate_input: Whether an activation stands in front of each branch's first layer, but for
             the first branch's.
+        slopes: Where trainable slopes of the activations, which are the frequencies of sines,
+            start: in front of a branch, and between its layers; None for 0.97. See
+            docs/numbers/ablation.md for what they bring.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
@@ -105,6 +108,7 @@ class ImageFlow(Flow):
         given: str | None = None,
         activation: str = "lipswish",
         activate_input: bool = True,
+        slopes: Sequence[float] | None = None,
         coeff: float = 0.97,
         normalization: str = "bidiagonalization",
         factor_out: bool = True,

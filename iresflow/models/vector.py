@@ -26,6 +26,7 @@ EXACT_UP_TO = 8
 
 SILENT: dict[str, Any] = {
     "activate_input": True,
+    "slopes": None,
     "block": "residual",
     "links": "chained",
     "decorrelate": False,
@@ -50,6 +51,9 @@ class VectorFlow(Flow):
             or tanh.
         activate_input: Whether an activation stands in front of each branch's first layer, but for
             the first branch's.
+        slopes: Where trainable slopes of the activations, which are the frequencies of sines,
+            start: in front of a branch, and between its layers; None for 0.97. See
+            docs/numbers/ablation.md for what they bring.
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
@@ -87,6 +91,7 @@ class VectorFlow(Flow):
         context_dim: int = 0,
         activation: str = "lipswish",
         activate_input: bool = True,
+        slopes: Sequence[float] | None = None,
         coeff: float = 0.97,
         normalization: str = "bidiagonalization",
         learned_prior: bool = False,
@@ -111,6 +116,7 @@ class VectorFlow(Flow):
                 activate_input=plain["activate_input"] and index > 0,
                 context_dim=context_dim,
                 links=links_named(plain["links"]),
+                slopes=plain["slopes"],
             )
             maps += [ActNorm(dim), block_named(plain["block"])(branch)]
         super().__init__(

@@ -99,6 +99,9 @@ class ModelConfig(Section):
     activate_input: bool = True
     """Whether an activation stands in front of each branch's first layer, but for the first
     branch's."""
+    slopes: tuple[float, ...] | None = None
+    """Where trainable slopes of activations, which of sines are frequencies, start: in front of a
+    branch, and between its layers; null for 0.97 (flows)."""
     coeff: float = 0.98  # [RF] its code
     """Upper limit of each layer's operator norm, between 0 and 1."""
     # [own] as close as five power iterations, for less

@@ -7,6 +7,7 @@ from helpers import CLOSED
 from iresflow.lipschitz import (
     ACTIVATIONS,
     ELU,
+    Activation,
     CLipSwish,
     LipSwish,
     Sine,
@@ -79,18 +80,29 @@ def test_the_trainable_slope_does_not_move_the_lipschitz_constant():
             assert float(slope.norm(dim=1).max()) <= activation.lipschitz * (1 + 1e-15)
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("links", ["chained", "concatenated"])
-def test_sines_start_slower_in_front_of_a_branch(links):
-    branch = dense_branch(
-        2, [3, 3], activation=SineCosine, coeff=0.9, links=links_named(links), activate_input=True
-    )
-    starts = [activation.beta().item() for activation in branch.activations]
-    assert starts == pytest.approx([0.5, 4, 4], rel=1e-12)
-    without = dense_branch(
-        2, [3, 3], activation=Sine, coeff=0.9, links=links_named(links), activate_input=False
-    )
-    assert [a.beta().item() for a in without.activations[1:]] == pytest.approx([4, 4], rel=1e-12)
-    assert Sine(2.5).beta().item() == pytest.approx(2.5, rel=1e-12)
+def test_trainable_slopes_start_in_front_and_between(name, links):
+    def starts(**options):
+        branch = dense_branch(
+            2,
+            [3, 3],
+            activation=ACTIVATIONS[name],
+            coeff=0.9,
+            links=links_named(links),
+            **options,
+        )
+        betas = [a.beta() for a in branch.activations if isinstance(a, Activation)]
+        return [None if beta is None else beta.item() for beta in betas]
+
+    slopes = (0.5, 4.0)
+    if ACTIVATIONS[name]().beta() is None:
+        assert starts(slopes=slopes) == [None] * 3
+    else:
+        assert starts(slopes=slopes) == pytest.approx([0.5, 4, 4], rel=1e-12)
+        assert starts(slopes=slopes, activate_input=False)[-2:] == pytest.approx([4, 4], rel=1e-12)
+        assert starts(slopes=(1e-3, 1e3)) == pytest.approx([1e-3, 1e3, 1e3], rel=1e-12)
+        assert starts() == pytest.approx([0.974077] * 3, rel=1e-6)
 
 
 def test_constants_of_the_swish_family_follow_from_the_extremum_of_its_slope():

@@ -44,6 +44,7 @@ VECTORS = {
     "widths": lambda: VectorFlow(3, 2, np.array([8, 6, 4])),
     "context": lambda: VectorFlow(3, 2, 8, context_dim=np.uint8(0)),
     "switch": lambda: VectorFlow(3, 2, 8, learned_prior=np.bool_(True)),
+    "slopes": lambda: VectorFlow(3, 2, 8, slopes=np.float32([0.5, 4])),
     "names": lambda: VectorFlow(3, 2, 8, activation=np.array(["elu"])[0]),
     "series": lambda: VectorFlow(
         3, 2, 8, log_det=PowerSeries(np.int64(20), tol=np.float64(1e-3), probe=np.str_("gaussian"))
@@ -60,6 +61,9 @@ IMAGES = {
     "tensors": lambda: ImageFlow(torch.tensor([1, 4, 4]), torch.tensor([1, 1]), 4),
     "kernels": lambda: ImageFlow(
         (1, 4, 4), (1,), [4, np.int64(3)], kernels=np.array([3, 3, 1]), padding=np.str_("reflect")
+    ),
+    "slopes of images": lambda: ImageFlow(
+        (1, 4, 4), (1, 1), 4, activation="sine-cosine", slopes=torch.tensor([0.5, 4])
     ),
     "switches": lambda: ImageFlow((1, 4, 4), (1, 1), 4, factor_out=np.bool_(False)),
 }
@@ -117,6 +121,14 @@ REFUSED = {
     "alpha": (lambda: ImageFlow((1, 8, 8), alpha=None), "alpha must be a finite number"),
     "learned_prior": (lambda: VectorFlow(2, learned_prior=1), "learned_prior must be True or"),
     "factor_out": (lambda: ImageFlow((1, 8, 8), factor_out="no"), "factor_out must be True or"),
+    "one slope": (lambda: VectorFlow(2, slopes=3), "slopes must be two numbers above 0"),
+    "three slopes": (lambda: VectorFlow(2, slopes=(1, 2, 3)), "slopes must be two numbers"),
+    "a slope of 0": (lambda: ImageFlow((1, 8, 8), slopes=(0, 1)), "slopes must be two numbers"),
+    "slopes, NaN": (
+        lambda: VectorFlow(2, slopes=(1, math.nan)),
+        "each of slopes must be a finite",
+    ),
+    "slopes, a string": (lambda: VectorFlow(2, slopes="34"), "slopes must be two numbers"),
     "activation": (lambda: VectorFlow(2, activation=3), "activation must be a string"),
     "activation's name": (lambda: VectorFlow(2, activation="relu"), "unknown activation 'relu'"),
 }

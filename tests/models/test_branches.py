@@ -115,6 +115,21 @@ def test_loading_computes_no_norm_and_draws_nothing(tmp_path, monkeypatch):
     assert torch.equal(loaded.train().eval().transform(x), before)
 
 
+@pytest.mark.parametrize("noise", ["uniform", "variational"])
+def test_slopes_start_where_they_are_asked_to(noise):
+    settings = {"hidden": 4, "kernels": (3, 3), "activation": "sine-cosine", "levels": 16}
+    flow = ImageFlow((1, 4, 4), (1, 2), **settings, dequantization=noise, slopes=(0.5, 4))
+    starts = {
+        name: [a.beta().item() for a in block.branch.activations if isinstance(a, Activation)]
+        for name, block in flow.contractions()
+    }
+    first, *others = starts.values()
+    assert first == pytest.approx([4]) and others[:2] == [pytest.approx([0.5, 4])] * 2
+    assert all(found == pytest.approx([4]) for found in others[2:])
+    assert flow.spec["slopes"] == [0.5, 4.0]
+    assert "slopes" not in ImageFlow((1, 4, 4), (1, 2), **settings).spec
+
+
 @pytest.mark.parametrize("kind", [ImageFlow, VectorFlow])
 def test_branches_may_do_without_an_activation_in_front(kind):
     shape = ((1, 4, 4), (1, 2)) if kind is ImageFlow else (3, 3)

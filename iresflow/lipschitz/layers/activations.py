@@ -11,7 +11,7 @@ for a log-determinant, and the closed-form gradient of `iresflow.lipschitz.passe
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Self, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +52,13 @@ class Activation(nn.Module, ABC):
         """The Lipschitz constant in a p-norm of domain and range, rounded upwards."""
         return self.constants.get(norm, self.lipschitz)
 
-    @classmethod
-    def in_front(cls) -> Self:
-        """A new one for the input of a branch, whose slope may start elsewhere."""
-        return cls()
-
     def beta(self) -> Tensor | None:
         """The trainable slope, a positive scalar, or None."""
         return None
+
+    def start_at(self, beta: float) -> None:
+        """Sets the trainable slope, above 0; nothing where there is none."""
+        del beta
 
     @staticmethod
     @abstractmethod
@@ -127,8 +126,24 @@ class Softplus(Activation):
         return (value, slope, slope * (1 - slope))[: order + 1]
 
 
+class _Sloped(Activation):
+    """With a trainable slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # softplus(raw) = 0.97, as softplus(0.5) of LipSwish in the code of Residual Flows.
+        self.raw_beta = nn.Parameter(torch.tensor(0.5))
+
+    def beta(self) -> Tensor:
+        return nn.functional.softplus(self.raw_beta)
+
+    @torch.no_grad()
+    def start_at(self, beta: float) -> None:
+        self.raw_beta.fill_(beta + math.log(-math.expm1(-beta)))  # the inverse of softplus
+
+
 @final
-class LipSwish(Activation):
+class LipSwish(_Sloped):
     r"""LipSwish, :math:`h \sigma(\beta h) / 1.1` with trainable :math:`\beta > 0`.
 
     The supremum of the swish's derivative is 1.0998393201..., attained at
@@ -142,21 +157,13 @@ class LipSwish(Activation):
 
     lipschitz = 1.09983932013 / 1.1
 
-    def __init__(self) -> None:
-        super().__init__()
-        # softplus(raw) = 0.97 at the start, as softplus(0.5) is in the paper's code.
-        self.raw_beta = nn.Parameter(torch.tensor(0.5))
-
-    def beta(self) -> Tensor:
-        return nn.functional.softplus(self.raw_beta)
-
     @staticmethod
     def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
         return _swish(h, beta, order, 1.1)
 
 
 @final
-class CLipSwish(Activation):
+class CLipSwish(_Sloped):
     r"""Concatenated LipSwish, :math:`(\phi(h), \phi(-h)) / 1.004` with :math:`\phi` LipSwish.
 
     With s the swish, :math:`s'(u) + s'(-u) = 1`, so the squared slope of the pair,
@@ -178,13 +185,6 @@ class CLipSwish(Activation):
         math.inf: 1.09983932013 / (1.1 * 1.004),
     }
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.raw_beta = nn.Parameter(torch.tensor(0.5))  # as in `LipSwish`
-
-    def beta(self) -> Tensor:
-        return nn.functional.softplus(self.raw_beta)
-
     @staticmethod
     def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:
         # With s the swish, s(-u) = s(u) - u: the second half costs one subtraction.
@@ -197,29 +197,8 @@ class CLipSwish(Activation):
         return tuple(halves)
 
 
-class _Frequency(Activation):
-    """With a trainable frequency.
-
-    Arguments:
-        frequency: Where it starts. Layers of norms below 1 give values of which a sine of
-            frequency 1 sees its middle alone, and training is slow to raise it; a branch's input
-            is larger. Both starts are from docs/numbers/ablation.md.
-    """
-
-    def __init__(self, frequency: float = 4.0) -> None:
-        super().__init__()
-        self.raw_beta = nn.Parameter(torch.tensor(math.log(math.expm1(frequency))))
-
-    @classmethod
-    def in_front(cls) -> Self:
-        return cls(0.5)
-
-    def beta(self) -> Tensor:
-        return nn.functional.softplus(self.raw_beta)
-
-
 @final
-class Sine(_Frequency):
+class Sine(_Sloped):
     r"""The sine, :math:`\sin(\beta h) / \beta` with trainable frequency :math:`\beta > 0`.
 
     Its slope at 0 is its constant, 1, as those of tanh and ELU are, and it does not saturate.
@@ -245,7 +224,7 @@ class Sine(_Frequency):
 
 
 @final
-class SineCosine(_Frequency):
+class SineCosine(_Sloped):
     r"""Sine and cosine, :math:`(\sin \beta h, \cos \beta h - 1) / \beta` with trainable
     frequency :math:`\beta > 0`.
 

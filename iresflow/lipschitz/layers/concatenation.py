@@ -17,7 +17,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Self, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class Beside(Activation):
     def beta(self) -> Tensor | None:
         return self.inner.beta()
 
+    def start_at(self, beta: float) -> None:
+        self.inner.start_at(beta)
+
 
 @functools.cache
 def beside(phi: type[Activation] | None) -> type[Beside]:
@@ -66,13 +69,9 @@ def beside(phi: type[Activation] | None) -> type[Beside]:
             math.inf: max(1.0, most),
         }
 
-        def __init__(self, phi: Activation | None = None) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.inner = phi or inner()
-
-        @classmethod
-        def in_front(cls) -> Self:
-            return cls(inner.in_front())
+            self.inner = inner()
 
         @staticmethod
         def jet(h: Tensor, beta: Tensor | None, order: int) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from iresflow.bijections import BLOCKS
 from iresflow.lipschitz import ACTIVATIONS, LINKS, NORMALIZATIONS, PADDINGS
 from iresflow.models.dequantization import NOISES
 from iresflow.models.parts.contexts import context_of_spec
-from iresflow.models.parts.plain import integer, integers, number, switch, widths, word
+from iresflow.models.parts.plain import integer, integers, number, slopes, switch, widths, word
 
 __all__ = ["Plain", "described", "plain_arguments"]
 
@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, Plain] = {
     "given": lambda name, value: None if value is None else word(name, value),
     "activation": partial(_choice, allowed=ACTIVATIONS),
     "activate_input": switch,
+    "slopes": slopes,
     "decorrelate": switch,
     "coeff": number,
     "normalization": partial(_choice, allowed=NORMALIZATIONS),

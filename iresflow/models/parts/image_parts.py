@@ -39,6 +39,7 @@ SILENT: dict[str, Any] = {
     "kernels": [3, 1, 3],
     "padding": "zeros",
     "activate_input": True,
+    "slopes": None,
     "given": None,
     "conditional_prior": False,
     "block": "residual",
@@ -126,6 +127,7 @@ class ImageParts:
             activate_input=self.plain["activate_input"] and not first,
             context_dim=self.context,
             links=links_named(self.plain["links"]),
+            slopes=self.plain["slopes"],
         )
         return [ActNorm(channels), block_named(self.plain["block"])(branch)]
 
@@ -155,4 +157,5 @@ class ImageParts:
             normalization=self.normalization,
             activate_input=False,
             context_dim=context_dim,
+            slopes=self.plain["slopes"],
         )

@@ -13,7 +13,7 @@ from warnings import warn
 from iresflow.errors import StorageWarning
 from iresflow.logdet import LogDetEstimator, estimator_to_dict
 
-__all__ = ["estimator_spec", "integer", "integers", "number", "switch", "widths", "word"]
+__all__ = ["estimator_spec", "integer", "integers", "number", "slopes", "switch", "widths", "word"]
 
 
 def integer(name: str, value: object, least: int) -> int:
@@ -63,6 +63,22 @@ def number(name: str, value: object) -> float:
     if isinstance(item, bool) or not isinstance(item, Real) or not math.isfinite(item):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
     return float(item)
+
+
+def slopes(name: str, values: object) -> tuple[float, float] | None:
+    """Two numbers above 0 and at most 1,000, or None.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if values is None:
+        return None
+    found = []
+    if isinstance(values, Iterable) and not isinstance(values, str) and not _is_scalar(values):
+        found = [number(f"each of {name}", value) for value in values]
+    if len(found) != 2 or not all(0 < value <= 1000 for value in found):
+        raise ValueError(f"{name} must be two numbers above 0, at most 1000, got {values!r}")
+    return found[0], found[1]
 
 
 def switch(name: str, value: object) -> bool:

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import CLOSED, dense_jacobian, perturb, small_classifier
+from torch.func import jacrev, vmap
 
 import iresflow
 from iresflow import (
@@ -14,6 +15,7 @@ from iresflow import (
     NotContractiveError,
     NotInitializedError,
 )
+from iresflow.lipschitz import ACTIVATIONS
 from iresflow.models import iterate_inverse
 from iresflow.models.classifiers.density import density_of
 from iresflow.tensors import norm_per_sample
@@ -25,6 +27,7 @@ CLASSIFIERS = {
         (1, 4, 4), blocks=(1, 0, 1), read_out="simplified"
     ),
     "image-pooled": lambda: small_classifier(pad=1),
+    "image-pooled-pairs": lambda: small_classifier(pad=1, activation="sine-cosine"),
     "image-flat": lambda: small_classifier(pad=1, read_out="flat"),
     "image-circular": lambda: small_classifier(
         read_out="simplified", padding="circular", activation="lipswish", kernels=(3, 3)
@@ -33,7 +36,7 @@ CLASSIFIERS = {
     "vector-padded": lambda: small_classifier((5,), read_out="simplified", pad=3),
     "vector-pooled": lambda: small_classifier((5,), pad=2),
 }
-SPLIT = [name for name in sorted(CLASSIFIERS) if not name.endswith(("pooled", "flat"))]
+SPLIT = [name for name in sorted(CLASSIFIERS) if not name.endswith(("pooled", "pairs", "flat"))]
 
 
 @pytest.fixture(params=sorted(CLASSIFIERS))
@@ -70,7 +73,12 @@ def test_the_network_maps_padded_samples_and_reads_logits_out(net):
         norm, linear = net.read_out.norm, net.read_out.linear
         shape = net.read_out.shape
         channels = norm(z.reshape(4, shape[0], -1))
-        expected = linear(F.elu(channels).mean(2))
+        beta = net.read_out.activation.beta()
+        if beta is None:
+            values = F.elu(channels)
+        else:
+            values = torch.cat([(beta * channels).sin(), (beta * channels).cos() - 1], 1) / beta
+        expected = linear(values.mean(2))
     torch.testing.assert_close(net(x), expected, rtol=CLOSED, atol=CLOSED)
 
 
@@ -203,6 +211,18 @@ def attacked(net, x, radius, count, steps=20):
 
 def _norm(x):
     return norm_per_sample(x).view(-1, *[1] * (x.ndim - 1))
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_read_outs_stretch_no_more_than_they_say(activation):
+    read_out = small_classifier(pad=1, activation=activation).read_out
+    z = 3 * torch.randn(200, read_out.shape[0] * 4)
+    jacobians = vmap(jacrev(lambda one: read_out(one[None])[0]))(z)
+    differences = jacobians[:, :, None] - jacobians[:, None]
+    largest = differences.norm(dim=3).amax(0).detach()
+    bounds = read_out.stretches()
+    assert bool((largest <= bounds).all())
+    assert float((largest / bounds)[bounds > 0].min()) > 0.3
 
 
 @pytest.mark.parametrize("name", ["vector", "vector-pooled", "image", "image-pooled"])

@@ -70,7 +70,7 @@ class PooledReadOut(ReadOut):
         self.shape = shape
         self.norm = nn.BatchNorm1d(shape[0])  # of channels and flat pixels
         self.activation = activation
-        self.linear = nn.Linear(shape[0], classes)
+        self.linear = nn.Linear(activation.width * shape[0], classes)
 
     def forward(self, z: Tensor) -> Tensor:
         channels = self._normalized(z.reshape(len(z), self.shape[0], -1))
@@ -84,8 +84,10 @@ class PooledReadOut(ReadOut):
         assert norm.running_var is not None
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         slope = self.activation.lipschitz_in(2.0) * scale.abs().cpu() / math.sqrt(self._pixels)
-        differences = (weight[:, None] - weight[None]) * slope
-        return torch.linalg.vector_norm(differences, dim=2) * (1 + ULP)
+        differences = weight[:, None] - weight[None]
+        # An entry has `width` values, the norm of whose slopes is at most the constant.
+        of_entries = differences.unflatten(2, (self.activation.width, -1)).norm(dim=2)
+        return torch.linalg.vector_norm(of_entries * slope, dim=2) * (1 + ULP)
 
     def _normalized(self, x: Tensor) -> Tensor:
         if self.training:

@@ -29,8 +29,8 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], TrainingConfig], Optimiz
     ),
 }
 
-MOST = 2**40
-"""Samples in a batch: no split has as many, and a quotient may be infinite."""
+LEAST = 2.0**-40
+"""What a batch is divided by, at least: no split has as many samples, and drops may underflow."""
 
 ROUNDING = 1e-9
 """By how much a quotient of fractions may fall short of a whole number."""
@@ -87,7 +87,7 @@ class Schedule:
         config = self.config
         grown = config.schedule == "batch"
         factor = self._dropped(self._done(step, seconds)) if grown else 1.0
-        return round(min(config.batch_size / factor, MOST))
+        return round(config.batch_size / max(factor, LEAST))
 
     def validates(self, step: int, before: float, after: float) -> bool:
         """Whether a step is followed by a validation.

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 import worker
 from interpreters import run_program
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from iresflow.cli import main
 from iresflow.data import load_dataset
 from iresflow.errors import RunError
 from iresflow.training.checkpoint import load_model, load_training
+from iresflow.training.loop import processes
 from iresflow.training.loop.processes import SIZES, Alone, join_processes
 from iresflow.training.runs.directory import RunDirectory
 
@@ -160,20 +163,29 @@ def test_a_killed_process_ends_the_run_which_then_goes_on_with_nothing_lost(tmp_
     assert steps == [str(step) for step in range(1, 9)]
 
 
+def test_a_launcher_that_ends_its_processes_is_no_fault(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_Team", Alone)
+    ended = SignalException("Process 7 got signal: 15", signal.SIGTERM)
+    with pytest.raises(SystemExit) as raised, join_processes():
+        raise ended
+    assert raised.value.code == 128 + signal.SIGTERM
+
+
 def test_one_process_needs_no_launcher_and_no_group(monkeypatch):
     for name in SIZES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with join_processes() as processes:
-        assert isinstance(processes, Alone) and processes.main and processes.count == 1
-        assert processes.gather(3) == [3] and processes.on_main(lambda: 4) == 4
+    with join_processes() as alone:
+        assert isinstance(alone, Alone) and alone.main and alone.count == 1
+        assert alone.gather(3) == [3] and alone.on_main(lambda: 4) == 4
     assert not torch.distributed.is_initialized()
     assert "accelerate" not in sys.modules  # no other test imports it either
 
 
 def test_values_that_should_be_the_same_are_compared(monkeypatch):
-    processes = Alone()
-    processes.require_same(1, "the data")
+    alone = Alone()
+    alone.require_same(1, "the data")
     monkeypatch.setattr(Alone, "gather", lambda self, value: [value, 2])
     with pytest.raises(RunError, match="the data differ between process 0 and process 1"):
-        processes.require_same(1, "the data")
+        alone.require_same(1, "the data")

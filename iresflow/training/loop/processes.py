@@ -238,6 +238,8 @@ def join_processes() -> Iterator[Processes]:
     try:
         yield team
     except BaseException as error:
+        if (number := _signal_in(error)) is not None:
+            raise SystemExit(128 + number) from None
         if not team.fails_first():
             raise SystemExit(_exit_code(error)) from None
         if not team.main:
@@ -253,6 +255,16 @@ def _portable(error: BaseException | None) -> BaseException | None:
     except Exception:  # whatever the error's own code raises
         return RuntimeError(str(error))
     return error
+
+
+def _signal_in(error: BaseException) -> int | None:
+    """The signal by which a launcher ends its processes, or None.
+
+    A process that torch's launcher has forked inherits its handler, which raises an error.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    return int(error.sigval) if isinstance(error, SignalException) else None
 
 
 def _exit_code(error: BaseException) -> int:

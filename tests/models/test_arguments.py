@@ -121,9 +121,10 @@ REFUSED = {
     "alpha": (lambda: ImageFlow((1, 8, 8), alpha=None), "alpha must be a finite number"),
     "learned_prior": (lambda: VectorFlow(2, learned_prior=1), "learned_prior must be True or"),
     "factor_out": (lambda: ImageFlow((1, 8, 8), factor_out="no"), "factor_out must be True or"),
-    "one slope": (lambda: VectorFlow(2, slopes=3), "slopes must be two numbers above 0"),
+    "one slope": (lambda: VectorFlow(2, slopes=3), "slopes must be two numbers from"),
     "three slopes": (lambda: VectorFlow(2, slopes=(1, 2, 3)), "slopes must be two numbers"),
     "a slope of 0": (lambda: ImageFlow((1, 8, 8), slopes=(0, 1)), "slopes must be two numbers"),
+    "a slope near 0": (lambda: VectorFlow(2, slopes=(1e-50, 1)), "slopes must be two numbers"),
     "slopes, NaN": (
         lambda: VectorFlow(2, slopes=(1, math.nan)),
         "each of slopes must be a finite",

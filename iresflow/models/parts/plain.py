@@ -66,7 +66,7 @@ def number(name: str, value: object) -> float:
 
 
 def slopes(name: str, values: object) -> tuple[float, float] | None:
-    """Two numbers above 0 and at most 1,000, or None.
+    """Two numbers from 0.001 to 1,000, which float32 can hold as they are trained, or None.
 
     Raises:
         ValueError: it is neither.
@@ -76,8 +76,8 @@ def slopes(name: str, values: object) -> tuple[float, float] | None:
     found = []
     if isinstance(values, Iterable) and not isinstance(values, str) and not _is_scalar(values):
         found = [number(f"each of {name}", value) for value in values]
-    if len(found) != 2 or not all(0 < value <= 1000 for value in found):
-        raise ValueError(f"{name} must be two numbers above 0, at most 1000, got {values!r}")
+    if len(found) != 2 or not all(1e-3 <= value <= 1e3 for value in found):
+        raise ValueError(f"{name} must be two numbers from 0.001 to 1000, got {values!r}")
     return found[0], found[1]
 
 

@@ -5,7 +5,7 @@ from iresflow.models.certificates.certificate import Certificate
 from iresflow.models.classifiers.classifier import InvertibleClassifier
 from iresflow.models.classifiers.density import density_of
 from iresflow.models.classifiers.metamers import ClassifierInverse, Metamers
-from iresflow.models.densities import DiagonalNormal, UnitUniform
+from iresflow.models.densities import DiagonalNormal, StudentT, UnitUniform
 from iresflow.models.distribution import FlowDistribution, FlowTransform
 from iresflow.models.flow import Flow
 from iresflow.models.generative import ClassProbabilities
@@ -32,6 +32,7 @@ __all__ = [
     "Likelihood",
     "Metamers",
     "StoredModel",
+    "StudentT",
     "UnitUniform",
     "VectorFlow",
     "density_of",

@@ -14,7 +14,7 @@ from iresflow.bijections import (
 )
 from iresflow.lipschitz import activation_named, dense_branch, links_named, normalization_named
 from iresflow.logdet import TRAINING, Exact, LogDetEstimator
-from iresflow.models.densities import DiagonalNormal
+from iresflow.models.densities import PRIORS
 from iresflow.models.flow import Flow
 from iresflow.models.parts.arguments import described, plain_arguments
 from iresflow.models.parts.plain import estimator_spec, integer
@@ -30,6 +30,7 @@ SILENT: dict[str, Any] = {
     "block": "residual",
     "links": "chained",
     "decorrelate": False,
+    "prior": "normal",
 }
 """What an argument is in a file that does not name it."""
 
@@ -57,6 +58,8 @@ class VectorFlow(Flow):
         coeff: Upper limit of each layer's operator norm, in (0, 1).
         normalization: What training divides the weights by: estimates by ``bidiagonalization`` or
             ``certified`` norms, which cost more and hold in every step.
+        prior: The density of the latent: normal, or student for heavy tails, as measurements with
+            rows far out have them, see `iresflow.models.StudentT`.
         learned_prior: Whether mean and variance of the latent are trained; a context then moves
             them too.
         block: Kind of the blocks: residual or monotone, see `iresflow.bijections.MonotoneBlock`.
@@ -94,6 +97,7 @@ class VectorFlow(Flow):
         slopes: Sequence[float] | None = None,
         coeff: float = 0.97,
         normalization: str = "bidiagonalization",
+        prior: str = "normal",
         learned_prior: bool = False,
         block: str = "residual",
         links: str = "chained",
@@ -121,7 +125,7 @@ class VectorFlow(Flow):
             maps += [ActNorm(dim), block_named(plain["block"])(branch)]
         super().__init__(
             Composition([*maps, ActNorm(dim)]),
-            DiagonalNormal(dim, learned=plain["learned_prior"], context_dim=context_dim),
+            PRIORS[plain["prior"]](dim, learned=plain["learned_prior"], context_dim=context_dim),
             (dim,),
             data_map=Composition([Standardize(dim), Decorrelate(dim)])
             if plain["decorrelate"]

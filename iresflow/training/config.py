@@ -111,6 +111,8 @@ class ModelConfig(Section):
     """Whether half of the channels go to the latent after each scale (images)."""
     alpha: float = 0.05  # [RF] its code, for CIFAR10; RealNVP (Dinh et al., 2017), section 4.1
     """Distance of the pixels' logit from 0 and 1, in pixel range; 0 centres instead (images)."""
+    prior: Literal["normal", "student"] = "normal"
+    """Density of the latent: student has heavy tails, for rows far out (vectors)."""
     learned_prior: bool = True  # [thesis] its code
     """Whether mean and variance of the latent are trained."""
     conditional_prior: bool = False

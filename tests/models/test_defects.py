@@ -13,6 +13,9 @@ from iresflow.models import Certificate
 
 FLOWS = {
     "vector": lambda learned: small_vector_flow(context_dim=2, learned_prior=learned),
+    "student": lambda learned: small_vector_flow(
+        context_dim=2, prior="student", learned_prior=learned
+    ),
     "image": lambda learned: small_image_flow(context_dim=2, learned_prior=learned),
 }
 DEFECTS = {

@@ -53,6 +53,9 @@ FLOWS = {
     "vector-monotone": lambda: small_vector_flow(5, block="monotone", context_dim=2),
     "vector-conditional": lambda: small_vector_flow(context_dim=2, learned_prior=True),
     "vector-decorrelated": lambda: small_vector_flow(4, decorrelate=True),
+    "vector-student": lambda: small_vector_flow(
+        prior="student", context_dim=2, learned_prior=True
+    ),
     "vector-wide": lambda: small_vector_flow(12),
 }
 

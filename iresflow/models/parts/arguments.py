@@ -6,6 +6,7 @@ from typing import Any
 
 from iresflow.bijections import BLOCKS
 from iresflow.lipschitz import ACTIVATIONS, LINKS, NORMALIZATIONS, PADDINGS
+from iresflow.models.densities import PRIORS
 from iresflow.models.dequantization import NOISES
 from iresflow.models.parts.contexts import context_of_spec
 from iresflow.models.parts.plain import integer, integers, number, slopes, switch, widths, word
@@ -41,6 +42,7 @@ ARGUMENTS: dict[str, Plain] = {
     "normalization": partial(_choice, allowed=NORMALIZATIONS),
     "factor_out": switch,
     "alpha": number,
+    "prior": partial(_choice, allowed=PRIORS),
     "learned_prior": switch,
     "conditional_prior": switch,
     "block": partial(_choice, allowed=BLOCKS),

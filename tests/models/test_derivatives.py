@@ -157,6 +157,8 @@ def test_transforms_of_torch_func_work_with_exact_log_determinants():
     torch.testing.assert_close(torch.func.grad(log_prob)(x[0]), each[0])
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(log_prob))(x), each)
     torch.testing.assert_close(torch.func.hessian(log_prob)(x[0]), hessians[0])
+    torch.testing.assert_close(torch.func.vmap(torch.func.hessian(log_prob))(x), hessians)
+    torch.testing.assert_close(torch.func.vmap(torch.func.jacfwd(log_prob))(x), each)
     torch.testing.assert_close(torch.func.jvp(flow.log_prob, (x,), (v,))[1], tangent)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from iresflow import ImageFlow, Krylov, PowerSeries, RandomSeries, VectorFlow
+from iresflow import ImageFlow, Krylov, PowerSeries, VectorFlow
 from iresflow.data import load_dataset
 from iresflow.logdet import LogDetEstimator
 from iresflow.models import Flow, Likelihood
@@ -33,7 +33,6 @@ ESTIMATORS: dict[str, LogDetEstimator | None] = {
     "Krylov, 2 Gaussian": Krylov(probes=2, probe="gaussian"),
     "Krylov, 4 Gaussian": Krylov(probes=4, probe="gaussian"),
     "series, 2 probes": PowerSeries(30, probes=2),
-    "random series, 2": RandomSeries(probes=2),
 }
 GROUPS = (16, 64)
 BATCH = 1000

@@ -90,7 +90,7 @@ SCRIPTS = {
     ),
     "coverage": Script(
         "--samples 64 --steps 2",
-        (r"2 dimensions\ndefault +100\.0", r"2 x 4 x 4 images\ndefault", r"random series, 2 +\d"),
+        (r"2 dimensions\ndefault +100\.0", r"2 x 4 x 4 images\ndefault", r"series, 2 probes +\d"),
     ),
     "density": Script(
         "--only two-moons --seconds 0.1 --rates 0.01 --repeats 1 --no-peers "

@@ -119,8 +119,9 @@ def estimator_curves(
             for j, estimator in enumerate(row):
                 estimate = _run(estimator, linearization, stream)
                 bias[i, j] += _numbers(estimate.value) - target
-                # The squared standard error of a mean over probes, to that of one probe.
-                variance[i, j] += probes * _numbers(estimate.variance)
+                # That of one probe among these, also where an estimate claims none.
+                assert estimate.terms is not None
+                variance[i, j] += _numbers(estimate.terms.var(0))
                 products[i, j] += _numbers(estimate.products)
         return exact
 

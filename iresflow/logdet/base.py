@@ -39,7 +39,7 @@ class LogDetEstimate:
             means nothing, and with gradients off it need not be computed. Derivatives of the
             gradient are refused, but for those of `Exact`.
         variance: ``(B,)`` squared nats: the squared standard error of `value` over its probes.
-            NaN where one probe tells nothing of it, zero where there are no probes.
+            NaN where the probes tell nothing of it, as a single one, zero where there are none.
         truncation: ``(B,)`` nats, upper bound of what truncation changed in this very estimate,
             given its probes and products without rounding, which comes on top (about 1e-6 of the
             log-determinant's scale in float32). Infinite where the linearization has no certified
@@ -103,7 +103,7 @@ class LogDetEstimate:
         terms = None
         if self.terms is not None and other.terms is not None:
             terms = self.terms - other.terms
-            variance = squared_standard_error(terms)
+            variance = torch.where(variance.isnan(), variance, squared_standard_error(terms))
         return LogDetEstimate(
             self.value - other.value,
             self.surrogate - other.surrogate,

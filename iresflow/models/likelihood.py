@@ -58,7 +58,7 @@ class Likelihood:
 
         Each does with a probability of `level`: so many standard errors of Student's t, and the
         bounds of truncation and rounding on top. Errors of different samples are independent.
-        Infinite where one probe tells nothing of the error.
+        Infinite where the probes tell nothing of the error, as a single one, or random series.
 
         Raises:
             ValueError: the level is not strictly between 0 and 1.

@@ -1,10 +1,13 @@
+import math
+
 import pytest
 import scipy.stats
 import torch
-from helpers import MatrixLinearization
+from helpers import MatrixLinearization, small_vector_flow
 
 from iresflow import Geometric, Krylov, Lanczos, Poisson, PowerSeries, RandomSeries
 from iresflow.logdet import Exact, estimator_from_dict, estimator_to_dict
+from iresflow.logdet.probes import squared_standard_error
 
 LENGTHS = [Poisson(2.0), Poisson(0.5), Geometric(0.5)]
 
@@ -31,7 +34,8 @@ def test_random_series_is_unbiased(case, lengths):
     estimator = RandomSeries(lengths, exact_terms=1, probes=1000)
     estimate = estimator(case.linearize(), torch.Generator().manual_seed(1))
     error = (estimate.value - case.log_det).abs()
-    assert bool((error <= 4 * estimate.variance.sqrt()).all())
+    assert estimate.terms is not None
+    assert bool((error <= 4 * squared_standard_error(estimate.terms).sqrt()).all())
     assert bool((estimate.truncation == 0).all())
 
 
@@ -41,6 +45,32 @@ def test_the_same_terms_without_weights_are_seen_to_be_biased(matrices):
     log_det = torch.linalg.slogdet(torch.eye(12) + linearization.matrices).logabsdet
     short = PowerSeries(3, probes=60_000)(linearization, torch.Generator().manual_seed(1))
     assert bool(((short.value - log_det).abs() > 4 * short.variance.sqrt()).all())
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_the_spread_of_random_series_would_not_cover(lengths):
+    """So no variance is claimed, of a difference neither."""
+    count, probes = 4000, 8
+    linearization = MatrixLinearization(-0.9 * torch.eye(6).expand(count, 6, 6), 0.9)
+    estimate = RandomSeries(lengths, probes=probes)(
+        linearization, torch.Generator().manual_seed(0)
+    )
+    assert estimate.terms is not None
+    error = (estimate.value - 6 * math.log(0.1)).abs()
+    half = scipy.stats.t(probes - 1).ppf(0.975) * squared_standard_error(estimate.terms).sqrt()
+    assert float((error <= half).double().mean()) < 0.9
+    assert bool(estimate.variance.isnan().all())
+    assert bool(estimate.minus(estimate).variance.isnan().all())
+
+
+def test_a_likelihood_by_random_series_has_no_interval():
+    flow = small_vector_flow(4)
+    flow.enforce()
+    x = torch.rand(5, 4)
+    low, high = flow.likelihood(x, log_det=RandomSeries(probes=8), seed=0).mean().interval()
+    assert float(low) == -math.inf and float(high) == math.inf
+    low, high = flow.likelihood(x, log_det=PowerSeries(30, probes=8), seed=0).mean().interval()
+    assert -math.inf < float(low) < float(high) < math.inf
 
 
 def test_random_series_takes_as_many_products_as_it_says(matrices):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import small_image_flow, small_vector_flow
 
-from iresflow import Exact, Krylov, PowerSeries, RandomSeries
+from iresflow import Exact, Krylov, PowerSeries
 from iresflow.logdet import DifferentiableSeries, LogDetEstimate
 from iresflow.models.generative import by_bayes
 from iresflow.models.likelihood import BlockLikelihood, sample_stream
@@ -78,7 +78,6 @@ def decided_by_each(flow, x, level, seed):
     [
         Krylov(tol=1e-6, probes=6),
         PowerSeries(20, probes=6),
-        RandomSeries(probes=6),
         DifferentiableSeries(20, probes=6),
     ],
 )

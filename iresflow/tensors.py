@@ -86,9 +86,10 @@ class _Linear(torch.autograd.Function):
         return F.linear(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
-        return grad @ weight, grad.mT @ x
+        of_x, of_weight = ctx.needs_input_grad
+        return grad @ weight if of_x else None, grad.mT @ x if of_weight else None
 
 
 def transformed() -> bool:
@@ -97,9 +98,11 @@ def transformed() -> bool:
 
 
 def require_tensor(name: str, value: object) -> None:
-    """Raises a ValueError where a value is no tensor."""
+    """Raises a ValueError where a value is no tensor with all of its entries in memory."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} are tensors, got a {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} are dense tensors, got {value.layout}: call to_dense() first")
 
 
 def mark_written(tensors: Iterable[Tensor]) -> None:

@@ -22,21 +22,35 @@ from iresflow.switches import KEYS, NEWER, read, turn
 pytestmark = pytest.mark.usefixtures("float32")
 
 
-def vectors():
-    flow = VectorFlow(4, blocks=2, hidden=8, context_dim=3, log_det=PowerSeries(6))
+def vectors(**settings):
+    flow = VectorFlow(4, blocks=2, hidden=8, context_dim=3, log_det=PowerSeries(6), **settings)
     x, context = torch.randn(16, 4), torch.randn(16, 3)
     flow.initialize(x, context)
     return perturb(flow, 0.1), x, context
 
 
-def images():
-    flow = ImageFlow((2, 4, 4), blocks=(1, 1), hidden=6)
-    x = torch.rand(16, 2, 4, 4)
-    flow.initialize(x)
-    return perturb(flow, 0.1), x, None
+def images(context_dim=0, **settings):
+    flow = ImageFlow((2, 4, 4), blocks=(1, 1), hidden=6, context_dim=context_dim, **settings)
+    x, context = torch.rand(16, 2, 4, 4), torch.randn(16, context_dim) if context_dim else None
+    flow.initialize(x, context)
+    return perturb(flow, 0.1), x, context
 
 
-FLOWS = {"vectors": vectors, "images": images}
+FLOWS = {
+    "vectors": vectors,
+    "vectors, every option": functools.partial(
+        vectors, prior="student", learned_prior=True, decorrelate=True
+    ),
+    "images": images,
+    "images, every option": functools.partial(
+        images,
+        context_dim=3,
+        factor_out=True,
+        conditional_prior=True,
+        decorrelate=True,
+        dequantization="variational",
+    ),
+}
 
 
 def seeded():
@@ -49,6 +63,7 @@ CALLS = {
     "invert": lambda flow, x, c: flow.invert(flow.transform(x, c).detach(), c).value,
     "log_prob": lambda flow, x, c: flow.log_prob(x, c),
     "krylov": lambda flow, x, c: flow.log_prob(x, c, Krylov(tol=1e-5)),
+    "as a distribution": lambda flow, x, c: flow.as_distribution(c).log_prob(x),
     "likelihood": lambda flow, x, c: flow.likelihood(x, c).truncation_bound,
     "sample": lambda flow, x, c: flow.sample(16, c, generator=seeded()),
     "sample_and_log_prob": lambda flow, x, c: flow.sample_and_log_prob(16, c, generator=seeded())[
@@ -58,6 +73,7 @@ CALLS = {
     "enforce": lambda flow, x, c: number(copy.deepcopy(flow).enforce().largest),
     "initialize": lambda flow, x, c: initialized(flow, x, c),
     "base": lambda flow, x, c: flow.base.log_prob(x.flatten(1), c),
+    "score": lambda flow, x, c: score(flow, x, c),
     "gradient": lambda flow, x, c: gradient(copy.deepcopy(flow), x, c),
     "training": lambda flow, x, c: gradient(copy.deepcopy(flow).train(), x, c),
     "transform's gradient": lambda flow, x, c: transform_gradient(copy.deepcopy(flow), x, c),
@@ -71,8 +87,14 @@ def number(value):
 
 def initialized(flow, x, context):
     flow = copy.deepcopy(flow)
-    flow.initialize(3 * x if context is not None else x, context)
+    flow.initialize(x if isinstance(flow, ImageFlow) else 3 * x, context)
     return flow.transform(x, context)
+
+
+def score(flow, x, context):
+    if not isinstance(flow, ImageFlow):
+        return flow.likelihood(x, context, seed=1).log_prob
+    return flow.bits_per_dim((255 * x).to(torch.uint8), context, seed=1).values
 
 
 def gradients(flow):

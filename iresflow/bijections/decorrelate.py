@@ -10,7 +10,7 @@ from iresflow.bijections.affine import SetFromData
 from iresflow.bijections.base import LogDet
 from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
-from iresflow.tensors import wide_norm
+from iresflow.tensors import linear, wide_norm
 
 __all__ = ["Decorrelate"]
 
@@ -93,4 +93,5 @@ class Decorrelate(SetFromData):
 
 def _times(matrix: Tensor, x: Tensor) -> Tensor:
     """The product with the channels at each place of ``(B, C, ...)``."""
-    return (matrix @ x.flatten(2)).view_as(x) if x.ndim > 2 else x @ matrix.mT
+    moved = x.movedim(1, -1)
+    return linear(moved.flatten(0, -2), matrix).view(moved.shape).movedim(-1, 1)

@@ -55,11 +55,15 @@ class Chain:
 
     def value(self, x: Tensor) -> Tensor:
         """g(x) alone: ``(B, *event)`` to the same, recorded by autograd where that records."""
-        native = None if transformed() else native_passes(self.links, x)
-        if native is None:
+        if transformed():
             return evaluate(self.links, x)
+        native = native_passes(self.links, x)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.tensors)):
+            # A node of its own, whose gradient is in the arithmetic of here: that of PyTorch's
+            # operations would be in that of the place where a backward pass is started.
             value = ChainLinearization(self, x, native).value
+        elif native is None:
+            return evaluate(self.links, x)
         else:
             value = native.value(x)
         return value.contiguous() if x.is_contiguous() else value

@@ -10,6 +10,7 @@ ratio. Integers are int64, whose products wrap as those of unsigned words do.
 """
 
 import math
+import operator
 from collections.abc import Callable
 
 import torch
@@ -68,7 +69,15 @@ def subkeys(keys: Tensor, number: int) -> Tensor:
 
 
 def key_of_seed(seed: int, device: torch.device) -> Tensor:
-    """The key ``(1,)`` of a seed, any integer modulo :math:`2^{64}`."""
+    """The key ``(1,)`` of a seed, any integer modulo :math:`2^{64}`.
+
+    Raises:
+        ValueError: it is no integer.
+    """
+    try:
+        seed = operator.index(seed)  # also of NumPy's and torch's scalars
+    except TypeError:
+        raise ValueError(f"a seed is an integer, got {seed!r}") from None
     # Filled there: a copy from the host would be waited for.
     return mix(torch.full((1,), _signed(seed), dtype=torch.int64, device=device) ^ FIRST)
 

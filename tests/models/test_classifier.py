@@ -1,3 +1,6 @@
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -245,6 +248,34 @@ def test_the_radius_is_the_margin_over_the_bound():
     torch.testing.assert_close(net.certified_radius(x), expected.detach(), rtol=1e-6, atol=1e-12)
     narrow = small_classifier((5,), read_out="simplified").float()
     assert narrow.certified_radius(x.float()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_the_radius_is_that_of_eval_mode_in_training_mode_too(name, dtype):
+    net = CLASSIFIERS[name]().to(dtype)
+    x = samples(net, 6).to(dtype)
+    expected, state = net.eval().certified_radius(x), copy.deepcopy(net.state_dict())
+    net.train()
+    torch.testing.assert_close(net.certified_radius(x), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(net.certified_radius(x[:1]), expected[:1], rtol=1e-6, atol=0)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert net(x.double()).dtype == torch.float64
+    x[0].fill_(math.nan)
+    with pytest.raises(ValueError, match="holds NaN"):
+        net.certified_radius(x)
+
+
+def test_a_latent_is_off_the_range_in_any_batch():
+    net = small_classifier((2, 4, 4), read_out="simplified", pad=2)
+    x = samples(net)[:1]
+    padded = torch.cat([net.data_map.transform(net._padded(x))], 1)
+    padded[:, 2:] += 3e-4  # of which nothing is in the blocks' errors
+    z = net.bijection.transform(padded).detach()
+    for count in (1, 2000):
+        with pytest.warns(InversionWarning, match=f"{count} of {count} latents are those of no x"):
+            net.inverse(*z.expand(count, -1).split([3, net.base_dim - 3], dim=1))
 
 
 def test_metamers_have_the_logits_of_one_and_the_nuisance_of_another(split_net):

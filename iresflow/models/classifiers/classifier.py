@@ -160,7 +160,7 @@ class InvertibleClassifier(CertifiedModel):
             )
         accuracy = None if tol is None else Accuracy(tol)
         result = self.invert(torch.cat([semantic, nuisance], dim=1), accuracy)
-        warn_off_range(result)
+        warn_off_range(result, sum(1 for _ in self.contractions()))
         return result.value
 
     def invert(self, z: Tensor, accuracy: Accuracy | None = None) -> ClassifierInverse:
@@ -220,12 +220,16 @@ class InvertibleClassifier(CertifiedModel):
         simplified read-out they are :math:`\sqrt 2 \operatorname{Lip}(F)`. The product of all
         blocks' bounds is far above what happens at any x, so the radii of deep networks are very
         small; but within them nothing at all can change the decision. Computed in float64, in
-        the units of x; infinite weights give 0.
+        the units of x and of the network as it is in eval mode; infinite weights give 0.
+
+        Raises:
+            ValueError: wrong shape or values.
         """
         with own_arithmetic():
             wide = self._floats(x)
+            _require_finite(wide)  # in training mode too
             wide = wide.to(widest(wide.device))
-            logits = self.read_out(self._latents(wide))
+            logits = self.read_out.settled(self._latents(wide))
             lipschitz = self.data_map.stretch(self.base_dim).then(
                 self.bijection.stretch(self.base_dim)
             )
@@ -276,8 +280,8 @@ class InvertibleClassifier(CertifiedModel):
             if len(self.shape) == 1:
                 raise ValueError(f"vectors are floats, got {x.dtype}")
             return self.prepare(x) if looked_at else self._scaled(x)
-        if looked_at and not bool(x.detach().isfinite().all()):
-            raise ValueError("the input holds NaN or infinity")
+        if looked_at:
+            _require_finite(x)
         return at_least_float32(x)
 
     def _require_split(self) -> None:
@@ -286,3 +290,8 @@ class InvertibleClassifier(CertifiedModel):
                 "the logits of a pooled read-out are no part of the latent, so it can't be split: "
                 'build the classifier with read_out="simplified"'
             )
+
+
+def _require_finite(x: Tensor) -> None:
+    if not bool(x.detach().isfinite().all()):
+        raise ValueError("the input holds NaN or infinity")

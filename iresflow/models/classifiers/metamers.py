@@ -38,15 +38,19 @@ class ClassifierInverse:
         return ClassifierInverse(padded.value[:, :channels], wide_norm(rest), padded)
 
 
-def warn_off_range(inverse: ClassifierInverse) -> None:
+def warn_off_range(inverse: ClassifierInverse, blocks: int) -> None:
     """Says so where latents are those of no x.
+
+    Arguments:
+        inverse: Whose.
+        blocks: How many have an error in it.
 
     Warns:
         InversionWarning: the padded channels of an inverse are not zero.
     """
     entries = inverse.padded.value[0].numel() if len(inverse.value) else 1
     allowed = torch.maximum(
-        inverse.padded.block_error * len(inverse.value),
+        inverse.padded.block_error * blocks,
         torch.full_like(inverse.distance, RESIDUAL * entries**0.5),
     )
     off = inverse.distance > allowed

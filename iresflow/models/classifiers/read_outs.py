@@ -24,6 +24,10 @@ class ReadOut(nn.Module, ABC):
     def forward(self, z: Tensor) -> Tensor:
         """Logits ``(B, classes)`` of latents ``(B, D)``, in the type of the latents."""
 
+    def settled(self, z: Tensor) -> Tensor:
+        """As `forward` in eval mode, where no sample's logits depend on the others'."""
+        return self(z)
+
     @abstractmethod
     def stretches(self) -> Tensor:
         """Lipschitz bounds ``(classes, classes)`` of the differences of two logits, float64.
@@ -73,10 +77,18 @@ class PooledReadOut(ReadOut):
         self.linear = nn.Linear(activation.width * shape[0], classes)
 
     def forward(self, z: Tensor) -> Tensor:
-        channels = self._normalized(z.reshape(len(z), self.shape[0], -1))
-        features = self.activation(channels).mean(2)
-        weight, bias = self.linear.weight.to(z.dtype), self.linear.bias.to(z.dtype)
-        return linear(features, weight, bias)
+        if not self.training:
+            return self.settled(z)
+        # BatchNorm mixes no types of float.
+        channels = self.norm(self._channels(z).to(self.norm.weight.dtype))
+        return self._read(channels.to(z.dtype))
+
+    def settled(self, z: Tensor) -> Tensor:
+        norm = self.norm  # its own numbers, in the type of z
+        values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        mean, variance, weight, bias = (v if v is None else v.to(z.dtype) for v in values)
+        normalized = F.batch_norm(self._channels(z), mean, variance, weight, bias, eps=norm.eps)
+        return self._read(normalized)
 
     @torch.no_grad()
     def stretches(self) -> Tensor:
@@ -89,13 +101,13 @@ class PooledReadOut(ReadOut):
         of_entries = differences.unflatten(2, (self.activation.width, -1)).norm(dim=2)
         return torch.linalg.vector_norm(of_entries * slope, dim=2) * (1 + ULP)
 
-    def _normalized(self, x: Tensor) -> Tensor:
-        if self.training:
-            return self.norm(x)
-        norm = self.norm  # its own numbers, in the type of x
-        values = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        mean, variance, weight, bias = (v if v is None else v.to(x.dtype) for v in values)
-        return F.batch_norm(x, mean, variance, weight, bias, eps=norm.eps)
+    def _channels(self, z: Tensor) -> Tensor:
+        return z.reshape(len(z), self.shape[0], -1)
+
+    def _read(self, channels: Tensor) -> Tensor:
+        features = self.activation(channels).mean(2)
+        weight, bias = self.linear.weight.to(channels.dtype), self.linear.bias.to(channels.dtype)
+        return linear(features, weight, bias)
 
     @property
     def _pixels(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -186,7 +187,8 @@ def _measured(
 def _figure(grids: Mapping[str, list[Tensor]]) -> Figure:
     figure = Figure(figsize=(5.2 * len(grids), 4.4), layout="constrained")
     for axes, (kind, rows) in zip(figure.subplots(1, len(grids)), grids.items(), strict=True):
-        picture = torch.cat([torch.cat(list(row.clamp(0, 1)), dim=2) for row in rows], dim=1)
+        framed = [F.pad(row.clamp(0, 1), (0, 1, 0, 1), value=1.0) for row in rows]  # white gaps
+        picture = torch.cat([torch.cat(list(row), dim=2) for row in framed], dim=1)
         picture = picture.permute(1, 2, 0).float()
         axes.imshow(picture.squeeze(2).numpy(), cmap="gray")
         height = picture.shape[0] / len(rows)

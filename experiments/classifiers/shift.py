@@ -217,7 +217,9 @@ def _figure(rows: Sequence[Mapping[str, Any]], cue: str) -> Figure:
     quantities = ("I(Y; Zs)", "I(Y; Zn)")
     kinds = tuple(dict.fromkeys(row["objective"] for row in rows))
     width = 0.75 / len(kinds)
-    for axes, words in zip(figure.subplots(1, 2, sharey=True), ("", ", shifted"), strict=True):
+    panels = figure.subplots(1, 2, sharey=True)
+    panels[0].set_ylabel("information about the class, nats, at least")
+    for axes, words in zip(panels, ("", ", shifted"), strict=True):
         for offset, kind in enumerate(kinds):
             heights = [
                 mean(row[f"{name}{words}"] for row in rows if row["objective"] == kind)
@@ -227,5 +229,6 @@ def _figure(rows: Sequence[Mapping[str, Any]], cue: str) -> Figure:
         axes.axhline(np.log(10), color="0.5", ls="--", label="log 10")
         axes.set_xticks(np.arange(2) + width * (len(kinds) - 1) / 2, quantities)
         axes.set_title(f"{cue}: {'after the shift' if words else 'as in training'}", fontsize=11)
-    axes.legend(fontsize=9, loc="lower right")
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=9, loc="outside lower center", ncols=len(names))
     return figure

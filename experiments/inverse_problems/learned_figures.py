@@ -36,8 +36,9 @@ def draw_curves(
         axes.legend(fontsize=7)
     for kind, table in curves.items():
         last.loglog(noises, [row[i] for i, row in enumerate(table)], ".-", label=kind)
-    for name, errors in classical.items():
-        last.loglog(noises, errors, "--", lw=1, label=f"{name}, best")
+    for place, (name, errors) in enumerate(classical.items()):
+        style = ("--", ":", "-.")[place % 3]
+        last.loglog(noises, errors, style, color="0.3", lw=1.2, label=f"{name}, best")
     last.set_title("1 - L = square root of the noise", fontsize=11)
     last.legend(fontsize=7)
     for axes in (*panels, last):

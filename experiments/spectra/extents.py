@@ -52,9 +52,12 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
     if spectra_root(settings.spectra).is_dir():
         for name in DATA_SETS:
             found = load_set(name, settings.spectra)
-            grids[name] = found.spectra.grid
-            if found.recorded is not None:
-                grids[f"{name}, as recorded"] = found.recorded
+            shown = _SHOWN.get(name, name)
+            if found.recorded is None:
+                grids[shown] = found.spectra.grid
+            else:
+                grids[f"{shown}, as recorded"] = found.recorded
+                grids[f"{shown}, as used"] = found.spectra.grid
     else:
         print(f"no directory {spectra_root(settings.spectra)}: the simulator's grid alone")
     masses, bins, peaks = _patterns(grid, settings)
@@ -74,6 +77,9 @@ def run(settings: Settings, data: Mapping[str, object], report: Report) -> None:
     report.figure("patterns", _pattern_figure(masses, bins, seen), "Bins of patterns (figure 7.3)")
     report.figure("widths", _width_figure(grids), "Width of the bins (figure 7.4)")
 
+
+_SHOWN = {"fiedler": "serum"}
+"""What pages call a set, where that is not its name."""
 
 _CAPTION = (
     "Grids: bins, their widths in daltons, and bins between two peaks of an isotope pattern, on "

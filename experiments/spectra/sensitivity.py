@@ -208,7 +208,7 @@ def _figure(
             rotation=90,
             fontsize=8,
         )
-    below.set_ylim(-2.1, 2.1)
+    below.set_ylim(-2.6, 2.6)  # leaves room for names at the highest peak
     below.set_ylabel("sensitivity of class 1")
     below.set_xlabel("mass, daltons")
     below.grid(alpha=0.3)

@@ -32,14 +32,16 @@ def norm_bound(module: nn.Module, image_size: int | Iterable[int] | None = None)
             sequence. A linear layer takes none.
 
     Returns:
-        A `Bound`. Its method is ``gram`` where the matrix was written out (rounding above the
-        norm), ``banded`` for a factorisation of the banded Gram matrix (below 0.1 % in most
-        cases), and ``fourier`` for the maximum of the symbol: exact for circular padding that
-        keeps the size, and a percent or less on large images. Large images that are extended by
-        their own pixels have ``localized`` bounds, from smaller images of the same kind: some
-        percent above the norm. Where even those are too large, ``extended`` is the symbol's
-        maximum times the norm of the extension: up to twice the norm for a margin of one pixel,
-        and more for wider ones. The estimate, from below, tells how loose it is.
+        A `Bound`. Its method is ``gram`` where the matrix of a small convolution was written out
+        (rounding above the norm), ``banded`` for a factorisation of the banded Gram matrix (below
+        0.1 % in most cases), and ``fourier`` for the maximum of the symbol: rounding above the
+        norm of a matrix (a linear layer, a 1 x 1 kernel), and for circular padding that keeps the
+        size; up to 0.5 % above an estimate that is near enough; a percent or less on large
+        images. Large images that are extended by their own pixels have ``localized`` bounds, from
+        smaller images of the same kind: some percent above the norm. Where even those are too
+        large, ``extended`` is the symbol's maximum times the norm of the extension: up to twice
+        the norm for a margin of one pixel, and more for wider ones. The estimate, from below,
+        tells how loose it is.
 
     Raises:
         ValueError: a module of another kind; no or a wrong image size; weights that are none,

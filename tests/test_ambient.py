@@ -11,7 +11,7 @@ import torch
 from helpers import followers, perturb, small_branch, switches
 
 import iresflow
-from iresflow import Accuracy, ImageFlow, Krylov, PowerSeries, VectorFlow, compile_kernels
+from iresflow import Accuracy, Exact, ImageFlow, Krylov, PowerSeries, VectorFlow, compile_kernels
 from iresflow.ambient import full_precision, own_arithmetic, reduced_precision
 from iresflow.bijections import ResidualBlock
 from iresflow.errors import InversionWarning
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("float32")
 
 
 def vectors(**settings):
-    flow = VectorFlow(4, blocks=2, hidden=8, context_dim=3, log_det=PowerSeries(6), **settings)
+    settings = {"hidden": 8, "log_det": PowerSeries(6), **settings}
+    flow = VectorFlow(4, blocks=2, context_dim=3, **settings)
     x, context = torch.randn(16, 4), torch.randn(16, 3)
     flow.initialize(x, context)
     return perturb(flow, 0.1), x, context
@@ -41,6 +42,7 @@ FLOWS = {
     "vectors, every option": functools.partial(
         vectors, prior="student", learned_prior=True, decorrelate=True
     ),
+    "vectors, narrow branches": functools.partial(vectors, hidden=[3], log_det=Exact()),
     "images": images,
     "images, every option": functools.partial(
         images,

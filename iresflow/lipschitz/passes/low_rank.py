@@ -14,6 +14,7 @@ from torch import Tensor
 
 from iresflow.lipschitz.passes.links import Link
 from iresflow.powers import Determinant
+from iresflow.tensors import linear
 
 __all__ = ["low_rank_determinant"]
 
@@ -35,7 +36,8 @@ def low_rank_determinant(links: Sequence[Link], x: Tensor) -> Determinant | None
     weight = second.weight.unflatten(1, blocks) * slope.unflatten(1, blocks)[:, None]
     outer = weight.sum(2)  # (B, D, n), the second layer times the slopes
     identity = torch.eye(width, dtype=outer.dtype, device=outer.device)
-    sign, value = torch.linalg.slogdet(identity + first.weight @ outer)
+    product = linear(outer.mT.flatten(0, 1), first.weight).view(-1, width, width)  # transposed
+    sign, value = torch.linalg.slogdet(identity + product)
     with torch.no_grad():
         squares = ((outer.mT @ outer @ first.weight) * first.weight).sum(1)
         longest = squares.clamp_min(0).sqrt().amax(1)

@@ -18,6 +18,7 @@ from iresflow import Flow, ImageFlow, Krylov, PowerSeries
 from iresflow.bijections import Bijection, Composition, Logit, dequantize
 from iresflow.data import Dataset, Split, load_dataset
 from iresflow.logdet import LogDetEstimator
+from iresflow.models.densities import BaseDensity
 from iresflow.training.config import Config
 from iresflow.training.sections import section_of
 from iresflow.training.values import read_yaml
@@ -94,11 +95,21 @@ class Ours(Density):
 
 
 class Zuko(Density):
-    """A flow of zuko on flat vectors, standardised as its documentation recommends."""
+    """A flow of zuko on flat vectors, standardised as its documentation recommends.
 
-    def __init__(self, flow: nn.Module, shape: tuple[int, ...], data_map: Bijection) -> None:
+    Arguments:
+        base: Density of the latent; None for zuko's own, a standard normal.
+    """
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        shape: tuple[int, ...],
+        data_map: Bijection,
+        base: BaseDensity | None = None,
+    ) -> None:
         super().__init__()
-        self.flow, self.shape, self.data_map = flow, shape, data_map
+        self.flow, self.shape, self.data_map, self.base = flow, shape, data_map, base
         self.register_buffer("mean", torch.zeros(math.prod(shape)))
         self.register_buffer("std", torch.ones(math.prod(shape)))
 
@@ -110,11 +121,20 @@ class Zuko(Density):
     def log_prob(self, x: Tensor) -> Tensor:
         y, term = self.data_map(x)
         z = (y.flatten(1) - self.mean) / self.std
-        return self.flow().log_prob(z) + term - self.std.log().sum()
+        term = term - self.std.log().sum()
+        if self.base is None:
+            return self.flow().log_prob(z) + term
+        u, inner = self.flow().transform.call_and_ladj(z)
+        return self.base.log_prob(u) + inner + term
 
     def sample(self, n: int) -> Tensor:
-        y = self.flow().sample((n,)) * self.std + self.mean
+        z = self.flow().sample((n,)) if self.base is None else self._from_base(n)
+        y = z * self.std + self.mean
         return self.data_map.inverse(y.unflatten(1, self.shape))
+
+    def _from_base(self, n: int) -> Tensor:
+        assert self.base is not None
+        return self.flow().transform.inv(self.base.sample(n))
 
 
 class NormalizingFlows(Density):
@@ -177,13 +197,14 @@ def zuko_flow(
     kind: str,
     *,
     data_map: Bijection | None = None,
+    base: BaseDensity | None = None,
     **settings: object,
 ) -> Zuko:
     """A flow of zuko by the name of its class, after a data map or the logit of images."""
     import zuko
 
     flow = getattr(zuko.flows, kind)(math.prod(shape), **settings)
-    return Zuko(flow, shape, data_map or pixel_map(alpha))
+    return Zuko(flow, shape, data_map or pixel_map(alpha), base)
 
 
 @dataclass(frozen=True)

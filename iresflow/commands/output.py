@@ -1,10 +1,51 @@
-"""Files and directories that have their name only when they are whole."""
+"""Files and directories that have their name only when they are whole; none that is read."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Output"]
+__all__ = ["Output", "require_apart", "require_outside"]
+
+
+def require_apart(option: str, out: Path, read: Iterable[Path]) -> None:
+    """Refuses to write over what is read.
+
+    Arguments:
+        option: That names the file.
+        out: The file.
+        read: Files and directories that hold data.
+
+    Raises:
+        ValueError: the file is one of them, perhaps by another name or through a link.
+    """
+    for path in read:
+        if out.resolve() == path.resolve() or (
+            out.exists() and path.exists() and out.samefile(path)
+        ):
+            raise ValueError(
+                f"{option} {out} would overwrite the data that are read from {path}: name "
+                "another file"
+            )
+
+
+def require_outside(option: str, out: Path, read: Iterable[Path]) -> None:
+    """Refuses pictures in a directory whose images are data: they would be read with these.
+
+    Arguments:
+        option: That names the place.
+        out: A picture, or a directory of pictures.
+        read: Files and directories that hold data.
+
+    Raises:
+        ValueError: the place is in one of the directories.
+    """
+    for path in read:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise ValueError(
+                f"{option} {out} lies in {path}, whose images are read as data: name a place "
+                "elsewhere"
+            )
 
 
 class Output(ABC):

@@ -13,6 +13,7 @@ from iresflow.commands.reading.arguments import add_run_arguments, new_parser, p
 from iresflow.commands.samples.conditions import Conditions
 from iresflow.commands.samples.many_samples import takes_many, write_many
 from iresflow.commands.samples.metamers import draw_from_classifier
+from iresflow.commands.samples.targets import require_free
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data import write_rows
 from iresflow.data.reading import Reading
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     if options.reconstruct and options.interpolate:
         raise ValueError("--reconstruct and --interpolate are two pictures: ask for one at a time")
+    require_free(options)
     device = resolve_device(options.device)
     path = find_checkpoint(options.run, options.checkpoint)
     certified, _ = load_any(path, device)

@@ -11,7 +11,7 @@ import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from iresflow.commands.output import Output
+from iresflow.commands.output import Output, require_apart
 from iresflow.commands.samples.own_samples import open_samples
 from iresflow.data.queries import Queries, Query
 from iresflow.data.reading import Reading
@@ -22,6 +22,7 @@ from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.evaluation.single import Scoring, SingleScores
 from iresflow.training.objectives.contexts import context_of
+from iresflow.training.runs.known_data import own_places
 from iresflow.training.runs.known_reading import reading_of
 
 __all__ = ["score_own_samples"]
@@ -37,6 +38,7 @@ def score_own_samples(options: Namespace) -> int:
     out = Path(options.scores)
     if out.suffix not in FORMATS:
         raise ValueError(f"--scores must end in {' or '.join(FORMATS)}, got {options.scores}")
+    require_apart("--scores", out, [Path(options.data), *own_places(options.run)])
     scoring = Scoring(options.draws, options.probes, options.level, options.seed)
     compile_kernels()
     path = find_checkpoint(options.run, options.checkpoint)

@@ -175,3 +175,30 @@ def test_memory_is_that_of_a_batch(tmp_path, monkeypatch):
     assert (tmp_path / "1024.npz").stat().st_size > whole
     assert peaks[1] - peaks[0] < whole / 2
     assert iresflow.load(tmp_path / "flow.pt").levels == 256
+
+
+def test_samples_never_overwrite_the_runs_own_table(table_run, tmp_path, capsys):
+    run, _ = table_run
+    table = run.parent / "x.csv"
+    before = table.read_bytes()
+    (tmp_path / "link.csv").symlink_to(table)
+    for model in (run, run / "checkpoints" / "best.pt"):
+        # Beside a picture of vectors lies a table of its name.
+        for out in (table, tmp_path / "link.csv", table.with_suffix(".png")):
+            with pytest.raises(SystemExit):
+                main(["sample", str(model), "--n", "3", "--out", str(out)])
+            assert "would overwrite the data that are read from" in capsys.readouterr().err
+    assert table.read_bytes() == before
+    assert sorted(path.name for path in run.parent.glob("x.*")) == ["x.csv"]
+
+
+def test_samples_never_lie_among_the_images_of_the_run(folder_run, tmp_path, capsys):
+    run, folder = folder_run
+    before = sorted(folder.rglob("*"))
+    for out in (folder / "new.png", folder / "new", folder.with_suffix(".png")):
+        with pytest.raises(SystemExit):
+            main(["sample", str(run), "--n", "3", "--out", str(out), "--each"])
+        assert f"lies in {folder}, whose images are read" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+    assert sampled(tmp_path, folder / "new.npz", n=2, model=run).is_file()  # no image
+    (folder / "new.npz").unlink()

@@ -384,3 +384,22 @@ def test_nothing_is_left_where_nothing_was_scored(points, tmp_path, capsys):
         )
     assert "not finished" not in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
+
+
+# What is read stays as it is.
+
+
+def test_scores_never_overwrite_the_samples_or_the_runs_own_table(table_run, tmp_path, capsys):
+    run, x = table_run
+    data = tmp_path / "y.csv"
+    np.savetxt(data, x, delimiter=",", header="a,b,when", comments="")
+    (tmp_path / "link.csv").symlink_to(data)
+    (tmp_path / "twin.csv").hardlink_to(data)
+    table = run.parent / "x.csv"
+    before = data.read_bytes(), table.read_bytes()
+    for out in (data, tmp_path / "link.csv", tmp_path / "twin.csv", table):
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(run), "--data", str(data), "--scores", str(out)])
+        said = capsys.readouterr().err
+        assert f"--scores {out} would overwrite the data that are read from" in said
+    assert (data.read_bytes(), table.read_bytes()) == before

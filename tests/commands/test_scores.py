@@ -242,6 +242,25 @@ def test_a_run_on_a_folder_resizes_and_knows_its_classes(tmp_path):
     assert one["bits_per_dim"].tolist() == found["bits_per_dim"].tolist()  # owl is the second
 
 
+@pytest.mark.filterwarnings("default:.*hold 16 or 32 bits")
+def test_bits_of_grey_values_are_those_of_the_set_as_in_training(folder_run, tmp_path, capsys):
+    """The run was trained on images of 8 bits, which tell nothing of images of more."""
+    run, _ = folder_run
+    values = np.random.default_rng(0).integers(0, 1 << 12, (5, 4, 4), dtype=np.uint16)
+    values[0] >>= 6  # which alone would be of fewer bits
+    values[1, 0, 0] = 4095
+    deep, plain = tmp_path / "deep", pictures(tmp_path / "plain", values >> 4)
+    deep.mkdir()
+    for index, image in enumerate(values):
+        Image.fromarray(image).save(deep / f"{index:03d}.png")
+    expected = evaluated(tmp_path, plain, model=run)["bits_per_dim"].tolist()
+    assert "bits" not in capsys.readouterr().err
+    found = evaluated(tmp_path, deep, "--batch-size", "2", model=run)
+    assert found["bits_per_dim"].tolist() == expected
+    said = capsys.readouterr().err
+    assert f"5 images in {deep} hold 16 or 32 bits" in said and "as images of 12 bits" in said
+
+
 # What is refused, and what is left out.
 
 

@@ -117,10 +117,10 @@ def _parser() -> ArgumentParser:
 
 
 def _latents(
-    model: ImageFlow | VectorFlow, options: Namespace, reading: Reading
+    model: ImageFlow | VectorFlow, options: Namespace, conditions: Conditions
 ) -> tuple[Tensor, Tensor | None]:
     like = next(model.parameters())
-    _, context = Conditions(model, options, reading).of(torch.arange(options.n))
+    _, context = conditions.of(torch.arange(options.n))
     if isinstance(model, ImageFlow) and model.given is not None:
         context = model.given(_test_images(model, options)).to(like.dtype)
     stream = torch.Generator(like.device).manual_seed(options.seed)
@@ -132,7 +132,7 @@ def _reading(options: Namespace) -> Reading:
 
 
 def _sample_images(model: ImageFlow, options: Namespace) -> int:
-    z, context = _latents(model, options, _reading(options))
+    z, context = _latents(model, options, Conditions(model, options, _reading(options)))
     result = model.invert(z, context, accuracy_of(options))
     out = _out(options, "samples.png")
     pixels = model.quantize(result.value).float() / (model.levels - 1)
@@ -219,13 +219,14 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     if options.reconstruct or options.interpolate:
         raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
     reading = _reading(options)
-    z, context = _latents(model, options, reading)
+    conditions = Conditions(model, options, reading)
+    z, context = _latents(model, options, conditions)
     result = model.invert(z, context, accuracy_of(options))
     points = result.value.cpu().double().numpy()
     table = _out(options, "samples.csv")
     if table.suffix == ".png":
         table = table.with_suffix(".csv")
-    rows = reading.rows(result.value, context)
+    rows = reading.rows(result.value, conditions.known(torch.arange(options.n)))
     write_rows(table, rows, (*reading.contexts, *reading.columns))
     picture = table.with_suffix(".png")
     _draw_points(model, points, picture)

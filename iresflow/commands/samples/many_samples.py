@@ -63,12 +63,14 @@ def write_many(model: Flow, options: Namespace) -> int:
     ):
         for first in range(0, options.n, BLOCK):
             count = min(BLOCK, options.n - first)
-            labels, context = conditions.of(torch.arange(first, first + BLOCK))
+            numbers = torch.arange(first, first + BLOCK)
+            labels, context = conditions.of(numbers)
             stream = random_stream(options.seed, first // BLOCK, 0, _device(model))
             # The whole block is drawn, so that the last one begins as it would in a longer list.
             z = model.base.sample(BLOCK, context, options.temperature, stream)[:count]
-            known = None if context is None else context[:count]
-            result = model.invert(z, known, accuracy_of(options))
+            context = None if context is None else context[:count]
+            result = model.invert(z, context, accuracy_of(options))
+            known = conditions.known(numbers[:count])
             target.write(_samples(model, result.value, reading, known), labels[:count].numpy())
             parts.append(replace(result, value=result.value[:0]))
             bar.update(count)
@@ -81,11 +83,11 @@ def _device(model: Flow) -> torch.device:
     return next(model.parameters()).device
 
 
-def _samples(model: Flow, x: Tensor, reading: Reading, context: Tensor | None) -> np.ndarray:
+def _samples(model: Flow, x: Tensor, reading: Reading, known: np.ndarray | None) -> np.ndarray:
     """What is written: integer images, or contexts and rows in the units of the data."""
     if isinstance(model, ImageFlow):
         return model.quantize(x).cpu().numpy().astype(_layout(model, reading).dtype)
-    return reading.rows(x, context)
+    return reading.rows(x, known)
 
 
 def _layout(model: Flow, reading: Reading) -> Layout:

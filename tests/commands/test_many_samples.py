@@ -13,6 +13,7 @@ import iresflow
 from iresflow import ImageFlow, VectorFlow
 from iresflow.cli import main
 from iresflow.commands.samples import many_samples
+from iresflow.data import TableOptions, load_vectors
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -116,12 +117,16 @@ def test_contexts_of_a_run_are_not_made_up_for_its_checkpoint(table_run, tmp_pat
     assert "is not a run directory" in capsys.readouterr().err
 
 
-def test_rows_of_a_sample_can_be_scored(table_run, tmp_path):
+def test_rows_of_a_sample_can_be_scored_and_trained_on(table_run, tmp_path):
     run, _ = table_run
-    out = sampled(tmp_path, "x.csv", n=5000, model=run)
-    scores = tmp_path / "s.npy"
-    assert main(["evaluate", str(run), "--data", str(out), "--scores", str(scores)]) == 0
-    assert np.isfinite(np.load(scores)["log_prob"]).all()
+    found = []
+    for name in ("x.csv", "x.npz"):
+        out, scores = sampled(tmp_path, name, n=5000, model=run), tmp_path / "s.npy"
+        assert main(["evaluate", str(run), "--data", str(out), "--scores", str(scores)]) == 0
+        found.append(np.load(scores)["log_prob"])
+        table = load_vectors("table", out, table=TableOptions(context=["b"]))
+        assert table.columns == ("a", "when") and table.contexts == ("b",)
+    assert np.isfinite(found[0]).all() and np.array_equal(*found)
 
 
 def test_what_is_stopped_never_looks_finished(points, tmp_path, monkeypatch):

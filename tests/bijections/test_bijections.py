@@ -296,7 +296,8 @@ def test_a_column_that_others_add_up_to_leaves_a_bijection(dtype):
     x = torch.randn(100, 3, dtype=dtype)
     x = torch.cat([x, x.sum(1, keepdim=True)], 1)
     layer = Decorrelate(4).to(dtype)
-    z = layer.initialize(x)
+    with pytest.warns(UserWarning, match=r"1 of 4 directions of the 100 vectors .* no variance"):
+        z = layer.initialize(x)
     assert layer.defect() is None
     back = layer.invert(z)
     error = torch.linalg.vector_norm(back.value.double() - x.double(), dim=1)
@@ -304,6 +305,11 @@ def test_a_column_that_others_add_up_to_leaves_a_bijection(dtype):
     layer.matrix[:, 0] = 0
     assert "singular" in layer.defect()
     assert not math.isfinite(layer.stretch(4).forward)
+
+
+def test_more_columns_than_rows_are_told():
+    with pytest.warns(UserWarning, match=r"3 of 12 directions of the 10 vectors"):
+        Decorrelate(12).initialize(torch.randn(10, 12))
 
 
 def test_squeeze_refuses_odd_sizes():

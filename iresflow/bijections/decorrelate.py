@@ -62,7 +62,7 @@ class Decorrelate(SetFromData):
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
     ) -> tuple[Tensor, Tensor]:
         z = self.transform(x, context)
-        volume = torch.linalg.slogdet(self.matrix.double())[1] * x[0, 0].numel()
+        volume = torch.linalg.slogdet(self.matrix.double())[1] * math.prod(x.shape[2:])
         return z, volume.to(z.dtype).expand(len(x))
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class Decorrelate(SetFromData):
         # An error e leaves a residual of M e: what is left, and what its own sums may have lost.
         left = wide_norm(_times(matrix, value.double()) - z.double())
         lost = len(matrix) * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(matrix)
-        lipschitz = self.stretch(z[0].numel()).inverse
+        lipschitz = self.stretch(math.prod(z.shape[1:])).inverse
         return Inverse.closed_form(
             value, lipschitz=lipschitz, rounding=lipschitz * (left + lost * wide_norm(value))
         )

@@ -127,6 +127,15 @@ def test_log_det_agrees_with_the_dense_jacobian(case):
     torch.testing.assert_close(z, bijection.transform(x, context), rtol=CLOSED, atol=CLOSED)
 
 
+def test_an_empty_batch_goes_through_both_ways(case):
+    bijection, x, context = case
+    none = None if context is None else context[:0]
+    z, log_det = bijection(x[:0], none)
+    assert log_det.shape == (0,) and z.shape == bijection.transform(x, context)[:0].shape
+    assert bijection.transform(x[:0], none).shape == z.shape
+    assert bijection.invert(z, none).value.shape == x[:0].shape
+
+
 def test_inverse_undoes_forward_and_forward_undoes_inverse(case):
     bijection, x, context = case
     z = bijection.transform(x, context).detach()

@@ -58,13 +58,6 @@ def main(arguments: Sequence[str]) -> int:
         options.label is not None or options.temperature != 1
     ):
         raise ValueError("--label and --temperature are for samples: test images have their own")
-    classes = model.context_dim if len(model.context_shape) == 1 else 0
-    if options.label is not None and not 0 <= options.label < classes:
-        raise ValueError(
-            f"--label must be a class of the model, 0 .. {classes - 1}"
-            if classes
-            else "--label is for conditional models; this one has no classes"
-        )
     if takes_many(options.out, options.n):
         if options.reconstruct or options.interpolate or options.each:
             raise ValueError(f"--out {options.out} is for samples alone; pictures end in .png")

@@ -13,7 +13,7 @@ from iresflow.commands.reading.arguments import add_run_arguments, new_parser, p
 from iresflow.commands.samples.conditions import Conditions
 from iresflow.commands.samples.many_samples import takes_many, write_many
 from iresflow.commands.samples.metamers import draw_from_classifier
-from iresflow.commands.samples.targets import require_free
+from iresflow.commands.samples.targets import require_ending, require_free
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data import write_rows
 from iresflow.data.reading import Reading
@@ -58,9 +58,10 @@ def main(arguments: Sequence[str]) -> int:
         options.label is not None or options.temperature != 1
     ):
         raise ValueError("--label and --temperature are for samples: test images have their own")
+    if isinstance(model, VectorFlow) and (options.reconstruct or options.interpolate):
+        raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
+    require_ending(model, options)
     if takes_many(options.out, options.n):
-        if options.reconstruct or options.interpolate or options.each:
-            raise ValueError(f"--out {options.out} is for samples alone; pictures end in .png")
         return write_many(model, options)
     if isinstance(model, VectorFlow):
         return _sample_vectors(model, options)
@@ -93,9 +94,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        help="file to write: a picture (.png) by default, in the run's samples directory; .npz or "
-        ".npy (integer images, or rows), .csv (rows), or a directory for one .png each: these in "
-        "any number",
+        help="file to write: a picture (.png, .jpg, ...), by default in the run's samples "
+        "directory; .npz or .npy (integer images, or rows), .csv (rows), or a directory for one "
+        ".png each: these in any number",
     )
     parser.add_argument("--each", action="store_true", help="also write one file for each sample")
     parser.add_argument("--label", type=int, help="class of the samples; all in turn else")
@@ -209,15 +210,13 @@ def _path(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
-    if options.reconstruct or options.interpolate:
-        raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
     reading = _reading(options)
     conditions = Conditions(model, options, reading)
     z, context = _latents(model, options, conditions)
     result = model.invert(z, context, accuracy_of(options))
     points = result.value.cpu().double().numpy()
     table = _out(options, "samples.csv")
-    if table.suffix == ".png":
+    if table.suffix.lower() == ".png":
         table = table.with_suffix(".csv")
     rows = reading.rows(result.value, conditions.known(torch.arange(options.n)))
     write_rows(table, rows, (*reading.contexts, *reading.columns))

@@ -159,12 +159,35 @@ def test_a_directory_that_is_not_empty_is_left_alone(images, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert "is not empty" in capsys.readouterr().err
+
+
+def refused(tmp_path, name, *options, capsys):
+    """What is said of an ``--out``; nothing is written or made."""
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit):
-        main([*arguments[:2], "--n", "9000", "--out", str(tmp_path / "x.csv")])
-    assert ".npz, .npy or a directory" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*arguments[:3], str(tmp_path / "x.npz"), "--reconstruct"])
-    assert "pictures end in .png" in capsys.readouterr().err
+        main(["sample", str(tmp_path / "flow.pt"), "--out", str(tmp_path / name), *options])
+    assert sorted(tmp_path.rglob("*")) == before
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --out {tmp_path / name}: ") and said.count("\n") == 1
+    return said
+
+
+def test_endings_are_those_of_the_samples(images, tmp_path, capsys):
+    for n in ("3", "9000"):
+        for name in ("new/x.csv", "x.txt", "x.pt"):
+            assert ".npz, .npy or a directory" in refused(tmp_path, name, "--n", n, capsys=capsys)
+    said = refused(tmp_path, "x.npz", "--reconstruct", capsys=capsys)
+    assert "pictures end in .png" in said
+    assert sampled(tmp_path, "x.JPG", n=2).is_file()
+    assert sampled(tmp_path, "x.NPY", n=2).is_file()
+
+
+def test_endings_of_vectors_are_those_of_tables_and_of_a_picture(points, tmp_path, capsys):
+    for n in ("3", "9000"):
+        for name in ("new/x.jpg", "x.txt", "x"):
+            assert ".csv, .npz, .npy or .png" in refused(tmp_path, name, "--n", n, capsys=capsys)
+    sampled(tmp_path, "x.PNG", n=2)
+    assert (tmp_path / "x.csv").is_file() and (tmp_path / "x.png").is_file()
 
 
 def test_memory_is_that_of_a_batch(tmp_path, monkeypatch):

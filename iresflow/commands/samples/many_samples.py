@@ -29,7 +29,7 @@ MANY = 4096
 
 def takes_many(out: str | None, count: int) -> bool:
     """Whether samples are written by batches: as arrays, as files of a directory, or as rows."""
-    suffix = Path(out).suffix if out else ".png"
+    suffix = Path(out).suffix.lower() if out else ".png"
     return suffix in {".npz", ".npy", ""} or (suffix == ".csv" and count > MANY)
 
 
@@ -51,10 +51,7 @@ def write_many(model: Flow, options: Namespace) -> int:
             "flow.sample"
         )
     conditions = Conditions(model, options, reading)
-    form = FORMATS[out.suffix]
-    if out.suffix in ("", ".csv") and (out.suffix == "") != isinstance(model, ImageFlow):
-        kinds = ".npz, .npy or a directory" if isinstance(model, ImageFlow) else ".npz, .npy, .csv"
-        raise ValueError(f"--out for samples of this model is {kinds}, got {out}")
+    form = FORMATS[out.suffix.lower()]
     parts: list[FlowInverse] = []
     out.parent.mkdir(parents=True, exist_ok=True)
     with (

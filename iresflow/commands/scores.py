@@ -60,9 +60,16 @@ def score_own_samples(options: Namespace) -> int:
                 table.write(query.rows, scores)
                 total.add(scores.values.double().cpu().numpy())
             bar.update(len(rows))
-        if total.count == 0:
+        if total.count + total.infinite == 0:
             raise ValueError(f"no sample of {options.data} could be read: {few(failed)}")
     print(f"{unit:<12} {total} over {total.count} samples\nwritten      {out}")
+    if total.infinite:
+        print(
+            f"warning: {total.infinite} of {total.count + total.infinite} samples left the range "
+            f"of {next(model.parameters()).dtype}: what they score is infinite, and so are both "
+            "ends of its interval",
+            file=sys.stderr,
+        )
     if failed:
         print(f"warning: {len(failed)} files could not be read: {few(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -84,12 +91,17 @@ def _score(scoring: Scoring, model: Flow, query: Query) -> SingleScores:
 
 @final
 class _Sum:
-    """Mean and spread of numbers that come in parts."""
+    """Mean and spread of numbers that come in parts, and how many of them are infinite."""
 
     def __init__(self) -> None:
-        self.count, self._mean, self._squares = 0, 0.0, 0.0
+        self.count, self.infinite, self._mean, self._squares = 0, 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
+        finite = np.isfinite(values)
+        self.infinite += int((~finite).sum())
+        values = values[finite]
+        if len(values) == 0:
+            return
         # Chan, Golub and LeVeque (1979): no difference of large sums.
         count = self.count + len(values)
         step = float(values.mean()) - self._mean
@@ -99,6 +111,8 @@ class _Sum:
         self.count = count
 
     def __str__(self) -> str:
+        if self.count == 0:
+            return "none that is finite,"
         spread = (self._squares / max(1, self.count - 1)) ** 0.5
         return f"{self._mean:.4f} in the mean, standard deviation {spread:.4f},"
 

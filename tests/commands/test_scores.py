@@ -169,6 +169,16 @@ def test_files_hold_levels_as_samples_are_written(tmp_path):
     assert a["bits_per_dim"].tolist() == b["bits_per_dim"].tolist() and flow.levels == 17
 
 
+def test_rows_that_leave_the_range_of_floats_are_told(points, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.array([[0.0, 0.0], [1e30, 0.0], [0.1, 0.2], [0.0, -1e30]]))
+    found = evaluated(tmp_path, tmp_path / "x.npy", "--batch-size", "2")
+    assert [found[end][1] for end in ("log_prob", "low", "high")] == ["-inf", "-inf", "inf"]
+    said = capsys.readouterr()
+    assert said.err.count("2 of 4 samples left the range of torch.float32") == 1
+    finite = found["log_prob"].astype(float)[[0, 2]]
+    assert f"{finite.mean():.4f} in the mean" in said.out and "over 2 samples" in said.out
+
+
 # Contexts.
 
 

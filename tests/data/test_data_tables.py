@@ -177,6 +177,11 @@ def test_too_few_rows(tmp_path: Path, lines: list[str]) -> None:
         read_table(write(tmp_path, lines))
 
 
+def test_the_columns_of_a_header_alone_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 rows and 2 columns"):
+        read_table(write(tmp_path, ["a,b"]))
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_csv_of_another_encoding(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(DataError, match="not UTF-8"):

@@ -81,7 +81,9 @@ def read_text(
         raise _diagnosis(path, header) or DataError(f"{path} could not be read: {reason}")
     if columns is not None:
         names = tuple(names[column] for column in columns)
-    if names and table.shape[0] and table.shape[1] != len(names):
+    if not len(table):
+        table = np.empty((0, len(names)))
+    if names and table.shape[1] != len(names):
         raise _diagnosis(path, header) or DataError(
             f"{path} has {len(names)} names for {table.shape[1]} columns"
         )

@@ -98,15 +98,17 @@ class Decoder:
         return Decoded([r.content for r in results], errors, bits if deep else None)
 
     def _read(self, file: Path, images: np.ndarray, row: int, bits: int) -> "_Result":
-        content = bytes(16)
+        content, opened = bytes(16), io.BytesIO()
         try:
             data = file.read_bytes()
             content = hashlib.blake2b(data, digest_size=16).digest()
-            image = open_upright(io.BytesIO(data), self.size)
+            opened = io.BytesIO(data)
+            image = open_upright(opened, self.size)
             largest = largest_value(image)
             images[row] = to_pixels(image, self.size, self.channels, bits)
         except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
-            return _Result(content, None, " ".join(f"{type(error).__name__}: {error}".split()))
+            told = f"{type(error).__name__}: {error}".replace(repr(opened), file.name)
+            return _Result(content, None, " ".join(told.split()))
         return _Result(content, largest, None)
 
     def _check(self, root: Path, images: np.ndarray, good: list[int]) -> None:

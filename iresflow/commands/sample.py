@@ -17,8 +17,9 @@ from iresflow.commands.samples.targets import require_ending, require_free
 from iresflow.commands.solver_report import accuracy_of, print_solver
 from iresflow.data import write_rows
 from iresflow.data.reading import Reading
+from iresflow.errors import InversionError
 from iresflow.lipschitz import compile_kernels
-from iresflow.models import FlowInverse, ImageFlow, InvertibleClassifier, VectorFlow
+from iresflow.models import Flow, FlowInverse, ImageFlow, InvertibleClassifier, VectorFlow
 from iresflow.pictures import save_grid, save_image
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, flow_of, load_any
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(_parser(), arguments)
     if options.n is None:
         options.n = 24 if options.reconstruct else 8 if options.interpolate else 36
+    if options.temperature < 0:
+        raise ValueError(f"--temperature must be 0 or more, got {options.temperature:g}")
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     if options.reconstruct and options.interpolate:
@@ -61,6 +64,18 @@ def main(arguments: Sequence[str]) -> int:
     if isinstance(model, VectorFlow) and (options.reconstruct or options.interpolate):
         raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
     require_ending(model, options)
+    try:
+        return _draw(model, options)
+    except InversionError as error:
+        if options.temperature > 1:
+            error.add_note(
+                f"(--temperature {options.temperature:g} makes the latents that many times as "
+                "large: choose a smaller one)"
+            )
+        raise
+
+
+def _draw(model: Flow, options: Namespace) -> int:
     if takes_many(options.out, options.n):
         return write_many(model, options)
     if isinstance(model, VectorFlow):

@@ -85,6 +85,16 @@ def test_samples_are_of_the_density(points, tmp_path):
     assert bool(((spread - 1).abs() > 0.5).all())
 
 
+def test_a_temperature_that_is_too_high_is_named(points, tmp_path, capsys):
+    for temperature, told in (("1e30", "choose a smaller one"), ("-1", "must be 0 or more")):
+        for name in ("x.npy", "x.csv"):
+            arguments = ["--out", str(tmp_path / name), "--temperature", temperature, "--n", "3"]
+            with pytest.raises(SystemExit):
+                main(["sample", str(tmp_path / "flow.pt"), *arguments])
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert "--temperature" in said and told in said
+
+
 def test_one_class_can_be_asked_for(images, tmp_path):
     file = unpacked(sampled(tmp_path, "x.npz", "--label", "1", n=5))
     assert file["labels"].tolist() == [1] * 5

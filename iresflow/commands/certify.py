@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from iresflow.commands.output import make_directory
 from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.errors import DataError, RunError
 from iresflow.models import Certificate, ImageFlow, VectorFlow
@@ -102,7 +103,7 @@ def _directory(options: Namespace) -> Path:
         out = Path(options.out)
     else:
         out = Path(options.run if Path(options.run).is_dir() else ".") / "certificate"
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out)
     return out
 
 

@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from iresflow.commands.output import require_apart, require_outside
+from iresflow.commands.output import make_directory, require_apart, require_outside
 from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.report import Report
 from iresflow.commands.samples.outside import Outside, outside_of
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
             strict=True,
         )
     )
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out)
     _report(found, out, options)
     if file is not None:
         _write_scores(found, file, outside)
@@ -225,7 +225,7 @@ def _write_scores(found: dict[str, tuple[Scores, Scores]], file: Path, outside: 
         threshold = pair[0].threshold()
         said = [word for part in pair for word in part.decide(threshold).words()]
         columns[f"{name}_decision"] = said
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--scores", file.parent)
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(columns)

@@ -5,7 +5,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Output", "require_apart", "require_outside"]
+__all__ = ["Output", "make_directory", "require_apart", "require_outside"]
+
+
+def make_directory(option: str, path: Path) -> None:
+    """Makes a directory that an option needs, where it is not there.
+
+    Raises:
+        ValueError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{option}: no directory {path} can be made ({error.strerror})") from None
 
 
 def require_apart(option: str, out: Path, read: Iterable[Path]) -> None:
@@ -61,11 +73,26 @@ class Output(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(kind is None)
-        if kind is None:
-            self.partial.replace(self.path)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
+        failure = error
+        try:
+            self.close(kind is None)
+            if kind is None:
+                self.partial.replace(self.path)
+        except OSError as late:
+            failure = error or late
+        if isinstance(failure, OSError):  # such as a full disk
+            failure.add_note(f"({self.path} could not be written)")
+            self.discard()
+        if failure is not None and failure is not error:
+            raise failure
 
     @abstractmethod
     def close(self, whole: bool) -> None:
         """Ends it; one that is whole gets what comes last."""
+
+    def discard(self) -> None:
+        """Does away with what could not be written to its end."""
+        self.partial.unlink(missing_ok=True)

@@ -9,13 +9,14 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.commands.output import make_directory
 from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.samples.conditions import Conditions
-from iresflow.commands.samples.many_samples import takes_many, write_many
+from iresflow.commands.samples.many_samples import layout_of, takes_many, write_many
 from iresflow.commands.samples.metamers import draw_from_classifier
+from iresflow.commands.samples.sample_files import FORMATS
 from iresflow.commands.samples.targets import require_ending, require_free
 from iresflow.commands.solver_report import accuracy_of, print_solver
-from iresflow.data import write_rows
 from iresflow.data.reading import Reading
 from iresflow.errors import InversionError
 from iresflow.lipschitz import compile_kernels
@@ -233,8 +234,10 @@ def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
     table = _out(options, "samples.csv")
     if table.suffix.lower() == ".png":
         table = table.with_suffix(".csv")
-    rows = reading.rows(result.value, conditions.known(torch.arange(options.n)))
-    write_rows(table, rows, (*reading.contexts, *reading.columns))
+    numbers = torch.arange(options.n)
+    rows = reading.rows(result.value, conditions.known(numbers))
+    with FORMATS[".csv"](table, options.n, layout_of(model, reading)) as target:
+        target.write(rows, conditions.of(numbers)[0].numpy())
     picture = table.with_suffix(".png")
     _draw_points(model, points, picture)
     _report(result, model.base_dim, table, options)
@@ -272,7 +275,7 @@ def _out(options: Namespace, name: str) -> Path:
         out = Path(options.run) / "samples" / name
     else:
         out = Path(name)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out.parent)
     return out
 
 
@@ -280,7 +283,7 @@ def _save_each(images: Tensor, out: Path, options: Namespace) -> None:
     if not options.each:
         return
     folder = out.with_suffix("")
-    folder.mkdir(exist_ok=True)
+    make_directory("--each", folder)
     for index, image in enumerate(images):
         save_image(image, folder / f"{index:05d}.png")
     print(f"one file each        {folder}")

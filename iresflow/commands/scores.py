@@ -11,7 +11,7 @@ import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from iresflow.commands.output import Output, require_apart
+from iresflow.commands.output import Output, make_directory, require_apart
 from iresflow.commands.samples.own_samples import open_samples
 from iresflow.data.queries import Queries, Query
 from iresflow.data.reading import Reading
@@ -46,7 +46,7 @@ def score_own_samples(options: Namespace) -> int:
     queries = _open(options, model, reading_of(path))
     unit = "bits_per_dim" if isinstance(model, ImageFlow) else "log_prob"
     total, failed = _Sum(), list[str]()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--scores", out.parent)
     with (
         FORMATS[out.suffix](out, queries, unit) as table,
         tqdm(total=len(queries), unit="sample", disable=None) as bar,
@@ -134,8 +134,10 @@ class _Scores(Output):
         self.empty = True
         self.open()
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        super().__exit__(kind, *error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *rest: object
+    ) -> None:
+        super().__exit__(kind, error, *rest)
         if kind is None:
             return
         if self.empty:
@@ -146,6 +148,9 @@ class _Scores(Output):
                 "command begins anew",
                 file=sys.stderr,
             )
+
+    def discard(self) -> None:
+        """Keeps it: what was scored is of use."""
 
     def write(self, rows: Sequence[int], scores: SingleScores) -> None:
         """Writes the scores of some samples."""

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,27 @@ def test_what_is_stopped_never_looks_finished(points, tmp_path, monkeypatch):
     (tmp_path / "x.npy.partial").unlink()
     stored = unpacked(sampled(tmp_path, "x.npz"))  # what was left is replaced
     assert len(stored["samples"]) == 600
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+@pytest.mark.parametrize(
+    ("name", "n"), [("x.npy", 3), ("x.npz", 3), ("x.csv", 3), ("x.csv", 5000)]
+)
+def test_what_a_full_disk_did_not_take_is_named_and_gone(points, tmp_path, name, n, capsys):
+    (tmp_path / f"{name}.partial").symlink_to("/dev/full")
+    with pytest.raises(SystemExit):
+        main(["sample", str(tmp_path / "flow.pt"), "--n", str(n), "--out", str(tmp_path / name)])
+    assert f"No space left on device ({tmp_path / name} could not" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["flow.pt"]
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.csv"])
+def test_a_place_in_what_is_no_directory_is_named(points, tmp_path, name, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(["sample", str(tmp_path / "flow.pt"), "--out", str(tmp_path / "file" / name)])
+    said = capsys.readouterr().err
+    assert f"--out: no directory {tmp_path / 'file'} can be made" in said and "Errno" not in said
 
 
 def test_a_directory_that_is_not_empty_is_left_alone(images, tmp_path, capsys):

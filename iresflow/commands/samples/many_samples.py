@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 from tqdm import tqdm
 
+from iresflow.commands.output import make_directory
 from iresflow.commands.samples.conditions import Conditions
 from iresflow.commands.samples.sample_files import FORMATS, Layout
 from iresflow.commands.solver_report import accuracy_of, print_solver
@@ -18,7 +19,7 @@ from iresflow.training.checkpoint import find_checkpoint
 from iresflow.training.loop.batches import random_stream
 from iresflow.training.runs.known_reading import reading_of
 
-__all__ = ["takes_many", "write_many"]
+__all__ = ["layout_of", "takes_many", "write_many"]
 
 BLOCK = 256
 """Samples that are drawn from one stream and inverted together."""
@@ -53,9 +54,9 @@ def write_many(model: Flow, options: Namespace) -> int:
     conditions = Conditions(model, options, reading)
     form = FORMATS[out.suffix.lower()]
     parts: list[FlowInverse] = []
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out.parent)
     with (
-        form(out, options.n, _layout(model, reading)) as target,
+        form(out, options.n, layout_of(model, reading)) as target,
         tqdm(total=options.n, unit="sample", disable=None) as bar,
     ):
         for first in range(0, options.n, BLOCK):
@@ -83,11 +84,17 @@ def _device(model: Flow) -> torch.device:
 def _samples(model: Flow, x: Tensor, reading: Reading, known: np.ndarray | None) -> np.ndarray:
     """What is written: integer images, or contexts and rows in the units of the data."""
     if isinstance(model, ImageFlow):
-        return model.quantize(x).cpu().numpy().astype(_layout(model, reading).dtype)
+        return model.quantize(x).cpu().numpy().astype(layout_of(model, reading).dtype)
     return reading.rows(x, known)
 
 
-def _layout(model: Flow, reading: Reading) -> Layout:
+def layout_of(model: Flow, reading: Reading) -> Layout:
+    """The arrays that hold samples of a model.
+
+    Arguments:
+        model: That is sampled.
+        reading: How its training data were read.
+    """
     classes = model.context_dim > 0 and not reading.contexts
     if isinstance(model, ImageFlow):
         dtype = (

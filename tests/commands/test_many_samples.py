@@ -175,6 +175,14 @@ def test_what_a_full_disk_did_not_take_is_named_and_gone(points, tmp_path, name,
     assert [path.name for path in tmp_path.iterdir()] == ["flow.pt"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_picture_that_a_full_disk_did_not_take_is_named(images, tmp_path, capsys):
+    (tmp_path / "x.png").symlink_to("/dev/full")
+    with pytest.raises(SystemExit):
+        main(["sample", str(tmp_path / "flow.pt"), "--n", "3", "--out", str(tmp_path / "x.png")])
+    assert f"{tmp_path / 'x.png'} could not be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["x.npy", "x.csv"])
 def test_a_place_in_what_is_no_directory_is_named(points, tmp_path, name, capsys):
     (tmp_path / "file").touch()

@@ -269,6 +269,9 @@ def test_samples_never_lie_among_the_images_of_the_run(folder_run, tmp_path, cap
         with pytest.raises(SystemExit):
             main(["sample", str(run), "--n", "3", "--out", str(out), "--each"])
         assert f"lies in {folder}, whose images are read" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["certify", str(run), "--plots", "--out", str(folder / "new")])
+    assert "whose images are read" in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
     assert sampled(tmp_path, folder / "new.npz", n=2, model=run).is_file()  # no image
     (folder / "new.npz").unlink()

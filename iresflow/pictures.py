@@ -43,4 +43,9 @@ def save_image(image: Tensor, path: Path) -> None:
     from PIL import Image
 
     pixels = (image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()).save(path)
+    picture = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+    try:
+        picture.save(path)
+    except OSError as error:  # such as a full disk, which names no file
+        error.add_note(f"({path} could not be written)")
+        raise

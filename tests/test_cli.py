@@ -88,6 +88,12 @@ def test_resume_refuses_another_model(run, capsys):
     assert "is missing" in fails(["train", "--resume", str(run / "no")], capsys)
 
 
+@pytest.mark.parametrize("option", ["name", "runs"])
+def test_resume_refuses_another_place(run, option, capsys):
+    message = fails(["train", "--resume", str(run), f"--{option}", "other"], capsys, code=2)
+    assert f"--{option} other is for new runs" in message
+
+
 def test_options_that_are_younger_than_a_run_have_their_defaults(run, tmp_path, capsys):
     old = tmp_path / "old"
     shutil.copytree(run, old)

@@ -1,6 +1,7 @@
 """A fixed linear map that takes away the correlations of entries, or of channels."""
 
 import math
+import warnings
 from typing import final
 
 import torch
@@ -10,6 +11,7 @@ from iresflow.bijections.affine import SetFromData
 from iresflow.bijections.base import LogDet
 from iresflow.bijections.inverse import Accuracy, Inverse
 from iresflow.bijections.stretch import Stretch
+from iresflow.errors import callers_level
 from iresflow.tensors import linear, wide_norm
 
 __all__ = ["Decorrelate"]
@@ -40,14 +42,27 @@ class Decorrelate(SetFromData):
     def _set(self, values: Tensor, mean: Tensor, spread: Tensor) -> None:
         centred = values - mean[:, None]
         variances, directions = torch.linalg.eigh(centred @ centred.T / values.shape[1])
-        variances = variances.clamp_min(LEAST * float(variances.mean()))
+        least = LEAST * float(variances.mean())
+        self._warn(int((variances < least).sum()), values.shape[1])
+        variances = variances.clamp_min(least)
         self.matrix.copy_((directions / variances.sqrt()) @ directions.T)
+
+    def _warn(self, flat: int, count: int) -> None:
+        """Says that some directions of the vectors it is set from have no variance."""
+        if flat:
+            warnings.warn(
+                f"{flat} of {len(self.matrix)} directions of the {count} vectors that Decorrelate "
+                f"is initialised from have (almost) no variance, less than {LEAST:g} of the mean: "
+                "columns follow from each other, or there are no more rows than columns. Such "
+                "data have no density: likelihoods are set by that limit, and mean little",
+                stacklevel=callers_level(),
+            )
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, log_det: LogDet | None = None
     ) -> tuple[Tensor, Tensor]:
         z = self.transform(x, context)
-        volume = torch.linalg.slogdet(self.matrix.double())[1] * x[0, 0].numel()
+        volume = torch.linalg.slogdet(self.matrix.double())[1] * math.prod(x.shape[2:])
         return z, volume.to(z.dtype).expand(len(x))
 
     def transform(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -65,7 +80,7 @@ class Decorrelate(SetFromData):
         # An error e leaves a residual of M e: what is left, and what its own sums may have lost.
         left = wide_norm(_times(matrix, value.double()) - z.double())
         lost = len(matrix) * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(matrix)
-        lipschitz = self.stretch(z[0].numel()).inverse
+        lipschitz = self.stretch(math.prod(z.shape[1:])).inverse
         return Inverse.closed_form(
             value, lipschitz=lipschitz, rounding=lipschitz * (left + lost * wide_norm(value))
         )

@@ -8,12 +8,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from iresflow.commands.output import make_directory, require_outside
 from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.errors import DataError, RunError
 from iresflow.models import Certificate, ImageFlow, VectorFlow
 from iresflow.models.certified import CertifiedModel
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_certified
+from iresflow.training.runs.known_data import own_places
 
 __all__ = ["main"]
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(_parser(), arguments)
     if not options.tol > 0:
         raise ValueError(f"--tol must be above 0, got {options.tol}")
+    if options.out:
+        require_outside("--out", Path(options.out), own_places(options.run, options.root))
     path = find_checkpoint(options.run, options.checkpoint)
     model, _, stored = load_certified(path, resolve_device(options.device))
     certificate = model.certify(options.tol)
@@ -102,7 +106,7 @@ def _directory(options: Namespace) -> Path:
         out = Path(options.out)
     else:
         out = Path(options.run if Path(options.run).is_dir() else ".") / "certificate"
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out)
     return out
 
 

@@ -9,6 +9,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from iresflow.commands.output import make_directory, require_apart, require_outside
 from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.report import Report
 from iresflow.commands.samples.outside import Outside, outside_of
@@ -36,7 +37,7 @@ from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.loop.batches import Batch
 from iresflow.training.objectives.contexts import asked_of, context_for
-from iresflow.training.runs.known_data import load_data
+from iresflow.training.runs.known_data import load_data, own_places
 
 __all__ = ["main"]
 
@@ -61,6 +62,10 @@ NAMES = (
 )
 
 
+TABLE = "separation"
+"""The name of the table in ``--out``."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb; returns the exit code."""
     options = parse(_parser(), arguments)
@@ -69,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     file = Path(options.scores) if options.scores else None
     if file is not None and file.suffix != ".csv":
         raise ValueError(f"--scores must end in .csv, got {file}")
+    out = Path(options.out or Path(options.run) / "ood")
+    _require_free(options, file, out)
     scoring = Scoring(options.draws, options.probes, options.level, options.seed)
     compile_kernels()
     path = find_checkpoint(options.run, options.checkpoint)
@@ -92,14 +99,23 @@ def main(arguments: Sequence[str]) -> int:
             strict=True,
         )
     )
-    out = Path(options.out or Path(options.run) / "ood")
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out)
     _report(found, out, options)
     if file is not None:
         _write_scores(found, file, outside)
     if outside.errors:
         print(f"warning: {len(outside.errors)} files could not be read: {few(outside.errors)}")
     return 0
+
+
+def _require_free(options: Namespace, file: Path | None, out: Path) -> None:
+    """Refuses to write over the samples, or pictures among them."""
+    read = [Path(options.outside), *own_places(options.run, options.root)]
+    if file is not None:
+        require_apart("--scores", file, read)
+    if options.out:
+        require_apart("--out", out / f"{TABLE}.csv", read)
+        require_outside("--out", out, read)
 
 
 def _scores(options: Namespace, model: Flow, scoring: Scoring) -> dict[str, Score]:
@@ -185,7 +201,7 @@ def _report(found: dict[str, tuple[Scores, Scores]], out: Path, options: Namespa
             flush=True,
         )
     report = Report(out, f"Outliers: {options.outside}")
-    report.table("separation", rows, CAPTION)
+    report.table(TABLE, rows, CAPTION)
     figure = histogram_figure(
         list(found),
         [inside.values.cpu().numpy() for inside, _ in found.values()],
@@ -209,7 +225,7 @@ def _write_scores(found: dict[str, tuple[Scores, Scores]], file: Path, outside: 
         threshold = pair[0].threshold()
         said = [word for part in pair for word in part.decide(threshold).words()]
         columns[f"{name}_decision"] = said
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--scores", file.parent)
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(columns)

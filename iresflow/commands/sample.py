@@ -9,15 +9,18 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from iresflow.commands.memory import keep_freed_memory
+from iresflow.commands.output import make_directory
 from iresflow.commands.reading.arguments import add_run_arguments, new_parser, parse
 from iresflow.commands.samples.conditions import Conditions
-from iresflow.commands.samples.many_samples import takes_many, write_many
+from iresflow.commands.samples.many_samples import layout_of, takes_many, write_many
 from iresflow.commands.samples.metamers import draw_from_classifier
+from iresflow.commands.samples.sample_files import FORMATS
+from iresflow.commands.samples.targets import require_ending, require_free
 from iresflow.commands.solver_report import accuracy_of, print_solver
-from iresflow.data import write_rows
 from iresflow.data.reading import Reading
+from iresflow.errors import InversionError
 from iresflow.lipschitz import compile_kernels
-from iresflow.models import FlowInverse, ImageFlow, InvertibleClassifier, VectorFlow
+from iresflow.models import Flow, FlowInverse, ImageFlow, InvertibleClassifier, VectorFlow
 from iresflow.pictures import save_grid, save_image
 from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, flow_of, load_any
@@ -41,10 +44,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(_parser(), arguments)
     if options.n is None:
         options.n = 24 if options.reconstruct else 8 if options.interpolate else 36
+    if options.temperature < 0:
+        raise ValueError(f"--temperature must be 0 or more, got {options.temperature:g}")
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     if options.reconstruct and options.interpolate:
         raise ValueError("--reconstruct and --interpolate are two pictures: ask for one at a time")
+    require_free(options)
     device = resolve_device(options.device)
     path = find_checkpoint(options.run, options.checkpoint)
     certified, _ = load_any(path, device)
@@ -56,16 +62,22 @@ def main(arguments: Sequence[str]) -> int:
         options.label is not None or options.temperature != 1
     ):
         raise ValueError("--label and --temperature are for samples: test images have their own")
-    classes = model.context_dim if len(model.context_shape) == 1 else 0
-    if options.label is not None and not 0 <= options.label < classes:
-        raise ValueError(
-            f"--label must be a class of the model, 0 .. {classes - 1}"
-            if classes
-            else "--label is for conditional models; this one has no classes"
-        )
+    if isinstance(model, VectorFlow) and (options.reconstruct or options.interpolate):
+        raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
+    require_ending(model, options)
+    try:
+        return _draw(model, options)
+    except InversionError as error:
+        if options.temperature > 1:
+            error.add_note(
+                f"(--temperature {options.temperature:g} makes the latents that many times as "
+                "large: choose a smaller one)"
+            )
+        raise
+
+
+def _draw(model: Flow, options: Namespace) -> int:
     if takes_many(options.out, options.n):
-        if options.reconstruct or options.interpolate or options.each:
-            raise ValueError(f"--out {options.out} is for samples alone; pictures end in .png")
         return write_many(model, options)
     if isinstance(model, VectorFlow):
         return _sample_vectors(model, options)
@@ -98,9 +110,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        help="file to write: a picture (.png) by default, in the run's samples directory; .npz or "
-        ".npy (integer images, or rows), .csv (rows), or a directory for one .png each: these in "
-        "any number",
+        help="file to write: a picture (.png, .jpg, ...), by default in the run's samples "
+        "directory; .npz or .npy (integer images, or rows), .csv (rows), or a directory for one "
+        ".png each: these in any number",
     )
     parser.add_argument("--each", action="store_true", help="also write one file for each sample")
     parser.add_argument("--label", type=int, help="class of the samples; all in turn else")
@@ -115,10 +127,10 @@ def _parser() -> ArgumentParser:
 
 
 def _latents(
-    model: ImageFlow | VectorFlow, options: Namespace, reading: Reading
+    model: ImageFlow | VectorFlow, options: Namespace, conditions: Conditions
 ) -> tuple[Tensor, Tensor | None]:
     like = next(model.parameters())
-    _, context = Conditions(model, options, reading).of(torch.arange(options.n))
+    _, context = conditions.of(torch.arange(options.n))
     if isinstance(model, ImageFlow) and model.given is not None:
         context = model.given(_test_images(model, options)).to(like.dtype)
     stream = torch.Generator(like.device).manual_seed(options.seed)
@@ -130,7 +142,7 @@ def _reading(options: Namespace) -> Reading:
 
 
 def _sample_images(model: ImageFlow, options: Namespace) -> int:
-    z, context = _latents(model, options, _reading(options))
+    z, context = _latents(model, options, Conditions(model, options, _reading(options)))
     result = model.invert(z, context, accuracy_of(options))
     out = _out(options, "samples.png")
     pixels = model.quantize(result.value).float() / (model.levels - 1)
@@ -214,17 +226,18 @@ def _path(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 def _sample_vectors(model: VectorFlow, options: Namespace) -> int:
-    if options.reconstruct or options.interpolate:
-        raise ValueError("--reconstruct and --interpolate draw images; this model is of vectors")
     reading = _reading(options)
-    z, context = _latents(model, options, reading)
+    conditions = Conditions(model, options, reading)
+    z, context = _latents(model, options, conditions)
     result = model.invert(z, context, accuracy_of(options))
     points = result.value.cpu().double().numpy()
     table = _out(options, "samples.csv")
-    if table.suffix == ".png":
+    if table.suffix.lower() == ".png":
         table = table.with_suffix(".csv")
-    rows = reading.rows(result.value, context)
-    write_rows(table, rows, (*reading.contexts, *reading.columns))
+    numbers = torch.arange(options.n)
+    rows = reading.rows(result.value, conditions.known(numbers))
+    with FORMATS[".csv"](table, options.n, layout_of(model, reading)) as target:
+        target.write(rows, conditions.of(numbers)[0].numpy())
     picture = table.with_suffix(".png")
     _draw_points(model, points, picture)
     _report(result, model.base_dim, table, options)
@@ -262,7 +275,7 @@ def _out(options: Namespace, name: str) -> Path:
         out = Path(options.run) / "samples" / name
     else:
         out = Path(name)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out.parent)
     return out
 
 
@@ -270,7 +283,7 @@ def _save_each(images: Tensor, out: Path, options: Namespace) -> None:
     if not options.each:
         return
     folder = out.with_suffix("")
-    folder.mkdir(exist_ok=True)
+    make_directory("--each", folder)
     for index, image in enumerate(images):
         save_image(image, folder / f"{index:05d}.png")
     print(f"one file each        {folder}")

@@ -11,7 +11,7 @@ import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from iresflow.commands.output import Output
+from iresflow.commands.output import Output, make_directory, require_apart
 from iresflow.commands.samples.own_samples import open_samples
 from iresflow.data.queries import Queries, Query
 from iresflow.data.reading import Reading
@@ -22,6 +22,7 @@ from iresflow.training.build import resolve_device
 from iresflow.training.checkpoint import find_checkpoint, load_model
 from iresflow.training.evaluation.single import Scoring, SingleScores
 from iresflow.training.objectives.contexts import context_of
+from iresflow.training.runs.known_data import own_places
 from iresflow.training.runs.known_reading import reading_of
 
 __all__ = ["score_own_samples"]
@@ -37,6 +38,7 @@ def score_own_samples(options: Namespace) -> int:
     out = Path(options.scores)
     if out.suffix not in FORMATS:
         raise ValueError(f"--scores must end in {' or '.join(FORMATS)}, got {options.scores}")
+    require_apart("--scores", out, [Path(options.data), *own_places(options.run)])
     scoring = Scoring(options.draws, options.probes, options.level, options.seed)
     compile_kernels()
     path = find_checkpoint(options.run, options.checkpoint)
@@ -44,7 +46,7 @@ def score_own_samples(options: Namespace) -> int:
     queries = _open(options, model, reading_of(path))
     unit = "bits_per_dim" if isinstance(model, ImageFlow) else "log_prob"
     total, failed = _Sum(), list[str]()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--scores", out.parent)
     with (
         FORMATS[out.suffix](out, queries, unit) as table,
         tqdm(total=len(queries), unit="sample", disable=None) as bar,
@@ -58,9 +60,16 @@ def score_own_samples(options: Namespace) -> int:
                 table.write(query.rows, scores)
                 total.add(scores.values.double().cpu().numpy())
             bar.update(len(rows))
-        if total.count == 0:
+        if total.count + total.infinite == 0:
             raise ValueError(f"no sample of {options.data} could be read: {few(failed)}")
     print(f"{unit:<12} {total} over {total.count} samples\nwritten      {out}")
+    if total.infinite:
+        print(
+            f"warning: {total.infinite} of {total.count + total.infinite} samples left the range "
+            f"of {next(model.parameters()).dtype}: what they score is infinite, and so are both "
+            "ends of its interval",
+            file=sys.stderr,
+        )
     if failed:
         print(f"warning: {len(failed)} files could not be read: {few(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -82,12 +91,17 @@ def _score(scoring: Scoring, model: Flow, query: Query) -> SingleScores:
 
 @final
 class _Sum:
-    """Mean and spread of numbers that come in parts."""
+    """Mean and spread of numbers that come in parts, and how many of them are infinite."""
 
     def __init__(self) -> None:
-        self.count, self._mean, self._squares = 0, 0.0, 0.0
+        self.count, self.infinite, self._mean, self._squares = 0, 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
+        finite = np.isfinite(values)
+        self.infinite += int((~finite).sum())
+        values = values[finite]
+        if len(values) == 0:
+            return
         # Chan, Golub and LeVeque (1979): no difference of large sums.
         count = self.count + len(values)
         step = float(values.mean()) - self._mean
@@ -97,6 +111,8 @@ class _Sum:
         self.count = count
 
     def __str__(self) -> str:
+        if self.count == 0:
+            return "none that is finite,"
         spread = (self._squares / max(1, self.count - 1)) ** 0.5
         return f"{self._mean:.4f} in the mean, standard deviation {spread:.4f},"
 
@@ -118,8 +134,10 @@ class _Scores(Output):
         self.empty = True
         self.open()
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        super().__exit__(kind, *error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *rest: object
+    ) -> None:
+        super().__exit__(kind, error, *rest)
         if kind is None:
             return
         if self.empty:
@@ -130,6 +148,9 @@ class _Scores(Output):
                 "command begins anew",
                 file=sys.stderr,
             )
+
+    def discard(self) -> None:
+        """Keeps it: what was scored is of use."""
 
     def write(self, rows: Sequence[int], scores: SingleScores) -> None:
         """Writes the scores of some samples."""

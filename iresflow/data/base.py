@@ -47,7 +47,7 @@ class Scaling:
         return torch.from_numpy(scaled.astype(np.float32))
 
     def undo(self, scaled: Tensor) -> np.ndarray:
-        """The contexts float64 ``(N, C)`` that were standardised."""
+        """The contexts float64 ``(N, C)`` that were standardised, up to rounding."""
         return scaled.double().numpy() * np.array(self.deviation) + np.array(self.mean)
 
 
@@ -61,6 +61,7 @@ class Split:
         labels: Class numbers as int64 of shape ``(N,)``, or ``None`` where there are no classes.
         contexts: What the density is conditional on, as float32 of shape ``(N, C)`` with C at
             least 1, standardised; or ``None``.
+        known: The contexts as the data have them, float64 ``(N, C)``; or ``None``.
 
     Raises:
         ValueError: If a type or a shape is another, or the two lengths differ.
@@ -69,6 +70,7 @@ class Split:
     values: Tensor
     labels: Tensor | None = None
     contexts: Tensor | None = None
+    known: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         kind = (self.values.dtype, self.values.dim())

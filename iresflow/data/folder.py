@@ -117,6 +117,8 @@ def _dataset(
     train, validation, test = (
         Split(values[s], None if labels is None else labels[s]) for s in spans
     )
+    if labels is not None and directories:
+        _tell_untrained(labels[spans[0]], classes)
     names = [_name(file) for file in files]
     rows = Parts(*(np.arange(len(files))[span] for span in spans))
     fingerprint = Fingerprint.of_samples(contents, names, rows, reading)
@@ -257,3 +259,14 @@ def _classes(files: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
     names = sorted(counts)
     numbers = {name: number for number, name in enumerate(names)}
     return torch.tensor([numbers[_directory(file)] for file in files]), tuple(names)
+
+
+def _tell_untrained(labels: Tensor, classes: Sequence[str]) -> None:
+    """Warns of classes without an image to train on, by the labels of those that are."""
+    missing = [name for i, name in enumerate(classes) if not bool((labels == i).any())]
+    if missing:
+        warnings.warn(
+            f"no image of {few(missing)} is in the train directory: nothing is learnt of these "
+            "classes, which are in the other splits",
+            stacklevel=5,
+        )

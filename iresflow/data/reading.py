@@ -43,12 +43,15 @@ class Reading:
             dataset.columns, dataset.offset, dataset.contexts, dataset.scaling, dataset.classes
         )
 
-    def rows(self, x: Tensor, context: Tensor | None) -> np.ndarray:
-        """Vectors x ``(B, D)`` in the units of the data, after the columns of their contexts."""
+    def rows(self, x: Tensor, known: np.ndarray | None) -> np.ndarray:
+        """Vectors in the units of the data, after the columns of their contexts.
+
+        Arguments:
+            x: ``(B, D)``.
+            known: The contexts ``(B, C)``, as the data have them; or ``None``.
+        """
         rows = x.double().cpu().numpy() + np.array(self.offset or 0.0)
-        if self.scaling is not None and context is not None:
-            rows = np.column_stack([self.scaling.undo(context.cpu()), rows])
-        return rows
+        return rows if known is None else np.column_stack([known, rows])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `from_dict`."""

@@ -1,5 +1,7 @@
 """Rademacher probes of few dimensions, drawn without replacement."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,12 +22,12 @@ def distinct_signs(count: int, like: Tensor, stream: Stream | None) -> Tensor:
     mean is more exact, and their spread overestimates its error. After all patterns, which give
     the exact trace, they begin anew.
     """
-    batch, dim = like.shape[0], like[0].numel()
+    batch, dim = like.shape[0], math.prod(like.shape[1:])
     patterns = 2 ** (dim - 1)
     rounds = -(-count // patterns)
     size = (rounds, batch, patterns)
     numbers = draw(UNIFORM, size, stream, batch=1, device=like.device, dtype=torch.float32)
-    order = numbers.argsort(dim=-1, stable=True).movedim(1, 0).reshape(batch, -1)[:, :count]
+    order = numbers.argsort(dim=-1, stable=True).movedim(1, 0).flatten(1)[:, :count]
     places = torch.arange(dim, device=like.device)
     bits = (order.T[:, :, None] >> places) & 1  # the last entry is always the same
     return (2 * bits - 1).to(like.dtype).reshape(count, *like.shape)

@@ -1,5 +1,6 @@
 r"""The exact log-determinant, for small dimensions and as the oracle of all other estimators."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -41,7 +42,7 @@ class Exact(LogDetEstimator):
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         point = linearization.point
         _require_few(point, self.limit)
-        dim = point[0].numel()
+        dim = math.prod(point.shape[1:])
         recorded = None if transformed() else linearization.recorded_determinant()
         if transformed():
             value = surrogate = _recorded(linearization.evaluate, point)
@@ -118,7 +119,7 @@ def _exactly(value: Tensor, surrogate: Tensor, dim: int) -> LogDetEstimate:
 
 
 def _require_few(point: Tensor, limit: int) -> None:
-    batch, dim = point.shape[0], point[0].numel()
+    batch, dim = point.shape[0], math.prod(point.shape[1:])
     if dim > limit:
         size = batch * dim**2 * point.element_size()
         memory = f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.2g} MiB"
@@ -130,7 +131,7 @@ def _require_few(point: Tensor, limit: int) -> None:
 
 def _directions(point: Tensor) -> Tensor:
     """The basis of the space for each sample, ``(D, B, *event)``."""
-    dim = point[0].numel()
+    dim = math.prod(point.shape[1:])
     identity = torch.eye(dim, dtype=point.dtype, device=point.device)
     return identity.view(dim, 1, *point.shape[1:]).expand(dim, *point.shape).contiguous()
 
@@ -176,7 +177,7 @@ def _checked(found: Determinant) -> Tensor:
 
 def _recorded(function: Map, x: Tensor) -> Tensor:
     """The log-determinants ``(B,)`` by operations that autograd records."""
-    dim = x[0].numel()
+    dim = math.prod(x.shape[1:])
     identity = torch.eye(dim, dtype=x.dtype, device=x.device)
     directions = (row.view(1, *x.shape[1:]).expand_as(x) for row in identity)
     columns = [jvp(function, (x,), (direction,))[1].flatten(1) for direction in directions]

@@ -33,6 +33,7 @@ References:
     (Ubaru et al., 2017) for symmetric matrices. The error bound is derived here.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -88,7 +89,7 @@ class Krylov(LogDetEstimator):
 
     def estimate(self, linearization: Linearization, generator: Stream | None) -> LogDetEstimate:
         v = draw_probes(self.probe, self.probes, linearization.point, generator)
-        dim = v[0, 0].numel()
+        dim = math.prod(v.shape[2:])
         most, enough = min(self.steps, dim), self.tol * dim
         with torch.no_grad():
             result = Found.fused(linearization, v, most, enough)

@@ -17,6 +17,7 @@ References:
     of tr f(A) via stochastic Lanczos quadrature (Ubaru et al., 2017).
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -75,14 +76,14 @@ class Lanczos(LogDetEstimator):
         with torch.no_grad():
             kind = _Symmetric if linearization.symmetric else _Gram
             process = kind(v, linearization.lipschitz)
-            enough = self.tol * v[0, 0].numel()
+            enough = self.tol * math.prod(v.shape[2:])
             previous = torch.full_like(process.square, torch.inf)
             while True:
                 process.extend(linearization)
                 upper, lower, slack = process.bracket()
                 gap = (upper - lower) / 2 if process.lipschitz is not None else previous - upper
                 previous = upper
-                if len(process.diagonal) == min(self.steps, v[0, 0].numel()):
+                if len(process.diagonal) == min(self.steps, math.prod(v.shape[2:])):
                     break
                 if self.tol and bool((gap.abs() <= enough).all()):
                     break

@@ -1,5 +1,7 @@
 """Averages over probe vectors, which the stochastic estimators share."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def orthogonal(count: int, like: Tensor, generator: Stream | None = None) -> Ten
     has the variance of independent ones times :math:`1 - (K - 1) / (D - 1)`: their spread
     overestimates its error. After D probes they begin anew.
     """
-    batch, dim = like.shape[0], like[0].numel()
+    batch, dim = like.shape[0], math.prod(like.shape[1:])
     parts = []
     for first in range(0, count, dim):
         normal = gaussian(min(dim, count - first), like, generator).flatten(2)
@@ -60,7 +62,7 @@ def draw_probes(distribution: str, probes: int, point: Tensor, generator: Stream
     Those of a sample are independent, but for orthogonal ones, and Rademacher's in few dimensions:
     see `distinct_signs`. The means of both have less variance than their spread tells.
     """
-    if distribution == "rademacher" and point[0].numel() <= FEW:
+    if distribution == "rademacher" and math.prod(point.shape[1:]) <= FEW:
         return distinct_signs(probes, point.detach(), generator)
     return PROBES[distribution](probes, point.detach(), generator)
 

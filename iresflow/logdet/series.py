@@ -1,6 +1,7 @@
 """Truncated power series with Hutchinson's trace estimator (thesis, Algorithm 2)."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -69,7 +70,7 @@ class PowerSeries(LogDetEstimator):
             size, slope = norms(v), norms(image)
             # Term k + 1 is at most |u_k| |J v| / (k + 1), and those after it no more than that
             # times the powers of the rate.
-            enough = self.tol * v[0, 0].numel() / slope if self.tol else None
+            enough = self.tol * math.prod(v.shape[2:]) / slope if self.tol else None
             sums = linearization.power_sums(v, Series(weights, enough=enough))
             invalid = expands(size, slope) | (sums.growth > EXPANSION)
             values = dot(sums.weighted, image).masked_fill(invalid, torch.nan)  # (K, B)

@@ -1,5 +1,6 @@
 """The exact log-determinant where it is cheap, and an estimate elsewhere."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -47,7 +48,7 @@ class ExactWhereSmall(LogDetEstimator):
         return self.at(linearization).estimate(linearization, generator)
 
     def at(self, linearization: Linearization) -> LogDetEstimator:
-        dim = linearization.point[0].numel()
+        dim = math.prod(linearization.point.shape[1:])
         if dim <= self.limit:
             return Exact(self.limit)
         if dim <= self.values:

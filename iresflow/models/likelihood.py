@@ -58,13 +58,16 @@ class Likelihood:
 
         Each does with a probability of `level`: so many standard errors of Student's t, and the
         bounds of truncation and rounding on top. Errors of different samples are independent.
-        Infinite where the probes tell nothing of the error, as a single one, or random series.
+        Infinite where the probes tell nothing of the error, as a single one, or random series, and
+        where a log-likelihood has left the range of its float type: the exact one may be anywhere
+        then.
 
         Raises:
             ValueError: the level is not strictly between 0 and 1.
         """
         half = self.half_width(level)
-        return self.log_prob - half, self.log_prob + half
+        middle = torch.where(self.log_prob.isinf(), 0, self.log_prob)  # inf - inf is no number
+        return middle - half, middle + half
 
     def half_width(self, level: float = 0.95) -> Tensor:
         """Half of the width ``(B,)`` of such an interval, in nats.
@@ -72,7 +75,8 @@ class Likelihood:
         Errors: as `interval`.
         """
         drawn = student_quantile(level, self.degrees) * self.standard_error
-        return drawn.nan_to_num(nan=math.inf) + self.truncation_bound + self.rounding
+        half = drawn.nan_to_num(nan=math.inf) + self.truncation_bound + self.rounding
+        return torch.where(self.log_prob.isinf(), math.inf, half)
 
     def mean(self) -> "Likelihood":
         """The mean over the samples, as a batch of one: an estimate of these samples' exact mean.

@@ -155,7 +155,8 @@ def fit(
     if labels is not None and context is not None:
         raise ValueError("labels and context are two names of one thing: pass one of them")
     changes = (*((Flip(),) if flip else ()), *augment)
-    samples = samples_of(model, x, labels if context is None else context, changes)
+    given, name = (labels, "labels") if context is None else (context, "context")
+    samples = samples_of(model, x, given, changes, name)
     objective = _objective(model, objective)
     train, held = divided(model, samples, validation, seed, changes)
     directory = _directory(run, resume)

@@ -127,6 +127,15 @@ def test_log_det_agrees_with_the_dense_jacobian(case):
     torch.testing.assert_close(z, bijection.transform(x, context), rtol=CLOSED, atol=CLOSED)
 
 
+def test_an_empty_batch_goes_through_both_ways(case):
+    bijection, x, context = case
+    none = None if context is None else context[:0]
+    z, log_det = bijection(x[:0], none)
+    assert log_det.shape == (0,) and z.shape == bijection.transform(x, context)[:0].shape
+    assert bijection.transform(x[:0], none).shape == z.shape
+    assert bijection.invert(z, none).value.shape == x[:0].shape
+
+
 def test_inverse_undoes_forward_and_forward_undoes_inverse(case):
     bijection, x, context = case
     z = bijection.transform(x, context).detach()
@@ -296,7 +305,8 @@ def test_a_column_that_others_add_up_to_leaves_a_bijection(dtype):
     x = torch.randn(100, 3, dtype=dtype)
     x = torch.cat([x, x.sum(1, keepdim=True)], 1)
     layer = Decorrelate(4).to(dtype)
-    z = layer.initialize(x)
+    with pytest.warns(UserWarning, match=r"1 of 4 directions of the 100 vectors .* no variance"):
+        z = layer.initialize(x)
     assert layer.defect() is None
     back = layer.invert(z)
     error = torch.linalg.vector_norm(back.value.double() - x.double(), dim=1)
@@ -304,6 +314,11 @@ def test_a_column_that_others_add_up_to_leaves_a_bijection(dtype):
     layer.matrix[:, 0] = 0
     assert "singular" in layer.defect()
     assert not math.isfinite(layer.stretch(4).forward)
+
+
+def test_more_columns_than_rows_are_told():
+    with pytest.warns(UserWarning, match=r"3 of 12 directions of the 10 vectors"):
+        Decorrelate(12).initialize(torch.randn(10, 12))
 
 
 def test_squeeze_refuses_odd_sizes():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY
+from PIL import Image
 
 from iresflow.cli import main
 
@@ -22,3 +23,18 @@ def table_run(tmp_path_factory):
     arguments = ["train", "--config", str(folder / "config.yaml"), *TINY, "--runs", str(folder)]
     assert main([*arguments, "--name", "t"]) == 0
     return folder / "0000-t", x
+
+
+@pytest.fixture(scope="session")
+def folder_run(tmp_path_factory):
+    """A run on a folder of 40 grey images of 4 x 4 pixels, and that folder."""
+    folder = tmp_path_factory.mktemp("images")
+    torch.set_default_dtype(torch.float32)
+    (folder / "data").mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
+    for index, image in enumerate(values):
+        Image.fromarray(image).save(folder / "data" / f"{index}.png")
+    arguments = f"--data.name folder --data.root {folder / 'data'} --data.size 4".split()
+    arguments += ["--data.channels", "1", "--model.blocks", "[0,1]", *TINY]
+    assert main(["train", *arguments, "--runs", str(folder), "--name", "f"]) == 0
+    return folder / "0000-f", folder / "data"

@@ -140,6 +140,18 @@ def test_what_is_refused_in_one_line(run, points, tmp_path, capsys):
     assert "not a run directory" in fails(alone, capsys)
 
 
+def test_samples_from_elsewhere_stay_as_they_are(points, tmp_path, capsys):
+    rows = tmp_path / "separation.csv"
+    np.savetxt(rows, np.zeros((4, 2)), delimiter=",")
+    before = rows.read_bytes()
+    start = ["ood", str(points), "--outside", str(rows)]
+    assert "--scores" in fails([*start, "--scores", str(rows)], capsys)
+    assert "would overwrite" in fails([*start, "--out", str(tmp_path)], capsys)
+    among = ["ood", str(points), "--outside", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert "whose images are read" in fails(among, capsys)
+    assert rows.read_bytes() == before and [*tmp_path.iterdir()] == [rows]
+
+
 def test_named_images_become_those_of_the_model():
     """Other sizes, more channels, and other grey levels; black and white stay."""
     digits = named_samples("digits", Event((1, 8, 8), 17, 0))

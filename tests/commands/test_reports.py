@@ -187,8 +187,12 @@ def test_a_model_of_windows_is_scored_on_those_in_the_middle(tmp_path, capsys):
     assert main(["train", "--resume", str(run), "--training.steps", "3"]) == 0
 
 
-def test_windows_larger_than_the_images_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [("crop", "images of 8 x 8 have no window of 9"), ("shift", "8 x 8 can't be shifted by 9")],
+)
+def test_changes_larger_than_the_images_are_refused(change, told, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["train", *TINY, "--data.crop", "9", "--runs", str(tmp_path)])
-    assert "images of 8 x 8 have no window of 9" in capsys.readouterr().err
+        main(["train", *TINY, f"--data.{change}", "9", "--runs", str(tmp_path)])
+    assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

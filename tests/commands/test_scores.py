@@ -169,6 +169,16 @@ def test_files_hold_levels_as_samples_are_written(tmp_path):
     assert a["bits_per_dim"].tolist() == b["bits_per_dim"].tolist() and flow.levels == 17
 
 
+def test_rows_that_leave_the_range_of_floats_are_told(points, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.array([[0.0, 0.0], [1e30, 0.0], [0.1, 0.2], [0.0, -1e30]]))
+    found = evaluated(tmp_path, tmp_path / "x.npy", "--batch-size", "2")
+    assert [found[end][1] for end in ("log_prob", "low", "high")] == ["-inf", "-inf", "inf"]
+    said = capsys.readouterr()
+    assert said.err.count("2 of 4 samples left the range of torch.float32") == 1
+    finite = found["log_prob"].astype(float)[[0, 2]]
+    assert f"{finite.mean():.4f} in the mean" in said.out and "over 2 samples" in said.out
+
+
 # Contexts.
 
 
@@ -240,6 +250,25 @@ def test_a_run_on_a_folder_resizes_and_knows_its_classes(tmp_path):
     assert len(found["file"]) == 20 and np.isfinite(found["bits_per_dim"].astype(float)).all()
     one = evaluated(tmp_path, owls, "--label", "1", model="0000-f")
     assert one["bits_per_dim"].tolist() == found["bits_per_dim"].tolist()  # owl is the second
+
+
+@pytest.mark.filterwarnings("default:.*hold 16 or 32 bits")
+def test_bits_of_grey_values_are_those_of_the_set_as_in_training(folder_run, tmp_path, capsys):
+    """The run was trained on images of 8 bits, which tell nothing of images of more."""
+    run, _ = folder_run
+    values = np.random.default_rng(0).integers(0, 1 << 12, (5, 4, 4), dtype=np.uint16)
+    values[0] >>= 6  # which alone would be of fewer bits
+    values[1, 0, 0] = 4095
+    deep, plain = tmp_path / "deep", pictures(tmp_path / "plain", values >> 4)
+    deep.mkdir()
+    for index, image in enumerate(values):
+        Image.fromarray(image).save(deep / f"{index:03d}.png")
+    expected = evaluated(tmp_path, plain, model=run)["bits_per_dim"].tolist()
+    assert "bits" not in capsys.readouterr().err
+    found = evaluated(tmp_path, deep, "--batch-size", "2", model=run)
+    assert found["bits_per_dim"].tolist() == expected
+    said = capsys.readouterr().err
+    assert f"5 images in {deep} hold 16 or 32 bits" in said and "as images of 12 bits" in said
 
 
 # What is refused, and what is left out.
@@ -384,3 +413,22 @@ def test_nothing_is_left_where_nothing_was_scored(points, tmp_path, capsys):
         )
     assert "not finished" not in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
+
+
+# What is read stays as it is.
+
+
+def test_scores_never_overwrite_the_samples_or_the_runs_own_table(table_run, tmp_path, capsys):
+    run, x = table_run
+    data = tmp_path / "y.csv"
+    np.savetxt(data, x, delimiter=",", header="a,b,when", comments="")
+    (tmp_path / "link.csv").symlink_to(data)
+    (tmp_path / "twin.csv").hardlink_to(data)
+    table = run.parent / "x.csv"
+    before = data.read_bytes(), table.read_bytes()
+    for out in (data, tmp_path / "link.csv", tmp_path / "twin.csv", table):
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(run), "--data", str(data), "--scores", str(out)])
+        said = capsys.readouterr().err
+        assert f"--scores {out} would overwrite the data that are read from" in said
+    assert (data.read_bytes(), table.read_bytes()) == before

@@ -110,3 +110,5 @@ def test_wrong_arguments(make: object) -> None:
 def test_images_that_are_too_small(augmentation: Augmentation) -> None:
     with pytest.raises(ValueError, match="images of 5 x 7"):
         augmentation(images(2), stream())
+    with pytest.raises(ValueError, match="images of 5 x 7"):
+        unchanged(images(2), (augmentation,))

@@ -116,6 +116,15 @@ def test_corrupt_images_are_skipped_with_one_warning(tmp_path: Path) -> None:
     assert sorted(int(image[0, 0, 0]) for part in parts for image in part.values) == [*range(5)]
 
 
+def test_what_is_said_of_a_corrupt_image_names_its_file(tmp_path: Path) -> None:
+    fill(tmp_path, names(6))
+    (tmp_path / "words.png").write_text("no image")
+    with pytest.warns(UserWarning, match="skipped 1 of 7") as caught:
+        load_folder(tmp_path, 4)
+    said = str(caught[0].message)
+    assert "cannot identify image file words.png" in said and "0x" not in said
+
+
 def test_truncated_jpeg_is_skipped(tmp_path: Path) -> None:
     for number in range(4):
         noise = np.random.default_rng(number).integers(256, size=(64, 64, 3)).astype(np.uint8)

@@ -177,6 +177,11 @@ def test_too_few_rows(tmp_path: Path, lines: list[str]) -> None:
         read_table(write(tmp_path, lines))
 
 
+def test_the_columns_of_a_header_alone_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="0 rows and 2 columns"):
+        read_table(write(tmp_path, ["a,b"]))
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_csv_of_another_encoding(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
@@ -273,6 +278,35 @@ def test_npz_of_one_array_and_of_splits(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", x=NUMBERS, y=NUMBERS)
     with pytest.raises(DataError, match="holds the arrays x, y; allowed is one"):
         read_table(tmp_path / "c.npz")
+
+
+def test_npz_names_its_columns(tmp_path: Path) -> None:
+    names = np.array(["a", "b", "c"])
+    np.savez(tmp_path / "a.npz", samples=NUMBERS, columns=names)
+    read, named = read_table(tmp_path / "a.npz")
+    assert np.array_equal(read, NUMBERS) and named == ("a", "b", "c")
+    np.savez(tmp_path / "b.npz", train=NUMBERS[:9], test=NUMBERS[9:], columns=names)
+    table = read_parts(tmp_path / "b.npz")
+    assert table.names == ("a", "b", "c") and table.words == ["train"] * 9 + ["test"] * 3
+    for wrong in (names[:2], np.arange(3)):
+        np.savez(tmp_path / "c.npz", samples=NUMBERS, columns=wrong)
+        with pytest.raises(DataError, match="names of the 3 columns are needed"):
+            read_table(tmp_path / "c.npz")
+    np.savez(tmp_path / "d.npz", samples=NUMBERS, labels=np.arange(12), columns=names)
+    with pytest.raises(DataError, match="arrays samples, labels; allowed is one"):
+        read_table(tmp_path / "d.npz")
+    np.savez(tmp_path / "e.npz")
+    with pytest.raises(DataError, match="arrays of nothing"):
+        read_table(tmp_path / "e.npz")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    told = "the columns 1 and 3 are all called 'a'"
+    with pytest.raises(DataError, match=told):
+        read_table(write(tmp_path, ["a,b, a", *text()]))
+    np.savez(tmp_path / "a.npz", samples=NUMBERS, columns=np.array(["a", "b", "a"]))
+    with pytest.raises(DataError, match=told):
+        read_table(tmp_path / "a.npz")
 
 
 def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

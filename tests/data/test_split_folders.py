@@ -53,6 +53,13 @@ def test_a_missing_split_is_cut_from_train(tmp_path: Path) -> None:
     assert dataset.classes == ()
 
 
+def test_a_class_that_is_not_trained_on_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, "train/cat", "train/dog", "test/cat", "test/owl")
+    with pytest.warns(UserWarning, match="no image of owl is in the train directory"):
+        dataset = load_folder(tmp_path, 4)
+    assert dataset.classes == ("cat", "dog", "owl")
+
+
 def test_train_alone_is_no_class(tmp_path: Path) -> None:
     fill(tmp_path, "train/cat", "train/dog")
     dataset = load_folder(tmp_path, 4)

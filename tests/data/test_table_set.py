@@ -188,3 +188,16 @@ def test_contexts_may_be_what_single_precision_would_merge(tmp_path: Path) -> No
     known = [split.contexts for split in (dataset.train, dataset.validation, dataset.test)]
     merged = torch.cat([context for context in known if context is not None])
     assert len(merged.unique()) > 1990
+
+
+def test_contexts_keep_the_values_of_the_table_and_need_no_offset(tmp_path: Path) -> None:
+    rows = NUMBERS.copy()
+    rows[:, 1] = np.arange(60) % 3
+    file = save(tmp_path / "a.csv", rows, "a,b,c")
+    dataset = load(file, context=["b"])
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert split.known is not None and split.contexts is not None and dataset.scaling
+        assert np.isin(split.known, [0, 1, 2]).all()
+        assert torch.equal(dataset.scaling(split.known), split.contexts)
+    with pytest.raises(DataError, match=r"column 'b' is a context.*leave it out of data\.offset"):
+        load(file, context=["b"], offset={"b": 1.0})

@@ -5,8 +5,15 @@ import math
 
 import pytest
 import torch
-from helpers import MatrixLinearization, contractions
+from helpers import (
+    MatrixLinearization,
+    branch_shape,
+    contractions,
+    small_branch,
+    symmetric_branch,
+)
 
+from iresflow.bijections import ResidualBlock
 from iresflow.logdet import (
     Exact,
     ExactValue,
@@ -183,3 +190,12 @@ def test_traces_by_orthogonal_probes_have_the_variance_that_is_stated():
         assert float((values.var(0) / count).mean()) >= 0.95 * stated
         if count > 2:  # the control
             assert float(error.var()) < 0.8 * independent
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_the_estimates_of_an_empty_batch_are_empty(kind):
+    estimators = [Exact(), Krylov(), Lanczos(), PowerSeries(3, tol=1e-3), RandomSeries()]
+    for estimator in [*estimators, PowerSeries(3, probe="orthogonal")]:
+        branch = symmetric_branch(kind) if isinstance(estimator, Lanczos) else small_branch(kind)
+        x = torch.zeros(0, *branch_shape(kind))
+        assert ResidualBlock(branch, estimator)(x)[1].shape == (0,)

@@ -285,6 +285,20 @@ def test_one_probe_tells_nothing():
     assert bool(mean.standard_error.isnan().all()) and float(mean.interval()[1]) == math.inf
 
 
+@pytest.mark.parametrize("estimator", [None, Krylov()])
+def test_of_what_leaves_the_range_of_floats_nothing_is_known(estimator):
+    """In float64 the log-density of such a point is finite; in float32 it is not."""
+    flow = small_vector_flow(2).float()
+    x = torch.tensor([[0.0, 0.0], [1e30, 0.0]])
+    likely = flow.likelihood(x.float(), log_det=estimator)
+    assert float(likely.log_prob[1]) == -math.inf
+    low, high = likely.interval()
+    exact = flow.double().log_prob(x).detach()
+    assert bool(exact.isfinite().all()) and bool((low <= exact).all() and (exact <= high).all())
+    low, high = likely.mean().interval()
+    assert (float(low), float(high)) == (-math.inf, math.inf)
+
+
 def test_intervals_are_those_of_student():
     tensor = torch.tensor
     likely = Likelihood(

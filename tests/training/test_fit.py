@@ -153,11 +153,13 @@ def test_contexts_that_do_not_fit_are_refused_before_training(moons):
         (torch.randn(len(moons), 2), r"shape \(N, 3\)"),
         (torch.randn(len(moons)), r"shape \(N, 3\)"),
         (torch.full((len(moons),), 3), r"0 \.\. 2, got 3"),
-        (torch.randn(5, 3), "samples and labels of shape"),
-        (torch.full((len(moons), 3), torch.nan), "labels holds NaN"),
+        (torch.randn(5, 3), "samples and context of shape"),
+        (torch.full((len(moons), 3), torch.nan), "context holds NaN"),
     ]:
         with pytest.raises(ValueError, match=words):
             fit(flow, moons, context=context, **QUICK)
+    with pytest.raises(ValueError, match="samples and labels of shape"):
+        fit(flow, moons, torch.randn(5, 3), **QUICK)
     with pytest.raises(ValueError, match="takes no context"):
         fit(VectorFlow(2, 1, 4), moons, context=torch.randn(len(moons), 1), **QUICK)
     with pytest.raises(ValueError, match="pass one of them"):

@@ -246,7 +246,8 @@ def test_a_table_with_contexts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     known = np.column_stack([a, time])
     distances = np.abs((rows[:, None, :2] - known[None]) / known.std(0)).max(2).min(1)
     assert distances.max() < 1e-6
-    assert "--label is for classes" in error_of(["sample", str(run), "--label", "0"], capsys)
+    for label in ("0", "1"):
+        assert "--label is for classes" in error_of(["sample", str(run), "--label", label], capsys)
     scaling = load_data(run).scaling
     write_rows(
         tmp_path / "t.csv",

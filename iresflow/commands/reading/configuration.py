@@ -53,6 +53,8 @@ def configure(arguments: Sequence[str]) -> Asked:
         prints, run = bool(values.pop("print_config", False)), values.pop("resume", None)
         resumed = None if run is None else RunDirectory.open(run)
         below, origin = _below(values, given.files, resumed)
+        if resumed is not None:
+            _require_same_place(given.typed, below, resumed)
         config = section_of(Config, merged(below, values))
     except ValueError as error:
         fail(str(error), code=2)
@@ -67,6 +69,23 @@ def configure(arguments: Sequence[str]) -> Asked:
     if resumed:
         require_same_experiment(resumed, config)
     return Asked(config, resumed, origin, prints)
+
+
+def _require_same_place(
+    typed: Mapping[str, Any], below: Mapping[str, Any], run: RunDirectory
+) -> None:
+    """Refuses another name or place for a run that has both: it would go on where it is.
+
+    Raises:
+        ValueError: one is asked for.
+    """
+    there = {"name": (below.get("name"),), "runs": (below.get("runs"), str(run.path.parent))}
+    for option, known in there.items():
+        if typed.get(option, known[0]) not in known:
+            raise ValueError(
+                f"--{option} {typed[option]} is for new runs, and {run.path} is gone on with: "
+                "leave it out, or start a new run with --init"
+            )
 
 
 def _below(

@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 from tqdm import tqdm
 
+from iresflow.commands.output import make_directory
 from iresflow.commands.samples.conditions import Conditions
 from iresflow.commands.samples.sample_files import FORMATS, Layout
 from iresflow.commands.solver_report import accuracy_of, print_solver
@@ -18,7 +19,7 @@ from iresflow.training.checkpoint import find_checkpoint
 from iresflow.training.loop.batches import random_stream
 from iresflow.training.runs.known_reading import reading_of
 
-__all__ = ["takes_many", "write_many"]
+__all__ = ["layout_of", "takes_many", "write_many"]
 
 BLOCK = 256
 """Samples that are drawn from one stream and inverted together."""
@@ -29,7 +30,7 @@ MANY = 4096
 
 def takes_many(out: str | None, count: int) -> bool:
     """Whether samples are written by batches: as arrays, as files of a directory, or as rows."""
-    suffix = Path(out).suffix if out else ".png"
+    suffix = Path(out).suffix.lower() if out else ".png"
     return suffix in {".npz", ".npy", ""} or (suffix == ".csv" and count > MANY)
 
 
@@ -51,24 +52,23 @@ def write_many(model: Flow, options: Namespace) -> int:
             "flow.sample"
         )
     conditions = Conditions(model, options, reading)
-    form = FORMATS[out.suffix]
-    if out.suffix in ("", ".csv") and (out.suffix == "") != isinstance(model, ImageFlow):
-        kinds = ".npz, .npy or a directory" if isinstance(model, ImageFlow) else ".npz, .npy, .csv"
-        raise ValueError(f"--out for samples of this model is {kinds}, got {out}")
+    form = FORMATS[out.suffix.lower()]
     parts: list[FlowInverse] = []
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", out.parent)
     with (
-        form(out, options.n, _layout(model, reading)) as target,
+        form(out, options.n, layout_of(model, reading)) as target,
         tqdm(total=options.n, unit="sample", disable=None) as bar,
     ):
         for first in range(0, options.n, BLOCK):
             count = min(BLOCK, options.n - first)
-            labels, context = conditions.of(torch.arange(first, first + BLOCK))
+            numbers = torch.arange(first, first + BLOCK)
+            labels, context = conditions.of(numbers)
             stream = random_stream(options.seed, first // BLOCK, 0, _device(model))
             # The whole block is drawn, so that the last one begins as it would in a longer list.
             z = model.base.sample(BLOCK, context, options.temperature, stream)[:count]
-            known = None if context is None else context[:count]
-            result = model.invert(z, known, accuracy_of(options))
+            context = None if context is None else context[:count]
+            result = model.invert(z, context, accuracy_of(options))
+            known = conditions.known(numbers[:count])
             target.write(_samples(model, result.value, reading, known), labels[:count].numpy())
             parts.append(replace(result, value=result.value[:0]))
             bar.update(count)
@@ -81,14 +81,20 @@ def _device(model: Flow) -> torch.device:
     return next(model.parameters()).device
 
 
-def _samples(model: Flow, x: Tensor, reading: Reading, context: Tensor | None) -> np.ndarray:
+def _samples(model: Flow, x: Tensor, reading: Reading, known: np.ndarray | None) -> np.ndarray:
     """What is written: integer images, or contexts and rows in the units of the data."""
     if isinstance(model, ImageFlow):
-        return model.quantize(x).cpu().numpy().astype(_layout(model, reading).dtype)
-    return reading.rows(x, context)
+        return model.quantize(x).cpu().numpy().astype(layout_of(model, reading).dtype)
+    return reading.rows(x, known)
 
 
-def _layout(model: Flow, reading: Reading) -> Layout:
+def layout_of(model: Flow, reading: Reading) -> Layout:
+    """The arrays that hold samples of a model.
+
+    Arguments:
+        model: That is sampled.
+        reading: How its training data were read.
+    """
     classes = model.context_dim > 0 and not reading.contexts
     if isinstance(model, ImageFlow):
         dtype = (

@@ -106,8 +106,8 @@ class _Npz(SampleFile):
         self._entry.write(np.ascontiguousarray(samples, self.layout.dtype).tobytes())
 
     def close(self, whole: bool) -> None:
-        self._entry.close()
         with self._zip:
+            self._entry.close()
             more = {"labels": np.concatenate(self.labels)} if whole and self.layout.classes else {}
             if whole and self.layout.names:
                 more["columns"] = np.array(self.layout.names)
@@ -144,8 +144,7 @@ class _Pngs(SampleFile):
 
     def open(self) -> None:
         self.partial.mkdir(parents=True, exist_ok=True)
-        for leftover in self.partial.glob("*.png"):
-            leftover.unlink()
+        self._clear()
         self._digits = max(5, len(str(self.count - 1)))
 
     def put(self, samples: np.ndarray, labels: np.ndarray) -> None:
@@ -153,6 +152,14 @@ class _Pngs(SampleFile):
         for index, image in enumerate(samples, self.done):
             pixels = torch.from_numpy(image.astype(np.float32) / white)
             save_image(pixels, self.partial / f"{index:0{self._digits}d}.png")
+
+    def discard(self) -> None:
+        self._clear()
+        self.partial.rmdir()
+
+    def _clear(self) -> None:
+        for picture in self.partial.glob("*.png"):
+            picture.unlink()
 
     def close(self, whole: bool) -> None:
         if whole and self.path.is_dir():

@@ -86,9 +86,7 @@ class Shift(Augmentation):
             )
 
     def __call__(self, images: Tensor, stream: Stream) -> Tensor:
-        height, width = images.shape[-2:]
-        if self.pixels >= min(height, width):
-            raise ValueError(f"images of {height} x {width} can't be shifted by {self.pixels}")
+        height, width = self._sides(images)
         choices = 2 * self.pixels + 1
         drawn = _integers(choices, (len(images), 2), stream, images.device) - self.pixels
         down, right = drawn.unbind(1)
@@ -99,6 +97,21 @@ class Shift(Augmentation):
             return shifted
         inside = rows_in[:, None, :, None] & columns_in[:, None, None, :]
         return torch.where(inside, shifted, torch.zeros_like(shifted))
+
+    def unchanged(self, images: Tensor) -> Tensor:
+        """The images themselves.
+
+        Raises:
+            ValueError: If they are no larger than the shift.
+        """
+        self._sides(images)
+        return images
+
+    def _sides(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        if self.pixels >= min(height, width):
+            raise ValueError(f"images of {height} x {width} can't be shifted by {self.pixels}")
+        return height, width
 
     def _places(self, shift: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Where each pixel of a line comes from, ``(B, size)``, and whether that is inside."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from iresflow.data.images.pixels import BITS, bits_for, largest_value, open_upright, to_pixels
 
-__all__ = ["Decoded", "Decoder"]
+__all__ = ["Decoded", "Decoder", "bits_of_set"]
 
 _BLOCK = 2048
 
@@ -87,16 +87,10 @@ class Decoder:
         results = _in_parallel(lambda row: self._read(root / files[row], images, row, bits), files)
         deep = [row for row, result in enumerate(results) if result.largest is not None]
         if deep and self.bits is None:
-            bits = bits_for(max(results[row].largest or 0 for row in deep))
-            if bits < BITS[-1]:
-                for row in deep:
-                    results[row] = self._read(root / files[row], images, row, bits)
-                warnings.warn(
-                    f"{len(deep)} images in {root} hold 16 or 32 bits a value and use no more "
-                    f"than {bits}: they are read as images of {bits} bits, which data.bits "
-                    "changes",
-                    stacklevel=4,
-                )
+            largest = [result.largest for result in results]
+            bits = bits_of_set(root, largest, "data.bits changes that") or bits
+            for row in deep if bits < BITS[-1] else ():
+                results[row] = self._read(root / files[row], images, row, bits)
         errors = [result.error for result in results]
         good = [row for row, error in enumerate(errors) if error is None]
         if good:
@@ -104,15 +98,17 @@ class Decoder:
         return Decoded([r.content for r in results], errors, bits if deep else None)
 
     def _read(self, file: Path, images: np.ndarray, row: int, bits: int) -> "_Result":
-        content = bytes(16)
+        content, opened = bytes(16), io.BytesIO()
         try:
             data = file.read_bytes()
             content = hashlib.blake2b(data, digest_size=16).digest()
-            image = open_upright(io.BytesIO(data), self.size)
+            opened = io.BytesIO(data)
+            image = open_upright(opened, self.size)
             largest = largest_value(image)
             images[row] = to_pixels(image, self.size, self.channels, bits)
         except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
-            return _Result(content, None, " ".join(f"{type(error).__name__}: {error}".split()))
+            told = f"{type(error).__name__}: {error}".replace(repr(opened), file.name)
+            return _Result(content, None, " ".join(told.split()))
         return _Result(content, largest, None)
 
     def _check(self, root: Path, images: np.ndarray, good: list[int]) -> None:
@@ -133,6 +129,30 @@ class Decoder:
                 "scale them up",
                 stacklevel=5,
             )
+
+
+def bits_of_set(where: Path, largest: Sequence[int | None], instead: str) -> int | None:
+    """How many bits the grey values of a set of images use: one of `BITS`, or None for no such.
+
+    Arguments:
+        where: The images are, for the warning.
+        largest: Of each, as :func:`iresflow.data.images.pixels.largest_value` says.
+        instead: What a person can do about it.
+
+    Warns:
+        UserWarning: they are fewer than the files hold.
+    """
+    deep = [value for value in largest if value is not None]
+    if not deep:
+        return None
+    bits = bits_for(max(deep))
+    if bits < BITS[-1]:
+        warnings.warn(
+            f"{len(deep)} images in {where} hold 16 or 32 bits a value and use no more than "
+            f"{bits}: they are read as images of {bits} bits; {instead}",
+            stacklevel=5,
+        )
+    return bits
 
 
 @final

@@ -12,6 +12,7 @@ __all__ = [
     "BITS",
     "bits_for",
     "exact_pixels",
+    "largest_in_file",
     "largest_value",
     "open_upright",
     "read_image",
@@ -92,6 +93,15 @@ def open_upright(file: str | Path | IO[bytes], size: int) -> Image.Image:
 def largest_value(image: Image.Image) -> int | None:
     """The largest grey value of an image with more than 8 bits a value, or None for all others."""
     return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+
+
+def largest_in_file(file: str | Path | IO[bytes]) -> int | None:
+    """As `largest_value`; of files with no more than 8 bits a value, only the heads are read.
+
+    Errors: as `read_image`.
+    """
+    with Image.open(file, formats=formats()) as image:
+        return largest_value(image)
 
 
 def bits_for(largest: int) -> int:

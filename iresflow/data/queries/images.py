@@ -10,15 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from iresflow.data.images.pixels import exact_pixels, read_image
+from iresflow.data.images.decode import bits_of_set
+from iresflow.data.images.pixels import BITS, exact_pixels, largest_in_file, read_image
 from iresflow.data.images.walk import find_images, formats
 from iresflow.data.queries.base import Event, Queries, Query, class_numbers
 from iresflow.data.reading import Reading
 from iresflow.errors import DataError
 
 __all__ = ["ArrayImages", "FileImages"]
-
-_BITS = 16
 
 
 @final
@@ -35,6 +34,10 @@ class FileImages(Queries):
     Raises:
         DataError: there is no image, an image has another size than the model's, or there are no
             classes where the model needs them.
+
+    Warns:
+        UserWarning: values of 16 or 32 bits are read as fewer, as training does where all of a
+            set need no more.
     """
 
     title = "file"
@@ -52,6 +55,7 @@ class FileImages(Queries):
         if not reading.resize:
             self._require_sizes()
         self._labels = self._labels_of(label)
+        self._bits = reading.bits or self._bits_of_set(path)
 
     def read(self, rows: range) -> Query:
         with ThreadPoolExecutor() as pool:
@@ -70,12 +74,11 @@ class FileImages(Queries):
     def _decode(self, row: int) -> np.ndarray | str:
         """An image of integers, or what is wrong with its file."""
         file, (channels, height, width) = self._root / self.names[row], self._event.shape
-        bits = self._reading.bits or _BITS
         try:
             if self._reading.resize:
-                pixels = read_image(file, height, channels=channels, bits=bits)
+                pixels = read_image(file, height, channels=channels, bits=self._bits)
             else:
-                pixels = exact_pixels(file, (channels, height, width), bits)
+                pixels = exact_pixels(file, (channels, height, width), self._bits)
         except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
             return " ".join(f"{type(error).__name__}: {error}".split())
         values = self._grey[pixels]
@@ -85,6 +88,18 @@ class FileImages(Queries):
                 "grey levels, of which the last is white"
             )
         return values
+
+    def _bits_of_set(self, path: Path) -> int:
+        with ThreadPoolExecutor() as pool:
+            largest = list(pool.map(self._largest, self.names))
+        instead = "an array (.npy) can hold the model's grey levels themselves"
+        return bits_of_set(path, largest, instead) or BITS[-1]
+
+    def _largest(self, name: str) -> int | None:
+        try:
+            return largest_in_file(self._root / name)
+        except Exception:  # it is told when the image is read
+            return None
 
     def _labels_of(self, label: int | None) -> Tensor | None:
         if self._event.context_dim == 0:

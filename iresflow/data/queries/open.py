@@ -12,7 +12,7 @@ from iresflow.data.queries.base import Event, Queries
 from iresflow.data.queries.images import ArrayImages, FileImages
 from iresflow.data.queries.rows import TableRows
 from iresflow.data.reading import Reading
-from iresflow.data.tables.files import read_parts
+from iresflow.data.tables.files import COLUMNS, column_names, read_parts
 from iresflow.errors import DataError
 
 __all__ = ["open_queries"]
@@ -29,8 +29,8 @@ def open_queries(
     Images are files of any format that Pillow reads, or integers in a ``.npy`` or ``.npz`` file;
     vectors are rows of a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file. A ``.npz`` file has
     one array of samples, and perhaps ``labels`` ``(N,)`` or ``contexts`` ``(N, C)`` (as the model
-    takes them). ``.npy`` files are mapped, and image files read when they are asked for, so that
-    sets may be larger than memory; other files are read whole.
+    takes them), and the names of the ``columns``. ``.npy`` files are mapped, and image files read
+    when they are asked for, so that sets may be larger than memory; other files are read whole.
 
     Arguments:
         path: Where they are.
@@ -59,12 +59,13 @@ def open_queries(
             raise DataError(f"{path} is a table, and the model is of images")
         table = read_parts(path, min_rows=1)
         return TableRows(path, table.values, table.names, event, reading, label)
-    array, known = _mapped(path) if kind == ".npy" else _unpacked(path)
+    array, known, titles = _mapped(path) if kind == ".npy" else _unpacked(path)
     if array.ndim == 0 or len(array) == 0:
         raise DataError(f"{path} holds no samples")
     labels = _checked(path, known, event, len(array))
     if event.levels is None:
-        return TableRows(path, array, (), event, reading, label, labels)
+        names = column_names(path, titles, array.shape[-1])
+        return TableRows(path, array, names, event, reading, label, labels)
     if event.context_dim and labels is None:
         if label is None:
             raise DataError(
@@ -75,29 +76,32 @@ def open_queries(
     return ArrayImages(path, array, event, labels)
 
 
-def _mapped(path: Path) -> tuple[np.ndarray, None]:
+def _mapped(path: Path) -> tuple[np.ndarray, None, None]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{path} is not an array, or is truncated ({reason})") from None
-    return array, None
+    return array, None, None
 
 
-def _unpacked(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _unpacked(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The samples, what they are conditional on, and the names of their columns."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{path} holds no arrays, or is truncated ({reason})") from None
+    held = ", ".join(arrays) or "of nothing"
+    titles = arrays.pop(COLUMNS, None)
     known = [arrays.pop(name) for name in KNOWN_ARRAYS if name in arrays]
     if len(arrays) != 1 or len(known) > 1:
         raise DataError(
-            f"{path} holds the arrays {', '.join(arrays)}; one of samples is needed, and at most "
-            "one more: labels or contexts"
+            f"{path} holds the arrays {held}; one of samples is needed, and at most labels or "
+            f"contexts, and {COLUMNS}, the columns' names, beside it"
         )
-    return next(iter(arrays.values())), known[0] if known else None
+    return next(iter(arrays.values())), known[0] if known else None, titles
 
 
 def _checked(path: Path, labels: np.ndarray | None, event: Event, count: int) -> Tensor | None:

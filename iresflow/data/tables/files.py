@@ -7,10 +7,10 @@ from typing import final
 
 import numpy as np
 
-from iresflow.data.tables.text import column_title, line_of, read_text
+from iresflow.data.tables.text import column_title, line_of, read_text, require_distinct
 from iresflow.errors import DataError
 
-__all__ = ["SPLIT_WORDS", "Table", "read_parts", "read_table"]
+__all__ = ["COLUMNS", "SPLIT_WORDS", "Table", "column_names", "read_parts", "read_table"]
 
 KINDS = (".npy", ".npz", ".csv", ".parquet")
 
@@ -23,6 +23,9 @@ SPLIT_WORDS = {
     "test": "test",
 }
 """Words for a split, and which split each is."""
+
+COLUMNS = "columns"
+"""The array of a ``.npz`` file that names the columns of the others."""
 
 _MIN_ROWS = 10
 
@@ -48,12 +51,12 @@ def read_table(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads a table of finite numbers; every column is one dimension.
 
-    A ``.npy`` file holds a 2-D array of integers or floating-point numbers, and so does a
-    ``.npz`` file. A ``.csv`` file is UTF-8 text whose cells are separated by tabs, else by
-    semicolons, else by commas, whichever its first line has; if no cell of the first line is a
-    number, they are the names of the columns. Empty lines are passed over. An unnamed first column
-    of distinct integers is the index that pandas writes, and is left out with a warning. A
-    ``.parquet`` file needs pyarrow.
+    A ``.npy`` file holds a 2-D array of integers or floating-point numbers, and so does a ``.npz``
+    file, perhaps beside ``columns``, an array of their names. A ``.csv`` file is UTF-8 text whose
+    cells are separated by tabs, else by semicolons, else by commas, whichever its first line has;
+    if no cell of the first line is a number, they are the names of the columns. Empty lines are
+    passed over. An unnamed first column of distinct integers is the index that pandas writes, and
+    is left out with a warning. A ``.parquet`` file needs pyarrow.
 
     Columns of integers are accepted, but a density over them can grow without bound.
 
@@ -67,8 +70,8 @@ def read_table(
     Raises:
         DataError: If the file is missing or unreadable, is of another type or shape, has fewer
             than 10 rows, a cell is not a finite number in single precision, with row and column,
-            or the first line can be names or a row. Rows and columns of an array are counted from
-            0 as in NumPy, lines and columns of text from 1.
+            two columns have one name, or the first line can be names or a row. Rows and columns of
+            an array are counted from 0 as in NumPy, lines and columns of text from 1.
     """
     table = read_parts(path, header=header)
     if table.words is not None:
@@ -99,7 +102,7 @@ def read_parts(
     if kind not in KINDS:
         raise DataError(f"{path} ends in {path.suffix!r}; tables are read from {', '.join(KINDS)}")
     if split_column is not None and kind in (".npy", ".npz"):
-        raise DataError(f"{path} has no names of columns, so none that is {split_column!r}")
+        raise DataError(f"{path} holds numbers alone, so no column {split_column!r} of words")
     if kind == ".csv":
         table = Table(*read_text(path, header, split_column))
     elif kind == ".parquet":
@@ -144,19 +147,38 @@ def _read_numpy(path: Path) -> Table:
         reason = f"BadZipFile: {error}"
     if reason:
         raise DataError(f"{path} is not an array of numbers, or is truncated ({reason})")
-    checked = {name: _numbers(path, array) for name, array in arrays.items()}
-    if len(checked) == 1:
-        return Table(next(iter(checked.values())), ())
-    if "train" not in checked or not checked.keys() <= SPLIT_WORDS.keys():
+    titles = arrays.pop(COLUMNS, None) if len(arrays) > 1 else None
+    splits = "train" in arrays and arrays.keys() <= SPLIT_WORDS.keys()
+    if len(arrays) != 1 and not splits:
         raise DataError(
-            f"{path} holds the arrays {', '.join(checked)}; allowed is one, or one for each "
-            "split: train, validation, test"
+            f"{path} holds the arrays {', '.join(arrays) or 'of nothing'}; allowed is one, or one "
+            f"for each split: train, validation, test; and {COLUMNS}, the columns' names"
         )
+    checked = {name: _numbers(path, array) for name, array in arrays.items()}
     widths = {array.shape[1] for array in checked.values()}
     if len(widths) > 1:
         raise DataError(f"{path} holds splits of {sorted(widths)} columns")
     words = [name for name, array in checked.items() for _ in array]
-    return Table(np.concatenate(list(checked.values())), (), words)
+    values, names = np.concatenate(list(checked.values())), column_names(path, titles, *widths)
+    return Table(values, names, words if len(checked) > 1 else None)
+
+
+def column_names(path: Path, titles: np.ndarray | None, count: int) -> tuple[str, ...]:
+    """The names of columns that a ``.npz`` file holds as an array of their own, or none.
+
+    Raises:
+        DataError: they are no words, or not one for each column, or two are the same.
+    """
+    if titles is None:
+        return ()
+    if titles.dtype.kind != "U" or titles.shape != (count,):
+        raise DataError(
+            f"{path} holds {COLUMNS} of {titles.dtype} and shape {titles.shape}; the names of the "
+            f"{count} columns are needed"
+        )
+    names = tuple(titles.tolist())
+    require_distinct(path, names)
+    return names
 
 
 def _numbers(path: Path, table: object) -> np.ndarray:
@@ -180,6 +202,7 @@ def _read_parquet(path: Path, split_column: str | None) -> Table:
         content = parquet.read_table(path)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path} could not be read: {error}") from None
+    require_distinct(path, content.column_names)
     words = None
     if split_column is not None:
         if split_column not in content.column_names:

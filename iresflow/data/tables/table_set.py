@@ -86,15 +86,16 @@ def load_table(
     modelled = [i for i in range(len(titles)) if i not in contexts]
     if not modelled or len(set(contexts)) < len(contexts):
         raise DataError(f"{path}: no column is left to model, or a context column is named twice")
+    _require_no_offset(path, offset[contexts], options.context)
     # Contexts are standardised in double precision, which rounds none of them away.
     _require_precision(path, values[:, modelled], [titles[i] for i in modelled])
     _require_spread(path, values[parts.train], titles)
     scaling = options.scaling or Scaling.of(values[parts.train][:, contexts])
 
     def take(rows: Rows) -> Split:
-        known = scaling(values[rows][:, contexts]) if contexts else None
-        single = values[rows][:, modelled].astype(np.float32)
-        return Split(torch.from_numpy(single), contexts=known)
+        single = torch.from_numpy(values[rows][:, modelled].astype(np.float32))
+        known = values[rows][:, contexts] if contexts else None
+        return Split(single, contexts=None if known is None else scaling(known), known=known)
 
     rest = [part for part in PART_NAMES if part not in given]
     told = [origin, f"{' and '.join(rest[-2:])} cut by {cut}" if rest else ""]
@@ -160,6 +161,15 @@ def _offset(path: Path, titles: Sequence[str], offset: Mapping[str, float]) -> n
     for name, amount in offset.items():
         shift[place_of(path, titles, name)] = amount
     return shift
+
+
+def _require_no_offset(path: Path, offset: np.ndarray, contexts: Sequence[str]) -> None:
+    """Refuses offsets of contexts: a table that is scored later would be read without them."""
+    for column in np.flatnonzero(offset).tolist():
+        raise DataError(
+            f"{path}, column {contexts[column]!r} is a context, which double precision "
+            "standardises: leave it out of data.offset"
+        )
 
 
 def _require_precision(path: Path, values: np.ndarray, titles: Sequence[str]) -> None:

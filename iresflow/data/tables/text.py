@@ -3,6 +3,7 @@
 import csv
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import numpy as np
 
 from iresflow.errors import DataError
 
-__all__ = ["column_title", "line_of", "place_of", "read_text", "write_rows"]
+__all__ = [
+    "column_title",
+    "line_of",
+    "place_of",
+    "read_text",
+    "require_distinct",
+    "write_rows",
+]
 
 
 def write_rows(path: Path, rows: np.ndarray, names: Sequence[str] = ()) -> None:
@@ -43,8 +51,8 @@ def read_text(
         Array float64 ``(N, D)``, the D names of its columns or none, and the N words.
 
     Raises:
-        DataError: If the file is unreadable, a cell is not a number, with line and column, or the
-            first line can be names or a row.
+        DataError: If the file is unreadable, a cell is not a number, with line and column, two
+            columns have one name, or the first line can be names or a row.
     """
     reason = None
     try:
@@ -73,7 +81,9 @@ def read_text(
         raise _diagnosis(path, header) or DataError(f"{path} could not be read: {reason}")
     if columns is not None:
         names = tuple(names[column] for column in columns)
-    if names and table.shape[0] and table.shape[1] != len(names):
+    if not len(table):
+        table = np.empty((0, len(names)))
+    if names and table.shape[1] != len(names):
         raise _diagnosis(path, header) or DataError(
             f"{path} has {len(names)} names for {table.shape[1]} columns"
         )
@@ -150,7 +160,9 @@ def _header(path: Path, number: int, cells: list[str], header: bool | None) -> t
             "or say data.header: true"
         )
     bare = [cell.lstrip("#").strip() for cell in cells]  # as numpy.savetxt writes a header
-    return tuple(name or f"column {i}" for i, name in enumerate(bare, 1))
+    names = tuple(name or f"column {i}" for i, name in enumerate(bare, 1))
+    require_distinct(path, names)
+    return names
 
 
 def _require_no_header(path: Path, first: list[str], table: np.ndarray) -> None:
@@ -202,6 +214,21 @@ def _not_a_number(
 
 def column_title(column: int, names: tuple[str, ...]) -> str:
     return f"column {column + 1}" + (f" ({names[column]!r})" if names else "")
+
+
+def require_distinct(path: Path, names: Sequence[str]) -> None:
+    """Refuses a name that several columns have: which of them is meant by it is not known.
+
+    Raises:
+        DataError: there is one.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        columns = " and ".join(str(i) for i, name in enumerate(names, 1) if name == twice[0])
+        raise DataError(
+            f"{path}: the columns {columns} are all called {twice[0]!r}: give each a name of its "
+            "own"
+        )
 
 
 def place_of(path: Path, titles: Sequence[str], name: str) -> int:

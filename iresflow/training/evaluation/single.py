@@ -71,7 +71,8 @@ class Scoring:
         if bool(scores.values.isnan().any()):
             raise NonFiniteError(
                 f"the model gives NaN for {int(scores.values.isnan().sum())} samples: its weights "
-                "are damaged, or a block is no contraction"
+                "are damaged, a block is no contraction, or the samples are too large for "
+                f"{scores.values.dtype}"
             )
         return scores
 

@@ -45,6 +45,7 @@ def samples_of(
     x: Array,
     labels: Array | None,
     changes: Sequence[Augmentation] = (),
+    name: str = "labels",
 ) -> Batch:
     """Tensors of what a person passed, floats in the model's type; checked for a flow.
 
@@ -53,17 +54,18 @@ def samples_of(
         x: ``(N, *event)``.
         labels: ``(N, *any)``; for a flow its contexts or class numbers; or None.
         changes: The random changes that x will go through, one of size perhaps.
+        name: What the person called the labels.
 
     Raises:
         ValueError: they hold NaN or infinity, or don't fit each other or the flow.
     """
     dtype = next(model.parameters()).dtype
     values = _tensor("x", x, dtype)
-    tensor = None if labels is None else _tensor("labels", labels, dtype)
+    tensor = None if labels is None else _tensor(name, labels, dtype)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f"x has shape {tuple(values.shape)}; allowed is (N, ...), N at least 1")
     if tensor is not None and (tensor.ndim == 0 or len(tensor) != len(values)):
-        raise ValueError(f"{len(values)} samples and labels of shape {tuple(tensor.shape)}")
+        raise ValueError(f"{len(values)} samples and {name} of shape {tuple(tensor.shape)}")
     if changes and values.ndim != 4:
         raise ValueError(f"flip and augment change images (N, C, H, W), got {tuple(values.shape)}")
     if isinstance(model, Flow | InvertibleClassifier):

@@ -21,6 +21,7 @@ __all__ = [
     "KnownData",
     "data_config",
     "load_data",
+    "own_places",
     "remember",
     "require_same_training",
     "stored_data_config",
@@ -148,19 +149,45 @@ def load_data(run: str | Path, *, root: str | None = None, split: str = "test") 
     return as_scored(dataset, config)
 
 
+def own_places(run: str | Path, root: str | None = None) -> list[Path]:
+    """The files and directories of one's own that a run or a checkpoint file was trained on.
+
+    Arguments:
+        run: The run directory, or the file.
+        root: Where they lie, if they have moved: it is one of them, too.
+
+    Raises:
+        RunError: the run's configuration is damaged.
+        CheckpointError: it is a damaged file.
+    """
+    known = _known_options(Path(run))
+    if known is None or known[0].name not in OWN_DATA:
+        return []
+    config = known[0]
+    places = (root, config.root, config.validation_root, config.test_root)
+    return [Path(place) for place in places if place is not None]
+
+
 def _data_options(run: Path) -> tuple[DataConfig, int]:
     """The section of data of a run or of one of its checkpoints, and the seed."""
-    if (file := run / "config.yaml").is_file():
-        return stored_data_config(file)
-    options = read_file(run).get("options") if run.is_file() else None
-    config = data_config(options["data"]) if options and "data" in options else None
+    known = _known_options(run)
     # Which samples of one's own were trained on is known to the run's directory alone.
-    if options is None or config is None or config.name in OWN_DATA:
+    if known is None or (run.is_file() and known[0].name in OWN_DATA):
         raise RunError(
             f"{run} is not a run directory, so which samples it was trained on is not known: "
             "evaluate --data FILE --scores OUT scores samples of your own"
         )
-    return config, converted(options.get("seed"), int, "seed")
+    return known
+
+
+def _known_options(run: Path) -> tuple[DataConfig, int] | None:
+    """The section of data and the seed, as far as a run or a file says them."""
+    if (file := run / "config.yaml").is_file():
+        return stored_data_config(file)
+    options = read_file(run).get("options") if run.is_file() else None
+    if not options or "data" not in options:
+        return None
+    return data_config(options["data"]), converted(options.get("seed"), int, "seed")
 
 
 def require_same_training(run: str | Path, config: DataConfig, dataset: Dataset) -> None:

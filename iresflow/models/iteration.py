@@ -10,7 +10,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iresflow.bijections import Accuracy, Bijection, Inverse, LogDet, ResidualBlock
+from iresflow.bijections import (
+    Accuracy,
+    Bijection,
+    BranchBlock,
+    Inverse,
+    LogDet,
+    ResidualBlock,
+)
 from iresflow.models.certified import CertifiedModel, require_latents
 from iresflow.models.inversion import RESIDUAL
 from iresflow.models.parts.plain import integer
@@ -51,7 +58,8 @@ def iterate_inverse(model: CertifiedModel, z: Tensor, iterations: int = 100) -> 
         iterations: In each block.
 
     Raises:
-        ValueError: no latents of the model, or iterations that are no whole number of 0 or more.
+        ValueError: no latents of the model, iterations that are no whole number of 0 or more, or
+            blocks that are not residual: theirs is another iteration.
     """
     iterations = integer("iterations", iterations, 0)
     require_latents(z, model.base_dim)
@@ -67,8 +75,18 @@ def iterate_inverse(model: CertifiedModel, z: Tensor, iterations: int = 100) -> 
 
 
 def counted_inverses(bijection: Bijection) -> "list[CountedInverse]":
-    """Replaces the residual blocks inside a bijection by such that count their iterations."""
-    names = [n for n, module in bijection.named_modules() if isinstance(module, ResidualBlock)]
+    """Replaces the residual blocks inside a bijection by such that count their iterations.
+
+    Raises:
+        ValueError: it has blocks of another kind.
+    """
+    blocks = {n: m for n, m in bijection.named_modules() if isinstance(m, BranchBlock)}
+    names = [n for n, module in blocks.items() if isinstance(module, ResidualBlock)]
+    for name in blocks.keys() - set(names):
+        raise ValueError(
+            f"{name} is a {type(blocks[name]).__name__}: fixed-point iterations are counted of "
+            "residual blocks"
+        )
     counters = []
     for name in names:
         block = bijection.get_submodule(name)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLOSED, dense_jacobian, perturb, small_classifier
+from helpers import CLOSED, dense_jacobian, perturb, small_classifier, small_vector_flow
 from torch.func import jacrev, vmap
 
 import iresflow
@@ -444,6 +444,9 @@ def test_iterations_go_through_latents_a_number_of_times():
         with pytest.raises(ValueError, match="latents are floats of shape"):
             iterate_inverse(net, other)
     assert not bool(iterate_inverse(net, z * torch.nan).converged.any())
+    monotone = small_vector_flow(3, block="monotone")
+    with pytest.raises(ValueError, match=r"maps\.\d is a MonotoneBlock: fixed-point iterations"):
+        iterate_inverse(monotone, torch.zeros(2, 3))
 
 
 def test_no_latent_has_no_inverse(split_net):

@@ -30,6 +30,15 @@ class BaseDensity(WideFloats, nn.Module, ABC):
     ) -> Tensor:
         """n latents ``(n, D)``; the temperature scales the deviations from the mean."""
 
+    def standard_normal(self, z: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """Latents ``(B, D)`` moved so that those of this density are standard normal.
+
+        Returns:
+            ``(B, D)`` without a graph; None where no such map is known.
+        """
+        del z, context
+        return None
+
     def defect(self) -> str | None:
         """What makes this no density in floats, or None; NaN is looked for elsewhere."""
         return None
@@ -65,6 +74,10 @@ class _LocationScale(BaseDensity):
         ``(B,)``."""
 
     @abstractmethod
+    def normal_of_standard(self, z: Tensor) -> Tensor:
+        """Latents ``(B, D)`` before that, moved so that those of this density are normal."""
+
+    @abstractmethod
     def standard_sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         """n draws ``(n, D)`` of those."""
 
@@ -75,11 +88,11 @@ class _LocationScale(BaseDensity):
             return self.standard_log_prob((z - mean) * (-log_std).exp()) - log_std.sum(-1)
 
     @final
-    def standardized(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Latents ``(B, D)`` less the mean, in units of the deviations."""
+    @torch.no_grad()
+    def standard_normal(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         with own_arithmetic():
             mean, log_std = self._moments(context)
-            return (z - mean) * (-log_std).exp()
+            return self.normal_of_standard((z - mean) * (-log_std).exp())
 
     @final
     def sample(
@@ -122,6 +135,9 @@ class DiagonalNormal(_LocationScale):
     def standard_log_prob(self, z: Tensor) -> Tensor:
         return sum_per_sample(-0.5 * (z.square() + math.log(2 * math.pi)))
 
+    def normal_of_standard(self, z: Tensor) -> Tensor:
+        return z
+
     def standard_sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return _standard_normal(n, self.mean, generator)
 
@@ -162,6 +178,23 @@ class StudentT(_LocationScale):
         scaled = z * degrees.rsqrt().to(z.dtype)
         tail = torch.log1p(sum_per_sample(scaled.square()))
         return constant.to(z.dtype) - ((degrees + dim) / 2).to(z.dtype) * tail
+
+    def normal_of_standard(self, z: Tensor) -> Tensor:
+        # All directions are alike, and the radius goes to that of the same probability: its square
+        # over D has an F distribution here, and a chi-square one there.
+        from scipy import special  # slow to import
+
+        dim, wide = z.shape[1], z.detach().to("cpu", torch.float64)
+        degrees = float(self.log_degrees.exp())
+        radius = wide.square().sum(1)
+        ratio = (radius / dim).numpy()
+        # Each from its own tail, where the other probability has rounded to 1.
+        inside = torch.from_numpy(special.fdtr(dim, degrees, ratio))
+        below = 2 * special.gammaincinv(dim / 2, inside.numpy())
+        above = 2 * special.gammainccinv(dim / 2, special.fdtrc(dim, degrees, ratio))
+        square = torch.where(inside < 0.5, torch.from_numpy(below), torch.from_numpy(above))
+        scale = (square / radius.clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+        return (wide * scale[:, None]).to(z)
 
     def standard_sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         # A normal draw over the root of a chi-square over its degrees, which is a gamma draw over

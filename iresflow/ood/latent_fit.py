@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.special import log_ndtr
 
 from iresflow.errors import NonFiniteError
-from iresflow.models import DiagonalNormal, Flow, ImageFlow
+from iresflow.models import Flow, ImageFlow
 from iresflow.ood.base import Measure, MeasuredScore
 from iresflow.ood.draws import Draws, Reads, seeds_of
 from iresflow.ood.samples import batches, narrowed, rounding_of
@@ -90,9 +90,12 @@ def _distances(
 @torch.no_grad()
 def _statistics(draws: Draws, seed: int) -> np.ndarray:
     flow = draws.flow
-    if not isinstance(flow.base, DiagonalNormal):
-        raise ValueError(f"the fit of latents is known for normal base densities, not {flow.base}")
-    z = flow.base.standardized(draws.latent(seed), draws.context)
+    z = flow.base.standard_normal(draws.latent(seed), draws.context)
+    if z is None:
+        raise ValueError(
+            f"the fit of latents is known for normal base densities and Student's t, not for "
+            f"{flow.base}"
+        )
     scales = flow.latents(z) if isinstance(flow, ImageFlow) else (z,)
     full = (scale.double() for scale in scales if scale.numel())  # some factor nothing out
     columns = [column for scale in full for column in latent_statistics(scale)]

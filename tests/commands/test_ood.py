@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 def points(tmp_path_factory):
     torch.set_default_dtype(torch.float32)
     runs = tmp_path_factory.mktemp("points")
-    small = "--config toy2d --model.blocks [2] --data.count 400".split()
+    small = "--config toy2d --model.prior student --model.blocks [2] --data.count 400".split()
     assert main(["train", *small, *TINY[2:-2], "--runs", str(runs)]) == 0
     return next(runs.iterdir())
 

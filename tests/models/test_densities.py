@@ -80,6 +80,32 @@ def test_student_draws_from_itself(degrees):
         assert min(found) > 1e-4 if right else max(found) < 1e-4
 
 
+@pytest.mark.parametrize("degrees", [1.0, 4.0, 1e6])
+def test_latents_of_student_are_moved_to_normal_ones(degrees):
+    density = student(degrees, 3, learned=True)
+    with torch.no_grad():
+        density.mean.fill_(2.0)
+        density.log_std.fill_(1.0)
+    z = density.sample(20_000, generator=torch.Generator().manual_seed(0)).detach()
+    normal = density.standard_normal(z)
+    for column in normal.T:
+        assert stats.kstest(column, stats.norm.cdf).pvalue > 1e-4
+    assert stats.kstest(normal.square().sum(1), stats.chi2(3).cdf).pvalue > 1e-4
+    if degrees < 1e6:
+        assert stats.kstest((z - 2) / math.e, stats.norm.cdf, axis=0).pvalue.max() < 1e-4
+    else:
+        torch.testing.assert_close(normal, (z - 2) / math.e, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_far_out_stay_far_out():
+    rows = torch.tensor([[1.0], [1e3], [1e9], [1e-9]]) * torch.tensor([[0.6, 0.8]])
+    moved = student(2.0).standard_normal(rows)
+    radii = moved.norm(dim=1)
+    # P(R > r) = 1 / (1 + r^2 / 2) for two degrees in two dimensions, exp(-r^2 / 2) for a normal.
+    expected = (2 * torch.log1p(rows.square().sum(1) / 2)).sqrt()
+    torch.testing.assert_close(radii, expected, rtol=1e-9, atol=0)
+
+
 def test_draws_of_student_have_derivatives_by_its_degrees():
     # Of the mean of log(1 + z^2), whose derivative a quadrature knows.
     density = student(3.0, 1)

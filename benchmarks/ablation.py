@@ -64,10 +64,9 @@ BASES: dict[str, dict[str, Any]] = {
         "data.size": 32,
         "data.flip": True,
         "model.blocks": (0, 4, 4),
-        "model.hidden": 64,
+        "model.decorrelate": True,
         "training.batch_size": 32,
-        "training.learning_rate": 3e-3,
-        "training.validation_samples": 100,
+        "training.validation_samples": 400,
     },
 }
 """What of the package's defaults is changed for all rows of a data set. The presets are no base:

@@ -50,7 +50,7 @@ def _fall(schedule: str, part: float) -> Variant:
     return Variant("decay", {"training.schedule": schedule, "training.decay_steps": part})
 
 
-def _blocks(row: str, *counts: int) -> dict[str, Variant]:
+def _blocks(row: str, counts: tuple[int, ...] | float) -> dict[str, Variant]:
     return {f"blocks {row}": Variant("blocks", {"model.blocks": counts})}
 
 
@@ -66,7 +66,7 @@ PAIRS = {"model.kernels": (3, 3), "model.activation": "sine-cosine"}
 FALL = {"training.schedule": "cosine", "training.decay_steps": 0.6}
 
 WITH_PAIRS: dict[str, dict[str, Any]] = {
-    "blocks x 3/2": {"model.blocks": (6, 6)},
+    "blocks x 3/2": {"model.blocks": 1.5},
     "hidden 16": {"model.hidden": 16},
     "coeff 0.999": {"model.coeff": 0.999},
     "not in front": {"model.activate_input": False},
@@ -74,7 +74,7 @@ WITH_PAIRS: dict[str, dict[str, Any]] = {
     "noise variational": {"model.dequantization": "variational"},
     "noise variational, blocks x 3/2": {
         "model.dequantization": "variational",
-        "model.blocks": (6, 6),
+        "model.blocks": 1.5,
     },
     "prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
     "3-3-3": {"model.kernels": (3, 3, 3)},
@@ -124,7 +124,10 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
         "training.drop": 0.5,
     },
     "noise uniform": {"model.dequantization": "uniform"},
+    "noise normal": {"model.dequantization": "truncated-normal"},
+    "noise by 2 blocks": {"model.dequantization_blocks": 2},
     "decorrelate": {"model.decorrelate": True},
+    "not decorrelated": {"model.decorrelate": False},
     "hidden 16": {"model.hidden": 16},
     "hidden 64": {"model.hidden": 64},
     "coeff 0.9": {"model.coeff": 0.9},
@@ -135,6 +138,8 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "weight decay 1e-4": {"training.weight_decay": 1e-4},
     "decay linear 0.3": {"training.decay_steps": 0.3},
     "decay cosine": FALL,
+    "prior fixed": {"model.learned_prior": False},
+    "prior factor out": {"model.factor_out": True},
     "prior conditional": {"model.factor_out": True, "model.conditional_prior": True},
     "tol 1e-2": {"log_det.tol": 1e-2},
     "Krylov 2": {"log_det.name": "krylov", "log_det.terms": 2, "log_det.tol": 0.0},
@@ -142,13 +147,15 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "power series": {"log_det.name": "power-series"},
     "random series": {"log_det.name": "random-series"},
     "2 probes": {"log_det.probes": 2},
+    "2 orthogonal probes": {"log_det.probes": 2, "log_det.probe": "orthogonal"},
     "3-3-3": {"model.kernels": (3, 3, 3)},
+    "3-1-1-3": {"model.kernels": (3, 1, 1, 3)},
     "one layer": {"model.kernels": (3,)},
     "5-1": {"model.kernels": (5, 1)},
     "3-1-3": {"model.kernels": (3, 1, 3)},
     "concatenated": {"model.links": "concatenated"},
     "not in front": {"model.activate_input": False},
-    "blocks x 3/2": {"model.blocks": (6, 6)},
+    "blocks x 3/2": {"model.blocks": 1.5},
     "lipswish": {"model.activation": "lipswish"},
     "clipswish": {"model.activation": "clipswish"},
     "elu": {"model.activation": "elu"},
@@ -180,12 +187,12 @@ VARIANTS: dict[str, Variant] = {
     **_one("coeff", "model.coeff", 0.9, 0.95, 0.99, 0.999),
     **_kernels((3,), (3, 3), (3, 1), (5, 1), (3, 3, 3), (3, 1, 3), (3, 1, 1, 3)),
     **_one("hidden", "model.hidden", 16, 32, 64, 128),
-    **_blocks("x 1/2", 2, 2),
-    **_blocks("x 3/2", 6, 6),
-    **_blocks("x 2", 8, 8),
-    **_blocks("fine", 6, 2),
-    **_blocks("coarse", 2, 6),
-    **_blocks("three scales", 3, 3, 2),
+    **_blocks("x 1/2", 0.5),
+    **_blocks("x 3/2", 1.5),
+    **_blocks("x 2", 2.0),
+    **_blocks("fine", (6, 2)),
+    **_blocks("coarse", (2, 6)),
+    **_blocks("three scales", (3, 3, 2)),
     **_one("activation", "model.activation", "clipswish", "elu", "sine", "sine-cosine", "tanh"),
     **_one("in front", "model.activate_input", False),
     "block monotone": Variant("block", {"model.block": "monotone"}),
@@ -227,12 +234,12 @@ VARIANTS: dict[str, Variant] = {
         for name, more in WITH_PRESET.items()
     },
     **{f"kind {name}": Variant("kind", {**PRESET, **more}) for name, more in KINDS.items()},
-    "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": (6, 6)}),
+    "3-3, blocks x 3/2": Variant("together", {"model.kernels": (3, 3), "model.blocks": 1.5}),
     "3-3, blocks x 3/2, decay": Variant(
         "together",
         {
             "model.kernels": (3, 3),
-            "model.blocks": (6, 6),
+            "model.blocks": 1.5,
             **FALL,
         },
     ),
@@ -250,8 +257,8 @@ VARIANTS: dict[str, Variant] = {
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     """A configuration with other values of some options.
 
-    Block counts are those of two scales of a base; one that squeezes first (a count of 0) keeps
-    doing so.
+    Block counts are those of two scales of a base, or one factor of the base's own; a base that
+    squeezes first (a count of 0) keeps doing so.
 
     Raises:
         ValueError: there is no such option, or no such value.
@@ -261,8 +268,14 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
         section, _, name = option.partition(".")
         if name not in sections.get(section, {}):
             raise ValueError(f"there is no option {option}")
-        first = config.model.blocks[:1]
-        if option == "model.blocks" and first == (0,):
-            value = (0, *value)
+        if option == "model.blocks":
+            value = _counts(config.model.blocks, value)
         sections[section][name] = value
     return Config(**{name: kind(**sections[name]) for name, kind in SECTIONS.items()})
+
+
+def _counts(base: tuple[int, ...], value: tuple[int, ...] | float) -> tuple[int, ...]:
+    """Blocks of each scale: other ones, or the base's times a factor."""
+    if isinstance(value, float):
+        return tuple(round(value * count) for count in base)
+    return value if base[0] else (0, *value)

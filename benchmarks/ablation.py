@@ -19,7 +19,7 @@ changes, seed and time, is not trained again: the same command goes on after an 
     python benchmarks/ablation.py --only kernels activation --steps 1500 --out digits.jsonl
     python benchmarks/ablation.py --data mnist --root DIR --seconds 600 --out mnist.jsonl
     python benchmarks/ablation.py --data cifar10-subset --root DIR --seconds 600
-    python benchmarks/ablation.py --table digits.jsonl                               no training
+    python benchmarks/ablation.py --table digits.jsonl mnist.jsonl --beside preset   no training
 """
 
 import argparse
@@ -29,7 +29,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ they take what was best here."""
 ELSEWHERE = ("compile", "recompute")  # options of training that are no matter of the loop
 POINTS = 64  # test points at which Jacobians are measured
 AT_A_TIME = 250  # images that are scored together
-CHECKS = 0.1  # share of training between validations
+CHECKS = 0.25  # share of training between validations, which take time of their own
 
 
 def base_of(data: str, root: str | None) -> Config:
@@ -198,36 +198,61 @@ def line_of(record: Record) -> str:
     )
 
 
-def print_table(records: Sequence[Record]) -> None:
-    """The mean of each row over its seeds, and its paired difference from the base."""
-    rows: dict[str, list[Record]] = defaultdict(list)
+def print_tables(records: Sequence[Record], beside: str) -> None:
+    """A table of each data set, as Markdown, and one of all their differences."""
+    by_data: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        rows[record["row"]].append(record)
-    base = {r["seed"]: r["test"] for r in rows[BASE] if "test" in r}
-    print(
-        f"\n{'row':<26} {'seeds':>5} {'parameters':>10} {'steps':>6} {'certified':>9} "
-        f"{'largest |J_g|':>14} {'validation':>10} {'test':>7} {'- base':>9} +- seeds"
-    )
-    scored = {name: [r for r in found if "test" in r] for name, found in rows.items()}
-    means = {name: mean(found, "validation") for name, found in scored.items() if found}
-    best = min(means, key=lambda name: means[name], default=None)
-    for name, found in scored.items():
+        by_data[record["data"]][record["row"]].append(record)
+    for data, rows in by_data.items():
+        print_table(data, rows, beside)
+    if len(by_data) > 1:
+        print(f"\n| - {beside} | {' | '.join(by_data)} |\n|---{'|---' * len(by_data)}|")
+        for name in VARIANTS:
+            if any(name in rows for rows in by_data.values()):
+                cells = [difference_of(rows, name, beside) for rows in by_data.values()]
+                print(f"| {name} | {' | '.join(cells)} |")
+
+
+def print_table(data: str, rows: Mapping[str, list[Record]], beside: str) -> None:
+    """The means of each row over its seeds, and its paired difference from another row."""
+    columns = ("row", "seeds", "parameters", "steps", "certified Lip(g)")
+    columns += ("largest measured norm of J_g", "validation", "test", f"- {beside}")
+    print(f"\n{data}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name in (name for name in VARIANTS if name in rows):
+        found = [record for record in rows[name] if "test" in record]
         if not found:
-            print(f"{name:<26} failed: {rows[name][0]['failure']}")
+            print(f"| {name} | failed: {rows[name][0]['failure']} |")
             continue
-        certified = max(max(r["certified"]) for r in found)
-        measured = [m for r in found for m in r["measured"]]
-        differences = [r["test"] - base[r["seed"]] for r in found if r["seed"] in base]
-        difference = f"{statistics.mean(differences):9.3f}" if differences else ""
-        if len(differences) > 1:
-            spread = statistics.stdev(differences) / math.sqrt(len(differences))
-            difference += f" +- {spread:.3f}"
-        print(
-            f"{name:<26} {len(found):5d} {found[0]['parameters']:10,} {mean(found, 'steps'):6.0f} "
-            f"{certified:9.4f} {min(measured):6.3f} .. {max(measured):.2f} {means[name]:10.3f} "
-            f"{mean(found, 'test'):7.3f} {difference}"
-            f"{'  best by validation' if name == best else ''}"
+        norms = [norm for record in found for norm in record["measured"]]
+        cells = (
+            name,
+            f"{len(found)}",
+            f"{found[0]['parameters']:,}",
+            f"{mean(found, 'steps'):,.0f}",
+            f"{max(max(record['certified']) for record in found):.4f}",
+            f"{min(norms):.3f} .. {max(norms):.2f}",
+            f"{mean(found, 'validation'):.3f}",
+            f"{mean(found, 'test'):.3f}",
+            difference_of(rows, name, beside),
         )
+        print(f"| {' | '.join(cells)} |")
+
+
+def difference_of(rows: Mapping[str, list[Record]], name: str, beside: str) -> str:
+    """The mean over common seeds of a row's test score less another row's, with its error."""
+    other = {record["seed"]: record["test"] for record in rows.get(beside, ()) if "test" in record}
+    differences = [
+        record["test"] - other[record["seed"]]
+        for record in rows.get(name, ())
+        if "test" in record and record["seed"] in other
+    ]
+    if name == beside or not differences:
+        return ""
+    shown = f"{statistics.mean(differences):+.3f}"
+    if len(differences) > 1:
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        shown += f" +- {error:.3f}"
+    return shown
 
 
 def mean(records: Sequence[Record], name: str) -> float:
@@ -257,15 +282,16 @@ def main() -> None:
     parser.add_argument("--steps", type=positive(int), help="of each training, instead of seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, help="a file of results, to append to and go on from")
-    parser.add_argument("--table", type=Path, help="only prints the table of such a file")
+    parser.add_argument("--table", type=Path, nargs="+", help="only prints the tables of files")
+    parser.add_argument("--beside", choices=VARIANTS, default=BASE, help="the row to compare with")
     parser.add_argument("--no-compile", action="store_true", help="passes by PyTorch")
     options = parser.parse_args()
     if options.table is not None:
-        print_table(read(options.table))
+        print_tables([record for path in options.table for record in read(path)], options.beside)
         return
     keep_freed_memory()
     compile_kernels(not options.no_compile)
-    print_table(measure(options))
+    print_tables(measure(options), options.beside)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ SCRIPTS = {
         "--only 'prior fixed' 'prior factor out' --steps 1",
         (
             r"prior fixed, seed 0: 1 steps, validation \d",
-            rf"base +1 [\d, ]+ 1 +0\.\d+ +{NUMBER} \.\. {NUMBER} +\d\.\d+ +\d\.\d+ +0\.000",
-            r"prior factor out +1 .*\n",
+            rf"\| base \| 1 \| [\d,]+ \| 1 \| 0\.\d+ \| {NUMBER} \.\. {NUMBER} \| \d\.\d+ ",
+            r"\| prior factor out \| 1 \|.* [+-]0\.\d+ \|\n",
         ),
     ),
     "bfloat16": Script(
@@ -322,7 +322,7 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
     expected = [(*row, seed) for seed in (0, 1) for row in rows]
     assert [t for i, t in enumerate(trained) if i != 2] == expected
     assert len(ablation.read(file)) == len(expected)
-    assert re.search(r"base +2 +7 +3 .* 2\.500 .* best by validation", capsys.readouterr().out)
+    assert re.search(r"\| base \| 2 \| 7 \| 3 \| .* \| 2\.500 \|", capsys.readouterr().out)
     monkeypatch.setattr(sys, "argv", [*command, "--seconds", "1"])
     ablation.main()  # another time is another row
     assert len(trained) == 1 + 2 * len(expected)

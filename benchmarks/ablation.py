@@ -75,6 +75,16 @@ they take what was best here."""
 ELSEWHERE = ("compile", "recompute")  # options of training that are no matter of the loop
 POINTS = 64  # test points at which Jacobians are measured
 AT_A_TIME = 250  # images that are scored together
+COLUMNS = (
+    "row",
+    "seeds",
+    "parameters",
+    "steps",
+    "certified Lip(g)",
+    "largest measured norm of J_g",
+    "validation",
+    "test",
+)
 CHECKS = 0.25  # share of training between validations, which take time of their own
 
 
@@ -154,7 +164,7 @@ def measure(options: argparse.Namespace) -> list[Record]:
     known = {key_of(record): record for record in read(options.out)}
     results = []
     for seed in options.seeds:
-        for row in chosen(options.only):
+        for row in chosen(options.only, options.beside):
             changes = VARIANTS[row].changes
             record: Record = {
                 "data": options.data,
@@ -178,14 +188,14 @@ def measure(options: argparse.Namespace) -> list[Record]:
     return results
 
 
-def chosen(only: Sequence[str] | None) -> list[str]:
-    """The rows of those groups or names, and the base."""
+def chosen(only: Sequence[str] | None, beside: str) -> list[str]:
+    """The rows of those groups or names, and the one that they are compared with."""
     if not only:
         return list(VARIANTS)
     unknown = set(only) - set(VARIANTS) - {variant.group for variant in VARIANTS.values()}
     if unknown:
         raise SystemExit(f"no row or group is called {', '.join(sorted(unknown))}")
-    return [n for n, v in VARIANTS.items() if n == BASE or n in only or v.group in only]
+    return [n for n, v in VARIANTS.items() if n == beside or n in only or v.group in only]
 
 
 def line_of(record: Record) -> str:
@@ -199,25 +209,32 @@ def line_of(record: Record) -> str:
 
 
 def print_tables(records: Sequence[Record], beside: str) -> None:
-    """A table of each data set, as Markdown, and one of all their differences."""
-    by_data: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    """A table of each data set and time, as Markdown, and one of all their differences."""
+    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        by_data[record["data"]][record["row"]].append(record)
-    for data, rows in by_data.items():
-        print_table(data, rows, beside)
-    if len(by_data) > 1:
-        print(f"\n| - {beside} | {' | '.join(by_data)} |\n|---{'|---' * len(by_data)}|")
+        groups[setting_of(record)][record["row"]].append(record)
+    for setting, rows in groups.items():
+        print_table(setting, rows, beside)
+    if len(groups) > 1:
+        print(f"\n| - {beside} | {' | '.join(groups)} |\n|---{'|---' * len(groups)}|")
         for name in VARIANTS:
-            if any(name in rows for rows in by_data.values()):
-                cells = [difference_of(rows, name, beside) for rows in by_data.values()]
+            if any(name in rows for rows in groups.values()):
+                cells = [difference_of(rows, name, beside) for rows in groups.values()]
                 print(f"| {name} | {' | '.join(cells)} |")
 
 
-def print_table(data: str, rows: Mapping[str, list[Record]], beside: str) -> None:
+def setting_of(record: Record) -> str:
+    """What the rows of one table have in common."""
+    budget = record["budget"]
+    if "steps" in budget:
+        return f"{record['data']}, {budget['steps']} steps"
+    return f"{record['data']}, {budget['minutes'] * 60:g} s"
+
+
+def print_table(setting: str, rows: Mapping[str, list[Record]], beside: str) -> None:
     """The means of each row over its seeds, and its paired difference from another row."""
-    columns = ("row", "seeds", "parameters", "steps", "certified Lip(g)")
-    columns += ("largest measured norm of J_g", "validation", "test", f"- {beside}")
-    print(f"\n{data}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    columns = [*COLUMNS, f"- {beside}"]
+    print(f"\n{setting}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in (name for name in VARIANTS if name in rows):
         found = [record for record in rows[name] if "test" in record]
         if not found:
@@ -277,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", choices=BASES, default="digits")
     parser.add_argument("--root", help="directory of MNIST, or of the folder of images")
-    parser.add_argument("--only", nargs="*", help="groups or rows; the base is always there")
+    parser.add_argument("--only", nargs="*", help="groups or rows, beside the one to compare with")
     parser.add_argument("--seconds", type=positive(float), default=60.0, help="of the processor")
     parser.add_argument("--steps", type=positive(int), help="of each training, instead of seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -294,6 +294,22 @@ def test_every_row_of_the_ablation_has_a_model():
 
 
 @pytest.mark.usefixtures("alone")
+def test_rows_of_the_ablation_keep_the_scales_of_their_data():
+    from ablation import BASES, base_of
+    from variants import VARIANTS, changed
+
+    def blocks(data, row):
+        return changed(base_of(data, None), VARIANTS[row].changes).model.blocks
+
+    assert [blocks(data, "preset, blocks x 3/2") for data in BASES] == [
+        (6, 6),
+        (0, 12, 6),
+        (0, 6, 6),
+    ]
+    assert [blocks(data, "blocks fine") for data in BASES] == [(6, 2), (0, 6, 2), (0, 6, 2)]
+
+
+@pytest.mark.usefixtures("alone")
 def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
     import ablation
 
@@ -326,3 +342,9 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", [*command, "--seconds", "1"])
     ablation.main()  # another time is another row
     assert len(trained) == 1 + 2 * len(expected)
+    monkeypatch.setattr(
+        sys, "argv", ["ablation.py", "--table", str(file), "--beside", "prior fixed"]
+    )
+    capsys.readouterr()
+    ablation.main()  # no training, and the differences from another row
+    assert re.search(r"\| base \| 2 \|.* \| \+0\.000 \+- 0\.000 \|", capsys.readouterr().out)

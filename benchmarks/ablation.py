@@ -304,6 +304,9 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="passes by PyTorch")
     options = parser.parse_args()
     if options.table is not None:
+        for path in options.table:
+            if not path.is_file():
+                parser.error(f"there is no file {path}")
         print_tables([record for path in options.table for record in read(path)], options.beside)
         return
     keep_freed_memory()

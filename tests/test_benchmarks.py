@@ -348,3 +348,7 @@ def test_the_ablation_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, ca
     capsys.readouterr()
     ablation.main()  # no training, and the differences from another row
     assert re.search(r"\| base \| 2 \|.* \| \+0\.000 \+- 0\.000 \|", capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--table", str(tmp_path / "other.jsonl")])
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert "there is no file" in capsys.readouterr().err

@@ -38,7 +38,7 @@ from torch import Tensor
 from variants import BASE, VARIANTS, changed
 
 import iresflow
-from iresflow import Flow, ImageFlow
+from iresflow import ImageFlow
 from iresflow.analysis.norms import block_norms
 from iresflow.commands.memory import keep_freed_memory
 from iresflow.data import Dataset
@@ -97,6 +97,7 @@ def train(config: Config, data: Dataset, seed: int, budget: dict[str, Any]) -> R
     """Trains and scores one row."""
     torch.manual_seed(seed)
     flow = build_model(config, data)
+    assert isinstance(flow, ImageFlow)
     options = dataclasses.asdict(config.training)
     for name in ELSEWHERE:
         del options[name]
@@ -130,9 +131,8 @@ def train(config: Config, data: Dataset, seed: int, budget: dict[str, Any]) -> R
     }
 
 
-def test_scores(flow: Flow, images: Tensor) -> Tensor:
+def test_scores(flow: ImageFlow, images: Tensor) -> Tensor:
     """Bits/dim of each image, with noise and probes that are the same for all models."""
-    assert isinstance(flow, ImageFlow)
     return torch.cat([flow.bits_per_dim(part, seed=0).values for part in images.split(AT_A_TIME)])
 
 

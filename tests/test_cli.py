@@ -301,6 +301,20 @@ def test_mistakes_get_one_line(arguments, expected, capsys, tmp_path):
     assert not list(tmp_path.iterdir())  # no run was begun
 
 
+@pytest.mark.parametrize(
+    ("verb", "option", "meant"),
+    [
+        ("evaluate", "data.root", "root"),
+        ("sample", "out.png", "out"),
+        ("certify", "plots.dir", "plots"),
+        ("ood", "root.x", "root"),
+    ],
+)
+def test_what_begins_with_an_option_is_none(verb, option, meant, capsys):
+    message = fails([verb, "digits", f"--{option}", "x"], capsys, code=2)
+    assert message == f"error: unknown option {option!r}: the nearest is --{meant}"
+
+
 def test_data_that_is_missing_names_the_ways_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

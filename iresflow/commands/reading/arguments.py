@@ -39,10 +39,12 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
     A run that is the name of a packaged model becomes that model's file.
     """
+    if unknown := _unknown_option(parser, arguments):
+        fail(unknown, code=2)
     try:
         options = parser.parse_args(list(arguments))
     except Exception as error:  # the library raises several kinds for bad input
-        fail(_unknown_option(parser, arguments) or " ".join(str(error).split()), code=2)
+        fail(" ".join(str(error).split()), code=2)
     if "run" in options:  # no type of the option: its help would show the function's address
         options.run = pretrained.located(options.run)
     return options
@@ -68,7 +70,8 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
 def _unknown_option(parser: ArgumentParser, arguments: Sequence[str]) -> str | None:
     """What is to be said of the first option that the parser doesn't have; None where it has all.
 
-    The parser refuses them too, but each kind in other words, without the nearest one.
+    The parser refuses most of them too, but each kind in other words, without the nearest one; and
+    what begins with an option and a dot it takes for that option (``--data.root`` for ``--data``).
     """
     actions = [name for action in parser._actions for name in action.option_strings]
     known = sorted({name.lstrip("-") for name in actions if name.startswith("--")})
@@ -80,5 +83,7 @@ def _unknown_option(parser: ArgumentParser, arguments: Sequence[str]) -> str | N
 
 def _names(arguments: Sequence[str]) -> Iterator[str]:
     for argument in arguments:
+        if argument == "--":
+            return
         if argument.startswith("--"):
             yield argument[2:].partition("=")[0].rstrip("+")

@@ -263,10 +263,11 @@ def test_bits_of_grey_values_are_those_of_the_set_as_in_training(folder_run, tmp
     deep.mkdir()
     for index, image in enumerate(values):
         Image.fromarray(image).save(deep / f"{index:03d}.png")
-    expected = evaluated(tmp_path, plain, model=run)["bits_per_dim"].tolist()
+    expected = evaluated(tmp_path, plain, model=run)["bits_per_dim"].astype(float)
     assert "bits" not in capsys.readouterr().err
     found = evaluated(tmp_path, deep, "--batch-size", "2", model=run)
-    assert found["bits_per_dim"].tolist() == expected
+    # Batches of other sizes round otherwise; images of 16 bits would be whole bits off.
+    assert np.allclose(found["bits_per_dim"].astype(float), expected, atol=1e-5)
     said = capsys.readouterr().err
     assert f"5 images in {deep} hold 16 or 32 bits" in said and "as images of 12 bits" in said
 

@@ -110,6 +110,9 @@ WITH_PRESET: dict[str, dict[str, Any]] = {
     "slopes 0.5, 6": {"model.slopes": (0.5, 6.0)},
     "rate 5e-3": {"training.learning_rate": 5e-3},
     "rate 2e-2": {"training.learning_rate": 2e-2},
+    "muon": {"training.optimizer": "muon"},
+    "muon, rate 5e-3": {"training.optimizer": "muon", "training.learning_rate": 5e-3},
+    "muon, rate 2e-2": {"training.optimizer": "muon", "training.learning_rate": 2e-2},
     "batch 16": {"training.batch_size": 16},
     "batch 64": {"training.batch_size": 64},
     "batch 8 to 32": {

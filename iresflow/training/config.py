@@ -16,7 +16,7 @@ __all__ = ["Config", "DataConfig", "LogDetConfig", "ModelConfig", "TrainingConfi
 
 ActivationName = Literal["clipswish", "elu", "lipswish", "sine", "sine-cosine", "softplus", "tanh"]
 NormalizationName = Literal["bidiagonalization", "power-iteration", "certified"]
-OptimizerName = Literal["adam", "adamw", "adamax", "sgd", "rmsprop"]
+OptimizerName = Literal["adam", "adamw", "adamax", "muon", "rmsprop", "sgd"]
 ScheduleName = Literal["linear", "cosine", "steps", "batch"]
 
 
@@ -208,9 +208,10 @@ class TrainingConfig(Section):
     optimizer: OptimizerName = "adam"  # [RF]
     """Optimiser."""
     momentum: float = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd and muon."""
     weight_decay: float = 0.0
-    """Factor of the weights that is added to their gradients; adamw takes it from the weights."""
+    """Factor of the weights that is added to their gradients; adamw and muon take it from the
+    weights."""
     learning_rate: float = 5e-3  # [own]
     """Learning rate after the warm-up."""
     warmup_steps: int = 100  # [own]

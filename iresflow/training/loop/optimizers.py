@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from iresflow.training.config import TrainingConfig
+from iresflow.training.loop.muon import Muon
 
 __all__ = ["OPTIMIZERS", "Schedule", "new_optimizer", "take_up"]
 
@@ -23,6 +24,9 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], TrainingConfig], Optimiz
     ),
     "adamax": lambda p, c: Adamax(p, c.learning_rate, weight_decay=c.weight_decay),
     "sgd": lambda p, c: SGD(p, c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay),
+    "muon": lambda p, c: Muon(
+        p, c.learning_rate, momentum=c.momentum, weight_decay=c.weight_decay
+    ),
     # As in Keras, whose examples many papers' convolutional networks were trained with.
     "rmsprop": lambda p, c: RMSprop(
         p, c.learning_rate, alpha=0.9, eps=1e-7, weight_decay=c.weight_decay

@@ -265,8 +265,8 @@ CASES = {
         1000,
         {"  Krylov, tol 1e-6, 2 probes": Krylov(tol=1e-6, probes=2)},
         {
-            "normflows RealNVP, matched": partial(real_nvp, couplings=20, hidden=64),
-            "zuko NSF, matched": partial(zuko_flow, (2,), None, "NSF", transforms=12),
+            "normflows RealNVP, matched": partial(real_nvp, couplings=6, hidden=32),
+            "zuko NSF, matched": partial(zuko_flow, (2,), None, "NSF", transforms=1),
             "zuko NSF, its size": partial(zuko_flow, (2,), None, "NSF"),
         },
     ),

@@ -31,7 +31,7 @@ from iresflow.errors import NonFiniteError
 from iresflow.models import StudentT
 from iresflow.training import presets
 from iresflow.training.build import build_model
-from iresflow.training.config import Config
+from iresflow.training.config import Config, OptimizerName
 from iresflow.training.sections import Section, section_of
 from iresflow.training.values import read_yaml
 
@@ -117,6 +117,8 @@ class Settings(Section):
     """The same in the plane."""
     rates: tuple[float, ...] = (1e-3, 1e-2)
     """Learning rates that are tried."""
+    optimizers: tuple[OptimizerName, ...] = ("adam",)
+    """Optimisers that are tried, for all densities."""
     weight_decays: tuple[float, ...] = (0.0, 1e-2)
     """Weight decays that are tried on tables; in the plane there are points enough for none."""
     patience: int = 12
@@ -155,6 +157,7 @@ class Trial:
 
     rate: float
     weight_decay: float
+    optimizer: OptimizerName
 
 
 @final
@@ -208,13 +211,18 @@ def folds_of(
 
 
 def _problems(settings: Settings) -> Iterator[Problem]:
-    trials = tuple(Trial(*pair) for pair in product(settings.rates, settings.weight_decays))
+    trials = tuple(
+        Trial(*options)
+        for options in product(settings.rates, settings.weight_decays, settings.optimizers)
+    )
     config = section_of(Config, read_yaml(presets.find(settings.table_preset)))
     for name in settings.tables:
         values = column_units(TABLES[name](return_X_y=True)[0])
         folds = folds_of(name, values, settings.folds, settings.validation, settings.seed)
         yield Problem(name, tuple(folds), config, settings.table_seconds, trials)
-    trials = tuple(Trial(rate, 0.0) for rate in settings.rates)
+    trials = tuple(
+        Trial(rate, 0.0, name) for rate, name in product(settings.rates, settings.optimizers)
+    )
     config = section_of(Config, read_yaml(presets.find(settings.plane_preset)))
     for name in settings.densities:
         points = load_dataset(name, seed=settings.seed)
@@ -225,7 +233,8 @@ def _losses(name: str, problem: Problem, settings: Settings, records: Records) -
     """Nats of all test samples, trained as is best on the first fold's validation part."""
 
     def result(number: int, trial: Trial) -> dict[str, Any]:
-        key = f"{problem.name} {number} {name} {trial.rate:g} {trial.weight_decay:g}"
+        options = f"{trial.rate:g} {trial.weight_decay:g} {trial.optimizer}"
+        key = f"{problem.name} {number} {name} {options}"
         found = records.result(key, partial(_trained, name, problem, number, trial, settings))
         print(key, {k: v for k, v in found.items() if k != "losses"}, flush=True)
         return found
@@ -255,6 +264,7 @@ def _trained(
             minutes=problem.seconds / 60,
             batch_size=problem.config.training.batch_size,
             learning_rate=trial.rate,
+            optimizer=trial.optimizer,
             weight_decay=trial.weight_decay,
             seed=settings.seed,
             validate_every=0.02,

@@ -82,7 +82,7 @@ def assert_same_weights(a, b):
         assert torch.equal(a[key], b[key]), key
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamax", "muon"])
 def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(digits, tmp_path, optimizer):
     whole = train(tiny(optimizer=optimizer), digits, tmp_path)
     half = train(tiny(optimizer=optimizer, steps=3), digits, tmp_path)

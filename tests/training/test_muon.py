@@ -25,8 +25,8 @@ def test_singular_vectors_stay_and_singular_values_become_nearly_one(shape):
     assert not nearly_orthogonal(torch.zeros(1, *shape)).any()
 
 
-def test_a_stretch_of_a_hundred_is_evened_out():
-    """Where Adam's direction, or the gradient's, would keep one."""
+def test_a_stretch_of_thirty_is_evened_out():
+    """A step along the gradient would keep it."""
     left, right = (torch.linalg.qr(torch.randn(6, 6)).Q for _ in range(2))
     matrix = left @ torch.diag(torch.logspace(0, -1.5, 6, dtype=left.dtype)) @ right
     values = torch.linalg.svdvals(nearly_orthogonal(matrix[None])[0])

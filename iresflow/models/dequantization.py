@@ -172,16 +172,21 @@ class VariationalNoise(Noise):
     Arguments:
         bijection: F, of images with C factor^2 channels and H / factor by W / factor pixels; its
             context ``(B, C, H, W)`` is the image in -0.5 .. 0.5.
+        shape: (C, H, W) of the images.
         factor: Side of the patches of pixels that F takes as channels.
+
+    Raises:
+        ValueError: when it is called, for images of another shape.
 
     References:
         Flow++: Improving Flow-Based Generative Models with Variational Dequantization and
         Architecture Design (Ho et al., 2019). https://arxiv.org/abs/1902.00275
     """
 
-    def __init__(self, bijection: Bijection, factor: int = 1) -> None:
+    def __init__(self, bijection: Bijection, shape: tuple[int, int, int], factor: int = 1) -> None:
         super().__init__()
         self.bijection = bijection
+        self.shape = shape
         self.factor = factor
         for name, block in self.blocks():
             block.name = f"block noise.{name}"
@@ -215,6 +220,9 @@ class VariationalNoise(Noise):
         self, images: Tensor, levels: int, dtype: torch.dtype, stream: Stream | None
     ) -> tuple[Tensor, Tensor]:
         """Normal noise as F takes it, and its context."""
+        if images.shape[1:] != self.shape:
+            shapes = f"(B, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}"
+            raise ValueError(f"this noise is for images of shape {shapes}")
         epsilon = draw(NORMAL, images.shape, stream, batch=0, device=images.device, dtype=dtype)
         sides = {"i": self.factor, "j": self.factor}
         epsilon = rearrange(epsilon, "b c (h i) (w j) -> b (c i j) h w", **sides)
@@ -256,4 +264,4 @@ def noise_named(
         return TruncatedNormalNoise(deviation)
     channels, (height, width) = shape[0] * factor**2, (shape[1] // factor, shape[2] // factor)
     maps = [step(channels, (height, width)) for _ in range(blocks)]
-    return VariationalNoise(Composition(maps), factor)
+    return VariationalNoise(Composition(maps), shape, factor)

@@ -230,3 +230,7 @@ def test_a_noise_of_other_images_is_refused():
     for images in (torch.zeros(2, 1, 4, 4).long(), torch.full((2, 1, 2, 2), 4)):
         with pytest.raises(ValueError, match="this model takes"):
             flow.dequantized(images)
+    flow.noise = flow_with("variational", (1, 4, 4)).noise
+    for call in (flow.dequantized, flow.dequantize, flow.bits_per_dim):
+        with pytest.raises(ValueError, match=r"of shape \(B, 1, 4, 4\), got \(2, 1, 2, 2\)"):
+            call(torch.zeros(2, 1, 2, 2).long())

@@ -11,14 +11,20 @@ residual flows) on the same blocks: same architecture, same weights, same latent
 turns. It has no certificate, so its error is measured against our inverse. It is timed without the
 log-determinant, and with it, as its flows compute it whenever they sample.
 
+With ``--least``, a last row says how few evaluations could do: those after which the smallest
+residual of any combination of all evaluations so far (GMRES, by scipy, with the Jacobian at the
+solution, so as if the branch were linear) is small enough to certify. No method that starts at y
+and goes by evaluations alone, mixing and certifying as it may, needs fewer of such a branch.
+
 Without runs, small models are trained on the digits first, one for each coefficient.
 
     python benchmarks/inverse.py
     python benchmarks/inverse.py runs/0000-mnist-small --n 100
-    OMP_NUM_THREADS=1 python benchmarks/inverse.py --pretrained mnist digits --no-race
+    OMP_NUM_THREADS=1 python benchmarks/inverse.py --pretrained mnist digits --no-race --least
 """
 
 import argparse
+import copy
 import math
 import platform
 import statistics
@@ -30,7 +36,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor, nn
 
 import iresflow
@@ -105,8 +113,64 @@ def inverted(flow: Flow, z: Tensor, case: Case) -> FlowInverse:
         return flow.invert(z, None, Accuracy(solver=case.solver))
 
 
-def compare(name: str, flow: Flow, z: Tensor, repeats: int) -> None:
-    """A row for each case."""
+@contextmanager
+def recorded(flow: Flow) -> Iterator[list[tuple[ResidualBlock, Tensor, Tensor]]]:
+    """The blocks that are inverted meanwhile, each with its y and its solution x."""
+    seen: list[tuple[ResidualBlock, Tensor, Tensor]] = []
+
+    def recording(block: ResidualBlock) -> Callable:
+        plain = block.invert
+
+        def invert(y: Tensor, *rest: object) -> object:
+            result = plain(y, *rest)
+            seen.append((block, y, result.value))
+            return result
+
+        return invert
+
+    blocks = [block for _, block in flow.blocks()]
+    for block in blocks:
+        block.invert = recording(block)
+    try:
+        yield seen
+    finally:
+        for block in blocks:
+            del block.invert
+
+
+def least(block: ResidualBlock, y: Tensor, x: Tensor, tol: float) -> list[int]:
+    """Evaluations that a linear branch would need at least, for each sample."""
+    branch = copy.deepcopy(block.branch).double()
+    lipschitz = block.branch.bound().upper
+    enough = tol * (1 - lipschitz) / lipschitz
+    counts = []
+    for target, solution in zip(y.double(), x.double(), strict=True):
+        size = target.numel()
+
+        def multiply(vector: np.ndarray, x: Tensor = solution) -> Tensor:
+            v = torch.from_numpy(vector).view_as(x)
+            _, product = torch.func.jvp(lambda x: branch(x[None])[0], (x,), (v,))
+            return (v + product).flatten()
+
+        matrix = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
+        residuals: list[float] = []
+        right = matrix.matvec((solution - target).flatten().numpy())
+        _, failed = gmres(
+            matrix,
+            right,
+            rtol=0.0,
+            atol=enough,
+            restart=size,
+            callback=residuals.append,
+            callback_type="pr_norm",
+        )
+        assert not failed
+        counts.append(1 + len(residuals))  # the first evaluation is that of the start
+    return counts
+
+
+def compare(name: str, flow: Flow, z: Tensor, repeats: int, bound: bool) -> None:
+    """A row for each case, and with a bound, one for the least that could do."""
     blocks = [block for _, block in flow.blocks()]
     largest = max(block.branch.bound().upper for block in blocks)
     calls = {case: partial(inverted, flow, z, CASES[case]) for case in CASES}
@@ -122,6 +186,16 @@ def compare(name: str, flow: Flow, z: Tensor, repeats: int) -> None:
             f"{name:<16} {largest:7.4f}  {case:<24} {evaluations[case]:7.2f} "
             f"{evaluations[case] / base:6.2f}   {spread(times)} {middle / plain:6.2f} "
             f"{len(z) / middle:9.0f}   {float(results[case].block_error.max()):.1e}",
+            flush=True,
+        )
+    if bound:
+        with recorded(flow) as seen:
+            flow.invert(z)
+        counts = [count for b, y, x in seen for count in least(b, y, x, Accuracy().tol)]
+        mean = statistics.mean(counts)
+        print(
+            f"{name:<16} {largest:7.4f}  {'evaluations alone':<24} {mean:7.2f} "
+            f"{mean / evaluations['fixed point']:6.2f}",
             flush=True,
         )
 
@@ -154,29 +228,14 @@ def reference(block: ResidualBlock, shape: tuple[int, ...]) -> torch.nn.Module:
 
 def race(name: str, flow: Flow, z: Tensor, repeats: int) -> None:
     """The reference against us, on the inputs that the blocks have in our inverse."""
-    seen: list[tuple[ResidualBlock, Tensor, Tensor]] = []
-
-    def recorded(block: ResidualBlock) -> Callable:
-        plain = block.invert
-
-        def invert(y: Tensor, *rest: object) -> object:
-            result = plain(y, *rest)
-            seen.append((block, y, result.value))
-            return result
-
-        return invert
-
     blocks = [block for _, block in flow.blocks()]
     if not all(
         isinstance(a, LipSwish | nn.Identity) for b in blocks for a in b.branch.activations
     ):
         print(f"\n{name}: normflows has LipSwish alone; train with --model.activation lipswish")
         return
-    for block in blocks:
-        block.invert = recorded(block)
-    ours = flow.invert(z)
-    for block in blocks:
-        del block.invert
+    with recorded(flow) as seen:
+        ours = flow.invert(z)
     peers = [(reference(b, tuple(y.shape[1:])), y.to(z.dtype), x) for b, y, x in seen]
     evaluations = [0]
     for peer, y, _ in peers:
@@ -248,6 +307,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400, help="of the models trained here")
     parser.add_argument("--coeff", type=float, nargs="+", default=[0.9, 0.95, 0.99])
+    parser.add_argument("--least", action="store_true", help="with the least evaluations")
     parser.add_argument("--no-race", action="store_true", help="without normflows")
     options = parser.parse_args()
     keep_freed_memory()
@@ -265,7 +325,7 @@ def main() -> None:
             for name, flow in flows.items()
         }
         for name, flow in flows.items():
-            compare(name, flow, latents[name], options.repeats)
+            compare(name, flow, latents[name], options.repeats, options.least)
         if not options.no_race:
             print(f"\nrace against normflows {version('normflows')}, seconds")
             for name, flow in flows.items():

@@ -2,11 +2,12 @@
 
 All of them train on the same images with the same pixel map, batches and protocol, for the same
 minutes of processor time, which other programs on the machine do not shorten; the validation part
-chooses the learning rate, and the test part is scored once.
+chooses the learning rate and the optimiser, and the test part is scored once.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from iresflow.commands.report import Report
 from iresflow.data import Dataset, Split
 from iresflow.errors import NonFiniteError
 from iresflow.training import presets
-from iresflow.training.config import Config
+from iresflow.training.config import Config, OptimizerName
 from iresflow.training.sections import Section, section_of
 from iresflow.training.values import read_yaml
 
@@ -42,6 +43,8 @@ class Settings(Section):
     """Of processor time, for each training."""
     rates: tuple[float, ...] = (1e-3, 1e-2)
     """Learning rates that are tried."""
+    optimizers: tuple[OptimizerName, ...] = ("adam",)
+    """Optimisers that are tried, for all families."""
     test: int | None = None
     """Test images; null for all."""
 
@@ -79,36 +82,39 @@ def _row(
 ) -> dict[str, Any]:
     family, best = FAMILIES[name], None
     published = family.published or (None, None)
-    for rate in settings.rates:
+    for rate, optimizer in product(settings.rates, settings.optimizers):
+        trial = f"{name}, {optimizer}, rate {rate:g}"
         torch.manual_seed(settings.seed)
         model = family.make(config, images)
         try:
             fitted = train_density(
                 model,
                 images,
-                report.path / f"{name.replace(' ', '-').replace(',', '')}-{rate:g}",
+                report.path / trial.replace(", ", "-").replace(" ", "-"),
                 minutes=settings.minutes,
                 batch_size=config.training.batch_size,
                 learning_rate=rate,
+                optimizer=optimizer,
                 seed=settings.seed,
             )
         except NonFiniteError as error:
-            print(f"{name:<22} rate {rate:g}: {error}", flush=True)
+            print(f"{trial}: {error}", flush=True)
             continue
-        print(f"{name:<22} rate {rate:g}: validation {fitted.best:.4f}", flush=True)
+        print(f"{trial}: validation {fitted.best:.4f}", flush=True)
         if best is None or fitted.best < best[0].best:
-            best = fitted, model, rate
+            best = fitted, model, rate, optimizer
     row: dict[str, Any] = {"family": name, "library": family.library}
     if best is None:
         numbers = dict.fromkeys(
-            ("parameters", "rate", "steps", "validation", "test", "standard error")
+            ("parameters", "rate", "optimizer", "steps", "validation", "test", "standard error")
         )
     else:
-        fitted, model, rate = best
+        fitted, model, rate, optimizer = best
         losses = losses_of(model, images, Split(images.test.values[: settings.test])).double()
         numbers = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "rate": rate,
+            "optimizer": optimizer,
             "steps": fitted.steps,
             "validation": fitted.best,
             "test": float(losses.mean()),

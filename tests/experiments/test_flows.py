@@ -99,8 +99,10 @@ def test_the_table_has_the_families_of_the_thesis():
 def test_a_family_is_a_row_and_ours_has_the_blocks_that_are_asked_for(tmp_path):
     options = ["families", "--families", '["i-ResNet, the preset"]', "--minutes", "0.002"]
     options += ["--rates", "[0.01]", "--test", "10", "--blocks", "[0,1]", "--into", str(tmp_path)]
+    options += ["--optimizers", "[muon]"]
     assert main(options) == 0
     (row,) = json.loads((tmp_path / "results.json").read_text())["table-5-1"]
+    assert row["optimizer"] == "muon"
     assert row["steps"] > 0 and row["test"] > 0 and row["parameters"] < 27_955  # the preset's
 
 

@@ -19,13 +19,13 @@ from torch import nn
 
 from benchmarks.peers import CASES, Density
 from experiments.flows.likelihood import losses_of, train_density
+from experiments.flows.models import preset_flow
 from experiments.flows.records import Records
 from iresflow import Flow
 from iresflow.commands.report import Report
 from iresflow.data import Dataset
 from iresflow.errors import NonFiniteError
 from iresflow.training import presets
-from iresflow.training.build import build_model
 from iresflow.training.config import Config
 from iresflow.training.objectives.base import Score
 from iresflow.training.sections import Section, section_of
@@ -144,13 +144,7 @@ def _trained(
 
     def compute() -> dict[str, Any]:
         torch.manual_seed(seed)
-        model: Flow | Density
-        if name == OURS:
-            flow = build_model(config, images)
-            assert isinstance(flow, Flow)
-            model = flow
-        else:
-            model = PEERS[name]()
+        model = preset_flow(config, images) if name == OURS else PEERS[name]()
         curve: dict[str, list[Any]] = {"validation": [], "test": [], "test error": []}
         steps = 0
 

@@ -7,16 +7,12 @@ chooses the learning rate and the optimiser, and the test part is scored once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
-import torch
-
-from experiments.flows.likelihood import losses_of, train_density
+from experiments.flows.likelihood import losses_of, train_best
 from experiments.flows.models import FAMILIES
 from iresflow.commands.report import Report
 from iresflow.data import Dataset, Split
-from iresflow.errors import NonFiniteError
 from iresflow.training import presets
 from iresflow.training.config import Config, OptimizerName
 from iresflow.training.sections import Section, section_of
@@ -80,43 +76,32 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
 def _row(
     name: str, settings: Settings, config: Config, images: Dataset, report: Report
 ) -> dict[str, Any]:
-    family, best = FAMILIES[name], None
+    family = FAMILIES[name]
     published = family.published or (None, None)
-    for rate, optimizer in product(settings.rates, settings.optimizers):
-        trial = f"{name}, {optimizer}, rate {rate:g}"
-        torch.manual_seed(settings.seed)
-        model = family.make(config, images)
-        try:
-            fitted = train_density(
-                model,
-                images,
-                report.path / trial.replace(", ", "-").replace(" ", "-"),
-                minutes=settings.minutes,
-                batch_size=config.training.batch_size,
-                learning_rate=rate,
-                optimizer=optimizer,
-                seed=settings.seed,
-            )
-        except NonFiniteError as error:
-            print(f"{trial}: {error}", flush=True)
-            continue
-        print(f"{trial}: validation {fitted.best:.4f}", flush=True)
-        if best is None or fitted.best < best[0].best:
-            best = fitted, model, rate, optimizer
+    best = train_best(
+        name,
+        lambda: family.make(config, images),
+        images,
+        report.path,
+        settings.rates,
+        settings.optimizers,
+        minutes=settings.minutes,
+        batch_size=config.training.batch_size,
+        seed=settings.seed,
+    )
     row: dict[str, Any] = {"family": name, "library": family.library}
     if best is None:
         numbers = dict.fromkeys(
             ("parameters", "rate", "optimizer", "steps", "validation", "test", "standard error")
         )
     else:
-        fitted, model, rate, optimizer = best
-        losses = losses_of(model, images, Split(images.test.values[: settings.test])).double()
+        losses = losses_of(best.model, images, Split(images.test.values[: settings.test])).double()
         numbers = {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "rate": rate,
-            "optimizer": optimizer,
-            "steps": fitted.steps,
-            "validation": fitted.best,
+            "parameters": sum(p.numel() for p in best.model.parameters()),
+            "rate": best.rate,
+            "optimizer": best.optimizer,
+            "steps": best.fitted.steps,
+            "validation": best.fitted.best,
             "test": float(losses.mean()),
             "standard error": float(losses.std() / len(losses) ** 0.5),
         }

@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, final
 
@@ -13,13 +15,15 @@ from benchmarks.peers import Density
 from iresflow import Flow, fit
 from iresflow.bijections import dequantize
 from iresflow.data import Dataset, Split
+from iresflow.errors import NonFiniteError
 from iresflow.streams import Stream
+from iresflow.training.config import OptimizerName
 from iresflow.training.fitting import Fitted
 from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Objective, Score, Terms
 from iresflow.training.objectives.likelihood import MaximumLikelihood
 
-__all__ = ["AnyLikelihood", "losses_of", "train_density"]
+__all__ = ["AnyLikelihood", "Trained", "losses_of", "train_best", "train_density"]
 
 SCORED = 500
 """Samples that are scored at a time."""
@@ -111,6 +115,50 @@ def train_density(
         validate_every=validate_every,
         **options,
     )
+
+
+@final
+@dataclass(frozen=True)
+class Trained:
+    """A model and how it was trained."""
+
+    model: Flow | Density
+    fitted: Fitted
+    rate: float
+    optimizer: OptimizerName
+
+
+def train_best(
+    name: str,
+    make: Callable[[], Flow | Density],
+    data: Dataset,
+    where: Path,
+    rates: Iterable[float],
+    optimizers: Iterable[OptimizerName],
+    *,
+    seed: int,
+    **options: Any,  # noqa: ANN401 (what `train_density` takes)
+) -> Trained | None:
+    """The best by validation of trainings at each rate by each optimiser; None if all failed.
+
+    Each has a directory in ``where``, and further options are those of `train_density`.
+    """
+    best: Trained | None = None
+    for rate, optimizer in product(rates, optimizers):
+        trial = f"{name}, {optimizer}, rate {rate:g}"
+        torch.manual_seed(seed)
+        model = make()
+        directory = where / trial.replace(", ", "-").replace(" ", "-")
+        chosen = {"learning_rate": rate, "optimizer": optimizer, "seed": seed}
+        try:
+            fitted = train_density(model, data, directory, **chosen, **options)
+        except NonFiniteError as error:
+            print(f"{trial}: {error}", flush=True)
+            continue
+        print(f"{trial}: validation {fitted.best:.4f}", flush=True)
+        if best is None or fitted.best < best.fitted.best:
+            best = Trained(model, fitted, rate, optimizer)
+    return best
 
 
 def losses_of(model: Flow | Density, data: Dataset, split: Split, seed: int = 0) -> Tensor:

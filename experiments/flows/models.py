@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from benchmarks.peers import Density, NormalizingFlows, glow, zuko_flow
-from iresflow import ImageFlow, PowerSeries, RandomSeries
+from iresflow import Flow, PowerSeries, RandomSeries
 from iresflow.data import Dataset
 from iresflow.logdet import LogDetEstimator
 from iresflow.training.build import build_model
 from iresflow.training.config import Config
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Family", "preset_flow"]
 
 TRUNCATED = PowerSeries(5, tol=0.0)
 """Algorithm 2 with five terms, as the thesis trains on MNIST."""
@@ -29,7 +29,7 @@ class Family:
         published: Bits/dim on MNIST and on CIFAR10 in the thesis' table 5.1; None for none.
     """
 
-    make: Callable[[Config, Dataset], ImageFlow | Density]
+    make: Callable[[Config, Dataset], Flow | Density]
     library: str
     published: tuple[float, float] | None
 
@@ -72,18 +72,19 @@ def _real_nvp(config: Config, data: Dataset) -> Density:
     return model
 
 
-def _preset(config: Config, data: Dataset) -> ImageFlow:
+def preset_flow(config: Config, data: Dataset) -> Flow:
+    """Ours, by its configuration."""
     flow = build_model(config, data)
-    assert isinstance(flow, ImageFlow)
+    assert isinstance(flow, Flow)
     return flow
 
 
-def _ours(log_det: LogDetEstimator) -> Callable[[Config, Dataset], ImageFlow]:
+def _ours(log_det: LogDetEstimator) -> Callable[[Config, Dataset], Flow]:
     """The preset with another estimator, and with uniform noise as all others have."""
 
-    def make(config: Config, data: Dataset) -> ImageFlow:
+    def make(config: Config, data: Dataset) -> Flow:
         model = replace(config.model, dequantization="uniform")
-        flow = _preset(replace(config, model=model), data)
+        flow = preset_flow(replace(config, model=model), data)
         flow.log_det = log_det
         return flow
 
@@ -99,7 +100,7 @@ FAMILIES: Mapping[str, Family] = {
     "FFJORD": Family(_zuko("CNF", exact=False), "zuko", (0.99, 3.40)),
     "i-ResNet, five terms": Family(_ours(TRUNCATED), "iresflow", (1.06, 3.45)),
     "i-ResNet, unbiased": Family(_ours(RandomSeries()), "iresflow", (0.97, 3.28)),
-    "i-ResNet, the preset": Family(_preset, "iresflow", None),
+    "i-ResNet, the preset": Family(preset_flow, "iresflow", None),
 }
 """By name. The thesis' i-ResNet has five terms; the unbiased numbers are those of Residual Flows
 (Chen et al., 2019)."""

@@ -1,7 +1,8 @@
 """Densities in the plane, by an i-ResNet and by Glow's couplings, side by side (figure 5.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.peers import Density, real_nvp
-from experiments.flows.likelihood import losses_of, train_density
-from iresflow import Flow, VectorFlow
+from experiments.flows.likelihood import losses_of, train_best
+from experiments.flows.models import preset_flow
+from iresflow import Flow
 from iresflow.commands.report import Report
 from iresflow.data import Dataset, load_dataset
 from iresflow.errors import NonFiniteError
-from iresflow.training.sections import Section
+from iresflow.training import presets
+from iresflow.training.config import Config, OptimizerName
+from iresflow.training.sections import Section, section_of
+from iresflow.training.values import read_yaml
 
 __all__ = ["DATA", "Settings", "quick", "run"]
 
@@ -36,54 +41,59 @@ class Settings(Section):
     """Seed of data, weights and batches."""
     densities: tuple[str, ...] = ("eight-gaussians", "checkerboard", "pinwheel")
     """Names of densities in the plane."""
-    blocks: int = 20
-    """Residual blocks of ours."""
-    hidden: int = 64
-    """Width inside of its branches, and of Glow's networks."""
+    preset: str = "toy2d"
+    """The configuration that gives our model, and the batch of both."""
     couplings: int = 20
     """Of Glow, which in the plane has no convolutions: couplings that take turns."""
-    minutes: float = 3.0
+    hidden: int = 64
+    """Width of its networks."""
+    minutes: float = 1.0
     """Of processor time, for each training."""
-    batch_size: int = 500
-    """Points in a step."""
+    rates: tuple[float, ...] = (1e-3, 1e-2)
+    """Learning rates that are tried."""
+    optimizers: tuple[OptimizerName, ...] = ("adam", "muon")
+    """Optimisers that are tried."""
 
 
 def quick(settings: Settings) -> Settings:
     """Within a minute."""
-    return replace(settings, densities=settings.densities[:2], minutes=0.05)
+    few = {"rates": settings.rates[:1], "optimizers": settings.optimizers[:1]}
+    return replace(settings, densities=settings.densities[:2], minutes=0.05, **few)
 
 
 def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None:
     """Runs the experiment. Errors: as those of training."""
+    config = section_of(Config, read_yaml(presets.find(settings.preset)))
     rows: list[dict[str, Any]] = []
     panels: list[tuple[str, Tensor, Flow | Density, Flow | Density]] = []
     for name in settings.densities:
         points = load_dataset(name, seed=settings.seed)
+        makers: dict[str, Callable[[], Flow | Density]] = {
+            "Glow": lambda: real_nvp(settings.couplings, settings.hidden),
+            "i-ResNet": partial(preset_flow, config, points),
+        }
         models: dict[str, Flow | Density] = {}
         row: dict[str, Any] = {"density": name}
-        for kind, rate in (("Glow", 1e-3), ("i-ResNet", 1e-2)):
-            torch.manual_seed(settings.seed)
-            models[kind] = (
-                VectorFlow(2, settings.blocks, settings.hidden, activation="sine-cosine")
-                if kind == "i-ResNet"
-                else real_nvp(settings.couplings, settings.hidden)
+        for kind, make in makers.items():
+            best = train_best(
+                f"{name} {kind}",
+                make,
+                points,
+                report.path,
+                settings.rates,
+                settings.optimizers,
+                minutes=settings.minutes,
+                batch_size=config.training.batch_size,
+                seed=settings.seed,
             )
-            try:
-                train_density(
-                    models[kind],
-                    points,
-                    report.path / f"{name}-{kind}",
-                    minutes=settings.minutes,
-                    batch_size=settings.batch_size,
-                    learning_rate=rate,
-                    seed=settings.seed,
-                )
-            except NonFiniteError as error:  # it leaves the best weights so far
-                print(f"{name}, {kind}: {error}", flush=True)
-            losses = losses_of(models[kind], points, points.test).double()
+            if best is None:
+                raise NonFiniteError(f"{name}: no training of {kind} ended")
+            models[kind] = best.model
+            losses = losses_of(best.model, points, points.test).double()
             row |= {
                 f"{kind}, nats": float(losses.mean()),
                 f"{kind}, standard error": float(losses.std() / len(losses) ** 0.5),
+                f"{kind}, training": f"{best.optimizer}, rate {best.rate:g}",
             }
         rows.append(row)
         panels.append((name, points.test.values[:SHOWN], models["Glow"], models["i-ResNet"]))

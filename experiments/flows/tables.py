@@ -22,6 +22,7 @@ from torch.distributions import MultivariateNormal
 
 from benchmarks.peers import Density, zuko_flow
 from experiments.flows.likelihood import losses_of, train_density
+from experiments.flows.models import preset_flow
 from experiments.flows.records import Records
 from iresflow import Flow
 from iresflow.bijections import Bijection, Composition, Decorrelate, Standardize
@@ -30,7 +31,6 @@ from iresflow.data import Dataset, Split, load_dataset
 from iresflow.errors import NonFiniteError
 from iresflow.models import StudentT
 from iresflow.training import presets
-from iresflow.training.build import build_model
 from iresflow.training.config import Config, OptimizerName
 from iresflow.training.sections import Section, section_of
 from iresflow.training.values import read_yaml
@@ -60,20 +60,13 @@ FEWEST = 10
 OURS = "i-ResNet"
 
 
-def vector_flow(config: Config, data: Dataset) -> Flow:
-    """Ours, by its configuration."""
-    flow = build_model(config, data)
-    assert isinstance(flow, Flow)
-    return flow
-
-
 def decorrelated(dim: int) -> Bijection:
     """What comes before the blocks of ours, for others."""
     return Composition([Standardize(dim), Decorrelate(dim)])
 
 
 FLOWS: Mapping[str, Callable[[Config, Dataset], Flow | Density]] = {
-    OURS: vector_flow,
+    OURS: preset_flow,
     "NSF": lambda config, data: zuko_flow(data.shape, None, "NSF"),
     "NSF, decorrelated": lambda config, data: zuko_flow(
         data.shape, None, "NSF", data_map=decorrelated(data.shape[0])

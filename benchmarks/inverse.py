@@ -14,7 +14,7 @@ log-determinant, and with it, as its flows compute it whenever they sample.
 With ``--least``, a last row says how few evaluations could do: those after which the smallest
 residual of any combination of all evaluations so far (GMRES, by scipy, with the Jacobian at the
 solution, so as if the branch were linear) is small enough to certify. No method that starts at y
-and goes by evaluations alone, mixing and certifying as it may, needs fewer of such a branch.
+and combines what evaluations returned needs fewer of such a branch.
 
 Without runs, small models are trained on the digits first, one for each coefficient.
 

@@ -39,7 +39,7 @@ class Settings(Section):
     """Of processor time, for each training."""
     rates: tuple[float, ...] = (1e-3, 1e-2)
     """Learning rates that are tried."""
-    optimizers: tuple[OptimizerName, ...] = ("adam",)
+    optimizers: tuple[OptimizerName, ...] = ("adam", "muon")
     """Optimisers that are tried, for all families."""
     test: int | None = None
     """Test images; null for all."""
@@ -52,7 +52,8 @@ class Settings(Section):
 
 def quick(settings: Settings) -> Settings:
     """Within two minutes."""
-    return replace(settings, minutes=0.05, rates=settings.rates[-1:], test=100)
+    few = {"rates": settings.rates[-1:], "optimizers": settings.optimizers[:1]}
+    return replace(settings, minutes=0.05, test=100, **few)
 
 
 def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None:

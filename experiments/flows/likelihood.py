@@ -93,9 +93,9 @@ def train_density(
 ) -> Fitted:
     """Trains a model for some minutes of processor time, or goes on with it in a directory.
 
-    The protocol is that of our configurations for all of them: Adam, gradients clipped, averaged
+    The protocol is that of our configurations for all of them: gradients clipped, averaged
     weights, the learning rate falling over the last third; validation chooses the weights. Further
-    options are those of `iresflow.fit`.
+    options, such as the optimiser, are those of `iresflow.fit`.
     """
     known = where is not None and (where / "fit.yaml").is_file()
     own = isinstance(model, Flow)

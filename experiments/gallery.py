@@ -33,6 +33,9 @@ CELLS = 200
 LINES = 25
 """Lines of the grid that is mapped, each way."""
 
+ALONG = 3000
+"""Points of a line: between modes a map stretches a hundred times and more."""
+
 TEMPERATURES = (0.7, 1.0)
 """At which packaged models are sampled; 1 is the model."""
 
@@ -159,7 +162,7 @@ def _density(axes: Axes, flow: Flow, limit: float, title: str = "learned density
 @torch.no_grad()
 def _grid(axes: Axes, flow: Flow, limit: float) -> None:
     """Where lines of the latent plane come from: the inverse of a grid."""
-    along, across = torch.linspace(-2.5, 2.5, 400), torch.linspace(-2.5, 2.5, LINES)
+    along, across = torch.linspace(-2.5, 2.5, ALONG), torch.linspace(-2.5, 2.5, LINES)
     for fixed in across:
         constant = torch.full_like(along, float(fixed))
         for line, color in ((along, constant), "#274b8f"), ((constant, along), "#c2571a"):

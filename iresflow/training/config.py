@@ -90,7 +90,7 @@ class ModelConfig(Section):
     """What the convolutions read beyond the border (images)."""
     # [RF] section 3.3
     block: Literal["residual", "monotone"] = "residual"
-    """Kind of the blocks; monotone ones stretch more, and a step takes six to seven times as long."""
+    """Kind of the blocks; monotone ones stretch more, and a step takes seven times as long."""
     links: Literal["chained", "concatenated", "symmetric"] = "chained"
     """How layers make up a branch: concatenated ones keep their input beside their output, and
     symmetric ones are a layer and its transpose."""

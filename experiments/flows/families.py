@@ -84,11 +84,8 @@ def _row(
         lambda: family.make(config, images),
         images,
         report.path,
-        settings.rates,
-        settings.optimizers,
-        minutes=settings.minutes,
-        batch_size=config.training.batch_size,
-        seed=settings.seed,
+        settings,
+        config.training.batch_size,
     )
     row: dict[str, Any] = {"family": name, "library": family.library}
     if best is None:

@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from iresflow.training.loop.batches import Batch, Samples
 from iresflow.training.objectives.base import Objective, Score, Terms
 from iresflow.training.objectives.likelihood import MaximumLikelihood
 
-__all__ = ["AnyLikelihood", "Trained", "losses_of", "train_best", "train_density"]
+__all__ = ["AnyLikelihood", "Trained", "Trials", "losses_of", "train_best", "train_density"]
 
 SCORED = 500
 """Samples that are scored at a time."""
@@ -117,6 +117,19 @@ def train_density(
     )
 
 
+class Trials(Protocol):
+    """What trainings of one model are tried, of an experiment's settings."""
+
+    seed: int
+    """Of weights, batches and noise."""
+    minutes: float
+    """Of processor time, for each."""
+    rates: tuple[float, ...]
+    """Learning rates."""
+    optimizers: tuple[OptimizerName, ...]
+    """Each at each rate."""
+
+
 @final
 @dataclass(frozen=True)
 class Trained:
@@ -133,25 +146,29 @@ def train_best(
     make: Callable[[], Flow | Density],
     data: Dataset,
     where: Path,
-    rates: Iterable[float],
-    optimizers: Iterable[OptimizerName],
-    *,
-    seed: int,
-    **options: Any,  # noqa: ANN401 (what `train_density` takes)
+    trials: Trials,
+    batch_size: int,
 ) -> Trained | None:
-    """The best by validation of trainings at each rate by each optimiser; None if all failed.
+    """The best of some trainings by validation; None if all ended in values that are not finite.
 
-    Each has a directory in ``where``, and further options are those of `train_density`.
+    Each has a directory in ``where``.
     """
     best: Trained | None = None
-    for rate, optimizer in product(rates, optimizers):
+    for rate, optimizer in product(trials.rates, trials.optimizers):
         trial = f"{name}, {optimizer}, rate {rate:g}"
-        torch.manual_seed(seed)
+        torch.manual_seed(trials.seed)
         model = make()
-        directory = where / trial.replace(", ", "-").replace(" ", "-")
-        chosen = {"learning_rate": rate, "optimizer": optimizer, "seed": seed}
         try:
-            fitted = train_density(model, data, directory, **chosen, **options)
+            fitted = train_density(
+                model,
+                data,
+                where / trial.replace(", ", "-").replace(" ", "-"),
+                minutes=trials.minutes,
+                batch_size=batch_size,
+                learning_rate=rate,
+                seed=trials.seed,
+                optimizer=optimizer,
+            )
         except NonFiniteError as error:
             print(f"{trial}: {error}", flush=True)
             continue

@@ -80,11 +80,8 @@ def run(settings: Settings, data: Mapping[str, Dataset], report: Report) -> None
                 make,
                 points,
                 report.path,
-                settings.rates,
-                settings.optimizers,
-                minutes=settings.minutes,
-                batch_size=config.training.batch_size,
-                seed=settings.seed,
+                settings,
+                config.training.batch_size,
             )
             if best is None:
                 raise NonFiniteError(f"{name}: no training of {kind} ended")
